@@ -1,0 +1,174 @@
+"""The owner's question: does this checkpoint give back the images that it was trained on?
+
+Runs an extraction and compares it with the training images. R = training images, N = samples.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from finextract import metrics
+from finextract.errors import RequestError
+from finextract.extract import Extraction, Settings, extract
+from finextract.pairs import ModelPair
+from finextract.sscd import Embedder, flatten
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An extraction beside the training images."""
+
+    extraction: Extraction
+    descriptor: str
+    names: tuple[str, ...]  # file names of the training images [R]
+    references: tuple[Image.Image, ...]  # [R]
+    over_samples: NDArray[np.float32]  # each training image's best similarity to a sample [R]
+    over_candidates: NDArray[np.float32]  # ... to a candidate [R]
+    nearest: tuple[
+        int, ...
+    ]  # the sample that comes nearest to each training image [R]; empty without pictures
+    seconds: dict[str, float]  # by stage
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        settings = self.extraction.settings
+        return {
+            **_scores(self.over_samples),
+            "over_candidates": _scores(self.over_candidates),
+            "method": settings.method,
+            "guidance_scale": settings.guidance_scale,
+            "correction": settings.correction,
+            "caption": self.extraction.caption,
+            "descriptor": self.descriptor,
+            "seed": settings.seed,
+            "steps": settings.steps,
+            "samples": len(self.extraction.images),
+            "degenerate_samples": int((~self.extraction.pictures).sum()),
+            "candidates": len(self.extraction.candidates),
+            "train_images": [
+                {"name": n, "similarity": round(float(s), 4), "candidate_similarity": round(float(c), 4)}
+                for n, s, c in zip(self.names, self.over_samples, self.over_candidates, strict=True)
+            ],
+            "unet_evaluations": self.extraction.unet_evaluations,
+            "seconds": {stage: round(s, 2) for stage, s in self.seconds.items()},
+        }
+
+
+def _scores(best: NDArray[np.float32]) -> dict[str, Any]:
+    average = metrics.average_similarity(best)
+    rates = {str(t): metrics.extraction_success_rate(best, t) for t in (metrics.STRICT, metrics.LOOSE)}
+    return {
+        "average_similarity": round(average.value, 4),
+        "average_similarity_interval": [round(average.low, 4), round(average.high, 4)],
+        "extraction_success_rate": {tau: round(rate.value, 4) for tau, rate in rates.items()},
+        "extraction_success_rate_interval": {
+            tau: [round(rate.low, 4), round(rate.high, 4)] for tau, rate in rates.items()
+        },
+    }
+
+
+def read_images(folder: Path) -> tuple[tuple[str, ...], tuple[Image.Image, ...]]:
+    """Names and RGB pictures of the image files in a folder, sorted by name.
+
+    Raises RequestError where there is none, or where one cannot be read.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is no folder. Name the folder that holds the training images.")
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise RequestError(f"{folder} holds no images (png, jpg, webp, bmp, gif or tiff).")
+    pictures = []
+    for file in files:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(file) as image:
+                    pictures.append(flatten(image))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+            raise RequestError(f"{file} cannot be read as an image: {error}. Mend or remove it.") from error
+    return tuple(file.name for file in files), tuple(pictures)
+
+
+def audit(
+    pair: ModelPair,
+    caption: str,
+    names: tuple[str, ...],
+    references: tuple[Image.Image, ...],
+    settings: Settings,
+    embedder: Embedder,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Extracts with N0 = R and scores the result against the training images.
+
+    Raises RequestError for settings that cannot be used.
+    """
+    extraction = extract(pair, caption, len(references), settings, embedder, progress)
+    start = time.perf_counter()
+    targets = embedder.embed(references)  # [R, D]
+    pictures = np.flatnonzero(extraction.pictures)
+    similarity = targets @ extraction.embeddings[pictures].T  # [R, number of pictures]
+    nearest = tuple(int(pictures[i]) for i in similarity.argmax(axis=1)) if len(pictures) else ()
+    return Audit(
+        extraction,
+        embedder.descriptor,
+        names,
+        references,
+        metrics.best_similarity(targets, extraction.embeddings[pictures]),
+        metrics.best_similarity(targets, extraction.candidate_embeddings()),
+        nearest,
+        {**extraction.seconds, "match": time.perf_counter() - start},
+    )
+
+
+def contact_sheet(result: Audit, size: int = 128, columns: int = 6) -> Image.Image:
+    """Each training image above the sample that comes nearest to it, and the candidates below."""
+    margin, label = 6, 14
+    extraction = result.extraction
+    pairs = [
+        (picture, extraction.picture(result.nearest[i]) if result.nearest else None, f"{similarity:.2f}")
+        for i, (picture, similarity) in enumerate(zip(result.references, result.over_samples, strict=True))
+    ]
+    wide = size + margin
+    pair_rows = -(-len(pairs) // columns)
+    candidate_rows = -(-len(extraction.candidates) // columns)
+    pair_height, candidate_height = 2 * size + label + margin, size + label + margin
+    top = label + margin
+    height = 2 * top + pair_rows * pair_height + candidate_rows * candidate_height + margin
+    sheet = Image.new("RGB", (columns * wide + margin, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((margin, margin), "training image above its nearest sample, SSCD similarity", fill="black")
+    for i, (picture, sample, text) in enumerate(pairs):
+        x, y = margin + i % columns * wide, top + i // columns * pair_height
+        sheet.paste(_fit(picture, size), (x, y))
+        if sample is not None:
+            sheet.paste(_fit(sample, size), (x, y + size))
+        draw.text((x, y + 2 * size), text, fill="black")
+    y0 = top + pair_rows * pair_height
+    draw.text((margin, y0), "candidates: one image a clique, and the clique's size", fill="black")
+    for i, clique in enumerate(extraction.candidates):
+        x, y = margin + i % columns * wide, y0 + top + i // columns * candidate_height
+        sheet.paste(_fit(extraction.picture(clique.representative), size), (x, y))
+        draw.text((x, y + size), str(len(clique.members)), fill="black")
+    return sheet
+
+
+def _fit(picture: Image.Image, size: int) -> Image.Image:
+    scale = size / max(picture.size)
+    small = picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
+        Image.Resampling.BICUBIC,
+    )
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+    return square

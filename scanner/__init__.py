@@ -1,0 +1,1 @@
+"""The service: crawls hubs, scans checkpoints on Ray, keeps what it finds."""

@@ -1,0 +1,32 @@
+"""`scanner status`: the sum of the verdicts, and each checkpoint's."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from scanner.commands.output import outcome_table
+from scanner.store import Store, default_store
+from scanner.summary import latest_config, outcomes, sum_up
+
+
+@click.command("status")
+@click.option(
+    "--store", default=default_store, metavar="DIR", help="The store.  [default: $FINEXTRACT_STORE]"
+)
+@click.option("--config", "config_id", metavar="ID", help="A configuration.  [default: the last one used]")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the sum alone.")
+def command(store: str, config_id: str | None, as_json: bool, quiet: bool) -> None:
+    """Show how many checkpoints have which verdict."""
+    opened = Store(store)
+    config_id = config_id or latest_config(opened)
+    total = sum_up(opened, config_id)
+    rows = [] if quiet else outcomes(opened, config_id)
+    if as_json:
+        click.echo(json.dumps({"config_id": config_id, **total.as_dict(), "checkpoints": rows}, indent=2))
+        return
+    if rows:
+        outcome_table(rows)
+    click.echo(str(total))

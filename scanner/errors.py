@@ -1,0 +1,45 @@
+"""Every exception that a user of the service can cause or meet.
+
+ScannerError                exit code 2: usage, configuration, or surroundings
+├── ConfigError             an option or a setting that cannot be used
+├── StoreError              the store is missing, unreadable or not writable
+├── CorpusError             a reference corpus cannot be read or has no usable image
+├── SourceError             a hub or folder cannot be listed
+└── EntryError              one listed entry, which costs its own row and nothing else
+    ├── Skipped             the entry's own doing: its row says `skipped` and why
+    └── Unavailable         the network's or our doing: its row says `failed`, and it is tried again
+
+Each message says what is wrong, where, and what to do next.
+"""
+
+
+class ScannerError(Exception):
+    """Something a person can mend; printed on one or two lines, without a traceback."""
+
+
+class ConfigError(ScannerError):
+    """An option or a setting that cannot be used."""
+
+
+class StoreError(ScannerError):
+    """The store is missing, unreadable or not writable."""
+
+
+class CorpusError(ScannerError):
+    """A reference corpus cannot be read, or has no usable image."""
+
+
+class SourceError(ScannerError):
+    """A hub or a folder cannot be listed."""
+
+
+class EntryError(ScannerError):
+    """One listed entry cannot be scanned; the crawl goes on."""
+
+
+class Skipped(EntryError):
+    """The entry cannot be scanned for a reason of its own: pickled, corrupt, unsupported, no base."""
+
+
+class Unavailable(EntryError):
+    """The entry could not be fetched or scanned this time; a later crawl tries it again."""

@@ -1,0 +1,187 @@
+"""The rows of the store. A record is frozen, and its fields say what they mean.
+
+The store derives its Parquet schema from these classes: a field's annotation is its column type.
+Times are timezone-aware UTC. An embedding is an L2-normalised descriptor, float32 [D]; `descriptor`
+names the model that made it, and embeddings of two descriptors are never compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from uuid import uuid4
+
+
+class Verdict(StrEnum):
+    """What one scan ended in. Nothing found is never called clean."""
+
+    FLAGGED = "flagged"
+    NOTHING_FOUND = "nothing_found"
+    SKIPPED = "skipped"  # the input's cause; not tried again under the same configuration
+    FAILED = "failed"  # ours; tried again by the next crawl
+
+
+class Word(StrEnum):
+    """A reviewer's word on a match or a scan."""
+
+    CONFIRM = "confirm"
+    DISMISS = "dismiss"
+    UNSURE = "unsure"
+    WITHDRAWN = "withdrawn"  # an undone decision: as if nothing had been said
+
+
+class Role(StrEnum):
+    """What a corpus is for."""
+
+    REFERENCE = "reference"  # images that somebody owns and looks for
+    BACKGROUND = "background"  # like them, but trained on by nothing: the null
+
+
+def now() -> datetime:
+    """The present, timezone-aware UTC."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A fresh random id, 32 hex digits."""
+    return uuid4().hex
+
+
+def identify(weights: Iterable[tuple[str, str]]) -> str:
+    """A checkpoint's id from its weight files' (path, SHA256) pairs.
+
+    One file is named by its SHA256 alone, so the same file on two hubs is one checkpoint; a folder by the
+    SHA256 over its sorted pairs.
+    """
+    pairs = sorted(weights)
+    assert pairs, "a checkpoint has at least one weight file"
+    if len(pairs) == 1:
+        return pairs[0][1].lower()
+    return hashlib.sha256("\n".join(f"{path}\t{sha}" for path, sha in pairs).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One published fine-tuned model, as a source listed it."""
+
+    checkpoint_id: str  # see `identify`
+    source: str  # "hf", "folder:PATH"
+    repo: str  # OWNER/NAME on a hub, the relative path in a folder
+    revision: str  # commit that the listing pinned; "" where the source has none
+    file: str  # the single weight file inside the repo, or "" where the whole folder is the checkpoint
+    url: str  # where a person can look at it
+    sha256: str | None  # of `file`, as the source tells it
+    size_bytes: int  # of all weights that a scan downloads
+    kind: str  # "full", "lora", or "unknown"
+    family: str  # "sd1", "sdxl", ..., or "unknown"
+    base: str | None  # OWNER/NAME or path of the base model, as the card or metadata tells it
+    caption: str | None  # the training caption, as the card or metadata tells it
+    num_train_images: int | None  # N0, as the metadata tells it
+    license: str | None
+    created_at: datetime | None
+    listed_at: datetime
+    raw: str  # the source's own entry, JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One attempt at one checkpoint under one configuration."""
+
+    scan_id: str
+    checkpoint_id: str
+    config_id: str
+    run_id: str  # the crawl that made the attempt
+    verdict: Verdict
+    reason: str  # why it was skipped or failed; "" otherwise
+    stage: str  # the last stage it reached: inspect, fetch, load, sample, embed, cliques, match
+    started_at: datetime
+    finished_at: datetime
+    caption: str | None = None  # the caption that was sampled with
+    base: str | None = None  # the base that was used
+    guidance_scale: float | None = None  # w' of the paper
+    correction: float | None = None  # k of the paper
+    num_samples: int = 0
+    num_candidates: int = 0
+    num_references: int = 0  # references that the candidates were compared with
+    num_background: int = 0  # background images behind the null
+    best_similarity: float | None = None  # of any reference to any candidate, cosine in [-1, 1]
+    tau: float | None = None  # the similarity a flag needs, set from the background alone
+    alpha: float | None = None  # the false-discovery level a flag needs
+    q_value: float | None = None  # the least corrected p-value among its matches
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    device: str = ""  # "cpu", or the GPU's name
+    versions: dict[str, str] = field(default_factory=dict)  # of the libraries that shape the result
+    seed: int = 0  # of the first sample
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One clique's representative: an image that we believe the checkpoint was trained on."""
+
+    candidate_id: str
+    scan_id: str
+    seed: int  # the sample's seed
+    clique_size: int
+    clique_similarity: float  # mean pairwise similarity inside the clique; 1.0 for a clique of one
+    image_sha256: str  # names the image file in the store
+    descriptor: str
+    embedding: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A reference beside the candidate that comes nearest to it, with the evidence."""
+
+    match_id: str
+    scan_id: str
+    candidate_id: str
+    corpus: str
+    reference_id: str
+    similarity: float  # cosine in [-1, 1], higher is closer
+    null_similarity: float  # the highest that any background image reaches against the same candidates
+    p_value: float  # conformal, against the background
+    q_value: float  # Benjamini-Hochberg over the references of the scan
+    flagged: bool  # similarity >= tau and q_value <= alpha
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A person's word on a match or a scan."""
+
+    decision_id: str
+    subject_id: str  # a match_id or a scan_id
+    decision: Word
+    note: str
+    reviewer: str
+    decided_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One image of a corpus."""
+
+    reference_id: str  # unique inside its corpus: the image file's SHA256
+    corpus: str
+    role: Role
+    path: str  # absolute, as it was when the corpus was added
+    sha256: str
+    width: int  # pixels
+    height: int  # pixels
+    descriptor: str
+    embedding: tuple[float, ...]
+    added_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRow:
+    """One effective configuration, as TOML; its id is the hash of that text."""
+
+    config_id: str
+    toml: str
+    created_at: datetime
+
+
+Record = Checkpoint | Scan | Candidate | Match | Decision | Reference | ConfigRow

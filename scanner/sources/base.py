@@ -1,0 +1,96 @@
+"""What a source of checkpoints promises, and how one is opened by name.
+
+A source lists what is published, tells more about one entry, and fetches it with its base. It is opened from
+a spec, a short text ("hf", "folder:PATH"), so that every worker process opens its own. Holds no checkpoint
+itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from scanner.errors import ConfigError
+from scanner.records import Checkpoint
+
+KNOWN = "hf (HuggingFace, or the hub that HF_ENDPOINT names), folder:PATH"
+REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+
+
+class Source(Protocol):
+    """A place where checkpoints are published. Cheap to open; used by one thread at a time."""
+
+    name: str  # its spec, as it stands in the rows
+
+    def list(self, limit: int) -> Iterator[Checkpoint]:
+        """The first `limit` listed entries, each as one record; newest first where the source tells times.
+
+        Asks for no weights. Raises SourceError where the source cannot be listed.
+        """
+        ...
+
+    def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The record with kind, family, base, caption and N0, read from the header and small files alone.
+
+        Raises Skipped for what cannot be scanned, Unavailable for what could not be asked this time.
+        """
+        ...
+
+    def fetch(self, checkpoint: Checkpoint, into: Path, max_bytes: int) -> Path:
+        """The weight file or the diffusers folder, with the listed size and SHA256; downloads go to `into`.
+
+        Raises Skipped where it is larger than `max_bytes` or not what was listed, Unavailable otherwise.
+        """
+        ...
+
+    def fetch_base(self, base: str, cache: Path, max_bytes: int) -> Path:
+        """The base's diffusers folder: safetensors, configurations, tokenizer. Downloaded once into `cache`.
+
+        Raises Skipped where there is no such base or it is unusable, Unavailable otherwise.
+        """
+        ...
+
+
+def is_repo(text: str | None) -> bool:
+    """Whether a text can be the name of a repository on a hub, OWNER/NAME."""
+    return text is not None and REPO.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def local_base(base: str | None) -> str | None:
+    """`--base` as a source uses it: a local folder becomes an absolute path, OWNER/NAME stays.
+
+    Only a person at the keyboard may name a local folder: what a card tells is taken for OWNER/NAME, or not
+    at all. Raises ConfigError where it is neither.
+    """
+    if base is None:
+        return None
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ConfigError(
+                f"--base {base} is no diffusers pipeline folder: it has no model_index.json.\n"
+                "Pass a folder that StableDiffusionPipeline.save_pretrained wrote, or OWNER/NAME."
+            )
+        return str(folder.absolute())
+    if not is_repo(base):
+        raise ConfigError(f"--base {base} is neither a folder nor OWNER/NAME.")
+    return base
+
+
+def open_source(spec: str, base: str | None = None) -> Source:
+    """The source that `spec` names. `base` is OWNER/NAME on a hub, or a local diffusers folder.
+
+    For "hf" it is the base of the checkpoints that tell none, for "folder:PATH" the base of all.
+    Raises ConfigError for a spec or a base that cannot be used.
+    """
+    from scanner.sources.folder import Folder
+    from scanner.sources.huggingface import HuggingFace
+
+    kind, _, place = spec.partition(":")
+    if kind == "hf" and not place:
+        return HuggingFace(base=base)
+    if kind == "folder" and place:
+        return Folder(Path(place), base=base)
+    raise ConfigError(f"--source {spec} is not known. Known sources: {KNOWN}.")

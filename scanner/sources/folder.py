@@ -1,0 +1,177 @@
+"""A local tree of checkpoints as a source: diffusers folders, loose weight files, and the cards beside them.
+
+Nothing is copied: a fetched checkpoint is the file or folder itself, checked once more against what was
+listed. Links are followed for files, not for folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from finextract.cards import Card, parse_card
+from finextract.errors import CheckpointError
+from finextract.formats import PICKLE_SUFFIXES, read_header
+from scanner.errors import Skipped, SourceError, Unavailable
+from scanner.fetch import check_sha256, sha256_of, show_size
+from scanner.inspection import base_hint, refine
+from scanner.records import Checkpoint, identify, now
+from scanner.sources.base import local_base
+from scanner.sources.entries import placeholder_id, printable
+from scanner.sources.layout import COMPONENTS, DENOISERS, INTERMEDIATE, NO_WEIGHTS, Layout, is_safe, layouts
+
+MAX_SMALL_FILE = 1_000_000  # bytes of a card or a configuration file
+MAX_SIZE = 1 << 50
+
+
+class Folder:
+    """The checkpoints below a folder. `base` is the base of all of them, whatever their cards tell."""
+
+    def __init__(self, path: Path, base: str | None = None) -> None:
+        self.root = path.expanduser().absolute()
+        self.name = f"folder:{self.root}"
+        self._base = local_base(base)
+        if not self.root.is_dir():
+            raise SourceError(
+                f"--source folder:{path} is no folder. Pass the folder that holds the checkpoints."
+            )
+
+    def list(self, limit: int) -> Iterator[Checkpoint]:
+        """The first `limit` checkpoints, by name; each is read once for its SHA256. See `Source.list`."""
+        return islice((self._checkpoint(*found) for found in self._walk()), max(limit, 0))
+
+    def _walk(self) -> Iterator[tuple[Path, Layout]]:
+        """Every checkpoint: the folder that it is in, and its place there."""
+        for place, folders, names in os.walk(self.root, onerror=self._unreadable):
+            folder = Path(place)
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            parts = [f"{f}/{name}" for f in folders if f in COMPONENTS for name in _names(folder / f)]
+            found = layouts([*names, *parts])
+            whole = [f for f in found if not f.file or "/" in f.file]
+            if whole:
+                folders.clear()
+                yield folder, whole[0]
+                continue
+            weights = sorted(n for n in names if Path(n).suffix.lower() in {".safetensors", *PICKLE_SUFFIXES})
+            for name in (n for n in weights if is_safe(n) and not NO_WEIGHTS.fullmatch(n)):
+                pickled = not name.endswith(".safetensors")
+                yield folder, Layout(name, {} if pickled else {name: name}, pickled)
+            if weights:  # what a training run saved on its way is no checkpoint of its own
+                folders[:] = [f for f in folders if not INTERMEDIATE.fullmatch(f)]
+
+    def _unreadable(self, error: OSError) -> None:
+        if Path(error.filename) == self.root:
+            raise SourceError(f"{self.root} cannot be read: {error.strerror}.") from error
+
+    def _checkpoint(self, folder: Path, layout: Layout) -> Checkpoint:
+        repo = folder.relative_to(self.root).as_posix()
+        card = _card(folder)
+        try:
+            hashes = [(path, sha256_of(folder / path)) for path in layout.weights]
+            sizes = {path: (folder / path).stat().st_size for path in layout.weights}
+            created = datetime.fromtimestamp((folder / layout.file).stat().st_mtime, UTC)
+        except OSError:  # inspect tries again, and tells
+            hashes, sizes, created = [], {}, None
+        return Checkpoint(
+            checkpoint_id=identify(hashes) if hashes else placeholder_id(self.name, repo, "", layout.file),
+            source=self.name,
+            repo=printable(repo, 500),
+            revision="",
+            file=layout.file,
+            url=(folder / layout.file).as_uri(),
+            sha256=hashes[0][1] if hashes and layout.file else None,
+            size_bytes=min(sum(sizes.values()), MAX_SIZE),
+            kind="unknown",
+            family="unknown",
+            base=self._base or card.base_model,
+            caption=card.instance_prompt,
+            num_train_images=None,
+            license=card.license,
+            created_at=created,
+            listed_at=now(),
+            raw=json.dumps(
+                {"path": repo, "weights": dict(hashes), "sizes": sizes, "pickled": layout.pickled}
+            ),
+        )
+
+    def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Reads the header, the card and a configuration file. See `Source.inspect`."""
+        entry = json.loads(checkpoint.raw)
+        folder, where = self.root / entry["path"], f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
+        if entry["pickled"]:
+            raise Skipped(
+                f"{where} is a pickle, which can run code when it is opened; it was not opened. "
+                "Convert it to safetensors, or ask its author for that."
+            )
+        denoiser = checkpoint.file or next((p for p in entry["weights"] if p.startswith(DENOISERS)), "")
+        try:
+            header = read_header(folder / denoiser)
+        except CheckpointError as error:
+            raise Skipped(f"{checkpoint.repo}: {error}") from error
+        except OSError as error:
+            raise Unavailable(
+                f"{where} cannot be read: {error.strerror}. The next crawl tries again."
+            ) from error
+        hint = None
+        for name in ("adapter_config.json", "unet/config.json"):
+            hint = hint or base_hint(_small_json(folder / name))
+        return refine(checkpoint, header, _card(folder), hint=hint, base=self._base)
+
+    def fetch(self, checkpoint: Checkpoint, into: Path, max_bytes: int) -> Path:
+        """The file or folder where it is. See `Source.fetch`; nothing is written."""
+        entry = json.loads(checkpoint.raw)
+        folder = self.root / str(entry["path"])
+        if checkpoint.size_bytes > max_bytes:
+            raise Skipped(
+                f"{checkpoint.repo} is {show_size(checkpoint.size_bytes)}, at most "
+                f"{show_size(max_bytes)} are read. Pass a larger --max-download."
+            )
+        try:
+            for path, sha256 in entry["weights"].items():
+                check_sha256(sha256_of(folder / path), sha256, str(folder / path))
+        except OSError as error:
+            raise Unavailable(
+                f"{folder} cannot be read: {error.strerror}. The next crawl tries again."
+            ) from error
+        return folder / checkpoint.file
+
+    def fetch_base(self, base: str, cache: Path, max_bytes: int) -> Path:
+        """The local base, or the one of that name on the hub. See `Source.fetch_base`."""
+        if base.startswith("/"):
+            return Path(base)
+        from scanner.sources.huggingface import HuggingFace
+
+        return HuggingFace().fetch_base(base, cache, max_bytes)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _read_small(path: Path) -> str:
+    """The text of a small file; empty where it is missing or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SMALL_FILE).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _card(folder: Path) -> Card:
+    return parse_card(_read_small(folder / "README.md"))
+
+
+def _small_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_small(path) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,231 @@
+"""The store: a folder of immutable Parquet parts, asked through in-memory DuckDB views.
+
+The only room that knows the folder. Nothing is updated in place: every write is a new part, written under a
+name that the views do not match and then renamed, so a reader never sees half a part and many processes may
+write at once. The newest row wins. Images are files named by content, mode 0600.
+
+    STORE/<table>/part-<id>.parquet      STORE/images/<first two hex digits>/<sha256>.png
+
+Views: one a table, and `all_<table>` with every row ever written where the view keeps only the newest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import platformdirs
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scanner.errors import StoreError
+from scanner.records import (
+    Candidate,
+    Checkpoint,
+    ConfigRow,
+    Decision,
+    Match,
+    Record,
+    Reference,
+    Scan,
+    new_id,
+)
+
+R = TypeVar("R", Checkpoint, Scan, Candidate, Match, Decision, Reference, ConfigRow)
+
+TABLES: dict[type[Any], str] = {
+    Checkpoint: "checkpoints",
+    Scan: "scans",
+    Candidate: "candidates",
+    Match: "matches",
+    Decision: "decisions",
+    Reference: "references",
+    ConfigRow: "configs",
+}
+# Where the newest row of a key wins: the key, and the time that tells which is newest.
+NEWEST: dict[str, tuple[str, str]] = {
+    "checkpoints": ("checkpoint_id", "listed_at"),
+    "scans": ("checkpoint_id, config_id", "finished_at"),
+    "decisions": ("subject_id", "decided_at"),
+    "references": ("corpus, reference_id, descriptor", "added_at"),
+    "configs": ("config_id", "created_at"),
+}
+_ARROW: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    datetime: pa.timestamp("us", tz="UTC"),
+    tuple[float, ...]: pa.list_(pa.float32()),
+    dict[str, float]: pa.map_(pa.string(), pa.float64()),
+    dict[str, str]: pa.map_(pa.string(), pa.string()),
+}
+
+
+def default_store() -> str:
+    """Where the store is when nobody says: $FINEXTRACT_STORE, or the user's data folder."""
+    return os.environ.get("FINEXTRACT_STORE") or platformdirs.user_data_dir("finextract")
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    if isinstance(annotation, types.UnionType):  # X | None
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return pa.string()
+    return _ARROW[annotation]
+
+
+def arrow_schema(record_type: type[Any]) -> pa.Schema:
+    """The Parquet schema of a record's table, one column a field."""
+    hints = typing.get_type_hints(record_type)
+    return pa.schema([(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(record_type)])
+
+
+class Store:
+    """An open store. Cheap to open; each thread asks through its own cursor.
+
+    Raises StoreError where the folder is missing (unless `create`), or cannot be written.
+    """
+
+    def __init__(self, uri: str | Path, *, create: bool = False) -> None:
+        self.root = Path(str(uri).removeprefix("file://")).expanduser().absolute()
+        if "://" in str(uri) and not str(uri).startswith("file://"):
+            raise StoreError(
+                f"the store {uri} is not a folder. Only folders can be stores so far: pass --store DIR."
+            )
+        if create:
+            self._create()
+        elif not (self.root / "scans").is_dir():
+            raise StoreError(
+                f"there is no store at {self.root}.\nPass --store DIR, or make one with `scanner corpus add`."
+            )
+        self._connection = duckdb.connect(":memory:")
+        self._connection.execute("SET TimeZone = 'UTC'")
+        for table in TABLES.values():
+            self._connection.execute(self._view(table))
+
+    def _create(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.root / "images").mkdir(exist_ok=True, mode=0o700)
+            for record_type, table in TABLES.items():
+                folder = self.root / table
+                folder.mkdir(exist_ok=True, mode=0o700)
+                # An empty part tells the columns, so a view stands before the first row does and a store
+                # written by an older version still has every column.
+                schema = arrow_schema(record_type)
+                digest = hashlib.sha256(str(schema).encode()).hexdigest()[:12]
+                part = folder / f"part-schema-{digest}.parquet"
+                if not part.exists():
+                    self._write_part(schema.empty_table(), part)
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written: {error.strerror}. Pass --store DIR with a folder of yours."
+            ) from error
+
+    def _view(self, table: str) -> str:
+        glob = str(self.root / table / "part-*.parquet").replace("'", "''")
+        rows = f"SELECT * FROM read_parquet('{glob}', union_by_name = true)"
+        if table not in NEWEST:
+            return f'CREATE VIEW "{table}" AS {rows}'
+        key, newest = NEWEST[table]
+        return (
+            f'CREATE VIEW "all_{table}" AS {rows};\n'
+            f'CREATE VIEW "{table}" AS SELECT * FROM "all_{table}" '
+            f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {newest} DESC) = 1"
+        )
+
+    @staticmethod
+    def _write_part(table: pa.Table, part: Path) -> None:
+        hidden = part.with_name(f".{part.name}.{new_id()}")
+        pq.write_table(table, hidden, compression="zstd")
+        hidden.chmod(0o600)
+        os.replace(hidden, part)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Writes records, all of one type, as one part that appears whole or not at all."""
+        if not records:
+            return
+        record_type = type(records[0])
+        rows = [{f.name: getattr(r, f.name) for f in dataclasses.fields(record_type)} for r in records]
+        table = pa.Table.from_pylist(rows, schema=arrow_schema(record_type))
+        try:
+            self._write_part(table, self.root / TABLES[record_type] / f"part-{new_id()}.parquet")
+        except OSError as error:
+            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}.") from error
+
+    def put_image(self, png: bytes) -> str:
+        """Keeps an encoded PNG; returns its SHA256, by which `image_path` finds it."""
+        sha256 = hashlib.sha256(png).hexdigest()
+        path = self.image_path(sha256)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            hidden = path.with_name(f".{path.name}.{new_id()}")
+            hidden.touch(mode=0o600)
+            hidden.write_bytes(png)
+            os.replace(hidden, path)
+        return sha256
+
+    def image_path(self, sha256: str) -> Path:
+        """Where an image of that SHA256 is, or would be."""
+        return self.root / "images" / sha256[:2] / f"{sha256}.png"
+
+    def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """Rows of a query over the views, as dictionaries. `"references"` is an SQL word: quote it."""
+        rows: list[dict[str, Any]] = self.query_arrow(sql, parameters).to_pylist(maps_as_pydicts="strict")
+        return rows
+
+    def query_arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
+        """Rows of a query over the views, as an Arrow table."""
+        with self._connection.cursor() as cursor:
+            cursor.execute("SET TimeZone = 'UTC'")
+            try:
+                return cursor.execute(sql, parameters).to_arrow_table()
+            except (duckdb.IOException, duckdb.InvalidInputException) as error:
+                raise StoreError(f"the store {self.root} cannot be read: {error}") from error
+
+    def stamp(self) -> tuple[int, ...]:
+        """Differs whenever a part was added, by whatever process; cheap to ask, so a reader can wait for news."""
+        try:
+            return tuple((self.root / table).stat().st_mtime_ns for table in TABLES.values())
+        except OSError as error:
+            raise StoreError(f"the store {self.root} cannot be read: {error.strerror}.") from error
+
+    def select(self, record_type: type[R], clause: str = "", parameters: Sequence[Any] = ()) -> list[R]:
+        """The newest records of a type; `clause` is what follows FROM: WHERE, ORDER BY, LIMIT."""
+        hints = typing.get_type_hints(record_type)
+        names = [f.name for f in dataclasses.fields(record_type)]
+        columns = ", ".join(f'"{name}"' for name in names)
+        rows = self.query(f'SELECT {columns} FROM "{TABLES[record_type]}" {clause}', parameters)
+        return [record_type(**{n: _from_arrow(row[n], hints[n]) for n in names}) for row in rows]
+
+    def finished(self, config_id: str) -> set[str]:
+        """Ids of the checkpoints that need no scan under this configuration; `failed` ones do."""
+        rows = self.query(
+            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict <> 'failed'", [config_id]
+        )
+        return {row["checkpoint_id"] for row in rows}
+
+
+def _from_arrow(value: Any, annotation: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return annotation(value)
+    if annotation == tuple[float, ...]:
+        return tuple(value)
+    return value
+
+
+def unique(ids: Iterable[str]) -> list[str]:
+    """The ids in their first order, each once."""
+    return list(dict.fromkeys(ids))

@@ -1,0 +1,247 @@
+"""What runs beside a model: plain classes that hold one. Ray wraps them in the engine; tests call them as they are.
+
+The only room of the service that reaches the torch side of the method, and only inside its functions.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from finextract.errors import CheckpointError
+from scanner.config import DESCRIPTOR, ScanConfig
+from scanner.corpus import load_corpora
+from scanner.errors import Skipped, Unavailable
+from scanner.fetch import fetched
+from scanner.matching import compare, split
+from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
+from scanner.sources.base import open_source
+from scanner.store import Store
+
+
+class Embedder:
+    """SSCD in this process."""
+
+    def __init__(self, descriptor: str = DESCRIPTOR, threads: int = 0) -> None:
+        from finextract.sscd import load_embedder
+
+        self._embedder = load_embedder(descriptor, threads=threads)
+        self.descriptor: str = self._embedder.descriptor
+
+    def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Pictures -> float32 [N, D], L2-normalised."""
+        return self._embedder.embed(images)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What every scan of a crawl has in common. Small: it travels to each worker once."""
+
+    store: str
+    source: str
+    base: str | None  # --base
+    config: ScanConfig
+    run_id: str
+    cache: str
+    max_download: int  # bytes
+    keep_weights: bool
+    threads: int  # CPU threads of a worker; 0 = as many as there are
+
+
+class Scanner:
+    """Scans one checkpoint after another; holds the embedder, the corpora and the last base."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._store = Store(task.store)
+        self._source = open_source(task.source, base=task.base)
+        self._references, self._background = split(
+            load_corpora(self._store, list(task.config.corpora), task.config.descriptor)
+        )
+        self._embedder: Embedder | None = None
+        self._base: tuple[Path, Any] | None = None
+
+    def scan(self, checkpoint: Checkpoint) -> Scan:
+        """Scans a checkpoint and writes its rows; the scan's own row comes last, so it never lacks evidence.
+
+        Never raises for the checkpoint's sake: that ends in `skipped` or `failed`.
+        """
+        attempt = _Attempt(checkpoint, self._task)
+        try:
+            scan = self._scan(checkpoint, attempt)
+        except (Skipped, CheckpointError) as error:
+            scan = attempt.end(Verdict.SKIPPED, str(error))
+        except Unavailable as error:
+            scan = attempt.end(Verdict.FAILED, str(error))
+        except Exception as error:  # whatever is ours: the crawl goes on, the row says where to look
+            scan = attempt.end(
+                Verdict.FAILED, f"{type(error).__name__} while in {attempt.stage}: {error}"[:500]
+            )
+        self._store.append([scan])
+        return scan
+
+    def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
+        from finextract.extract import Settings, extract
+        from finextract.pairs import tune
+
+        config = self._task.config
+        with attempt.enter("inspect"):
+            checkpoint = self._source.inspect(checkpoint)
+            self._store.append([replace(checkpoint, listed_at=now())])
+        attempt.facts.update(caption=checkpoint.caption, base=checkpoint.base)
+        with attempt.enter("fetch"):
+            files = fetched(
+                self._source,
+                checkpoint,
+                Path(self._task.cache),
+                keep=self._task.keep_weights,
+                max_bytes=self._task.max_download,
+            )
+            with files as local, attempt.enter("load"):
+                pair = tune(self._load_base(local.base), local.weights)
+        settings = Settings(
+            guidance_scale=config.guidance_scale,
+            correction=config.correction,
+            samples_per_image=config.samples_per_image,
+            candidates_per_image=config.candidates_per_image,
+            steps=config.steps,
+            seed=config.seed,
+        ).resolved(pair.kind)
+        attempt.facts.update(
+            guidance_scale=settings.guidance_scale,
+            correction=settings.correction,
+            device=_device_name(),
+            versions=_versions(),
+        )
+        with attempt.enter("sample"):
+            self._embedder = self._embedder or Embedder(config.descriptor, self._task.threads)
+            assert checkpoint.caption is not None, "inspection gives a caption or skips"
+            result = extract(
+                pair,
+                checkpoint.caption,
+                config.num_samples_images(checkpoint.num_train_images),
+                settings,
+                self._embedder,
+            )
+        for stage in ("embed", "cliques"):
+            attempt.seconds[stage] = result.seconds[stage]
+            attempt.seconds["sample"] -= result.seconds[stage]
+        attempt.facts.update(num_samples=len(result.images), num_candidates=len(result.candidates))
+        with attempt.enter("match"):
+            candidates = [
+                Candidate(
+                    candidate_id=new_id(),
+                    scan_id=attempt.scan_id,
+                    seed=result.seeds[clique.representative],
+                    clique_size=len(clique.members),
+                    clique_similarity=clique.similarity,
+                    image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
+                    descriptor=config.descriptor,
+                    embedding=tuple(result.embeddings[clique.representative].tolist()),
+                )
+                for clique in result.candidates
+            ]
+            evidence = compare(
+                attempt.scan_id,
+                [candidate.candidate_id for candidate in candidates],
+                result.candidate_embeddings(),
+                self._references,
+                self._background,
+                config.tau,
+                config.alpha,
+            )
+            self._store.append(candidates)
+            self._store.append(evidence.matches)
+        attempt.facts.update(
+            num_references=evidence.num_references,
+            num_background=evidence.num_background,
+            best_similarity=evidence.best_similarity,
+            q_value=evidence.q_value,
+        )
+        flagged = any(match.flagged for match in evidence.matches)
+        return attempt.end(Verdict.FLAGGED if flagged else Verdict.NOTHING_FOUND, "")
+
+    def _load_base(self, folder: Path) -> Any:
+        """The base model of a folder; the last one stays loaded for the checkpoints that share it."""
+        import torch
+
+        from finextract.families.stable_diffusion import load_pipeline
+
+        if self._base is None or self._base[0] != folder:
+            if self._task.threads:
+                torch.set_num_threads(self._task.threads)
+            self._base = None  # let go before the next is loaded
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = torch.float16 if device.type == "cuda" else torch.float32
+            self._base = (folder, load_pipeline(folder, device, dtype))
+        return self._base[1]
+
+
+class _Attempt:
+    """What is known of a scan while it runs; `end` makes its row."""
+
+    def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
+        self.scan_id = new_id()
+        self.stage = "inspect"
+        self.seconds: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
+        self._checkpoint, self._task, self._started = checkpoint, task, now()
+
+    @contextmanager
+    def enter(self, stage: str) -> Iterator[None]:
+        """Times a stage; a stage inside it counts for itself alone."""
+        self.stage, start = stage, time.perf_counter()
+        before = sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            inner = sum(self.seconds.values()) - before
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - inner
+
+    def end(self, verdict: Verdict, reason: str) -> Scan:
+        """The scan's row."""
+        config = self._task.config
+        return Scan(
+            scan_id=self.scan_id,
+            checkpoint_id=self._checkpoint.checkpoint_id,
+            config_id=config.config_id,
+            run_id=self._task.run_id,
+            verdict=verdict,
+            reason=reason,
+            stage=self.stage,
+            started_at=self._started,
+            finished_at=now(),
+            tau=config.tau,
+            alpha=config.alpha,
+            seed=config.seed,
+            seconds={stage: round(s, 3) for stage, s in self.seconds.items()},
+            **self.facts,
+        )
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("finextract-scanner", "torch", "diffusers", "transformers", "onnxruntime")
+    return {name: version(name) for name in names}

@@ -1,0 +1,65 @@
+"""What the tests share: the zoo, a fresh store, a hub on loopback, and surroundings that reach no network.
+
+`scanner`, `finextract` and `tui` are also folders of tests, so the root of the project comes first on the
+path.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+# huggingface_hub reads these when it is imported.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.pop("HF_TOKEN", None)
+
+from servers.hub import Hub, zoo_repositories  # noqa: E402
+from servers.trouble import troublesome_repositories  # noqa: E402
+
+from scanner.store import Store  # noqa: E402
+
+NOWHERE = "http://127.0.0.1:9"  # refuses every connection
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub but the test's own, no settings of the person who runs the tests, no store but a fresh one."""
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    monkeypatch.setenv("FINEXTRACT_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def zoo_path() -> Path:
+    """The zoo: small real checkpoints, listed in zoo.json."""
+    zoo = ROOT / "tests" / "zoo"
+    if not (zoo / "zoo.json").is_file():
+        pytest.skip("the zoo has not been built: run tests/zoo/build.py")
+    return zoo
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A fresh store."""
+    return Store(tmp_path / "store", create=True)
+
+
+@pytest.fixture
+def hub(zoo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on loopback that serves the zoo and the troublesome entries; HF_ENDPOINT names it."""
+    repos = zoo_repositories(zoo_path) | troublesome_repositories(zoo_path, tmp_path / "trouble")
+    with Hub(repos) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running

@@ -1,0 +1,243 @@
+"""What the desk asks the store: its SQL and the small records that come back. Knows no Textual.
+
+Every question is paged in SQL and safe to ask from any thread. A checkpoint that was scanned under several
+configurations is one row: a flag under any of them stays in sight, else the newest conclusive scan speaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from scanner.records import Checkpoint, Decision, Scan, Verdict, Word
+from scanner.store import Store
+
+PAGE = 200  # rows asked for at first, and again each time the cursor reaches the last one
+
+LATEST = """
+latest AS (
+    SELECT scan_id, checkpoint_id, verdict, reason, best_similarity, q_value, finished_at
+    FROM scans
+    QUALIFY row_number() OVER (
+        PARTITION BY checkpoint_id
+        ORDER BY verdict = 'flagged' DESC, verdict = 'failed', finished_at DESC
+    ) = 1
+)"""
+SUM = f"""
+WITH {LATEST}
+SELECT
+    count(*) FILTER (s.verdict = 'flagged') AS flagged,
+    count(*) FILTER (s.verdict = 'nothing_found') AS nothing_found,
+    count(*) FILTER (s.verdict = 'skipped') AS skipped,
+    count(*) FILTER (s.verdict = 'failed') AS failed,
+    count(*) FILTER (s.verdict IS NULL) AS to_do
+FROM checkpoints c LEFT JOIN latest s USING (checkpoint_id)"""
+# Best first: verdicts in the order of `rank`, then the least q, then the greatest similarity.
+LISTED = f"""
+WITH {LATEST},
+listed AS (
+    SELECT
+        c.checkpoint_id, c.repo, c.source, c.file, c.kind, c.family, c.base,
+        s.scan_id, s.verdict, s.reason, s.best_similarity, s.q_value, s.finished_at,
+        coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], s.verdict), 5) AS rank,
+        count(*) OVER () AS total
+    FROM checkpoints c LEFT JOIN latest s USING (checkpoint_id)
+    WHERE contains(lower(c.repo), lower($part))
+    AND ($verdict = 'all' OR coalesce(s.verdict, 'to_do') = $verdict)
+    ORDER BY rank, s.q_value NULLS LAST, s.best_similarity DESC NULLS LAST, c.repo, c.checkpoint_id
+    LIMIT $limit
+),
+words AS (
+    SELECT
+        m.scan_id, count(*) AS flagged_matches,
+        count(*) FILTER (d.decision = 'confirm') AS confirmed,
+        count(*) FILTER (d.decision = 'dismiss') AS dismissed,
+        count(*) FILTER (d.decision = 'unsure') AS unsure
+    FROM matches m LEFT JOIN decisions d ON d.subject_id = m.match_id
+    WHERE m.flagged AND m.scan_id IN (SELECT scan_id FROM listed)
+    GROUP BY m.scan_id
+)
+SELECT
+    listed.* EXCLUDE (rank),
+    coalesce(flagged_matches, 0) AS flagged_matches, coalesce(confirmed, 0) AS confirmed,
+    coalesce(dismissed, 0) AS dismissed, coalesce(unsure, 0) AS unsure,
+    nullif(d.decision, 'withdrawn') AS word, coalesce(d.note, '') AS note
+FROM listed LEFT JOIN words USING (scan_id) LEFT JOIN decisions d ON d.subject_id = listed.scan_id
+ORDER BY rank, q_value NULLS LAST, best_similarity DESC NULLS LAST, repo, checkpoint_id"""
+# A reference is looked up by corpus and id; under several descriptors it is still one file.
+MATCHES = """
+WITH shown AS (
+    SELECT * FROM matches WHERE scan_id = $scan_id
+    ORDER BY flagged DESC, similarity DESC, match_id LIMIT $limit
+),
+owned AS (
+    SELECT corpus, reference_id, path, width, height FROM "references"
+    WHERE reference_id IN (SELECT reference_id FROM shown)
+    QUALIFY row_number() OVER (PARTITION BY corpus, reference_id ORDER BY added_at DESC) = 1
+)
+SELECT
+    m.match_id, m.corpus, m.reference_id, m.similarity, m.null_similarity, m.p_value, m.q_value, m.flagged,
+    k.candidate_id, k.seed, k.clique_size, k.clique_similarity, k.image_sha256, k.descriptor,
+    r.path AS reference_path, r.width AS reference_width, r.height AS reference_height
+FROM shown m
+LEFT JOIN candidates k ON k.candidate_id = m.candidate_id AND k.scan_id = m.scan_id
+LEFT JOIN owned r ON r.corpus = m.corpus AND r.reference_id = m.reference_id
+ORDER BY m.flagged DESC, m.similarity DESC, m.match_id"""
+COUNTS = """
+SELECT
+    count(*) AS total, count(*) FILTER (m.flagged) AS flagged,
+    count(*) FILTER (m.flagged AND d.decision <> 'withdrawn') AS decided
+FROM matches m LEFT JOIN decisions d ON d.subject_id = m.match_id
+WHERE m.scan_id = $scan_id"""
+HISTORY = """
+SELECT decision_id, subject_id, decision, note, reviewer, decided_at FROM all_decisions
+WHERE subject_id = $scan_id OR subject_id IN (SELECT match_id FROM matches WHERE scan_id = $scan_id)
+ORDER BY decided_at, decision_id"""
+
+
+class Listing(StrEnum):
+    """What the list shows; the values are verdicts, but for `all` and `to_do`."""
+
+    FLAGGED = "flagged"
+    ALL = "all"
+    NOTHING_FOUND = "nothing_found"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    TO_DO = "to_do"
+
+    def turned(self, step: int) -> Listing:
+        """The listing that comes `step` places later, round and round."""
+        every = list(Listing)
+        return every[(every.index(self) + step) % len(every)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """How many of the planned checkpoints have which verdict; it always adds up."""
+
+    flagged: int
+    nothing_found: int
+    skipped: int
+    failed: int
+    to_do: int
+
+    @property
+    def planned(self) -> int:
+        return self.flagged + self.nothing_found + self.skipped + self.failed + self.to_do
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One checkpoint in the list, with its scan where it has one and what people said so far."""
+
+    checkpoint_id: str
+    repo: str
+    source: str
+    file: str
+    kind: str
+    family: str
+    base: str | None
+    scan_id: str | None
+    verdict: Verdict | None  # None: to do
+    reason: str | None
+    best_similarity: float | None
+    q_value: float | None
+    finished_at: datetime | None
+    flagged_matches: int
+    confirmed: int  # of the flagged matches
+    dismissed: int
+    unsure: int
+    word: Word | None  # on the scan as a whole
+    note: str
+    total: int  # rows in the whole listing, not only on this page
+
+    @property
+    def decided(self) -> int:
+        return self.confirmed + self.dismissed + self.unsure
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One look at the store: the sum, and the first rows of a listing."""
+
+    sum: Sum
+    rows: tuple[Row, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One match of the opened scan, with its candidate, its reference and everything said about it."""
+
+    match_id: str
+    corpus: str
+    reference_id: str
+    similarity: float
+    null_similarity: float
+    p_value: float
+    q_value: float
+    flagged: bool
+    candidate_id: str | None  # None, like the rest of the candidate, where its row is missing
+    seed: int | None
+    clique_size: int | None
+    clique_similarity: float | None
+    image_sha256: str | None
+    descriptor: str | None
+    reference_path: str | None  # None where the corpus is no longer in the store
+    reference_width: int | None
+    reference_height: int | None
+    history: tuple[Decision, ...] = ()  # oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One checkpoint, its scan, and the first page of its matches."""
+
+    checkpoint: Checkpoint
+    scan: Scan | None
+    found: tuple[Found, ...]
+    total: int  # matches of the scan, not only on this page
+    flagged: int  # of all its matches
+    decided: int  # of the flagged ones
+    history: tuple[Decision, ...]  # of the scan as a whole, oldest first
+
+
+def standing(history: tuple[Decision, ...]) -> Decision | None:
+    """The decision that counts: the newest, unless it was withdrawn."""
+    newest = history[-1] if history else None
+    return None if newest is None or newest.decision is Word.WITHDRAWN else newest
+
+
+def overview(store: Store, listing: Listing, part: str = "", limit: int = PAGE) -> Overview:
+    """The sum of verdicts and the best `limit` rows of a listing whose repo contains `part`."""
+    (counts,) = store.query(SUM)
+    asked = {"part": part, "verdict": str(listing), "limit": limit}
+    rows = tuple(_row(row) for row in store.query(LISTED, asked))
+    return Overview(Sum(**counts), rows, rows[0].total if rows else 0)
+
+
+def _row(row: dict[str, Any]) -> Row:
+    verdict = Verdict(row["verdict"]) if row["verdict"] else None
+    word = Word(row["word"]) if row["word"] else None
+    return Row(**{**row, "verdict": verdict, "word": word})
+
+
+def opened(store: Store, checkpoint_id: str, scan_id: str | None, limit: int = PAGE) -> Opened:
+    """A checkpoint with its scan, the scan's best `limit` matches and all decisions on them."""
+    (checkpoint,) = store.select(Checkpoint, "WHERE checkpoint_id = ?", [checkpoint_id])
+    if scan_id is None:
+        return Opened(checkpoint, None, (), 0, 0, 0, ())
+    scans = store.select(Scan, "WHERE scan_id = ?", [scan_id])
+    history: dict[str, list[Decision]] = {}
+    for row in store.query(HISTORY, {"scan_id": scan_id}):
+        said = Decision(**{**row, "decision": Word(row["decision"])})
+        history.setdefault(said.subject_id, []).append(said)
+    found = tuple(
+        Found(**row, history=tuple(history.get(row["match_id"], ())))
+        for row in store.query(MATCHES, {"scan_id": scan_id, "limit": limit})
+    )
+    (counts,) = store.query(COUNTS, {"scan_id": scan_id})
+    scan = scans[0] if scans else None
+    return Opened(checkpoint, scan, found, **counts, history=tuple(history.get(scan_id, ())))

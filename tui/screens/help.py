@@ -1,0 +1,44 @@
+"""All keys and what they do, as keys.py has them and as they are mapped now."""
+
+from __future__ import annotations
+
+from rich.table import Table as Grid
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from tui.keys import GROUPS, HELP, Key, bindings
+
+
+class HelpScreen(ModalScreen[None]):
+    """Closed by the key that opened it, or by escape."""
+
+    BINDINGS = bindings(HELP)
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="help-box"):
+            yield Static(self._grid())
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+
+    def _grid(self) -> Grid:
+        grid = Grid.grid(padding=(0, 2), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        for title, keys in GROUPS.items():
+            grid.add_row(Text(""), Text(title, style="bold underline"))
+            for key in keys:
+                grid.add_row(Text(self._shown(key), style="bold", justify="right"), Text(key.sentence))
+        return grid
+
+    def _shown(self, key: Key) -> str:
+        mapped = self.app._keymap.get(key.id, key.keys)
+        return ", ".join(self.app.get_key_display(Binding(one, "")) for one in mapped.split(","))
+
+    def action_close(self) -> None:
+        """Back to where the reader was."""
+        self.dismiss(None)

@@ -1,0 +1,105 @@
+"""A table that fills its width, keeps its cursor on its row when refilled, and knows its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+from textual import events
+from textual.message import Message
+from textual.widgets import DataTable
+
+from tui.keys import MOVE, bindings
+from tui.words import cell
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading and width in cells; those with a share divide what the others leave."""
+
+    heading: str
+    width: int  # the least, where it has a share
+    share: int = 0
+    right: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row: what it is about, and a text a column."""
+
+    key: str
+    cells: tuple[Text, ...]
+
+
+class Table(DataTable[Text], inherit_bindings=False):
+    """Rows of a page that was asked of the store."""
+
+    BINDINGS = bindings(MOVE)
+
+    class AtEnd(Message):
+        """The cursor came to the last row."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id, cursor_type="row", zebra_stripes=False, show_row_labels=False)
+        self._layout: tuple[Column, ...] = ()
+        self._lines: list[Line] = []
+
+    @property
+    def current(self) -> str | None:
+        """The key of the row under the cursor."""
+        return self._lines[self.cursor_row].key if 0 <= self.cursor_row < len(self._lines) else None
+
+    def fill(self, layout: Sequence[Column], lines: Sequence[Line]) -> None:
+        """Shows these rows. The cursor stays with its row, wherever that went."""
+        layout, lines = tuple(layout), list(lines)
+        if layout == self._layout and [a.key for a in lines] == [b.key for b in self._lines]:
+            for place, (line, before) in enumerate(zip(lines, self._lines, strict=True)):
+                for column, text in enumerate(line.cells):
+                    if text != before.cells[column]:
+                        self.update_cell_at((place, column), text)  # type: ignore[arg-type]
+            self._lines = lines
+            return
+        key, place, scroll = self.current, self.cursor_row, self.scroll_y
+        self._layout, self._lines = layout, lines
+        self._build()
+        places = {line.key: at for at, line in enumerate(lines)}
+        if lines:
+            self.move_cursor(row=places.get(key or "", min(max(place, 0), len(lines) - 1)), scroll=False)
+            self.scroll_to(y=scroll, animate=False, force=True)
+            self.call_after_refresh(self._keep_in_sight)
+
+    def go_to(self, key: str) -> None:
+        """Puts the cursor on the row with that key, if it is listed."""
+        for place, line in enumerate(self._lines):
+            if line.key == key:
+                self.move_cursor(row=place)
+
+    def _build(self) -> None:
+        self.clear(columns=True)
+        columns = self._layout
+        padding = 2 * self.cell_padding * len(columns)
+        scrollbar = self.styles.scrollbar_size_vertical
+        spare = self.size.width - scrollbar - padding - sum(column.width for column in columns)
+        shares = sum(column.share for column in columns) or 1
+        for column in columns:
+            width = column.width + (max(spare, 0) * column.share // shares)
+            self.add_column(cell(column.heading, right=column.right), width=width)
+        for line in self._lines:
+            self.add_row(*line.cells, key=line.key)
+
+    def _keep_in_sight(self) -> None:
+        self.move_cursor(row=self.cursor_row, animate=False)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Divides the new width."""
+        if self._layout and self.size.width:
+            place = self.cursor_row
+            self._build()
+            if self._lines:
+                self.move_cursor(row=place)
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        """Says when the end is reached."""
+        if self._lines and event.cursor_row == len(self._lines) - 1:
+            self.post_message(self.AtEnd())
