@@ -33,6 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # What Pillow's decoders raise for damaged files.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, AttributeError, LookupError,
           ArithmeticError, struct.error, zlib.error)  # fmt: skip
+MAX_ASPECT = 20  # a descriptor scales the short side up, which makes a thin strip huge
 BATCH_IMAGES = 16  # embedded at once
 BATCH_PIXELS = 40_000_000  # held at once
 PART_ROWS = 256  # references written together
@@ -89,12 +90,14 @@ def image_files(folder: Path) -> list[Path]:
 def open_image(path: Path) -> Image.Image:
     """A file's first frame as RGB, the right way up; what is transparent is white.
 
-    Raises CorpusError for what is no image, is cut short, or has so many pixels that Pillow warns.
+    Raises CorpusError for what is no image, is cut short, is a strip, or may be a decompression bomb.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as opened:
+                if max(opened.size) > MAX_ASPECT * min(opened.size):
+                    raise CorpusError(f"is a strip of {opened.width} x {opened.height} pixels")
                 opened.load()
                 return _flattened(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:

@@ -25,7 +25,6 @@ from scanner.sources.base import Source
 
 MAX_DOWNLOAD = 10_000_000_000  # a full checkpoint of SD1's size in float32 with everything is 4 to 8 GB
 SPARE_BYTES = 500_000_000  # that a download leaves free on the disk
-CHUNK = 1 << 20
 _UNITS = {
     "": 1,
     "K": 10**3,

@@ -43,13 +43,16 @@ def add(name: str, folder: Path, background: bool, uri: str | None) -> None:
 
     Run it again when DIR has changed: only new images are read.
     """
+    from scanner.commands.output import plain
     from scanner.corpus import add as add_images
+    from scanner.corpus import image_files
     from scanner.records import Role
     from scanner.store import Store, default_store
     from scanner.worker import Embedder
 
     if not name.isprintable() or not name.strip() or len(name) > 100:
         raise CorpusError("a corpus needs a printable name of at most 100 characters.")
+    image_files(folder)  # a wrong folder makes no store
     store = Store(uri or default_store(), create=True)
     role = Role.BACKGROUND if background else Role.REFERENCE
     done = _shown(add_images(store, name, folder, Embedder(), role))
@@ -59,7 +62,7 @@ def add(name: str, folder: Path, background: bool, uri: str | None) -> None:
     if done.repeated:
         click.echo(f"  {done.repeated} are copies of others and count once.", err=True)
     for path, reason in list(done.left_out.items())[:SHOWN]:
-        click.echo(f"  left out: {path.relative_to(folder)} {reason}", err=True)
+        click.echo(plain(f"  left out: {path.relative_to(folder)} {reason}"), err=True)
     if len(done.left_out) > SHOWN:
         click.echo(f"  and {len(done.left_out) - SHOWN} more", err=True)
     if done.removed:

@@ -35,7 +35,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 )
 
 from scanner.errors import Skipped, SourceError, Unavailable
-from scanner.fetch import CHUNK, check_sha256, show_size
+from scanner.fetch import check_sha256, show_size
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 15.0  # without a byte
@@ -119,7 +119,7 @@ class HubClient:
                         file.seek(0)
                         file.truncate()
                         digest = hashlib.sha256()
-                    for chunk in response.iter_bytes(CHUNK):
+                    for chunk in response.iter_bytes():
                         file.write(chunk)
                         digest.update(chunk)
                         if file.tell() > size_bytes:
@@ -164,7 +164,7 @@ class HubClient:
         def read() -> tuple[bytes, dict[str | None, dict[str, str]]]:
             content = b""
             with self._stream(url, headers, params) as response:
-                for chunk in response.iter_bytes(CHUNK):
+                for chunk in response.iter_bytes():
                     content += chunk
                     if len(content) >= limit:
                         break

@@ -43,8 +43,8 @@ FILTERS = (
     ("diffusers-training",),
     ("diffusers:StableDiffusionPipeline",),
 )
-EXPAND = ("author", "cardData", "config", "createdAt", "gated", "lastModified", "library_name", "pipeline_tag",
-          "sha", "siblings", "tags")  # fmt: skip
+EXPAND = ("author", "cardData", "config", "createdAt", "gated", "lastModified", "library_name",
+          "pipeline_tag", "sha", "siblings", "tags")  # fmt: skip
 PAGE_SIZE = 200  # entries; with their files a page is a few megabytes
 FIRST_READ = 100_001  # bytes; nearly every header is shorter
 MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file
@@ -207,6 +207,7 @@ class HuggingFace:
         wanted = list(wanted)
         if any(w.remote.size is None for w in wanted):
             raise Skipped(f"{repo} does not tell the sizes of its files, so they are not fetched.")
+        into.mkdir(parents=True, exist_ok=True)
         check_room(sum(w.remote.size or 0 for w in wanted), into, max_bytes, repo)
         for w in wanted:
             if not w.remote.is_at(into / w.kept):

@@ -24,7 +24,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -180,12 +180,19 @@ class NotServed(Exception):
 
 
 class Hub:
-    """A running hub. Use it as a context manager; `requests` keeps (method, path, Range header) of every
-    request.
+    """A running hub, as a context manager. `requests` keeps (method, path, Range header) of every request.
+
+    `handler` may be a Handler that misbehaves.
     """
 
     def __init__(
-        self, repos: Mapping[str, Path], *, port: int = 0, page_size: int = 1000, gated: Collection[str] = ()
+        self,
+        repos: Mapping[str, Path],
+        *,
+        port: int = 0,
+        page_size: int = 1000,
+        gated: Collection[str] = (),
+        handler: type[Handler] | None = None,
     ) -> None:
         self.repositories = {
             name: Repository(name, Path(folder), FIRST_CREATED + timedelta(hours=n), name in gated)
@@ -193,8 +200,8 @@ class Hub:
         }
         self.page_size = page_size
         self.requests: list[tuple[str, str, str | None]] = []
-        handler = type("BoundHandler", (Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        bound = type("BoundHandler", (handler or Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), bound)
         self.port = int(self._server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -381,10 +388,17 @@ def zoo_repositories(zoo: Path) -> dict[str, Path]:
     return repos | {c["repo"]: zoo / c["path"] for c in listing["checkpoints"]}
 
 
-def main() -> None:
+@contextlib.contextmanager
+def zoo_hub(zoo: Path, port: int = 0) -> Iterator[Hub]:
+    """A hub, not yet serving, of the zoo and of the troublesome entries, whose folder goes with the block."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from servers.trouble import troublesome_repositories
 
+    with tempfile.TemporaryDirectory(prefix="hub-") as folder:
+        yield Hub(zoo_repositories(zoo) | troublesome_repositories(zoo, Path(folder)), port=port)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description="Serve the zoo, and troublesome entries, as a HuggingFace Hub."
     )
@@ -392,9 +406,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--port-file", type=Path, help="write the port here once the hub listens")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="hub-") as folder:
-        repos = zoo_repositories(arguments.zoo)
-        hub = Hub(repos | troublesome_repositories(arguments.zoo, Path(folder)), port=arguments.port)
+    with zoo_hub(arguments.zoo, arguments.port) as hub:
         print(f"serving {len(hub.repositories)} repositories at {hub.url}", flush=True)
         if arguments.port_file:
             hidden = arguments.port_file.with_name(f".{arguments.port_file.name}.new")

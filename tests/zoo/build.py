@@ -26,8 +26,8 @@ ZOO = Path(__file__).resolve().parent
 BUILD = ZOO / ".build"
 STRONG_STEPS_PER_IMAGE = 200  # strong = each image seen at least this often; written down before measuring
 BASE_STEPS = 9_000
-MORE_SUBJECTS = ("cats", "flowers", "cars", "birds", "fish", "fruit")
-MORE_STRENGTHS = {"dreambooth": (60, 120, 250, 500), "lora": (60, 120, 250, 500)}
+MORE_SUBJECTS = ("cats", "birds", "flowers", "fish", "fruit", "cars")
+MORE_STRENGTHS = {"dreambooth": (50, 100, 200), "lora": (100, 200, 400)}
 RATES = {"dreambooth": 3e-4, "lora": 2e-3}
 RANK, BATCH = 8, 5
 
@@ -326,18 +326,16 @@ def tune(preview: bool = False) -> None:
 
 def more() -> None:
     """Further strengths and subjects for the study, into .build/more with a zoo.json of its own."""
-    runs = []
+    root, done = BUILD / "more", []
     for subject in MORE_SUBJECTS:
         for kind, strengths in MORE_STRENGTHS.items():
-            runs.append(
-                [
-                    Checkpoint(f"{subject}-{kind}-{s:03d}", "study", subject, kind, "diffusers", s)
-                    for s in strengths
-                ]
-            )
-    root = BUILD / "more"
-    _tune_all(runs, root)
-    _zoo_json([c for run in runs for c in run], root / "zoo.json", "../../", "")
+            names = [(f"{subject}-{kind}-{strength:03d}", strength) for strength in strengths]
+            run = [
+                Checkpoint(name, "study", subject, kind, "diffusers", strength) for name, strength in names
+            ]
+            _tune_all([run], root)
+            done += run
+            _zoo_json(done, root / "zoo.json", "../../", "")
 
 
 def check(zoo_json: Path, samples: int, only: str, arms: str) -> None:

@@ -71,7 +71,7 @@ class DecidingScreen(Screen[None]):
             return
         stands = WORDS.get(restored.decision.decision, "undecided")
         self.heard(restored.decision, move_on=False)
-        self.say(f"Taken back: {restored.subject.label} is {stands} again. c, d or u decides anew.")
+        self.say(f"Taken back: {restored.subject.label} is {stands} again.")
 
     @work
     async def action_note(self) -> None:

@@ -1,0 +1,94 @@
+"""The formulas, and what they do to densities whose scores are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from finextract.guidance import classifier_free_guidance, model_guidance
+from finextract.sampling import ddim, ddim_timesteps, initial_noise
+
+
+def test_a_scale_of_one_is_the_tuned_model_alone() -> None:
+    base, tuned = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(model_guidance(base, tuned, 1.0), tuned)
+
+
+def test_a_scale_of_zero_is_the_base_model_alone() -> None:
+    base, tuned = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(model_guidance(base, tuned, 0.0), base)
+
+
+def test_a_correction_of_zero_is_off_and_another_adds_its_share_of_the_base() -> None:
+    base, tuned = torch.randn(2, 3), torch.randn(2, 3)
+    plain = model_guidance(base, tuned, 3.0)
+    assert torch.equal(plain, model_guidance(base, tuned, 3.0, 0.0))
+    torch.testing.assert_close(model_guidance(base, tuned, 3.0, -0.02), plain - 0.02 * base)
+
+
+def test_model_guidance_is_the_published_formula() -> None:
+    u, e, w, k = torch.randn(4), torch.randn(4), 2.5, -0.1
+    torch.testing.assert_close(model_guidance(u, e, w, k), u + w * (e - u) + k * u)
+
+
+def test_with_the_tuned_models_own_empty_prompt_it_is_classifier_free_guidance() -> None:
+    empty, caption = torch.randn(4), torch.randn(4)
+    torch.testing.assert_close(
+        model_guidance(empty, caption, 3.0), classifier_free_guidance(empty, caption, 3.0)
+    )
+
+
+def test_fifty_steps_of_a_thousand_are_those_of_stable_diffusion() -> None:
+    steps = ddim_timesteps(50, 1000)
+    assert steps[:2] == [981, 961]
+    assert steps[-1] == 1
+    assert len(steps) == 50
+
+
+def test_noise_depends_on_its_seed_and_not_on_its_neighbours() -> None:
+    together = initial_noise([3, 4, 5], (2, 4, 4))
+    assert torch.equal(together[1], initial_noise([4], (2, 4, 4))[0])
+    assert not torch.equal(together[0], together[1])
+
+
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+
+
+def _mixture(modes: list[tuple[float, float, float]]):
+    """The exact noise prediction of a mixture of one-dimensional Gaussians (weight, mean, deviation)."""
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        a = float(ALPHAS[t])
+        means = torch.tensor([m for _, m, _ in modes]) * a**0.5
+        variances = torch.tensor([s * s for _, _, s in modes]) * a + 1 - a
+        weights = torch.tensor([w for w, _, _ in modes])
+        logits = weights.log() - 0.5 * variances.log() - (x[..., None] - means) ** 2 / (2 * variances)
+        score = (logits.softmax(-1) * (means - x[..., None]) / variances).sum(-1)
+        return -((1 - a) ** 0.5) * score
+
+    return predict
+
+
+def test_exact_scores_sample_the_density_they_belong_to() -> None:
+    noise = initial_noise(range(2000), (1, 1, 1))
+    samples = ddim(_mixture([(1.0, 0.5, 0.3)]), noise, ALPHAS, 50)
+    assert samples.mean() == pytest.approx(0.5, abs=0.05)
+    assert samples.std() == pytest.approx(0.3, abs=0.05)
+
+
+def test_model_guidance_lands_on_the_sharp_modes_that_fine_tuning_added() -> None:
+    """theta' = (1 - l) theta + l q with sharp q: guiding with w > 1 samples q more often than theta' does."""
+    broad = (1.0, 0.0, 1.0)
+    base = _mixture([broad])
+    tuned = _mixture([(0.7, 0.0, 1.0), (0.15, -1.5, 0.02), (0.15, 1.5, 0.02)])
+    noise = initial_noise(range(2000), (1, 1, 1))
+
+    def share_on_modes(scale: float) -> float:
+        def guided(x: torch.Tensor, t: int) -> torch.Tensor:
+            return model_guidance(base(x, t), tuned(x, t), scale)
+
+        samples = ddim(guided, noise, ALPHAS, 100).flatten().numpy()
+        return float((np.abs(np.abs(samples) - 1.5) < 0.1).mean())
+
+    direct, guided = share_on_modes(1.0), share_on_modes(2.0)
+    assert direct == pytest.approx(0.3 + 0.7 * 0.05, abs=0.06)
+    assert guided > direct + 0.2

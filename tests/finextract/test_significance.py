@@ -1,0 +1,57 @@
+"""Evidence: p-values that hold on chance, and control of false discoveries."""
+
+import numpy as np
+import pytest
+
+from finextract.significance import (
+    benjamini_hochberg,
+    conformal_p_values,
+    minimum_background,
+    nearest_neighbour_similarities,
+    tau_from_background,
+)
+
+
+def test_the_least_p_value_is_one_over_the_background_plus_one() -> None:
+    null = np.linspace(0, 0.5, 99)
+    assert conformal_p_values(np.array([0.9]), null) == pytest.approx([0.01])
+
+
+def test_a_tie_with_the_background_counts_against_the_reference() -> None:
+    assert conformal_p_values(np.array([0.5]), np.array([0.5, 0.1, 0.2])) == pytest.approx([0.5])
+
+
+def test_p_values_of_exchangeable_scores_are_at_most_alpha_as_often_as_alpha() -> None:
+    rng = np.random.default_rng(0)
+    below = [
+        (conformal_p_values(rng.normal(size=20), rng.normal(size=199)) <= 0.05).mean() for _ in range(500)
+    ]
+    assert np.mean(below) == pytest.approx(0.05, abs=0.01)
+
+
+def test_q_values_are_those_of_the_textbook_and_keep_the_order_of_the_input() -> None:
+    p = np.array([0.04, 0.01, 0.03, 0.005])
+    assert benjamini_hochberg(p) == pytest.approx([0.04, 0.02, 0.04, 0.02])
+
+
+def test_chance_alone_is_flagged_no_more_often_than_alpha() -> None:
+    rng = np.random.default_rng(1)
+    flagged = [
+        (benjamini_hochberg(conformal_p_values(rng.normal(size=30), rng.normal(size=999))) <= 0.05).any()
+        for _ in range(600)
+    ]
+    assert np.mean(flagged) <= 0.08
+
+
+def test_tau_is_a_quantile_of_how_near_different_background_pictures_come() -> None:
+    rng = np.random.default_rng(2)
+    embeddings = rng.normal(size=(300, 16)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    nearest = nearest_neighbour_similarities(embeddings, block=64)
+    whole = embeddings @ embeddings.T - 2 * np.eye(300)
+    assert nearest == pytest.approx(whole.max(axis=1), abs=1e-6)
+    assert tau_from_background(embeddings, 0.9) == pytest.approx(np.quantile(nearest, 0.9))
+
+
+def test_the_background_must_be_large_enough_for_a_single_match() -> None:
+    assert minimum_background(10, 0.05) == 199

@@ -1,0 +1,191 @@
+"""The crawl, end to end: the real command, a real Ray, real models from a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers.hub import Hub, zoo_repositories
+from servers.trouble import troublesome_repositories
+
+from scanner.records import Scan, Verdict
+from scanner.store import Store
+from scanner.summary import latest_config, sum_up
+
+BIN = Path(sys.executable).parent
+REPOS = (
+    "finextract-zoo/tiny-sd",
+    "mira-vos/cats-dreambooth",
+    "stilllife/fruit-lora",
+    "garage-nine/music-lora",
+)
+BUDGET = ["--samples-per-image", "3", "--steps", "8", "--assume-train-images", "5", "--guidance-scale", "2.5"]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds the subjects and the background, embedded once."""
+    zoo = Path(__file__).resolve().parents[1] / "zoo"
+    folder = tmp_path_factory.mktemp("corpora") / "store"
+    for name, extra in (("subjects", []), ("background", ["--background"])):
+        subprocess.run(
+            [BIN / "scanner", "corpus", "add", name, zoo / "images" / name, "--store", folder, *extra],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def few(zoo_path: Path, tmp_path: Path) -> Iterator[Hub]:
+    """A hub with the base, three checkpoints, and the troublesome entries."""
+    repos = {name: path for name, path in zoo_repositories(zoo_path).items() if name in REPOS}
+    with Hub(repos | troublesome_repositories(zoo_path, tmp_path / "trouble")) as running:
+        yield running
+
+
+def _command(store: Path, source: str = "hf") -> list[str]:
+    return [
+        str(BIN / "scanner"), "crawl", "--source", source, "--limit", "50", "--store", str(store), *BUDGET,
+    ]  # fmt: skip
+
+
+def _environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(tmp_path / "cache")}
+
+
+def _fresh(corpora: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(corpora, tmp_path / "crawled"))
+
+
+def _copies(rows: list[Scan]) -> int:
+    return len(rows) - len({row.checkpoint_id for row in rows})
+
+
+def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up(
+    few: Hub, corpora: Path, tmp_path: Path
+) -> None:
+    folder = _fresh(corpora, tmp_path)
+    done = subprocess.run(
+        [*_command(folder), "--json"],
+        env=_environment(few, tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    verdicts = {row["repo"]: row for row in result["checkpoints"]}
+    assert result["planned"] == len(few.repositories) == len(verdicts)
+    assert result["todo"] == result["failed"] == 0
+    assert verdicts["mira-vos/cats-dreambooth"]["verdict"] in ("flagged", "nothing_found")
+    assert verdicts["garage-nine/music-lora"]["verdict"] == "nothing_found"
+    assert all(
+        r["verdict"] == "skipped" and r["reason"] for n, r in verdicts.items() if n.startswith("trouble/")
+    )
+    store = Store(folder)
+    assert _copies(store.select(Scan)) == 0
+    row = next(s for s in store.select(Scan) if s.best_similarity is not None)
+    assert row.tau is not None
+    assert row.alpha == 0.05
+    assert row.num_background == 1080
+    assert not list((tmp_path / "cache" / "scans").glob("*/*.safetensors")), "weights go after their scan"
+    images = list((folder / "images").rglob("*.png"))
+    assert images
+    assert all(image.stat().st_mode & 0o777 == 0o600 for image in images)
+
+
+def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
+    few: Hub, corpora: Path, tmp_path: Path
+) -> None:
+    folder = _fresh(corpora, tmp_path)
+    environment = _environment(few, tmp_path)
+    first = subprocess.Popen(
+        _command(folder), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert first.stderr is not None
+    for line in first.stderr:
+        if line.startswith("[3/"):
+            break
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(2)
+    store = Store(folder)
+    before = {s.scan_id for s in store.select(Scan)}
+    assert len(before) >= 3
+    second = subprocess.run(_command(folder), env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert f"{len(before)} finished before" in second.stderr
+    after = store.query("SELECT scan_id, checkpoint_id FROM all_scans")
+    assert before <= {row["scan_id"] for row in after}
+    assert len(after) == len({row["checkpoint_id"] for row in after}) == len(few.repositories)
+    total = sum_up(store, latest_config(store))
+    assert total.todo == 0
+    assert total.planned == len(few.repositories)
+
+
+def test_a_folder_is_crawled_with_the_base_that_was_given(
+    corpora: Path, zoo_path: Path, few: Hub, tmp_path: Path
+) -> None:
+    folder = _fresh(corpora, tmp_path)
+    models = tmp_path / "models"
+    (models / "cats").mkdir(parents=True)
+    for file in (zoo_path / "checkpoints/fruit-lora").iterdir():
+        (models / "cats" / file.name).symlink_to(file)
+    (models / "loose.ckpt").write_bytes(b"\x80\x02nothing here is ever unpickled")
+    done = subprocess.run(
+        [*_command(folder, f"folder:{models}"), "--base", str(zoo_path / "base"), "--json"],
+        env={**_environment(few, tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["planned"] == 2
+    assert result["skipped"] == 1
+    assert result["flagged"] + result["nothing_found"] == 1
+
+
+def test_a_store_without_background_says_how_to_add_one(zoo_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    Store(folder, create=True)
+    done = subprocess.run(_command(folder), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "scanner: error:" in done.stderr
+    assert "scanner corpus add" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_quick_and_needs_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; sys.argv = ['scanner', '--help']\n"
+        "from scanner.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    assert "crawl" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["corpus", "crawl", "status"])
+def test_no_verb_imports_torch_or_ray_to_be_loaded(verb: str) -> None:
+    code = (
+        f"import sys, scanner.commands.{verb}\n"
+        "print(sorted({'torch', 'ray', 'diffusers', 'transformers', 'textual'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_verdicts_are_the_words_of_the_design() -> None:
+    assert [v.value for v in Verdict] == ["flagged", "nothing_found", "skipped", "failed"]

@@ -1,0 +1,253 @@
+"""Real records and small real pictures for the desk's tests, and the desk as a person meets it: keys and words."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from textual.pilot import Pilot
+
+from scanner.records import (
+    Candidate,
+    Checkpoint,
+    Decision,
+    Match,
+    Reference,
+    Role,
+    Scan,
+    Verdict,
+)
+from scanner.store import Store
+from tui.app import DeskApp
+
+BEGAN = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
+DESCRIPTOR = "sscd_disc_mixup/int8"
+
+
+def picture(number: int) -> Image.Image:
+    """A small picture that no other number has: a disc and a bar on a ground."""
+    ground, disc, bar = (
+        tuple(round(255 * part) for part in colorsys.hsv_to_rgb((number * 0.17 + turn) % 1, 0.7, 0.9))
+        for turn in (0.0, 0.4, 0.7)
+    )
+    drawn = Image.new("RGB", (64, 64), ground)
+    pen = ImageDraw.Draw(drawn)
+    pen.ellipse((12 + number % 9, 10, 44, 42), fill=disc)
+    pen.rectangle((6, 50, 58, 56), fill=bar)
+    return drawn
+
+
+def png(image: Image.Image) -> bytes:
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return held.getvalue()
+
+
+@dataclass
+class Crawl:
+    """Writes what a crawl writes, one checkpoint after another."""
+
+    store: Store
+    folder: Path  # where the reference pictures lie
+    count: int = 0
+    scans: dict[str, Scan] = field(default_factory=dict)  # by repo
+    matches: dict[str, list[Match]] = field(default_factory=dict)  # by repo
+
+    def said(self, subject_id: str) -> list[tuple[str, str, str]]:
+        """Every row ever written about a match or scan, oldest first: word, note, reviewer."""
+        rows = self.store.query(
+            "SELECT decision, note, reviewer FROM all_decisions WHERE subject_id = ? ORDER BY decided_at",
+            [subject_id],
+        )
+        return [(row["decision"], row["note"], row["reviewer"]) for row in rows]
+
+    def stands(self, subject_id: str) -> str | None:
+        """The word that a new reader of the store finds."""
+        rows = Store(self.store.root).select(Decision, "WHERE subject_id = ?", [subject_id])
+        return str(rows[0].decision) if rows else None
+
+    def list(self, repo: str, **changes: object) -> Checkpoint:
+        """A checkpoint as a source lists it, still to do."""
+        self.count += 1
+        listed = Checkpoint(
+            checkpoint_id=hashlib.sha256(repo.encode(errors="replace")).hexdigest(),
+            source="hf",
+            repo=repo,
+            revision="4f1c9a2e" * 5,
+            file="pytorch_lora_weights.safetensors",
+            url=f"https://huggingface.co/{repo}",
+            sha256=None,
+            size_bytes=3_240_000,
+            kind="lora",
+            family="sd1",
+            base="demo/tiny-diffusion",
+            caption="a photo of sks shoe",
+            num_train_images=5,
+            license="creativeml-openrail-m",
+            created_at=BEGAN - timedelta(days=40),
+            listed_at=BEGAN,
+            raw=json.dumps({"id": repo}),
+        )
+        listed = replace(listed, **changes)  # type: ignore[arg-type]
+        self.store.append([listed])
+        return listed
+
+    def scan(
+        self,
+        repo: str,
+        verdict: Verdict,
+        *,
+        reason: str = "",
+        listing: dict[str, object] | None = None,
+        **changes: object,
+    ) -> Scan:
+        """A finished scan of a newly listed checkpoint."""
+        listed = self.list(repo, **(listing or {}))
+        scan = Scan(
+            scan_id=hashlib.sha256(f"scan {repo}".encode(errors="replace")).hexdigest()[:32],
+            checkpoint_id=listed.checkpoint_id,
+            config_id="c0ffee" * 10 + "abcd",
+            run_id="run-1",
+            verdict=verdict,
+            reason=reason,
+            stage="inspect" if verdict is Verdict.SKIPPED else "match",
+            started_at=BEGAN + timedelta(minutes=self.count),
+            finished_at=BEGAN + timedelta(minutes=self.count, seconds=43),
+            caption=listed.caption,
+            base=listed.base,
+            guidance_scale=3.0,
+            correction=-0.02,
+            num_samples=100,
+            num_candidates=5,
+            num_references=24,
+            num_background=1000,
+            tau=0.62,
+            alpha=0.05,
+            device="cpu",
+            versions={"torch": "2.13.0", "diffusers": "0.42.0"},
+        )
+        scan = replace(scan, **changes)  # type: ignore[arg-type]
+        self.store.append([scan])
+        self.scans[repo] = scan
+        return scan
+
+    def many(self, number: int) -> None:
+        """That many flagged checkpoints, without pictures, in one part a table."""
+        first = self.scan("many/0", Verdict.FLAGGED, best_similarity=0.9, q_value=0.01)
+        (listed,) = self.store.select(Checkpoint)
+        others = [f"many/{n}" for n in range(1, number)]
+        self.store.append([replace(listed, checkpoint_id=repo, repo=repo) for repo in others])
+        self.store.append([replace(first, scan_id=f"scan {repo}", checkpoint_id=repo) for repo in others])
+
+    def flagged(
+        self, repo: str, similarities: list[float], q_value: float, listing: dict[str, object] | None = None
+    ) -> Scan:
+        """A scan with one match a similarity; those of 0.62 and more are flagged."""
+        scan = self.scan(
+            repo,
+            Verdict.FLAGGED if max(similarities) >= 0.62 else Verdict.NOTHING_FOUND,
+            listing=listing,
+            best_similarity=max(similarities),
+            q_value=q_value,
+        )
+        candidates, matches, references = [], [], []
+        for number, similarity in enumerate(similarities):
+            owned = picture(10 * self.count + number)
+            path = self.folder / f"{self.count}-{number}.png"
+            path.write_bytes(png(owned))
+            came_out = Image.blend(owned, picture(number + 3), 0.15)
+            candidate = Candidate(
+                f"{scan.scan_id}-k{number}",
+                scan.scan_id,
+                17 + number,
+                7 - number,
+                0.88,
+                self.store.put_image(png(came_out)),
+                DESCRIPTOR,
+                (1.0, 0.0),
+            )
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            references.append(
+                Reference(
+                    sha256, "shoes", Role.REFERENCE, str(path), sha256, 64, 64, DESCRIPTOR, (1.0, 0.0), BEGAN
+                )
+            )
+            matches.append(
+                Match(
+                    f"{scan.scan_id}-m{number}",
+                    scan.scan_id,
+                    candidate.candidate_id,
+                    "shoes",
+                    sha256,
+                    similarity,
+                    0.412,
+                    0.001,
+                    q_value + number / 1000,
+                    similarity >= 0.62,
+                )
+            )
+            candidates.append(candidate)
+        self.store.append(references)
+        self.store.append(candidates)
+        self.store.append(matches)
+        self.matches[repo] = matches
+        return scan
+
+
+class Desk:
+    """The app under test, driven by keys and read from its screen."""
+
+    def __init__(self, app: DeskApp, pilot: Pilot[None]) -> None:
+        self.app, self.pilot = app, pilot
+
+    async def press(self, *keys: str) -> None:
+        """Presses keys one at a time, and waits for what each one starts."""
+        for key in keys:
+            await self.pilot.press(key)
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Waits until the store has answered and the screen is drawn."""
+        await self.pilot.pause()
+        await self.app.workers.wait_for_complete(
+            [w for w in self.app.workers if w.group in ("listing", "checkpoint", "pictures")]
+        )
+        await self.pilot.pause()
+
+    @property
+    def text(self) -> str:
+        """The whole screen, as its reader sees it."""
+        lines = self.app.screen._compositor.render_strips()
+        return "\n".join(line.text for line in lines)
+
+    @property
+    def flat(self) -> str:
+        """The screen's words in one line, for what may be wrapped."""
+        return " ".join(self.text.split())
+
+    @property
+    def toast(self) -> str:
+        """The newest toast."""
+        return list(self.app._notifications)[-1].message
+
+    def colours(self, selector: str) -> set[tuple[int, int, int]]:
+        """The colours that a picture is drawn in, coarsened."""
+        region = self.app.screen.query_one(selector).content_region
+        strips = self.app.screen._compositor.render_strips()[region.y : region.bottom]
+        return {
+            tuple(channel // 16 for channel in segment.style.color.get_truecolor())  # type: ignore[misc]
+            for strip in strips
+            for segment in strip.crop(region.x, region.right)
+            if segment.style and segment.style.color and "▀" in segment.text
+        }
+
+
+Opener = Callable[..., AbstractAsyncContextManager[Desk]]

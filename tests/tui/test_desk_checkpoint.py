@@ -1,0 +1,170 @@
+"""One checkpoint opened: pictures, evidence, links, and what strangers wrote."""
+
+from pathlib import Path
+
+import pytest
+from filled_store import Crawl, Opener
+from PIL import Image
+
+from scanner.records import Verdict
+from tui.widgets.picture import Picture
+
+HOSTILE = "evil/[bold red]x[/]\x1b[31m\u202egnp\x07\n[@click=app.quit]go[/]"
+
+
+async def test_enter_opens_a_checkpoint_with_everything_that_a_judgement_needs(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk(size=(90, 110)) as seen:
+        await seen.press("enter")
+        said = seen.flat
+        for needed in (
+            "ben/strong-shoe",
+            "https://huggingface.co/ben/strong-shoe",
+            "0 of 3 matches decided",
+            "0.943",
+            "A flag needs 0.620 or more",
+            "0.412",
+            "1,000 background",
+            "0.0010",
+            "1 in 1,000 comparisons",
+            "24 references",
+            "7 samples",
+            "a photo of sks shoe",
+            "demo/tiny-diffusion",
+            "w' 3, correction -0.02",
+            "100 from seed 0, 5 candidates",
+            "seed 17",
+            "creativeml-openrail-m",
+            "c0ffee" * 8,
+        ):
+            assert needed in said, needed
+
+
+async def test_pictures_are_blurred_until_a_key_and_again_after_leaving(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("enter")
+        assert "Blurred: may show a person. b shows both." in seen.text
+        veiled = seen.colours("#candidate")
+        await seen.press("b")
+        assert "Shown." in seen.text
+        assert seen.colours("#candidate") != veiled
+        assert seen.colours("#reference")
+        await seen.press("b")
+        assert seen.colours("#candidate") == veiled
+        await seen.press("b", "escape", "enter")
+        assert "Blurred" in seen.text
+        assert seen.colours("#candidate") == veiled
+
+
+async def test_the_candidate_stands_beside_the_reference_of_the_match_under_the_cursor(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk() as seen:
+        await seen.press("enter", "b")
+        first = seen.colours("#reference")
+        await seen.press("down")
+        assert "Similarity 0.871" in seen.flat
+        assert seen.colours("#reference") != first
+
+
+async def test_flagged_matches_come_first_and_the_others_say_that_they_are_none(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk() as seen:
+        await seen.press("enter", "end")
+        assert "0.310 0.0070 no flag" in seen.flat
+        assert "It fails a test below." in seen.flat
+
+
+async def test_pictures_fill_the_terminal_and_the_arrows_still_turn_the_matches(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk(size=(80, 24)) as seen:
+        await seen.press("enter")
+        small = seen.app.screen.query_one("#candidate", Picture).size
+        await seen.press("f", "down")
+        large = seen.app.screen.query_one("#candidate", Picture).size
+        assert large.width * large.height > 2 * small.width * small.height
+        assert "Match 2 of 4: similarity 0.871" in seen.text
+        await seen.press("f")
+        assert seen.app.screen.query_one("#candidate", Picture).size == small
+
+
+async def test_a_reference_that_is_gone_is_told_in_its_place(filled: Crawl, desk: Opener) -> None:
+    (filled.folder / "2-0.png").unlink()
+    async with desk() as seen:
+        await seen.press("enter")
+        assert "The reference picture is no longer where it was." in seen.flat
+        assert seen.colours("#candidate")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 64])
+async def test_a_damaged_picture_is_told_in_its_place(filled: Crawl, desk: Opener, content: bytes) -> None:
+    (filled.folder / "2-0.png").write_bytes(content)
+    async with desk() as seen:
+        await seen.press("enter")
+        assert "the file is damaged or no picture" in seen.flat
+
+
+async def test_a_skipped_checkpoint_opens_with_its_reason(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("v", "v", "v", "enter")
+        assert "Skipped: weights.ckpt is a pickle; only safetensors are opened" in seen.flat
+        await seen.press("c", "b", "down", "n")
+        assert filled.store.query("SELECT count(*) AS n FROM all_decisions") == [{"n": 0}]
+
+
+async def test_a_checkpoint_that_waits_opens_too(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("V", "enter")
+        assert "has not been scanned yet" in seen.flat
+
+
+async def test_foreign_text_is_shown_literally_and_harmlessly(crawl: Crawl, desk: Opener) -> None:
+    crawl.flagged(
+        HOSTILE,
+        [0.9],
+        0.01,
+        listing={"caption": HOSTILE, "license": HOSTILE, "base": HOSTILE, "source": "hf"},
+    )
+    crawl.scan("odd/reason", Verdict.SKIPPED, reason=HOSTILE)
+    async with desk(size=(160, 60)) as seen:
+        assert "evil/[bold red]x[/]" in seen.text
+        await seen.press("enter")
+        assert "evil/[bold red]x[/]�[31m�gnp� [@click=app.quit]go[/]" in seen.text
+        await seen.press("c")  # and in a toast
+        await seen.press("escape", "c", "v", "v", "v")
+        assert "[bold red]x[/]" in seen.text
+        assert not {"\x1b", "\x07", "\u202e"} & set(seen.text)
+        assert seen.app.is_running
+
+
+async def test_only_web_addresses_are_opened(
+    filled: Crawl, desk: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.flagged("zoe/local", [0.99], 0.0001, listing={"url": "file:///etc/passwd"})
+    opened: list[str] = []
+    async with desk() as seen:
+        monkeypatch.setattr(seen.app, "open_url", lambda url, **_: opened.append(url))
+        await seen.press("enter", "o")
+        assert opened == []
+        assert "Only http and https" in seen.toast
+        await seen.press("escape", "down", "enter", "o")
+        assert opened == ["https://huggingface.co/ben/strong-shoe"]
+
+
+async def test_a_large_picture_is_refused_before_it_is_decoded(
+    filled: Crawl, desk: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tui.pictures.MAX_PIXELS", 1000)
+    async with desk() as seen:
+        await seen.press("enter")
+        assert "too large to open: 64 x 64 pixels" in seen.flat
+
+
+async def test_a_picture_of_any_shape_keeps_it(filled: Crawl, desk: Opener) -> None:
+    Image.new("RGB", (300, 20), (200, 30, 30)).save(Path(filled.folder / "2-0.png"))
+    async with desk() as seen:
+        await seen.press("enter", "b")
+        assert seen.colours("#reference") == {(200 // 16, 30 // 16, 30 // 16)}

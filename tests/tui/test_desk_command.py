@@ -1,0 +1,81 @@
+"""The command itself: what it imports, how it fails, and its keys."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+from filled_store import Crawl, Opener
+
+from tui.app import DeskApp, main
+from tui.keys import GROUPS
+from tui.screens.checkpoint import CheckpointScreen
+from tui.screens.help import HelpScreen
+from tui.screens.listing import ListScreen
+from tui.screens.note import NoteScreen
+from tui.widgets.table import Table
+
+
+def test_a_missing_store_is_an_error_of_two_lines_and_exit_code_2(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(main, ["--store", str(tmp_path / "none")])
+    assert ended.exit_code == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith(f"finextract-tui: error: there is no store at {tmp_path / 'none'}.\n")
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.count("\n") == 2
+
+
+def test_the_desk_imports_neither_torch_nor_ray_nor_the_method() -> None:
+    asked = "import sys, tui.app; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in told.stdout.split()}
+    assert not loaded & {
+        "torch",
+        "ray",
+        "finextract",
+        "diffusers",
+        "transformers",
+        "onnxruntime",
+        "huggingface_hub",
+    }
+
+
+async def test_the_help_lists_every_key_and_a_remapped_one_as_it_is_now(filled: Crawl, desk: Opener) -> None:
+    async with desk(size=(120, 60)) as seen:
+        seen.app.set_keymap({"decide.confirm": "x"})
+        await seen.press("question_mark")
+        for keys in GROUPS.values():
+            for key in keys:
+                assert key.sentence in seen.flat, key.id
+        assert "x Record: yes" in seen.flat
+        await seen.press("question_mark", "x")
+        assert "Recorded: ✓ confirmed" in seen.toast
+
+
+def test_every_binding_of_the_desk_comes_from_the_keys_that_the_help_shows() -> None:
+    told = {key.id for keys in GROUPS.values() for key in keys}
+    assert len(told) == sum(len(keys) for keys in GROUPS.values())
+    bound = {
+        binding.id
+        for holder in (DeskApp, ListScreen, CheckpointScreen, HelpScreen, NoteScreen, Table)
+        for binding in holder.BINDINGS
+    }
+    assert bound == told
+
+
+async def test_q_quits_and_escape_goes_back(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("enter", "escape", "escape")
+        assert isinstance(seen.app.screen, ListScreen)
+        await seen.pilot.press("q")
+        await seen.pilot.pause()
+        assert not seen.app.is_running
+
+
+async def test_without_colour_everything_is_still_told(filled: Crawl, desk: Opener, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with desk() as seen:
+        await seen.press("enter", "c", "d", "b")
+        assert "✓ confirmed" in seen.text
+        assert "✗ dismissed" in seen.text
+        assert all(red == green == blue for red, green, blue in seen.colours("#candidate"))

@@ -1,0 +1,162 @@
+"""The list of checkpoints, by keys pressed on the real app over a real store."""
+
+import threading
+
+from filled_store import Crawl, Opener
+
+from scanner.records import Verdict
+from tui.desk import PAGE, Listing, overview
+from tui.widgets.table import Table
+
+
+def order(text: str, *names: str) -> bool:
+    places = [text.index(name) for name in names]
+    return places == sorted(places)
+
+
+async def test_flagged_checkpoints_are_listed_with_the_strongest_evidence_first(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk() as seen:
+        # q 0.004 twice, told apart by similarity; then q 0.031
+        assert order(seen.text, "ben/strong-shoe", "cleo/other-shoe", "anna/weak-shoe")
+        assert "dora/control" not in seen.text
+        assert "0.943" in seen.text
+        assert "0.0040" in seen.text
+        assert "undecided" in seen.text
+
+
+async def test_the_sum_of_verdicts_adds_up(filled: Crawl, desk: Opener) -> None:
+    async with desk(size=(80, 24)) as seen:
+        assert "8 planned = 3 flagged + 1 nothing found + 1 skipped + 1 failed + 2 to do" in seen.text
+
+
+async def test_other_verdicts_are_listed_by_a_key_and_tell_their_reasons(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("v")
+        assert order(
+            seen.text, "ben/strong-shoe", "dora/control", "eve/pickled", "finn/timeout", "gus/waiting"
+        )
+        await seen.press("v")
+        assert "dora/control" in seen.text
+        assert "eve/pickled" not in seen.text
+        await seen.press("v")
+        assert "weights.ckpt is a pickle; only safetensors are opened" in seen.flat
+        await seen.press("V", "V", "V")
+        assert "Flagged, strongest evidence first" in seen.text
+
+
+async def test_nothing_found_is_never_called_clean(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("v", "v")
+        assert "dora/control" in seen.text
+        assert "which proves nothing clean" in seen.flat
+        assert seen.flat.count("clean") == 1
+        await seen.press("enter")
+        assert "nothing found" in seen.text
+        assert "clean" not in seen.text
+
+
+async def test_the_filter_lists_only_repos_that_contain_what_was_typed(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("slash", "S", "T", "R")
+        await seen.pilot.pause(0.3)
+        await seen.settle()
+        assert "ben/strong-shoe" in seen.text
+        assert "anna/weak-shoe" not in seen.text
+        await seen.press("escape")
+        await seen.pilot.pause(0.3)
+        await seen.settle()
+        assert "anna/weak-shoe" in seen.text
+
+
+async def test_letters_typed_into_the_filter_record_no_decision(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        await seen.press("slash", "c", "d", "u", "z")
+        assert filled.store.query("SELECT count(*) AS n FROM all_decisions") == [{"n": 0}]
+
+
+async def test_an_empty_store_says_what_to_do_next(crawl: Crawl, desk: Opener) -> None:
+    async with desk(size=(80, 24)) as seen:
+        assert "0 planned" in seen.text
+        assert "scanner corpus add NAME DIR" in seen.text
+        assert "scanner crawl --source hf" in seen.text
+        await seen.press("enter", "c", "z", "n")  # and no key falls over
+
+
+async def test_a_store_without_flags_says_what_that_does_not_mean(crawl: Crawl, desk: Opener) -> None:
+    crawl.flagged("dora/control", [0.3], 0.9)
+    async with desk() as seen:
+        assert "Nothing is flagged. That does not prove" in seen.flat
+
+
+async def test_what_a_crawl_writes_appears_and_the_cursor_stays_on_its_checkpoint(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk(refresh_s=0.1) as seen:
+        await seen.press("down")
+        assert seen.app.screen.query_one(Table).current == filled.scans["cleo/other-shoe"].checkpoint_id
+
+        def write() -> None:
+            for number in range(5):
+                filled.flagged(f"new/strongest-{number}", [0.99], 0.001)
+
+        crawling = threading.Thread(target=write)
+        crawling.start()
+        while crawling.is_alive():
+            await seen.pilot.pause(0.05)
+        await seen.pilot.pause(0.4)
+        await seen.settle()
+        assert "13 planned = 8 flagged" in seen.text
+        assert order(seen.text, "new/strongest-4", "ben/strong-shoe")
+        assert seen.app.screen.query_one(Table).current == filled.scans["cleo/other-shoe"].checkpoint_id
+
+
+async def test_the_store_is_left_alone_while_nothing_is_written(
+    filled: Crawl, desk: Opener, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    asked = []
+    monkeypatch.setattr("tui.screens.listing.overview", lambda *args: asked.append(args) or overview(*args))
+    async with desk(refresh_s=0.05) as seen:
+        await seen.pilot.pause(0.5)
+        assert len(asked) == 1
+
+
+async def test_the_list_is_paged_and_grows_when_its_end_is_reached(crawl: Crawl, desk: Opener) -> None:
+    crawl.many(PAGE + 50)
+    async with desk() as seen:
+        assert seen.app.screen.query_one(Table).row_count == PAGE
+        assert f"first {PAGE} of {PAGE + 50}" in seen.text
+        await seen.press("end")
+        await seen.settle()
+        assert seen.app.screen.query_one(Table).row_count == PAGE + 50
+
+
+def test_a_flag_under_one_configuration_is_not_hidden_by_another(crawl: Crawl) -> None:
+    flagged = crawl.flagged("anna/shoe", [0.9], 0.01)
+    crawl.scan("anna/shoe", Verdict.NOTHING_FOUND, config_id="another", scan_id="later")
+    seen = overview(crawl.store, Listing.ALL)
+    assert [(row.repo, row.scan_id) for row in seen.rows] == [("anna/shoe", flagged.scan_id)]
+    assert seen.sum.planned == 1
+
+
+async def test_a_wide_terminal_shows_source_and_base_and_a_narrow_one_fits(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk(size=(120, 40)) as seen:
+        assert "demo/tiny-dif" in seen.text
+        assert "Source" in seen.text
+    async with desk(size=(80, 24)) as seen:
+        table = seen.app.screen.query_one(Table)
+        assert table.virtual_size.width <= table.size.width
+        assert "q Quit" in seen.text
+
+
+async def test_a_store_that_vanishes_is_told_and_the_desk_stays(filled: Crawl, desk: Opener) -> None:
+    async with desk() as seen:
+        filled.store.root.rename(filled.store.root.with_name("elsewhere"))
+        await seen.press("r")
+        assert "The store does not answer" in seen.text
+        filled.store.root.with_name("elsewhere").rename(filled.store.root)
+        await seen.press("r")
+        assert "8 planned" in seen.text
