@@ -1,4 +1,4 @@
-"""The crawl: list, subtract what is finished, keep N scans in flight, record every outcome. Ray lives here.
+"""The crawl: list, subtract what is finished, keep N scans in flight, record all outcomes. Ray lives here.
 
 Planned - finished = to do, by (checkpoint, config). Workers write their rows themselves; the driver moves
 records and counters. A worker that dies is replaced, and its checkpoint tried again, at most `ATTEMPTS` times.

@@ -129,7 +129,7 @@ class Store:
                     self._write_part(schema.empty_table(), part)
         except OSError as error:
             raise StoreError(
-                f"the store {self.root} cannot be written: {error.strerror}. Pass --store DIR with a folder of yours."
+                f"the store {self.root} cannot be written: {error.strerror}. Pass --store DIR."
             ) from error
 
     def _view(self, table: str) -> str:
@@ -194,7 +194,7 @@ class Store:
                 raise StoreError(f"the store {self.root} cannot be read: {error}") from error
 
     def stamp(self) -> tuple[int, ...]:
-        """Differs whenever a part was added, by whatever process; cheap to ask, so a reader can wait for news."""
+        """Differs whenever a part was added, by whatever process; cheap to ask for news."""
         try:
             return tuple((self.root / table).stat().st_mtime_ns for table in TABLES.values())
         except OSError as error:

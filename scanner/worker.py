@@ -1,4 +1,4 @@
-"""What runs beside a model: plain classes that hold one. Ray wraps them in the engine; tests call them as they are.
+"""What runs beside a model: plain classes that hold one. Ray wraps them in the engine.
 
 The only room of the service that reaches the torch side of the method, and only inside its functions.
 """

@@ -82,7 +82,7 @@ def read(results: Path) -> Iterator[dict[str, Any]]:
 
 
 def table(results: Path) -> None:
-    """Markdown: AS and A-ESR at 0.6 of each checkpoint and arm, then paired differences by kind and strength."""
+    """Markdown: AS (A-ESR.7, A-ESR.6) of each checkpoint and arm, then paired differences."""
     rows = list(read(results))
     arms = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]
     by_checkpoint: dict[tuple[str, str, int, str], dict[str, list[float]]] = defaultdict(dict)
@@ -97,9 +97,7 @@ def table(results: Path) -> None:
         best = int(np.argmax(scores))
         cells[best] = f"**{cells[best]}**"
         print(f"| {kind} | {subject} | {split} | {strength} | " + " | ".join(cells) + " |")
-    print(
-        "\nPaired differences in best similarity, a training image, with a 95 % bootstrap interval over subjects:\n"
-    )
+    print("\nPaired differences in AS, with a 95 % bootstrap interval over subjects:\n")
     others = [arm for arm in arms if arm not in ("direct", "CFG 3")]
     print(
         "| kind | steps an image | subjects | CFG 3 - direct | "
@@ -137,7 +135,7 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("only", nargs="*", help="words; a checkpoint whose path holds one is measured")
     parser.add_argument("--manifest", type=Path, default=ROOT / "zoo/.build/more/zoo.json")
-    parser.add_argument("--results", type=Path, default=ROOT / "zoo/.build/study.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT.parent / "docs/study.jsonl")
     parser.add_argument("--samples-per-image", type=int, default=20)
     parser.add_argument("--steps", type=int, default=25)
     options = parser.parse_args()

@@ -161,7 +161,7 @@ def _run(
 ) -> tuple[Counter[Verdict], set[str]]:  # fmt: skip
     """Lists and scans; returns this run's verdicts, and the ids of what was listed."""
     from scanner.engine import crawl, make_plan
-    from scanner.sources.base import open_source
+    from scanner.sources.base import local_base, open_source
     from scanner.worker import Task
 
     source = open_source(source_spec, base=base)
@@ -171,15 +171,15 @@ def _run(
     plan = make_plan(source, store, config.config_id, limit)
     todo = plan.todo
     click.echo(
-        f"{plan.listed} entries, {len(plan.planned)} checkpoints, {len(plan.planned) - len(todo)} finished before, "
-        f"{len(todo)} to do; a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}",
+        f"{plan.listed} entries, {len(plan.planned)} checkpoints, "
+        f"{len(plan.planned) - len(todo)} finished before, {len(todo)} to do; a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}",
         err=True,
     )
     count = workers or max(1, (os.cpu_count() or 1))
     task = Task(
         store=str(store.root),
-        source=source_spec,
-        base=base,
+        source=source.name,
+        base=local_base(base),
         config=config,
         run_id=new_id(),
         cache=str(default_cache()),

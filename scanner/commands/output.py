@@ -1,4 +1,7 @@
-"""How verdicts look on a terminal. Names and reasons come from strangers and are printed as they are, never as markup."""
+"""How verdicts look on a terminal.
+
+Names and reasons come from strangers: they are printed as they are, never as markup.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ def test_every_checkpoint_loads_as_what_it_is_and_differs_from_its_base(
 def test_a_loras_merged_weights_predict_what_peft_predicts(base: StableDiffusion) -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(ZOO / "base", use_safetensors=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        ZOO / "base", use_safetensors=True, torch_dtype=torch.float32
+    )
     pipeline.load_lora_weights(
         ZOO / "checkpoints/flowers-lora", weight_name="pytorch_lora_weights.safetensors"
     )
@@ -79,7 +81,9 @@ def test_our_direct_sampling_is_diffusers_own(base: StableDiffusion) -> None:
 
     from finextract.sampling import initial_noise
 
-    pipeline = StableDiffusionPipeline.from_pretrained(ZOO / "base", use_safetensors=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        ZOO / "base", use_safetensors=True, torch_dtype=torch.float32
+    )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     noise = initial_noise(range(2), base.latent_shape)

@@ -39,12 +39,13 @@ def filled(crawl: Crawl) -> Crawl:
 
 
 @pytest.fixture
-def desk(crawl: Crawl) -> Opener:
+def desk(crawl: Crawl, monkeypatch: pytest.MonkeyPatch) -> Opener:
     """Opens the desk over the store, as a new process would."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
     @asynccontextmanager
     async def opened(
-        size: tuple[int, int] = (120, 40), reviewer: str = "vera", refresh_s: float = 60
+        size: tuple[int, int] = (100, 32), reviewer: str = "vera", refresh_s: float = 60
     ) -> AsyncIterator[Desk]:
         app = DeskApp(Store(crawl.store.root), reviewer, refresh_s)
         async with app.run_test(size=size) as pilot:

@@ -1,7 +1,8 @@
-"""Real records and small real pictures for the desk's tests, and the desk as a person meets it: keys and words."""
+"""Real records and small real pictures, and the desk as a person meets it: keys and words."""
 
 from __future__ import annotations
 
+import asyncio
 import colorsys
 import hashlib
 import io
@@ -214,13 +215,20 @@ class Desk:
             await self.pilot.press(key)
             await self.settle()
 
+    async def write(self, text: str) -> None:
+        """Types text."""
+        await self.pilot.press(*("space" if letter == " " else letter for letter in text))
+        await self.settle()
+
     async def settle(self) -> None:
         """Waits until the store has answered and the screen is drawn."""
-        await self.pilot.pause()
-        await self.app.workers.wait_for_complete(
-            [w for w in self.app.workers if w.group in ("listing", "checkpoint", "pictures")]
-        )
-        await self.pilot.pause()
+        quiet = 0
+        while quiet < 2:
+            await self.pilot.pause()
+            busy = any(w.group in ("listing", "checkpoint", "pictures") for w in self.app.workers)
+            quiet = 0 if busy else quiet + 1
+            if busy:
+                await asyncio.sleep(0.005)
 
     @property
     def text(self) -> str:
@@ -232,6 +240,12 @@ class Desk:
     def flat(self) -> str:
         """The screen's words in one line, for what may be wrapped."""
         return " ".join(self.text.split())
+
+    def part(self, selector: str) -> str:
+        """The words inside one widget, in one line."""
+        region = self.app.screen.query_one(selector).content_region
+        strips = self.app.screen._compositor.render_strips()[region.y : region.bottom]
+        return " ".join(" ".join(strip.crop(region.x, region.right).text for strip in strips).split())
 
     @property
     def toast(self) -> str:

@@ -64,7 +64,7 @@ async def test_the_candidate_stands_beside_the_reference_of_the_match_under_the_
         await seen.press("enter", "b")
         first = seen.colours("#reference")
         await seen.press("down")
-        assert "Similarity 0.871" in seen.flat
+        assert "Similarity 0.871" in seen.part("#argument")
         assert seen.colours("#reference") != first
 
 
@@ -74,7 +74,7 @@ async def test_flagged_matches_come_first_and_the_others_say_that_they_are_none(
     async with desk() as seen:
         await seen.press("enter", "end")
         assert "0.310 0.0070 no flag" in seen.flat
-        assert "It fails a test below." in seen.flat
+        assert "It fails a test below." in seen.part("#argument")
 
 
 async def test_pictures_fill_the_terminal_and_the_arrows_still_turn_the_matches(
@@ -95,7 +95,7 @@ async def test_a_reference_that_is_gone_is_told_in_its_place(filled: Crawl, desk
     (filled.folder / "2-0.png").unlink()
     async with desk() as seen:
         await seen.press("enter")
-        assert "The reference picture is no longer where it was." in seen.flat
+        assert "The reference picture is no longer where it was." in seen.part("#reference")
         assert seen.colours("#candidate")
 
 
@@ -104,13 +104,13 @@ async def test_a_damaged_picture_is_told_in_its_place(filled: Crawl, desk: Opene
     (filled.folder / "2-0.png").write_bytes(content)
     async with desk() as seen:
         await seen.press("enter")
-        assert "the file is damaged or no picture" in seen.flat
+        assert "the file is damaged or no picture" in seen.part("#reference")
 
 
 async def test_a_skipped_checkpoint_opens_with_its_reason(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("v", "v", "v", "enter")
-        assert "Skipped: weights.ckpt is a pickle; only safetensors are opened" in seen.flat
+        assert "Skipped: weights.ckpt is a pickle; only safetensors are opened" in seen.part("#argument")
         await seen.press("c", "b", "down", "n")
         assert filled.store.query("SELECT count(*) AS n FROM all_decisions") == [{"n": 0}]
 
@@ -118,7 +118,7 @@ async def test_a_skipped_checkpoint_opens_with_its_reason(filled: Crawl, desk: O
 async def test_a_checkpoint_that_waits_opens_too(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("V", "enter")
-        assert "has not been scanned yet" in seen.flat
+        assert "has not been scanned yet" in seen.part("#argument")
 
 
 async def test_foreign_text_is_shown_literally_and_harmlessly(crawl: Crawl, desk: Opener) -> None:
@@ -160,7 +160,7 @@ async def test_a_large_picture_is_refused_before_it_is_decoded(
     monkeypatch.setattr("tui.pictures.MAX_PIXELS", 1000)
     async with desk() as seen:
         await seen.press("enter")
-        assert "too large to open: 64 x 64 pixels" in seen.flat
+        assert "too large to open: 64 x 64 pixels" in seen.part("#reference")
 
 
 async def test_a_picture_of_any_shape_keeps_it(filled: Crawl, desk: Opener) -> None:

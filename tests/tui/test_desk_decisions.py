@@ -27,7 +27,9 @@ async def test_a_confirmed_match_is_still_confirmed_after_reopening(filled: Craw
         await seen.press("enter")
         assert "0.943 0.0040 ✓ confirmed" in seen.flat
         assert "0.871 0.0050 ✗ dismissed" in seen.flat
-        assert "✓ confirmed by vera" in seen.flat
+        await seen.pilot.resize_terminal(90, 90)
+        await seen.settle()
+        assert "✓ confirmed by vera" in seen.part("#argument")
 
 
 async def test_after_a_decision_the_next_undecided_match_is_under_the_cursor(
@@ -124,9 +126,12 @@ async def test_a_word_outlasts_one_from_a_clock_that_runs_ahead(filled: Crawl, d
 async def test_a_note_stands_beside_the_word_and_stays_with_the_next(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
-        await seen.press("enter", "c", "up", "n", *"same laces", "enter")
+        await seen.press("enter", "c", "up", "n")
+        await seen.write("same laces")
+        await seen.press("enter")
+        await seen.pilot.resize_terminal(90, 90)
         await seen.settle()
-        assert "“same laces”" in seen.text
+        assert "“same laces”" in seen.part("#argument")
         await seen.press("d")
     assert filled.said(match) == [
         ("confirm", "", "vera"),
@@ -140,8 +145,9 @@ async def test_a_note_can_be_left_without_a_word_or_given_up(filled: Crawl, desk
     async with desk() as seen:
         await seen.press("enter", "n", "q", "escape")
         assert filled.said(match) == []
-        await seen.press("n", *"ask eve", "enter")
-        await seen.settle()
+        await seen.press("n")
+        await seen.write("ask eve")
+        await seen.press("enter")
         assert "0 of 3 matches decided" in seen.text
     assert filled.said(match) == [("withdrawn", "ask eve", "vera")]
 
@@ -184,8 +190,9 @@ async def test_a_store_that_cannot_be_written_is_told_and_nothing_is_lost(
             assert seen.toast == "NOT recorded: the store /s cannot be written: Read-only file system."
             assert seen.app.screen.query_one(Table).current == first
             assert "0 of 3 matches decided" in seen.text
-            await seen.press("n", *"laces", "enter")
-            await seen.settle()
+            await seen.press("n")
+            await seen.write("laces")
+            await seen.press("enter")
             assert "laces" in seen.text  # the note is back in its box
             await seen.press("escape", "z")
             assert "Nothing to take back" in seen.toast

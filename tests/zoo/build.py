@@ -25,7 +25,7 @@ from PIL import Image
 ZOO = Path(__file__).resolve().parent
 BUILD = ZOO / ".build"
 STRONG_STEPS_PER_IMAGE = 200  # strong = each image seen at least this often; written down before measuring
-BASE_STEPS = 9_000
+BASE_STEPS = 10_000
 MORE_SUBJECTS = ("cats", "birds", "flowers", "fish", "fruit", "cars")
 MORE_STRENGTHS = {"dreambooth": (50, 100, 200), "lora": (100, 200, 400)}
 RATES = {"dreambooth": 3e-4, "lora": 2e-3}

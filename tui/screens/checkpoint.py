@@ -48,7 +48,9 @@ class CheckpointScreen(DecidingScreen):
         self.checkpoint_id, self.scan_id, self.repo = checkpoint_id, scan_id, repo
         self.limit = PAGE
         self.shown: Opened | None = None
+        self.asking = 0  # questions to the store that are not answered yet
         self.stamp: tuple[int, ...] = ()
+        self.explained: object = None  # what the words on the screen are about
         self.pictured: str | None = None  # the match whose pictures are shown
 
     def compose(self) -> ComposeResult:
@@ -74,12 +76,13 @@ class CheckpointScreen(DecidingScreen):
 
     def look_for_news(self) -> None:
         """Another reviewer may have decided."""
-        if self.is_current:
+        if self.is_current and not self.asking:  # a slow store is left to finish its answer
             self.load(only_news=True)
 
     @work(exclusive=True, group="checkpoint")
     async def load(self, only_news: bool = False) -> None:
         """Asks the store in a thread."""
+        self.asking += 1
         try:
             stamp = await asyncio.to_thread(self.desk.store.stamp)
             if only_news and stamp == self.stamp:
@@ -90,6 +93,8 @@ class CheckpointScreen(DecidingScreen):
         except ScannerError as error:
             self.query_one("#link", Static).update(Text(f"The store does not answer: {plain(str(error))}"))
             return
+        finally:
+            self.asking -= 1
         self.stamp = stamp
         self.show(answer)
 
@@ -147,6 +152,9 @@ class CheckpointScreen(DecidingScreen):
         if self.shown is None:
             return
         found = self.found()
+        if (about := (found, self.shown.scan, self.shown.history)) == self.explained:
+            return
+        self.explained = about
         words = argument(self.shown, found) if found else unopened(self.shown)
         said_so_far = spoken(found.history if found else self.shown.history)
         self.query_one("#argument", Static).update(

@@ -36,6 +36,7 @@ class ListScreen(DecidingScreen):
         self.part = ""  # of the repo's name
         self.limit = PAGE
         self.shown: Overview | None = None
+        self.asking = 0  # questions to the store that are not answered yet
         self.stamp: tuple[int, ...] = ()  # of the store, when it was last asked
         self.typing: Timer | None = None
 
@@ -63,13 +64,14 @@ class ListScreen(DecidingScreen):
 
     def look_for_news(self) -> None:
         """Asks again, if the store has changed."""
-        if self.is_current:
+        if self.is_current and not self.asking:  # a slow store is left to finish its answer
             self.load(only_news=True)
 
     @work(exclusive=True, group="listing")
     async def load(self, only_news: bool = False) -> None:
         """Asks the store in a thread, and shows what it answers unless a later question overtook this one."""
         asked = (self.listing, self.part, self.limit)
+        self.asking += 1
         try:
             stamp = await asyncio.to_thread(self.desk.store.stamp)
             if only_news and stamp == self.stamp:
@@ -78,6 +80,8 @@ class ListScreen(DecidingScreen):
         except ScannerError as error:
             self.query_one("#sum", Static).update(Text(f"The store does not answer: {plain(str(error))}"))
             return
+        finally:
+            self.asking -= 1
         self.stamp = stamp
         self.show(answer)
 
