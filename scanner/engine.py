@@ -1,7 +1,7 @@
 """The crawl: list, subtract what is finished, keep N scans in flight, record all outcomes. Ray lives here.
 
 Planned - finished = to do, by (checkpoint, config). Workers write their rows themselves; the driver moves
-records and counters. A worker that dies is replaced, and its checkpoint tried again, at most `ATTEMPTS` times.
+records and counters. A worker that dies is replaced, and its checkpoint tried again, `ATTEMPTS` times.
 """
 
 from __future__ import annotations

@@ -172,7 +172,8 @@ def _run(
     todo = plan.todo
     click.echo(
         f"{plan.listed} entries, {len(plan.planned)} checkpoints, "
-        f"{len(plan.planned) - len(todo)} finished before, {len(todo)} to do; a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}",
+        f"{len(plan.planned) - len(todo)} finished before, {len(todo)} to do; "
+        f"a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}",
         err=True,
     )
     count = workers or max(1, (os.cpu_count() or 1))

@@ -45,7 +45,7 @@ def desk(crawl: Crawl, monkeypatch: pytest.MonkeyPatch) -> Opener:
 
     @asynccontextmanager
     async def opened(
-        size: tuple[int, int] = (100, 32), reviewer: str = "vera", refresh_s: float = 60
+        size: tuple[int, int] = (80, 24), reviewer: str = "vera", refresh_s: float = 60
     ) -> AsyncIterator[Desk]:
         app = DeskApp(Store(crawl.store.root), reviewer, refresh_s)
         async with app.run_test(size=size) as pilot:
