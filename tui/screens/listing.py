@@ -174,7 +174,7 @@ class ListScreen(DecidingScreen):
             return "There is no checkpoint under the cursor."
         if row.scan_id is None or row.verdict not in (Verdict.FLAGGED, Verdict.NOTHING_FOUND):
             return "This checkpoint has not been judged yet, so there is nothing to decide."
-        return Subject(row.scan_id, f"{plain(row.repo, 60)} as a whole")
+        return Subject(row.scan_id, f"{plain(row.repo, 30)} as a whole")
 
     def note_of(self, subject: Subject) -> str:
         """The note on the scan."""

@@ -84,33 +84,21 @@ def state_of_store(answer: Overview, listing: Listing, part: str) -> Told:
 def columns(listing: Listing, wide: bool) -> list[Column]:
     """The columns of a listing."""
     repo = Column("Repo", 16, share=3)
-    origin = (
-        [Column("Source", 7), Column("Kind", 9), Column("Base", 10, share=2)] if wide else [Column("Kind", 4)]
-    )
+    origin = [Column("Source", 7), Column("Kind", 9), Column("Base", 10, share=2)] if wide else []
     if listing is Listing.FLAGGED:
         scores = [Column("Similar", 7, right=True), Column("q value", 7, right=True)]
-        return [
-            repo,
-            *origin,
-            *scores,
-            Column("Matches", 7, right=True),
-            Column("Decision", 17),
-            Column("Scanned", 8),
-        ]
+        said = [Column("Matches", 7, right=True), Column("Decision", 17)]
+        return [repo, *origin, *scores, *said, Column("Scanned", 7)]
     outcome = Column("Outcome", 20, share=3)
-    return [repo, *origin, Column("Verdict", 13), outcome, Column("Scanned", 8)]
+    return [repo, *origin, Column("Verdict", 13), outcome, Column("Scanned", 7)]
 
 
 def line(row: Row, listing: Listing, present: datetime, wide: bool) -> Line:
     """One checkpoint as a row of that listing."""
-    kind = f"{row.kind}, {row.family}" if wide else row.kind
-    source = plain(row.source.partition(":")[0], 40)
-    cells = [
-        cell(plain(row.repo, 200), style="bold"),
-        *([cell(source)] if wide else []),
-        cell(plain(kind, 40)),
-    ]
+    cells = [cell(plain(row.repo, 200), style="bold")]
     if wide:
+        cells.append(cell(plain(row.source.partition(":")[0], 40)))
+        cells.append(cell(plain(f"{row.kind}, {row.family}", 40)))
         cells.append(cell(plain(row.base, 100) or "not known"))
     if listing is Listing.FLAGGED:
         cells.append(cell(similarity(row.best_similarity), right=True))
@@ -142,8 +130,8 @@ def in_full(row: Row) -> Text:
     text.append(f"  {VERDICTS[row.verdict]}", style="not bold")
     if row.reason:
         text.append(f": {plain(row.reason)}", style="not bold")
-    if row.base:
-        text.append(f" · base {plain(row.base, 100)}", style="not bold")
+    base = f" on {plain(row.base, 100)}" if row.base else ""
+    text.append(f" · {plain(row.kind, 40)}, {plain(row.family, 40)}{base}", style="not bold")
     if row.note:
         text.append(f" · note “{plain(row.note)}”", style="not bold")
     return text
