@@ -145,12 +145,22 @@ def _prepare(checkpoint: Path, base: Path, options: dict[str, Any]) -> tuple[Any
     from finextract.pairs import find_weights, load_pair
     from finextract.sscd import load_embedder
 
+    _quieten()
     caption = caption_for(find_weights(checkpoint), options.pop("caption"))
     settings = Settings(**options)
     pair = load_pair(base, checkpoint)
     settings.resolved(pair.kind)
     click.echo(f"caption: {caption!r}, {pair.kind} weights on {pair.tuned.device}", err=True)
     return pair, caption, settings, load_embedder()
+
+
+def _quieten() -> None:
+    """Keeps the libraries' own progress bars and remarks off the terminal."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def _progress() -> Callable[[int, int], None] | None:
