@@ -99,7 +99,8 @@ def command(
 
     Can be stopped at any moment: the same command goes on where it stopped.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell may have SIGINT ignored in the background
+        signal.signal(name, _interrupt)
     opened = Store(store)
     settings = ScanConfig(
         guidance_scale=guidance_scale,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from servers.hub import Hub, zoo_repositories
 from servers.trouble import troublesome_repositories
@@ -131,6 +132,53 @@ def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
     total = sum_up(store, latest_config(store))
     assert total.todo == 0
     assert total.planned == len(few.repositories)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_same(
+    few: Hub, corpora: Path, tmp_path: Path
+) -> None:
+    folder = _fresh(corpora, tmp_path)
+    crawl = subprocess.Popen(
+        _command(folder), env=_environment(few, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert crawl.stderr is not None
+    killed = 0
+    for line in crawl.stderr:
+        if line.startswith("[2/"):
+            workers = [
+                process
+                for process in psutil.Process(crawl.pid).children(recursive=True)
+                if "ray::Scanner" in " ".join(process.cmdline())
+            ]
+            for process in workers[:1]:
+                process.kill()
+                killed += 1
+    assert crawl.wait() == 0
+    assert killed == 1
+    store = Store(folder)
+    assert _copies(store.select(Scan)) == 0
+    total = sum_up(store, latest_config(store))
+    assert (total.todo, total.failed) == (0, 0)
+
+
+def test_an_interrupted_crawl_says_how_to_go_on(few: Hub, corpora: Path, tmp_path: Path) -> None:
+    folder = _fresh(corpora, tmp_path)
+    crawl = subprocess.Popen(
+        _command(folder), env=_environment(few, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert crawl.stderr is not None
+    said = []
+    for line in crawl.stderr:
+        said.append(line)
+        if line.startswith("[1/"):
+            crawl.send_signal(signal.SIGINT)
+    assert crawl.wait() == 130
+    assert "Run the same command again" in "".join(said)
+    assert "Traceback" not in "".join(said)
+    store = Store(folder)
+    assert sum_up(store, latest_config(store)).todo > 0
 
 
 def test_a_folder_is_crawled_with_the_base_that_was_given(
