@@ -16,7 +16,7 @@ import hashlib
 import os
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -224,8 +224,3 @@ def _from_arrow(value: Any, annotation: Any) -> Any:
     if annotation == tuple[float, ...]:
         return tuple(value)
     return value
-
-
-def unique(ids: Iterable[str]) -> list[str]:
-    """The ids in their first order, each once."""
-    return list(dict.fromkeys(ids))
