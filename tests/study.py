@@ -3,6 +3,8 @@
 For every checkpoint of a zoo manifest, the same seeds are sampled directly, with classifier-free guidance and
 with model guidance at several scales, and each arm is audited against the training images. Results are
 appended to a JSON-lines file, one line a (checkpoint, arm), so an interrupted study goes on where it stopped.
+The samples' embeddings are kept beside the checkpoints, so the choice of candidates can be studied without
+sampling again.
 
     python tests/zoo/build.py more                      # makes tests/zoo/.build/more
     python tests/study.py run                           # measures
@@ -66,6 +68,14 @@ def measure(manifest: Path, results: Path, samples_per_image: int, steps: int, o
                 "samples_per_image": samples_per_image, "steps": steps,
                 "seconds": round(time.perf_counter() - start, 1),
             }  # fmt: skip
+            kept = manifest.parent / "embeddings" / f"{entry['path']} {arm}.npz"
+            kept.parent.mkdir(exist_ok=True)
+            np.savez_compressed(
+                kept,
+                samples=result.extraction.embeddings.astype(np.float16),
+                pictures=result.extraction.pictures,
+                references=embedder.embed(references).astype(np.float16),
+            )
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +54,29 @@ def _command(store: Path, source: str = "hf") -> list[str]:
     return [
         str(BIN / "scanner"), "crawl", "--source", source, "--limit", "50", "--store", str(store), *BUDGET,
     ]  # fmt: skip
+
+
+def _start(store: Path, hub: Hub, tmp_path: Path, *, own_session: bool = False) -> subprocess.Popen[str]:
+    """A crawl on its way, its words on a pipe."""
+    return subprocess.Popen(
+        _command(store), env=_environment(hub, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=own_session,
+    )  # fmt: skip
+
+
+def _words(crawl: subprocess.Popen[str]) -> Iterator[str]:
+    """The lines that a crawl prints, as they come."""
+    assert crawl.stderr is not None
+    yield from crawl.stderr
+
+
+def _workers(crawl: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The Ray workers of a crawl that hold a scanner."""
+    return [
+        process
+        for process in psutil.Process(crawl.pid).children(recursive=True)
+        if "ray::Scanner" in " ".join(process.cmdline())
+    ]
 
 
 def _environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
@@ -110,22 +132,21 @@ def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
     few: Hub, corpora: Path, tmp_path: Path
 ) -> None:
     folder = _fresh(corpora, tmp_path)
-    environment = _environment(few, tmp_path)
-    first = subprocess.Popen(
-        _command(folder), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    assert first.stderr is not None
-    for line in first.stderr:
+    first = _start(folder, few, tmp_path, own_session=True)
+    for line in _words(first):
         if line.startswith("[3/"):
             break
+    workers = _workers(first)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    time.sleep(2)
+    _, alive = psutil.wait_procs(workers, timeout=60)  # they may yet write what they had begun
+    assert not alive
     store = Store(folder)
     before = {s.scan_id for s in store.select(Scan)}
     assert len(before) >= 3
-    second = subprocess.run(_command(folder), env=environment, capture_output=True, text=True, check=False)
+    second = subprocess.run(
+        _command(folder), env=_environment(few, tmp_path), capture_output=True, text=True, check=False
+    )
     assert second.returncode == 0, second.stderr
     assert f"{len(before)} finished before" in second.stderr
     after = store.query("SELECT scan_id, checkpoint_id FROM all_scans")
@@ -140,20 +161,11 @@ def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_
     few: Hub, corpora: Path, tmp_path: Path
 ) -> None:
     folder = _fresh(corpora, tmp_path)
-    crawl = subprocess.Popen(
-        _command(folder), env=_environment(few, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert crawl.stderr is not None
+    crawl = _start(folder, few, tmp_path)
     killed = 0
-    for line in crawl.stderr:
+    for line in _words(crawl):
         if line.startswith("[2/"):
-            workers = [
-                process
-                for process in psutil.Process(crawl.pid).children(recursive=True)
-                if "ray::Scanner" in " ".join(process.cmdline())
-            ]
-            for process in workers[:1]:
+            for process in _workers(crawl)[:1]:
                 process.kill()
                 killed += 1
     assert crawl.wait() == 0
@@ -166,13 +178,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_
 
 def test_an_interrupted_crawl_says_how_to_go_on(few: Hub, corpora: Path, tmp_path: Path) -> None:
     folder = _fresh(corpora, tmp_path)
-    crawl = subprocess.Popen(
-        _command(folder), env=_environment(few, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert crawl.stderr is not None
+    crawl = _start(folder, few, tmp_path)
     said = []
-    for line in crawl.stderr:
+    for line in _words(crawl):
         said.append(line)
         if line.startswith("[1/"):
             crawl.send_signal(signal.SIGINT)

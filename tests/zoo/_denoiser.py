@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 TOKENS, MERGES, TEXT_WIDTH = 16, 1900, 96
 BATCH, LEARNING_RATE, EMA, EMPTY_CAPTIONS, PREFIXED = 32, 1e-3, 0.999, 0.1, 0.3
 DECAY_FROM = 0.55  # of the base's steps: constant learning rate until here, then linear to 0
+CONTINUED_RATE, CONTINUED_DECAY_FROM = 8e-4, 0.35  # the same, where training goes on from committed weights
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -148,15 +149,22 @@ def train_base(
     steps: int,
     build: Path,
     compiled: bool = False,
+    device: str = "cpu",
+    committed: tuple[UNet2DConditionModel, CLIPTextModel] | None = None,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train UNet and text encoder jointly on [P, 16, 16, 16] latents and captions; give back the EMA weights.
 
-    Resumes from .build/base_state.pt with the optimizer; a captions list shorter than the latents is repeated
-    (the second half being mirrored copies).
+    Resumes from .build/base_state.pt with the optimizer, or starts from `committed` weights with a new one; a
+    captions list shorter than the latents is repeated (the second half being mirrored copies).
     """
     torch.manual_seed(0)
     unet, text = new_unet().to(memory_format=torch.channels_last), new_text_encoder(tokenizer)
     both = nn.ModuleList([unet, text])
+    peak, decay_from = LEARNING_RATE, DECAY_FROM
+    if committed:
+        peak, decay_from = CONTINUED_RATE, CONTINUED_DECAY_FROM
+        both.load_state_dict(nn.ModuleList(committed).state_dict())
+    both.to(device)
     weights = list(both.parameters())
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     average = copy.deepcopy(both).requires_grad_(False)
@@ -165,7 +173,7 @@ def train_base(
     empty = tokenize(tokenizer, [""])[0]
     alphas, state_path, start = new_scheduler().alphas_cumprod, build / "base_state.pt", 0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, weights_only=True, map_location=device)
         both.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -174,17 +182,18 @@ def train_base(
     began, running = time.time(), 0.0
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(step)
-        rate = min(1.0, (step + 1) / 200) * min(1.0, (1 - step / steps) / (1 - DECAY_FROM))
+        rate = min(1.0, (step + 1) / 200) * min(1.0, (1 - step / steps) / (1 - decay_from))
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
+            group["lr"] = peak * rate
         which = torch.randint(len(latents), (BATCH,), generator=generator)
         chance = torch.rand(BATCH, generator=generator)[:, None]
         rows = which % len(captions)
         ids = torch.where(chance < EMPTY_CAPTIONS + PREFIXED, prefixed[rows], plain[rows])
         ids = torch.where(chance < EMPTY_CAPTIONS, empty[None], ids)
         times, noise, noisy = _noised(latents[which].float(), alphas, generator)
+        signal = (alphas[times] / (1 - alphas[times])).to(device)
+        ids, times, noise, noisy = (tensor.to(device) for tensor in (ids, times, noise, noisy))
         made = forward(noisy, times, text(ids).last_hidden_state).sample
-        signal = alphas[times] / (1 - alphas[times])
         loss = (
             (made - noise).square().mean(dim=(1, 2, 3)) * (5 / signal).clamp(max=1)
         ).mean()  # min-SNR, gamma 5
@@ -206,7 +215,7 @@ def train_base(
             state_path.with_suffix(".part").rename(state_path)
             rate_s = (time.time() - began) / (step + 1 - start)
             print(f"base step {step + 1}/{steps} loss {running:.4f} {rate_s:.3f} s/step", flush=True)
-    unet, text = average
+    unet, text = average.cpu()
     return unet.eval(), text.eval()
 
 

@@ -127,9 +127,14 @@ def autoencoder() -> None:
 
 
 def _autoencoder_with_scale():
-    """The trained autoencoder, its scaling factor set so that the base's latents have unit variance."""
+    """The trained autoencoder, its scaling factor set so that the base's latents have unit variance.
+
+    The committed one where this folder's build has trained none.
+    """
     import _autoencoder
 
+    if not (BUILD / "autoencoder.pt").exists() and (ZOO / "base/vae").exists():
+        return load_base().vae.eval()
     model = _autoencoder.new_autoencoder()
     path = BUILD / "decoder.pt" if (BUILD / "decoder.pt").exists() else BUILD / "autoencoder.pt"
     model.load_state_dict(torch.load(path, weights_only=True))
@@ -152,13 +157,16 @@ def _tokenizer():
     from transformers import CLIPTokenizer
 
     folder = BUILD / "tokenizer"
-    if not (folder / "vocab.json").exists():
+    committed = ZOO / "base/tokenizer"
+    if not (BUILD / "autoencoder.pt").exists() and committed.exists():
+        shutil.copytree(committed, folder, dirs_exist_ok=True)
+    elif not (folder / "vocab.json").exists():
         subjects = [caption for caption, _ in _captions.KINDS.values()]
         _denoiser.write_tokenizer([*_base_captions(), *subjects * 5], folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def base(steps: int = BASE_STEPS, compiled: bool = False) -> None:
+def base(steps: int = BASE_STEPS, compiled: bool = False, device: str = "cpu", go_on: bool = False) -> None:
     """Train the denoiser on the base set's latents and their mirror images."""
     import _autoencoder
     import _denoiser
@@ -174,7 +182,18 @@ def base(steps: int = BASE_STEPS, compiled: bool = False) -> None:
         f"{len(latents)} latents, mean {latents.float().mean():.3f}, std {latents.float().std():.3f}",
         flush=True,
     )
-    _denoiser.train_base(latents, _base_captions(), _tokenizer(), steps, BUILD, compiled)
+    committed = load_base() if go_on else None
+    tokenizer = committed.tokenizer if committed else _tokenizer()
+    _denoiser.train_base(
+        latents,
+        _base_captions(),
+        tokenizer,
+        steps,
+        BUILD,
+        compiled,
+        device,
+        (committed.unet, committed.text_encoder) if committed else None,
+    )
 
 
 def export() -> None:
@@ -182,7 +201,7 @@ def export() -> None:
     import _denoiser
     import _formats
 
-    state = torch.load(BUILD / "base_state.pt", weights_only=True)
+    state = torch.load(BUILD / "base_state.pt", weights_only=True, map_location="cpu")
     tokenizer = _tokenizer()
     unet, text = _denoiser.new_unet(), _denoiser.new_text_encoder(tokenizer)
     torch.nn.ModuleList([unet, text]).load_state_dict(state["average"])
@@ -364,6 +383,10 @@ def main() -> None:
             command.add_argument(
                 "--compile", action="store_true", help="compile the UNet (needs a C++ compiler)"
             )
+            command.add_argument("--device", default="cpu", help="where the base is trained: cpu or cuda")
+            command.add_argument(
+                "--go-on", action="store_true", help="start from the committed base, with a new optimizer"
+            )
         if name == "tune":
             command.add_argument("--preview", action="store_true", help="ten steps each")
         if name == "check":
@@ -378,7 +401,7 @@ def main() -> None:
     steps: dict[str, Callable[[], None]] = {
         "images": images,
         "autoencoder": autoencoder,
-        "base": lambda: base(args.steps, args.compile),
+        "base": lambda: base(args.steps, args.compile, args.device, args.go_on),
         "export": export,
         "tune": lambda: tune(getattr(args, "preview", False)),
         "more": more,
