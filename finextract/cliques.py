@@ -1,9 +1,9 @@
 """Cliques of mutually similar samples. Works on a similarity matrix; knows nothing of images or models.
 
-N = samples, K = cliques. FineXtract covers the graph of similar samples with cliques, largest first. Listing
-all maximal cliques takes minutes and depends on a time limit, so here the samples are joined by complete
-linkage: every cluster cut at a threshold t is a clique of the graph S >= t, and the result depends on nothing
-but S.
+N = samples, K = cliques. FineXtract raises a threshold until the graph of samples at least so similar falls
+into as many cliques as there are training images. Listing all maximal cliques takes minutes and depends
+on a time limit, so here the samples are joined by complete linkage: cut into K clusters, each is a clique of
+the graph at the similarity of its least similar pair, and the result depends on nothing but S.
 """
 
 from __future__ import annotations
@@ -33,19 +33,10 @@ def similarity_matrix(embeddings: Matrix) -> Matrix:
     return result
 
 
-def find_cliques(
-    similarity: Matrix,
-    count: int,
-    *,
-    threshold: float = 0.5,
-    floor: float = 0.2,
-    step: float = 0.05,
-) -> list[Clique]:
-    """The `count` largest cliques of the graph S >= t, for the highest t that has so many of two or more.
+def find_cliques(similarity: Matrix, count: int) -> list[Clique]:
+    """Covers all samples with `count` cliques (fewer where ties leave none to split), from S [N, N].
 
-    t starts at `threshold` and falls by `step` to `floor`; where even that has too few cliques, the samples
-    with the closest neighbour stand alone. Sorted by size, then similarity, then first member; at most
-    `count` are returned.
+    Sorted by size, then similarity, then first member; a sample that resembles none is a clique of one.
     """
     samples = len(similarity)
     if samples < 2:
@@ -53,23 +44,14 @@ def find_cliques(
     distance = 1 - (similarity.astype(np.float64) + similarity.T) / 2
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), method="complete")
-    found: list[Clique] = []
-    for i in range(round((threshold - floor) / step) + 1):
-        labels = fcluster(tree, 1 - (threshold - i * step) + 1e-9, criterion="distance")
-        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        found = [_clique(similarity, group) for group in groups if len(group) > 1]
-        if len(found) >= count:
-            break
-    found.sort(key=lambda c: (-len(c.members), -c.similarity, c.members))
-    if len(found) < count:
-        inside = {i for clique in found for i in clique.members}
-        others = similarity - 2 * np.eye(samples, dtype=similarity.dtype)
-        alone = sorted(set(range(samples)) - inside, key=lambda i: (-float(others[i].max()), i))
-        found += [Clique((i,), i, 1.0) for i in alone]
-    return found[:count]
+    labels = fcluster(tree, count, criterion="maxclust")
+    found = [_clique(similarity, np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return sorted(found, key=lambda c: (-len(c.members), -c.similarity, c.members))
 
 
 def _clique(similarity: Matrix, members: NDArray[np.intp]) -> Clique:
+    if len(members) == 1:
+        return Clique((int(members[0]),), int(members[0]), 1.0)
     inside = similarity[np.ix_(members, members)].astype(np.float64)
     pairs = len(members) * (len(members) - 1)
     mean = (inside.sum() - np.trace(inside)) / pairs

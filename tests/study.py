@@ -64,7 +64,6 @@ def measure(manifest: Path, results: Path, samples_per_image: int, steps: int, o
                 "path": entry["path"], "kind": entry["kind"], "subject": Path(entry["train_images"]).name,
                 "split": entry["split"], "steps_per_image": entry["steps_per_image"], "arm": arm,
                 "over_samples": [round(float(s), 4) for s in result.over_samples],
-                "over_candidates": [round(float(s), 4) for s in result.over_candidates],
                 "samples_per_image": samples_per_image, "steps": steps,
                 "seconds": round(time.perf_counter() - start, 1),
             }  # fmt: skip

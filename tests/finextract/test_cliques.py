@@ -16,13 +16,26 @@ def _unit(rows: list[list[float]]) -> np.ndarray:
 TWO_GROUPS = _unit([[1, 0, 0.1], [1, 0.1, 0], [0, 1, 0], [1, 0, 0], [0.1, 1, 0], [0, 0, 1]])
 
 
-def test_every_two_members_of_a_clique_are_as_similar_as_the_threshold() -> None:
+def test_samples_that_resemble_each_other_are_not_taken_apart_for_those_that_do_not() -> None:
+    """Each clique is one of the graph at some threshold: no pair of two cliques could be joined before it."""
     rng = np.random.default_rng(0)
-    vectors = _unit(rng.normal(size=(60, 4)).tolist())
-    similarity = similarity_matrix(vectors)
-    for clique in find_cliques(similarity, 5, threshold=0.8, floor=0.8):
-        inside = similarity[np.ix_(clique.members, clique.members)]
-        assert inside.min() >= 0.8 - 1e-5
+    similarity = similarity_matrix(_unit(rng.normal(size=(60, 4)).tolist()))
+    cliques = find_cliques(similarity, 8)
+    assert sorted(i for c in cliques for i in c.members) == list(range(60))
+
+    def loosest(members: tuple[int, ...]) -> float:
+        return float(similarity[np.ix_(members, members)].min())
+
+    within = min(loosest(c.members) for c in cliques)
+    for a, one in enumerate(cliques):
+        for other in cliques[a + 1 :]:
+            assert loosest(one.members + other.members) <= within + 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40, 99])
+def test_as_many_cliques_come_as_are_asked_for(count: int) -> None:
+    similarity = similarity_matrix(_unit(np.random.default_rng(1).normal(size=(40, 6)).tolist()))
+    assert len(find_cliques(similarity, count)) == min(count, 40)
 
 
 def test_cliques_come_largest_first_and_the_representative_is_a_member() -> None:
