@@ -1,50 +1,52 @@
 """What a safetensors header says: kind, family and key style. Reads no tensor and imports no torch.
 
-A safetensors file opens with 8 bytes, little endian, that tell the length of a JSON header; the header maps
-each tensor's name to its dtype, shape and place (safetensors format specification). Weights from a hub are
-hostile: the length is capped, every place is checked, and nothing is ever unpickled.
+Kinds and families are told by keys and shapes that only they have; metadata are asked only where those are
+silent. What resembles several is `unknown`: never a guess. The keys are those that diffusers, PEFT, kohya's
+sd-scripts, LyCORIS and the models' own code write; docs/formats.md lists them with the files that were tried.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from finextract.errors import CorruptWeights, PickledWeights
+from finextract import adapter_keys
+from finextract.headers import (
+    MAX_HEADER_BYTES,
+    PICKLE_SUFFIXES,
+    Header,
+    TensorInfo,
+    parse_header,
+    read_header,
+)
 
-MAX_HEADER_BYTES = 25_000_000  # huggingface_hub's own cap for remote headers
-PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
-_DTYPE_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "PICKLE_SUFFIXES",
+    "Header",
+    "TensorInfo",
+    "WeightsKind",
+    "classify",
+    "parse_header",
+    "read_header",
+]
 
 Kind = Literal[
     "full", "unet", "lora", "lycoris", "dora", "textual_inversion", "vae", "text_encoder", "unknown"
 ]
 Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux", "unknown"]
-Style = Literal["ldm", "diffusers", "kohya", "peft", "unknown"]
+Style = Literal["ldm", "diffusers", "kohya", "peft", "xlabs", "unknown"]
 
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A parsed safetensors header."""
-
-    metadata: dict[str, str]
-    tensors: dict[str, TensorInfo]
-    size_bytes: int  # that the whole file must have
+_LDM = "model.diffusion_model."
+_UNET_PARTS = {
+    "conv_in", "time_embedding", "add_embedding", "class_embedding", "encoder_hid_proj", "down_blocks",
+    "mid_block", "up_blocks", "conv_norm_out", "conv_out",
+}  # fmt: skip
+_VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")
+_CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight")
+_T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,199 +57,178 @@ class WeightsKind:
     family: Family
     style: Style
     has_text_encoder: bool
+    detail: str = ""  # for people: the algorithm ("LoHa"), the variant ("refiner"), the encoder ("T5")
 
 
-def parse_header(start: bytes, where: str) -> Header:
-    """Parses the first bytes of a safetensors file (all of its header, at least).
-
-    Raises PickledWeights for a pickle or zip archive, CorruptWeights for anything else that is no header.
-    `where` names the file in messages.
-    """
-    if _is_pickle(start):
-        raise PickledWeights(
-            f"{where} is a pickle, which can run code when it is opened; it was not opened. "
-            "Ask its author for safetensors."
-        )
-    if len(start) < 8:
-        raise CorruptWeights(
-            f"{where} holds {len(start)} bytes: too few for a safetensors file. Fetch it again."
-        )
-    (length,) = struct.unpack("<Q", start[:8])
-    if length > MAX_HEADER_BYTES:
-        raise CorruptWeights(
-            f"{where} is no safetensors file: its header would be {length:,} bytes long "
-            f"(at most {MAX_HEADER_BYTES:,} are read)."
-        )
-    if len(start) < 8 + length:
-        raise CorruptWeights(
-            f"{where} is cut short: its header should be {length:,} bytes, {len(start) - 8:,} are there."
-        )
-    try:
-        entries = json.loads(start[8 : 8 + length])
-        metadata = {str(k): str(v) for k, v in (entries.pop("__metadata__", None) or {}).items()}
-        tensors, end = _tensors(entries, where)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CorruptWeights(
-            f"{where} is no safetensors file: its header cannot be read ({error})."
-        ) from error
-    return Header(metadata, tensors, 8 + length + end)
-
-
-def _is_pickle(start: bytes) -> bool:
-    """Whether a file is a pickle, or a zip archive of one. Header lengths may open with the same bytes, but a
-    header's JSON follows them."""
-    return start[:4] == b"PK\x03\x04" or (
-        start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:9] != b"{"
-    )
-
-
-def _tensors(entries: dict[str, dict[str, object]], where: str) -> tuple[dict[str, TensorInfo], int]:
-    tensors: dict[str, TensorInfo] = {}
-    last = 0
-    for name, entry in entries.items():
-        dtype, shape, place = str(entry["dtype"]), entry["shape"], entry["data_offsets"]
-        if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
-            raise CorruptWeights(f"{where}: the tensor {name[:80]!r} has no usable shape or place.")
-        begin, end = place
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            raise CorruptWeights(f"{where}: the tensor {name[:80]!r} has no usable shape or place.")
-        count = 1
-        for n in shape:
-            count *= n
-        if dtype in _DTYPE_BYTES and end - begin != count * _DTYPE_BYTES[dtype]:
-            raise CorruptWeights(f"{where}: the tensor {name[:80]!r} does not fill the place it claims.")
-        tensors[name] = TensorInfo(dtype, tuple(shape))
-        last = max(last, end)
-    return tensors, last
-
-
-def read_header(path: Path) -> Header:
-    """The header of a local file, checked against the file's size.
-
-    Raises PickledWeights or CorruptWeights.
-    """
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if 0 < length <= MAX_HEADER_BYTES:
-            start += file.read(length)
-    header = parse_header(start, path.name)
-    size = path.stat().st_size
-    if size != header.size_bytes:
-        raise CorruptWeights(
-            f"{path.name} is damaged: its header tells {header.size_bytes:,} bytes, the file has {size:,}. "
-            "Fetch it again."
-        )
-    return header
-
-
-def _has(keys: Iterable[str], *parts: str) -> bool:
-    return any(part in key for key in keys for part in parts)
+UNKNOWN = WeightsKind("unknown", "unknown", "unknown", False)
 
 
 def classify(header: Header) -> WeightsKind:
-    """Kind, family and key style of weights, from their keys and shapes alone."""
-    keys = list(header.tensors)
-    if _has(keys, ".hada_w1_", ".lokr_w1", ".lokr_w2", ".oft_blocks", ".oft_diag", ".on_input", ".lora_mid"):
-        return WeightsKind("lycoris", _adapter_family(header), _adapter_style(keys), _adapter_text(keys))
-    if _has(keys, ".dora_scale", ".lora_magnitude_vector"):
-        return WeightsKind("dora", _adapter_family(header), _adapter_style(keys), _adapter_text(keys))
-    if _has(keys, ".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", "_lora.down.", "_lora.up."):
-        return WeightsKind("lora", _adapter_family(header), _adapter_style(keys), _adapter_text(keys))
-    if any(key.startswith("model.diffusion_model.") for key in keys):
+    """Kind, family and key style of weights, from their keys and shapes; a family that these do not tell from
+    what the metadata call it. Raises nothing, whatever the header holds."""
+    keys = header.tensors
+    return (
+        _adapter(header)
+        or _original(keys)
+        or _diffusers_model(keys)
+        or _textual_inversion(keys)
+        or _vae(keys)
+        or _text_encoder(keys)
+        or UNKNOWN
+    )
+
+
+def _adapter(header: Header) -> WeightsKind | None:
+    found, whole = adapter_keys.algorithms(header)
+    if not found:
+        return None
+    if not whole:
         return WeightsKind(
-            "full", _ldm_family(header), "ldm", _has(keys, "cond_stage_model.", "conditioner.")
+            "unknown", "unknown", "unknown", False, f"{' and '.join(sorted(found))} beside other tensors"
         )
-    if any(key.startswith("down_blocks.") for key in keys) and any(k.startswith("conv_in.") for k in keys):
-        return WeightsKind("unet", _unet_family(header), "diffusers", False)
-    if any("double_blocks." in key for key in keys):
-        return WeightsKind("full", "flux", "ldm", False)
-    if any("joint_blocks." in key for key in keys):
-        return WeightsKind("full", "sd3", "ldm", False)
-    if any(key.startswith("transformer_blocks.") for key in keys):
-        family: Family = "flux" if any(k.startswith("single_transformer_blocks.") for k in keys) else "sd3"
-        return WeightsKind("unet", family, "diffusers", False)
-    if len(keys) <= 2 and (set(keys) & {"emb_params", "clip_l", "clip_g"} or _is_token(header)):
-        return WeightsKind("textual_inversion", "unknown", "unknown", True)
-    if any(key.startswith(("first_stage_model.", "encoder.", "decoder.")) for key in keys):
-        return WeightsKind("vae", "unknown", "unknown", False)
-    if any("text_model.encoder.layers." in key or key.startswith("encoder.layers.") for key in keys):
-        return WeightsKind("text_encoder", "unknown", "unknown", True)
-    return WeightsKind("unknown", "unknown", "unknown", False)
+    detail = " and ".join(sorted(found))
+    kind: Kind = "lycoris"
+    if found == {"LoRA"}:
+        kind, detail = "lora", "LoCon" if adapter_keys.is_locon(header) else ""
+    elif found == {"XLabs LoRA"}:
+        kind, detail = "lora", "XLabs"
+    elif found == {"LoRA", "DoRA"}:
+        kind, detail = "dora", ""
+    elif found == {"LoRA", "Tucker decomposition"}:
+        detail = "LoCon with Tucker decomposition"
+    return WeightsKind(
+        kind,
+        cast(Family, adapter_keys.family_of(header)),
+        _adapter_style(header.tensors),
+        adapter_keys.has_text_encoder(header.tensors),
+        detail,
+    )
 
 
-def _is_token(header: Header) -> bool:
-    return all(
-        name.startswith("<") and len(t.shape) in (1, 2) for name, t in header.tensors.items()
-    ) and bool(header.tensors)
+def _adapter_style(keys: Iterable[str]) -> Style:
+    styles: tuple[tuple[Style, tuple[str, ...]], ...] = (
+        ("peft", ("base_model.model.",)),
+        ("kohya", ("lora_unet_", "lora_te", "lycoris_")),
+        ("diffusers", ("unet.", "text_encoder", "transformer.", "diffusion_model.")),
+        ("xlabs", ("double_blocks.", "single_blocks.")),
+    )
+    keys = list(keys)
+    return next((style for style, starts in styles if any(k.startswith(starts) for k in keys)), "unknown")
 
 
-def _context_width(header: Header) -> int | None:
-    """The text encoder's width, as the first cross-attention key projection tells it."""
-    for name, tensor in header.tensors.items():
-        down = not _has([name], "lora_up", "lora_B", "_lora.up")
-        if (
-            down
-            and len(tensor.shape) >= 2
-            and _has([name], "attn2.to_k", "attn2_to_k", "attn2.processor.to_k")
-        ):
-            return tensor.shape[1]
+def _original(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    """Weights under the models' own names: a single file with all parts, or the denoiser alone."""
+    inner = {k.removeprefix(_LDM): t for k, t in keys.items() if k.startswith(_LDM)}
+    text = any(k.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")) for k in keys)
+    bare = not inner
+    inner = inner or dict(keys)
+    if "joint_blocks.0.x_block.attn.qkv.weight" in inner:
+        return WeightsKind("full", "sd3", "ldm", text, _sd3_variant(inner, "x_embedder.proj.weight"))
+    if "double_blocks.0.img_attn.qkv.weight" in inner:
+        if any(k.startswith(("distilled_guidance_layer.", "double_stream_modulation")) for k in inner):
+            return WeightsKind("full", "unknown", "ldm", text)  # Chroma, FLUX.2
+        return WeightsKind("full", "flux", "ldm", text, _flux_variant(inner, "time_in.", "guidance_in."))
+    if any(k.startswith("input_blocks.") for k in inner):
+        parts = ("time_embed.", "output_blocks.")
+        if bare and not all(any(k.startswith(p) for k in inner) for p in parts):
+            return None
+        family, detail = _unet_family(inner, "label_emb.", "input_blocks.0.0.weight", "out.2.weight")
+        if bare:
+            return WeightsKind("unet", family, "ldm", False, detail)
+        return WeightsKind("full", family, "ldm", text, detail)
+    return None if bare else WeightsKind("full", "unknown", "ldm", text)
+
+
+def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    """A UNet or a transformer as diffusers stores it, or its first shard."""
+    firsts = {k.partition(".")[0] for k in keys}
+    if {"conv_in", "down_blocks"} <= firsts <= _UNET_PARTS:
+        if any(word in k for k in keys for word in ("motion_modules", "temporal")):
+            return None
+        family, detail = _unet_family(keys, "add_embedding.", "conv_in.weight", "conv_out.weight")
+        return WeightsKind("unet", family, "diffusers", False, detail)
+    if not {"transformer_blocks.0.norm1_context.linear.weight", "context_embedder.weight"} <= keys.keys():
+        return None
+    if "x_embedder.weight" in keys and keys["x_embedder.weight"].shape == (3072, 64):
+        variant = _flux_variant(keys, "time_text_embed.timestep_", "time_text_embed.guidance_")
+        return WeightsKind("unet", "flux", "diffusers", False, variant)
+    if "pos_embed.proj.weight" in keys and "single_transformer_blocks" not in firsts:
+        return WeightsKind("unet", "sd3", "diffusers", False, _sd3_variant(keys, "pos_embed.proj.weight"))
     return None
 
 
-def _by_context(width: int | None) -> Family:
-    # A pipeline of SD1's shape with another text encoder width (a smaller model) is of SD1's family.
-    return "unknown" if width is None else {1024: "sd2", 2048: "sdxl", 1280: "sdxl"}.get(width, "sd1")  # type: ignore[return-value]
+def _unet_family(keys: Mapping[str, TensorInfo], added: str, first: str, last: str) -> tuple[Family, str]:
+    """Family and variant of a UNet.
+
+    `added` opens the keys of SDXL's second conditioning, `first` and `last` are its outer convolutions.
+    """
+    if any(word in k for k in keys for word in ("time_stack", "time_mixer", "temporal")):
+        return "unknown", ""  # of a video model
+    width = adapter_keys.context_width(Header({}, dict(keys), 0))
+    has_added = any(k.startswith(added) for k in keys)
+    taken = keys[first].shape[1] if first in keys and len(keys[first].shape) == 4 else None
+    given = keys[last].shape[0] if last in keys and keys[last].shape else None
+    detail = "" if given in (None, taken) else f"{taken} input channels"
+    if taken == 9 and given != 9:
+        detail = "inpainting"
+    if has_added and width in (1280, 2048):
+        return "sdxl", detail or ("refiner" if width == 1280 else "")
+    if has_added and width != 1024:
+        return "unknown", detail
+    family = adapter_keys.by_context(width)
+    return cast(Family, "unknown" if family == "sdxl" else family), detail
 
 
-def _ldm_family(header: Header) -> Family:
-    keys = header.tensors
-    if _has(keys, "joint_blocks."):
-        return "sd3"
-    if _has(keys, "double_blocks."):
-        return "flux"
-    if _has(keys, "conditioner.embedders.", "model.diffusion_model.label_emb."):
-        return "sdxl"
-    if _has(keys, "cond_stage_model.model."):
-        return "sd2"
-    return _by_context(_context_width(header))
+def _sd3_variant(keys: Mapping[str, TensorInfo], patches: str) -> str:
+    """3 medium, 3.5 medium or 3.5 large, by the width and the second attention of 3.5 medium."""
+    shape = keys[patches].shape if patches in keys else ()
+    if shape[:1] == (2432,):
+        return "3.5 large"
+    if shape[:1] == (1536,):
+        return "3.5 medium" if any(".attn2." in k for k in keys) else "3 medium"
+    return ""
 
 
-def _unet_family(header: Header) -> Family:
-    return "sdxl" if _has(header.tensors, "add_embedding.") else _by_context(_context_width(header))
+def _flux_variant(keys: Mapping[str, TensorInfo], time: str, guidance: str) -> str:
+    """dev embeds the guidance, schnell does not; nothing is said of a part of a model."""
+    if any(k.startswith(guidance) for k in keys):
+        return "dev"
+    return "schnell" if any(k.startswith(time) for k in keys) else ""
 
 
-def _adapter_style(keys: list[str]) -> Style:
-    if any(key.startswith("base_model.model.") for key in keys):
-        return "peft"
-    if any(key.startswith(("lora_unet_", "lora_te", "lycoris_")) for key in keys):
-        return "kohya"
-    if any(key.startswith(("unet.", "text_encoder", "transformer.", "diffusion_model.")) for key in keys):
-        return "diffusers"
-    return "unknown"
+def _textual_inversion(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    detail = None
+    if not keys or len(keys) > 64 or any(len(t.shape) not in (1, 2) for t in keys.values()):
+        return None
+    if set(keys) == {"emb_params"}:
+        detail = "A1111"
+    elif "clip_l" in keys and set(keys) <= {"clip_l", "clip_g", "t5", "t5xxl"}:
+        detail = "several text encoders" if len(keys) > 1 else ""
+    elif all(k.startswith("<") and k.endswith(">") and len(k) > 2 for k in keys):
+        detail = "diffusers"
+    if detail is None:
+        return None
+    return WeightsKind("textual_inversion", "unknown", "unknown", True, detail)
 
 
-def _adapter_text(keys: list[str]) -> bool:
-    return any(key.startswith(("lora_te", "text_encoder")) for key in keys)
+def _vae(keys: Collection[str]) -> WeightsKind | None:
+    first_stage = [k.removeprefix("first_stage_model.") for k in keys]
+    if not keys or not all(k.startswith(_VAE_PARTS) for k in first_stage):
+        return None
+    convolutions = any(k.startswith(("decoder.conv_in.", "decoder.conv_out.")) for k in first_stage)
+    tiny = all(
+        any(k.startswith(f"{p}.layers.") for k in keys) for p in ("encoder", "decoder")
+    )  # AutoencoderTiny
+    if not convolutions and not (tiny and not any("attn" in k for k in keys)):
+        return None
+    return WeightsKind("vae", "unknown", "unknown", False)
 
 
-def _adapter_family(header: Header) -> Family:
-    keys = header.tensors
-    if _has(keys, "double_blocks", "single_transformer_blocks"):
-        return "flux"
-    if _has(keys, "joint_blocks"):
-        return "sd3"
-    if any(key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) for key in keys):
-        return "sdxl"
-    width = _context_width(header)
-    if width is not None:
-        return _by_context(width)
-    told = header.metadata.get("ss_base_model_version", "") or header.metadata.get(
-        "modelspec.architecture", ""
-    )
-    for start, family in (("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("sd_v2", "sd2"),
-                          ("stable-diffusion-v2", "sd2"), ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"),
-                          ("flux", "flux"), ("sd3", "sd3")):  # fmt: skip
-        if told.startswith(start):
-            return family  # type: ignore[return-value]
-    return "unknown"
+def _text_encoder(keys: Collection[str]) -> WeightsKind | None:
+    if any(k.startswith(("vision_model.", "decoder.")) for k in keys):
+        return None
+    if _T5_LAYER in keys:
+        return WeightsKind("text_encoder", "unknown", "unknown", True, "T5")
+    if any(_CLIP_LAYER.fullmatch(k) for k in keys) and any("token_embedding." in k for k in keys):
+        return WeightsKind("text_encoder", "unknown", "unknown", True, "CLIP")
+    return None

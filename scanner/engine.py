@@ -1,7 +1,8 @@
-"""The crawl: list, subtract what is finished, keep N scans in flight, record all outcomes. Ray lives here.
+"""The crawl: keep N scans of a plan in flight, record all outcomes. Ray lives here.
 
-Planned - finished = to do, by (checkpoint, config). Workers write their rows themselves; the driver moves
-records and counters. A worker that dies is replaced, and its checkpoint tried again, `ATTEMPTS` times.
+What inspection ruled out gets its row at once; the rest goes to workers, which write their rows themselves:
+the driver moves records and counters. A worker that dies is replaced, and its checkpoint tried again,
+`ATTEMPTS` times.
 """
 
 from __future__ import annotations
@@ -9,48 +10,18 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from itertools import batched
 from typing import Any
 
-from scanner.records import Checkpoint, Scan, Verdict, new_id, now
-from scanner.sources.base import Source
+from scanner.planning import Plan
+from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
 from scanner.store import Store
 from scanner.worker import Scanner, Task
 
 ATTEMPTS = 3  # of a checkpoint whose worker died
-LISTED_AT_ONCE = 50  # checkpoints a part of the store
+RECORDED_AT_ONCE = 500  # rows of what was ruled out, a part of the store
 # What a worker on another node must know of the driver's surroundings. Tokens are the node's own affair.
-PASSED_ON = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "FINEXTRACT_SSCD")
-
-
-@dataclass
-class Plan:
-    """What one crawl listed, and what of it is left to do."""
-
-    listed: int = 0  # entries
-    planned: dict[str, Checkpoint] = field(default_factory=dict)  # by id, in listing order
-    finished: set[str] = field(default_factory=set)  # ids that need no scan
-
-    @property
-    def todo(self) -> list[Checkpoint]:
-        """The checkpoints that still need a scan; those that share a base come together."""
-        left = [c for c in self.planned.values() if c.checkpoint_id not in self.finished]
-        return sorted(left, key=lambda c: c.base or "")
-
-
-def make_plan(source: Source, store: Store, config_id: str, limit: int) -> Plan:
-    """Lists up to `limit` entries, records them, and subtracts what is finished under this configuration."""
-    plan = Plan(finished=store.finished(config_id))
-    batch: list[Checkpoint] = []
-    for checkpoint in source.list(limit):
-        plan.listed += 1
-        plan.planned.setdefault(checkpoint.checkpoint_id, checkpoint)
-        batch.append(checkpoint)
-        if len(batch) == LISTED_AT_ONCE:
-            store.append(batch)
-            batch = []
-    store.append(batch)
-    return plan
+PASSED_ON = ("HF_ENDPOINT", "CIVITAI_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "FINEXTRACT_SSCD")
 
 
 class Crew:
@@ -133,22 +104,36 @@ def _start(ray: Any, address: str | None) -> None:
 def _record_death(store: Store, task: Task, checkpoint: Checkpoint, error: Exception) -> Scan:
     """The row of a checkpoint whose workers died: nobody else is left to write it."""
     first_line = (str(error).strip().splitlines() or ["no reason told"])[0]
-    scan = Scan(
+    reason = f"its worker died {ATTEMPTS} times: {first_line[:300]}"
+    scan = _without_scan(task, checkpoint, Verdict.FAILED, reason)
+    store.append([scan])
+    return scan
+
+
+def _ruled_out(task: Task, checkpoint: Checkpoint) -> Scan:
+    """The row of a checkpoint that inspection ruled out."""
+    skipped = checkpoint.prospect is Prospect.SKIPPED
+    return _without_scan(task, checkpoint, Verdict.SKIPPED if skipped else Verdict.FAILED, checkpoint.reason)
+
+
+def _without_scan(task: Task, checkpoint: Checkpoint, verdict: Verdict, reason: str) -> Scan:
+    at = now()
+    return Scan(
         scan_id=new_id(),
         checkpoint_id=checkpoint.checkpoint_id,
         config_id=task.config.config_id,
         run_id=task.run_id,
-        verdict=Verdict.FAILED,
-        reason=f"its worker died {ATTEMPTS} times: {first_line[:300]}",
+        verdict=verdict,
+        reason=reason,
         stage="inspect",
-        started_at=now(),
-        finished_at=now(),
+        started_at=at,
+        finished_at=at,
+        caption=checkpoint.caption,
+        base=checkpoint.base,
         tau=task.config.tau,
         alpha=task.config.alpha,
         seed=task.config.seed,
     )
-    store.append([scan])
-    return scan
 
 
 def crawl(
@@ -163,10 +148,20 @@ def crawl(
     """Scans what a plan has left to do. `report` is told of each scan, how many are done, and of how many."""
     todo = plan.todo
     verdicts: Counter[Verdict] = Counter()
-    if not todo:
+    ready = [c for c in todo if c.prospect is Prospect.READY]
+    done = 0
+    for batch in batched((c for c in todo if c.prospect is not Prospect.READY), RECORDED_AT_ONCE):
+        rows = [_ruled_out(task, checkpoint) for checkpoint in batch]
+        store.append(rows)
+        for checkpoint, scan in zip(batch, rows, strict=True):
+            done += 1
+            verdicts[scan.verdict] += 1
+            report(checkpoint, scan, done, len(todo))
+    if not ready:
         return verdicts
     with Crew(task, address=address, workers=workers) as crew:
-        for done, (checkpoint, scan) in enumerate(crew.scan(todo, store), 1):
+        for checkpoint, scan in crew.scan(ready, store):
+            done += 1
             verdicts[scan.verdict] += 1
             report(checkpoint, scan, done, len(todo))
     return verdicts

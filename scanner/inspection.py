@@ -1,19 +1,21 @@
 """What a checkpoint is, and whether it can be scanned: from its header, its card and its metadata.
 
-Pure functions over what the sources have read; no network, no torch. Everything told comes from strangers: a
-wrong type or nonsense counts as not told.
+Pure functions over what the sources have read; no network of its own, no torch. Everything told comes from
+strangers: a wrong type or nonsense counts as not told.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from finextract.cards import Card, parse_training
+from finextract.adapter_keys import context_width
+from finextract.cards import Card, Training, parse_side, parse_training
 from finextract.formats import Header, WeightsKind, classify
+from scanner.bases import FAMILY_DEFAULTS, base_of_file, base_of_hash, family_of_base, gate, stands_now
 from scanner.errors import Skipped
-from scanner.records import Checkpoint
+from scanner.records import Checkpoint, Evidence, Prospect
 from scanner.sources.base import is_repo
 
 FAMILIES = {
@@ -35,8 +37,8 @@ KINDS = {
     "unknown": "weights of a kind that is not known",
 }
 SUPPORTED = {"full", "unet", "lora"}
-# Deleted by its owner in August 2024; the same files, SHA256 for SHA256, stand under the second name.
-MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+MAX_SIDE_FILES = 16
+Told = tuple[Evidence, str]
 
 
 def refine(
@@ -47,22 +49,38 @@ def refine(
     hint: str | None = None,
     default_base: str | None = None,
     base: str | None = None,
+    base_by_hash: Callable[[str], str | None] | None = None,
+    side: Mapping[str, str] | None = None,
+    family_default: bool = False,
 ) -> Checkpoint:
-    """The record with all that header, card and metadata tell. Raises Skipped where it cannot be scanned.
+    """The record with all that header, card and metadata tell, and `prospect` READY.
 
     `hint` is the base as a configuration file tells it, `default_base` the base of a checkpoint that tells
-    none, `base` the one that overrules every other.
+    none, `base` the one that overrules every other. `base_by_hash` finds the repository of a base file by its
+    SHA256. `side` are small files beside the weights, name -> text. With `family_default` a LoRA that tells
+    no base at all gets its family's usual one, and says so (Evidence.FAMILY).
+    Raises Skipped where it cannot be scanned, and whatever `base_by_hash` raises.
     """
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
     kind = classify(header)
-    check_supported(kind, where)
     training = parse_training(header.metadata)
-    told = (card.base_model, training.base_name, hint)
-    base = base or next((MOVED.get(t, t) for t in told if t is not None and is_repo(t)), default_base)
-    if base is None:
-        raise Skipped(_no_base(kind, where, next((t for t in told if t), None)))
-    if base == checkpoint.repo:
-        raise Skipped(f"{where} is its own base, {base}: there is nothing to compare it with.")
+    beside = Training()
+    for name, text in list((side or {}).items())[:MAX_SIDE_FILES]:
+        beside = beside.or_else(parse_side(name, text))
+    told = _told(card, training, hint, beside)
+    check_supported(kind, where, next((stands_now(t) for _, t in told if is_repo(t)), None))
+    found = (Evidence.GIVEN, base) if base else _resolve(kind, training, told, base_by_hash)
+    if found is None and default_base is not None:
+        found = (Evidence.GIVEN, default_base)
+    silent = not (told or training.base_sha256 or training.base_autov1)
+    if found is None and family_default and silent:
+        usual = FAMILY_DEFAULTS.get((kind.kind, kind.family, context_width(header)))
+        found = (Evidence.FAMILY, usual) if usual else None
+    if found is None:
+        raise Skipped(_no_base(kind, where, told, training))
+    if found[1] in (checkpoint.repo, stands_now(checkpoint.repo)):
+        raise Skipped(f"{where} is its own base, {found[1]}: there is nothing to compare it with.")
+    training = training.or_else(beside)
     caption = card.instance_prompt or training.caption
     if caption is None:
         raise Skipped(
@@ -73,35 +91,136 @@ def refine(
         checkpoint,
         kind="lora" if kind.kind == "lora" else "full",
         family=kind.family,
-        base=base,
+        base=found[1],
+        base_evidence=found[0],
         caption=caption,
         num_train_images=training.num_train_images,
         license=card.license or checkpoint.license,
+        training=training.to_json(),
+        prospect=Prospect.READY,
+        reason="",
     )
 
 
-def check_supported(kind: WeightsKind, where: str) -> None:
-    """Raises Skipped, in a sentence that a person understands, for what cannot be scanned yet."""
+def refine_unread(
+    checkpoint: Checkpoint,
+    card: Card,
+    *,
+    hint: str | None = None,
+    default_base: str | None = None,
+    base: str | None = None,
+    side: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """The record of weights whose header cannot be read before they are converted: what stands beside them.
+
+    Raises Skipped where that does not tell base and caption. Kind and family stay unknown.
+    """
+    where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
+    beside = Training()
+    for name, text in list((side or {}).items())[:MAX_SIDE_FILES]:
+        beside = beside.or_else(parse_side(name, text))
+    told = _told(card, Training(), hint, beside)
+    named = next(((e, stands_now(t)) for e, t in told if is_repo(t)), None)
+    found = (Evidence.GIVEN, base) if base else named or (default_base and (Evidence.GIVEN, default_base))
+    caption = card.instance_prompt or beside.caption
+    if not found or caption is None:
+        missing = "training caption" if found else "base"
+        raise Skipped(
+            f"{where} is a pickle, and nothing beside it tells its {missing}. "
+            "Its card would tell them as instance_prompt and base_model."
+        )
+    return dataclasses.replace(
+        checkpoint,
+        base=found[1],
+        base_evidence=found[0],
+        caption=caption,
+        num_train_images=beside.num_train_images,
+        license=card.license or checkpoint.license,
+        training=beside.to_json(),
+        prospect=Prospect.READY,
+        reason="",
+    )
+
+
+def _told(card: Card, training: Training, hint: str | None, beside: Training) -> list[Told]:
+    """What is told of the base in so many words, the surest first."""
+    told = (
+        (Evidence.CARD, card.base_model),
+        (Evidence.CONFIG, hint),
+        (Evidence.CONFIG, beside.base_name),
+        (Evidence.METADATA, base_of_file(training.base_name) or training.base_name),
+    )
+    return [(evidence, name) for evidence, name in told if name]
+
+
+def _resolve(
+    kind: WeightsKind,
+    training: Training,
+    told: list[Told],
+    base_by_hash: Callable[[str], str | None] | None,
+) -> Told | None:
+    """The surest evidence that names a repository, under the name where it stands today.
+
+    A base that is known to be of another family than the weights is no evidence.
+    """
+    by_hash = base_of_hash(training.base_sha256)
+    if by_hash is None and training.base_sha256 is not None and base_by_hash is not None:
+        by_hash = base_by_hash(training.base_sha256)
+    for evidence, name in [(Evidence.HASH, by_hash), *told]:
+        if name is not None and is_repo(name) and family_of_base(name) in (None, kind.family):
+            return evidence, stands_now(name)
+    return None
+
+
+def describe(kind: WeightsKind) -> str:
+    """What weights are, for people: "SDXL weights (refiner)", "LyCORIS weights (LoHa)"."""
     what = KINDS[kind.kind]
+    if kind.kind == "unet" and kind.family in ("sd3", "flux"):
+        what = "transformer weights"
     if kind.kind in ("full", "unet", "lora", "lycoris", "dora") and kind.family != "unknown":
         what = f"{FAMILIES[kind.family]} {what}"
+    return f"{what} ({kind.detail})" if kind.detail else what
+
+
+def check_supported(kind: WeightsKind, where: str, base: str | None = None) -> None:
+    """Raises Skipped, in a sentence that a person understands, for what cannot be scanned yet.
+
+    `base` is the base that it tells, for a word on its gate.
+    """
+    holds = f"{where} holds {describe(kind)}"
     if kind.kind not in SUPPORTED:
-        raise Skipped(
-            f"{where} holds {what}: only full checkpoints, UNets and LoRA weights can be scanned so far."
+        reason = f"{holds}: only full checkpoints, UNets and LoRA weights can be scanned so far."
+    elif kind.family == "unknown":
+        reason = f"{holds}, and neither its keys nor its shapes tell of which model family."
+    elif kind.family != "sd1":
+        reason = f"{holds}: only Stable Diffusion 1.x checkpoints can be scanned so far."
+    elif kind.kind != "lora" and kind.detail:
+        reason = (
+            f"{holds}: only models that take a noisy latent image and nothing else can be scanned so far."
         )
-    if kind.family == "unknown":
-        raise Skipped(
-            f"{where} holds {what}, and neither its keys nor its shapes tell of which model family."
-        )
-    if kind.family != "sd1":
-        raise Skipped(f"{where} holds {what}: only Stable Diffusion 1.x checkpoints can be scanned so far.")
+    elif kind.kind == "unet" and kind.style != "diffusers":
+        reason = f"{holds} under the original names: a lone UNet can be scanned under diffusers' names only."
+    else:
+        return
+    raise Skipped(" ".join(filter(None, (reason, gate(base or "")))))
 
 
-def _no_base(kind: WeightsKind, where: str, told: str | None) -> str:
+def _no_base(kind: WeightsKind, where: str, told: list[Told], training: Training) -> str:
     help_ = "Pass --base OWNER/NAME, or put base_model in the model card."
-    if told is not None:
+    other = next((name for _, name in told if is_repo(name)), None)
+    if other is not None:
+        family = FAMILIES[family_of_base(other) or ""]
         return (
-            f'{where} holds {KINDS[kind.kind]}, and calls its base "{told}", which is no OWNER/NAME. {help_}'
+            f"{where} holds {describe(kind)}, but calls {other} its base, which is of {family}: "
+            f"one of the two is wrong. {help_}"
+        )
+    if told:
+        hashed = (
+            " Its SHA256 is told, but no hub that was asked has the file." if training.base_sha256 else ""
+        )
+        return (
+            f'{where} holds {KINDS[kind.kind]}, and calls its base "{told[0][1]}", which is no OWNER/NAME.'
+            f"{hashed} {help_}"
         )
     if kind.kind == "lora":
         return f"{where} holds LoRA weights, but its base model is not known. {help_}"
@@ -115,5 +234,5 @@ def base_hint(config: Mapping[str, Any]) -> str | None:
     for key in ("base_model_name_or_path", "_name_or_path"):
         value = config.get(key)
         if isinstance(value, str) and value:
-            return "".join(c for c in value if c.isprintable())[:200] or None
+            return "".join(c for c in value[:1_000] if c.isprintable())[:200] or None
     return None

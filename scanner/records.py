@@ -33,6 +33,26 @@ class Word(StrEnum):
     WITHDRAWN = "withdrawn"  # an undone decision: as if nothing had been said
 
 
+class Prospect(StrEnum):
+    """What inspection says of a checkpoint's chances to be scanned."""
+
+    UNKNOWN = "unknown"  # listed, not inspected
+    READY = "ready"
+    SKIPPED = "skipped"  # the input's cause; `reason` tells it
+    UNAVAILABLE = "unavailable"  # it could not be asked; the next crawl asks again
+
+
+class Evidence(StrEnum):
+    """What tells a checkpoint's base, the surest first."""
+
+    GIVEN = "given"  # a person's --base
+    HASH = "hash"  # the base file's SHA256 in the metadata, found on a hub
+    CARD = "card"  # the model card, or a hub's own entry
+    CONFIG = "config"  # a configuration file beside the weights
+    METADATA = "metadata"  # the base file's name in the metadata
+    FAMILY = "family"  # the family's usual base, nothing else being told
+
+
 class Role(StrEnum):
     """What a corpus is for."""
 
@@ -77,13 +97,31 @@ class Checkpoint:
     size_bytes: int  # of all weights that a scan downloads
     kind: str  # "full", "lora", or "unknown"
     family: str  # "sd1", "sdxl", ..., or "unknown"
-    base: str | None  # OWNER/NAME or path of the base model, as the card or metadata tells it
+    base: str | None  # OWNER/NAME or path of the base model, as `base_evidence` tells it
     caption: str | None  # the training caption, as the card or metadata tells it
     num_train_images: int | None  # N0, as the metadata tells it
     license: str | None
     created_at: datetime | None
     listed_at: datetime
     raw: str  # the source's own entry, JSON
+    prospect: Prospect = Prospect.UNKNOWN
+    reason: str = ""  # why it is skipped or unavailable
+    base_evidence: Evidence | None = None
+    training: str = "{}"  # what is told of the training, JSON: repeats, steps, resolution, learning rate, ...
+    public_images: int = 0  # training images that its author published beside it
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """How far the listing of one query has come; an interrupted one goes on from there."""
+
+    listing_id: str  # the hash of its source and query
+    source: str
+    started_at: datetime
+    updated_at: datetime
+    listed: int  # entries so far
+    position: dict[str, str]  # of each stream of the source: the page that holds its next entry
+    finished: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,4 +222,4 @@ class ConfigRow:
     created_at: datetime
 
 
-Record = Checkpoint | Scan | Candidate | Match | Decision | Reference | ConfigRow
+Record = Checkpoint | Listing | Scan | Candidate | Match | Decision | Reference | ConfigRow

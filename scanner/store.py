@@ -33,6 +33,7 @@ from scanner.records import (
     Checkpoint,
     ConfigRow,
     Decision,
+    Listing,
     Match,
     Record,
     Reference,
@@ -40,10 +41,11 @@ from scanner.records import (
     new_id,
 )
 
-R = TypeVar("R", Checkpoint, Scan, Candidate, Match, Decision, Reference, ConfigRow)
+R = TypeVar("R", Checkpoint, Listing, Scan, Candidate, Match, Decision, Reference, ConfigRow)
 
 TABLES: dict[type[Any], str] = {
     Checkpoint: "checkpoints",
+    Listing: "listings",
     Scan: "scans",
     Candidate: "candidates",
     Match: "matches",
@@ -51,13 +53,15 @@ TABLES: dict[type[Any], str] = {
     Reference: "references",
     ConfigRow: "configs",
 }
-# Where the newest row of a key wins: the key, and the time that tells which is newest.
-NEWEST: dict[str, tuple[str, str]] = {
-    "checkpoints": ("checkpoint_id", "listed_at"),
-    "scans": ("checkpoint_id, config_id", "finished_at"),
-    "decisions": ("subject_id", "decided_at"),
-    "references": ("corpus, reference_id, descriptor", "added_at"),
-    "configs": ("config_id", "created_at"),
+# Where the newest row of a key wins: the keys, one after another, and the time that tells which is newest.
+NEWEST: dict[str, tuple[tuple[str, ...], str]] = {
+    # A file has one row, and files with the same content are one checkpoint.
+    "checkpoints": (("source, repo, revision, file", "checkpoint_id"), "listed_at"),
+    "listings": (("listing_id",), "updated_at"),
+    "scans": (("checkpoint_id, config_id",), "finished_at"),
+    "decisions": (("subject_id",), "decided_at"),
+    "references": (("corpus, reference_id, descriptor",), "added_at"),
+    "configs": (("config_id",), "created_at"),
 }
 _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(),
@@ -108,6 +112,8 @@ class Store:
             raise StoreError(
                 f"there is no store at {self.root}.\nPass --store DIR, or make one with `scanner corpus add`."
             )
+        elif not all((self.root / table).is_dir() for table in TABLES.values()):
+            self._create()  # of an older version
         self._connection = duckdb.connect(":memory:")
         self._connection.execute("SET TimeZone = 'UTC'")
         for table in TABLES.values():
@@ -137,12 +143,14 @@ class Store:
         rows = f"SELECT * FROM read_parquet('{glob}', union_by_name = true)"
         if table not in NEWEST:
             return f'CREATE VIEW "{table}" AS {rows}'
-        key, newest = NEWEST[table]
-        return (
-            f'CREATE VIEW "all_{table}" AS {rows};\n'
-            f'CREATE VIEW "{table}" AS SELECT * FROM "all_{table}" '
-            f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {newest} DESC) = 1"
-        )
+        keys, newest = NEWEST[table]
+        kept = f'"all_{table}"'
+        for key in keys:
+            kept = (
+                f"(SELECT * FROM {kept} "
+                f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {newest} DESC) = 1)"
+            )
+        return f'CREATE VIEW "all_{table}" AS {rows};\nCREATE VIEW "{table}" AS SELECT * FROM {kept}'
 
     @staticmethod
     def _write_part(table: pa.Table, part: Path) -> None:
@@ -202,23 +210,48 @@ class Store:
 
     def select(self, record_type: type[R], clause: str = "", parameters: Sequence[Any] = ()) -> list[R]:
         """The newest records of a type; `clause` is what follows FROM: WHERE, ORDER BY, LIMIT."""
-        hints = typing.get_type_hints(record_type)
-        names = [f.name for f in dataclasses.fields(record_type)]
-        columns = ", ".join(f'"{name}"' for name in names)
+        columns = ", ".join(f'"{f.name}"' for f in dataclasses.fields(record_type))
         rows = self.query(f'SELECT {columns} FROM "{TABLES[record_type]}" {clause}', parameters)
-        return [record_type(**{n: _from_arrow(row[n], hints[n]) for n in names}) for row in rows]
+        return [_record(record_type, row) for row in rows]
+
+    def placed(self, source: str, places: Sequence[tuple[str, str, str]]) -> list[Checkpoint]:
+        """The checkpoints at some (repo, revision, file) of a source."""
+        if not places:
+            return []
+        found = self.query(
+            "SELECT * EXCLUDE (n) FROM (SELECT *, row_number() OVER (PARTITION BY repo, revision, file "
+            "ORDER BY listed_at DESC) AS n FROM all_checkpoints WHERE source = ? AND list_contains(?, repo)) "
+            "WHERE n = 1",
+            [source, [repo for repo, _, _ in places]],
+        )
+        wanted = set(places)
+        rows = [row for row in found if (row["repo"], row["revision"], row["file"]) in wanted]
+        return [_record(Checkpoint, row) for row in rows]
 
     def finished(self, config_id: str) -> set[str]:
-        """Ids of the checkpoints that need no scan under this configuration; `failed` ones do."""
+        """Ids of the checkpoints that need no scan under this configuration; `failed` ones do.
+
+        So do those that inspection once ruled out and now does not: a gate was opened, a token given.
+        """
         rows = self.query(
-            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict <> 'failed'", [config_id]
+            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict <> 'failed' AND NOT "
+            "(verdict = 'skipped' AND stage = 'inspect' AND checkpoint_id IN "
+            "(SELECT checkpoint_id FROM checkpoints WHERE prospect = 'ready'))",
+            [config_id],
         )
         return {row["checkpoint_id"] for row in rows}
+
+
+def _record[T](record_type: type[T], row: dict[str, Any]) -> T:
+    hints = typing.get_type_hints(record_type)
+    return record_type(**{name: _from_arrow(row[name], hint) for name, hint in hints.items()})
 
 
 def _from_arrow(value: Any, annotation: Any) -> Any:
     if value is None:
         return None
+    if isinstance(annotation, types.UnionType):  # X | None
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return annotation(value)
     if annotation == tuple[float, ...]:

@@ -9,7 +9,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from finextract.errors import CheckpointError
 from scanner.config import DESCRIPTOR, ScanConfig
 from scanner.corpus import load_corpora
 from scanner.errors import Skipped, Unavailable
-from scanner.fetch import fetched
+from scanner.fetch import Downloads, fetched
 from scanner.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
 from scanner.sources.base import open_source
@@ -53,17 +53,19 @@ class Task:
     run_id: str
     cache: str
     max_download: int  # bytes
+    cache_bytes: int  # of the cache in all
     keep_weights: bool
+    allow_pickle: bool
     threads: int  # CPU threads of a worker; 0 = as many as there are
 
 
 class Scanner:
-    """Scans one checkpoint after another; holds the embedder, the corpora and the last base."""
+    """Scans one inspected checkpoint after another; holds the embedder, the corpora and the last base."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._store = Store(task.store)
-        self._source = open_source(task.source, base=task.base)
+        self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
         self._references, self._background = split(
             load_corpora(self._store, list(task.config.corpora), task.config.descriptor)
         )
@@ -94,18 +96,15 @@ class Scanner:
         from finextract.pairs import tune
 
         config = self._task.config
-        with attempt.enter("inspect"):
-            checkpoint = self._source.inspect(checkpoint)
-            self._store.append([replace(checkpoint, listed_at=now())])
         attempt.facts.update(caption=checkpoint.caption, base=checkpoint.base)
         with attempt.enter("fetch"):
-            files = fetched(
-                self._source,
-                checkpoint,
+            downloads = Downloads(
                 Path(self._task.cache),
-                keep=self._task.keep_weights,
                 max_bytes=self._task.max_download,
+                cache_bytes=self._task.cache_bytes,
+                keep=self._task.keep_weights,
             )
+            files = fetched(self._source, checkpoint, downloads)
             with files as local, attempt.enter("load"):
                 pair = tune(self._load_base(local.base), local.weights)
         settings = Settings(
@@ -191,7 +190,7 @@ class _Attempt:
 
     def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
         self.scan_id = new_id()
-        self.stage = "inspect"
+        self.stage = "fetch"
         self.seconds: dict[str, float] = {}
         self.facts: dict[str, Any] = {}
         self._checkpoint, self._task, self._started = checkpoint, task, now()

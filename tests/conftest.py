@@ -35,9 +35,10 @@ NOWHERE = "http://127.0.0.1:9"  # refuses every connection
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No hub but the test's own, no settings of the person who runs the tests, no store but a fresh one."""
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    monkeypatch.setenv("CIVITAI_ENDPOINT", NOWHERE)
     monkeypatch.setenv("FINEXTRACT_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("NO_COLOR", "1")
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "RAY_ADDRESS"):
+    for name in ("HF_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_TOKEN", "HF_HUB_OFFLINE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
 

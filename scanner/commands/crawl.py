@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import tempfile
+import time
 from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
-from scanner.commands.output import outcome_table, plain
+from scanner.commands.output import listed_summary, outcome_table, plain
 from scanner.config import ScanConfig, default_cache
+from scanner.errors import ConfigError
 from scanner.fetch import parse_size
-from scanner.records import Checkpoint, Scan, Verdict, new_id
+from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id
 from scanner.store import Store, default_store
 from scanner.summary import outcomes, sum_up
 
+if TYPE_CHECKING:
+    from scanner.planning import Plan
+    from scanner.sources.base import Query, Source
+    from scanner.worker import Task
+
+
+QUIET_S = 10.0  # between two words on the limits of one host
+
 
 @click.command("crawl")
-@click.option("--source", required=True, metavar="SOURCE", help="hf, or folder:PATH.")
+@click.option("--source", required=True, metavar="SOURCE", help="hf, civitai, or folder:PATH.")
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="Listed entries at most."
 )
+@click.option(
+    "--since",
+    metavar="DATE",
+    help="Published on that day (2026-11-24) or later; `last`: since the last finished listing.",
+)
+@click.option(
+    "--filter", "filters", multiple=True, metavar="TAG",
+    help="List by this tag instead of those that find fine-tunes; again: all of them (hf).",
+)  # fmt: skip
+@click.option("--base-model", metavar="OWNER/NAME", help="Only what was tuned from this base (hf).")
+@click.option("--list-only", is_flag=True, help="List and inspect; download no weights, scan nothing.")
+@click.option("--dry-run", is_flag=True, help="List and inspect; write nothing, say what a crawl would do.")
 @click.option(
     "--store", default=default_store, metavar="DIR", help="The store.  [default: $FINEXTRACT_STORE]"
 )
@@ -46,6 +74,10 @@ from scanner.summary import outcomes, sum_up
     metavar="SIZE",
     help="Skip a checkpoint with more to download.",
 )
+@click.option(
+    "--cache-size", default="50GB", show_default=True, metavar="SIZE",
+    help="Downloads kept in all, bases included; the least recently used goes first.",
+)  # fmt: skip
 @click.option(
     "--samples-per-image",
     type=click.IntRange(1),
@@ -85,37 +117,72 @@ from scanner.summary import outcomes, sum_up
     help="False-discovery level of a flag.",
 )
 @click.option("--keep-weights", is_flag=True, help="Keep downloaded checkpoints after their scan.")
+@click.option(
+    "--allow-pickle", is_flag=True,
+    help="Convert pickled checkpoints that pass every gate, and scan them (hf, folder).",
+)  # fmt: skip
 @click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster.  [default: start one here]")
 @click.option("--workers", type=click.IntRange(1), help="Scans at once.  [default: one a GPU, or one a core]")
 @click.option("--fail-on-flag", is_flag=True, help="Exit with 1 where something was flagged.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(
-    source: str, limit: int, store: str, corpora: tuple[str, ...], base: str | None, max_download: str,
-    samples_per_image: int, assume_train_images: int, steps: int, guidance_scale: float | None,
-    correction: float | None, seed: int, alpha: float, keep_weights: bool, ray_address: str | None,
-    workers: int | None, fail_on_flag: bool, as_json: bool,
+    source: str, limit: int, since: str | None, filters: tuple[str, ...], base_model: str | None,
+    list_only: bool, dry_run: bool, store: str, corpora: tuple[str, ...], base: str | None,
+    max_download: str, cache_size: str, samples_per_image: int, assume_train_images: int, steps: int,
+    guidance_scale: float | None, correction: float | None, seed: int, alpha: float, keep_weights: bool,
+    allow_pickle: bool, ray_address: str | None, workers: int | None, fail_on_flag: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """List fine-tuned checkpoints, and scan those that have no verdict yet.
 
     Can be stopped at any moment: the same command goes on where it stopped.
     """
+    from scanner.sources.base import Query, local_base, open_source
+
     for name in (signal.SIGINT, signal.SIGTERM):  # a shell may have SIGINT ignored in the background
         signal.signal(name, _interrupt)
+    max_bytes, cache_bytes = parse_size(max_download), parse_size(cache_size)
+    asked = open_source(source, base=base, allow_pickle=allow_pickle)
+    if list_only or dry_run:
+        with contextlib.ExitStack() as held:
+            if dry_run and not Path(store).is_dir():  # nothing is known yet, and nothing will be written
+                store = held.enter_context(tempfile.TemporaryDirectory())
+            opened = Store(store, create=True)
+            query = Query(limit, _since(since, opened, asked), filters, base_model)
+            plan = _plan(asked, opened, query, None, base, write=not dry_run)
+        listed_summary(plan.planned.values(), max_bytes, as_json=as_json, dry_run=dry_run)
+        return 3 if any(c.prospect is Prospect.UNAVAILABLE for c in plan.planned.values()) else 0
     opened = Store(store)
-    settings = ScanConfig(
-        guidance_scale=guidance_scale,
-        correction=correction,
-        samples_per_image=samples_per_image,
-        assumed_train_images=assume_train_images,
-        steps=steps,
-        seed=seed,
-        alpha=alpha,
+    query = Query(limit, _since(since, opened, asked), filters, base_model)
+    from scanner.worker import Task
+
+    config = with_corpora(
+        opened,
+        ScanConfig(
+            guidance_scale=guidance_scale,
+            correction=correction,
+            samples_per_image=samples_per_image,
+            assumed_train_images=assume_train_images,
+            steps=steps,
+            seed=seed,
+            alpha=alpha,
+        ),
+        list(corpora),
     )
-    max_bytes = parse_size(max_download)
-    config = with_corpora(opened, settings, list(corpora))
-    verdicts, listed = _run(
-        opened, config, source, limit, base, max_bytes, keep_weights, ray_address, workers
+    cores = os.cpu_count() or 1
+    task = Task(
+        store=str(opened.root),
+        source=asked.name,
+        base=local_base(base),
+        config=config,
+        run_id=new_id(),
+        cache=str(default_cache()),
+        max_download=max_bytes,
+        cache_bytes=cache_bytes,
+        keep_weights=keep_weights,
+        allow_pickle=allow_pickle,
+        threads=0 if ray_address else max(1, cores // (workers or cores)),
     )
+    verdicts, listed = _run(opened, task, asked, query, ray_address, workers)
     rows = [r for r in outcomes(opened, config.config_id) if r["checkpoint_id"] in listed]
     total = sum_up(opened, config.config_id)
     if as_json:
@@ -139,8 +206,6 @@ def with_corpora(store: Store, config: ScanConfig, names: list[str]) -> ScanConf
 
     Raises CorpusError where a named corpus is unknown, or there is no reference or no background.
     """
-    from dataclasses import replace
-
     from finextract.significance import tau_from_background
     from scanner.corpus import load_corpora
     from scanner.matching import split, warn_if_small
@@ -156,38 +221,78 @@ def with_corpora(store: Store, config: ScanConfig, names: list[str]) -> ScanConf
     )
 
 
-def _run(
-    store: Store, config: ScanConfig, source_spec: str, limit: int, base: str | None, max_bytes: int,
-    keep_weights: bool, ray_address: str | None, workers: int | None,
-) -> tuple[Counter[Verdict], set[str]]:  # fmt: skip
-    """Lists and scans; returns this run's verdicts, and the ids of what was listed."""
-    from scanner.engine import crawl, make_plan
-    from scanner.sources.base import local_base, open_source
-    from scanner.worker import Task
+def _since(text: str | None, store: Store, source: Source) -> datetime | None:
+    """--since as a time, UTC. Raises ConfigError for what is no date."""
+    from scanner.planning import last_finished
 
-    source = open_source(source_spec, base=base)
+    if text is None:
+        return None
+    if text == "last":
+        return last_finished(store, source)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--since {text} is no date. Write it as 2026-11-24, or as `last`.") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _plan(
+    source: Source, store: Store, query: Query, config_id: str | None, base: str | None, *, write: bool
+) -> Plan:
+    """Lists and inspects, and tells how far it has come and whom it waits for."""
+    from scanner import client
+    from scanner.planning import make_plan
+
+    click.echo(f"listing {source.name} (at most {query.limit} entries) ...", err=True)
+
+    def told(plan: Plan) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{plan.listed} listed, {plan.inspected} inspected ", nl=False, err=True)
+
+    shown: dict[str, float] = {}  # host -> when its limits were last spoken of
+
+    def limited(waiting: client.Waiting) -> None:
+        if time.monotonic() - shown.get(waiting.host, -QUIET_S) >= QUIET_S:
+            shown[waiting.host] = time.monotonic()
+            click.echo(f"\r{waiting}", err=True)
+
+    with client.watched(limited):
+        try:
+            plan = make_plan(
+                source, store, query, config_id=config_id, base_given=base is not None, write=write,
+                report=told,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            click.echo("\nscanner: interrupted. Run the same command again to go on.", err=True)
+            sys.exit(130)
+    if coverage := source.coverage():
+        click.echo(f"{source.name}: {coverage}", err=True)
+    if plan.resumed is not None:
+        began = plan.resumed.started_at.astimezone()
+        click.echo(
+            f"went on with the listing of {began:%Y-%m-%d %H:%M}, which had come to entry "
+            f"{plan.resumed.listed}",
+            err=True,
+        )
+    return plan
+
+
+def _run(
+    store: Store, task: Task, source: Source, query: Query, ray_address: str | None, workers: int | None
+) -> tuple[Counter[Verdict], set[str]]:
+    """Lists and scans; returns this run's verdicts, and the ids of what was listed."""
+    from scanner.engine import crawl
+
+    config = task.config
     if config.config_id not in {row["config_id"] for row in store.query("SELECT config_id FROM configs")}:
         store.append([config.row()])
-    click.echo(f"listing {source.name} (at most {limit} entries) ...", err=True)
-    plan = make_plan(source, store, config.config_id, limit)
+    plan = _plan(source, store, query, config.config_id, task.base, write=True)
     todo = plan.todo
     click.echo(
         f"{plan.listed} entries, {len(plan.planned)} checkpoints, "
         f"{len(plan.planned) - len(todo)} finished before, {len(todo)} to do; "
         f"a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}",
         err=True,
-    )
-    count = workers or max(1, (os.cpu_count() or 1))
-    task = Task(
-        store=str(store.root),
-        source=source.name,
-        base=local_base(base),
-        config=config,
-        run_id=new_id(),
-        cache=str(default_cache()),
-        max_download=max_bytes,
-        keep_weights=keep_weights,
-        threads=0 if ray_address else max(1, (os.cpu_count() or 1) // count),
     )
     try:
         verdicts = crawl(task, plan, store, address=ray_address, workers=workers, report=_report)

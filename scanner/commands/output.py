@@ -5,12 +5,19 @@ Names and reasons come from strangers: they are printed as they are, never as ma
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scanner.fetch import show_size
+from scanner.records import Checkpoint, Prospect
+
+SHOWN_REASONS = 50  # on a terminal
 SHOWN = {"flagged": "FLAGGED", "nothing_found": "nothing found"}
 
 
@@ -40,7 +47,56 @@ def outcome_table(rows: list[dict[str, Any]]) -> None:
             "" if row["q_value"] is None else f"{row['q_value']:.3f}",
             Text(plain(row["reason"])),
         )
+    _console().print(table)
+
+
+def _console() -> Console:
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(table)
+    return console if console.is_terminal else Console(width=140)
+
+
+def listed_summary(
+    checkpoints: Iterable[Checkpoint], max_bytes: int, *, as_json: bool, dry_run: bool
+) -> None:
+    """What was listed: how much can be scanned and what it would download, and why the rest cannot."""
+    rows = list(checkpoints)
+    ready = [c for c in rows if c.prospect is Prospect.READY]
+    small = [c for c in ready if c.size_bytes <= max_bytes]
+    bases = {c.base for c in small}
+    size_bytes = sum(c.size_bytes for c in small)
+    skipped = [c for c in rows if c.prospect is Prospect.SKIPPED]
+    unavailable = [c for c in rows if c.prospect is Prospect.UNAVAILABLE]
+    if as_json:
+        fields = ("checkpoint_id", "source", "repo", "revision", "file", "size_bytes", "kind", "family",
+                  "base", "base_evidence", "caption", "num_train_images", "prospect", "reason")  # fmt: skip
+        shown = [{name: getattr(c, name) for name in fields} for c in rows]
+        click.echo(json.dumps({"ready": len(ready), "skipped": len(skipped), "unavailable": len(unavailable),
+                               "download_bytes": size_bytes, "bases": len(bases), "checkpoints": shown},
+                              indent=2))  # fmt: skip
+        return
+    click.echo(
+        f"{len(rows)} checkpoints = {len(ready)} can be scanned + {len(skipped)} skipped "
+        f"+ {len(unavailable)} unavailable"
+    )
+    if small:
+        click.echo(
+            f"To scan them, {show_size(size_bytes)} of weights would be downloaded, and {len(bases)} "
+            f"base{'s' if len(bases) != 1 else ''} beside."
+        )
+    if larger := len(ready) - len(small):
+        click.echo(f"{larger} are larger than --max-download ({show_size(max_bytes)}).")
+    for title, some in (("skipped", skipped), ("unavailable", unavailable)):
+        if some:
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            table.add_column(title, no_wrap=True)
+            table.add_column("why", overflow="fold")
+            for checkpoint in some[:SHOWN_REASONS]:
+                table.add_row(
+                    Text(plain(checkpoint.repo)),
+                    Text(plain(checkpoint.reason.removeprefix(f"{checkpoint.repo}: "))),
+                )
+            _console().print(table)
+            if len(some) > SHOWN_REASONS:
+                click.echo(f"... and {len(some) - SHOWN_REASONS} more: --json tells all")
+    if dry_run:
+        click.echo("Nothing was written.")

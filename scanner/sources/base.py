@@ -9,44 +9,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from scanner.errors import ConfigError
 from scanner.records import Checkpoint
 
-KNOWN = "hf (HuggingFace, or the hub that HF_ENDPOINT names), folder:PATH"
+if TYPE_CHECKING:
+    from scanner.fetch import Downloads
+
+KNOWN = "hf (HuggingFace, or the hub that HF_ENDPOINT names), civitai, folder:PATH"
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to list. A source that cannot narrow by something lists more, never less."""
+
+    limit: int  # listed checkpoints at most
+    since: datetime | None = None  # published at that time or later, timezone-aware
+    filters: tuple[str, ...] = ()  # the source's own tags; instead of those that find fine-tunes
+    base_model: str | None = None  # tuned from this base only, OWNER/NAME
+
+
 class Source(Protocol):
-    """A place where checkpoints are published. Cheap to open; used by one thread at a time."""
+    """A place where checkpoints are published. Cheap to open; `inspect` may be called by many threads."""
 
     name: str  # its spec, as it stands in the rows
+    # Stream -> the page that its listing has come to: what lies before it has been given. A listing that was
+    # interrupted goes on where `position` was set to an earlier one's.
+    position: dict[str, str]
 
-    def list(self, limit: int) -> Iterator[Checkpoint]:
-        """The first `limit` listed entries, each as one record; newest first where the source tells times.
+    def list(self, query: Query) -> Iterator[Checkpoint]:
+        """The listed checkpoints, each as one record, newest first where the source tells times.
 
-        Asks for no weights. Raises SourceError where the source cannot be listed.
+        Asks for listing pages alone: an id may be a placeholder until `inspect`. What an entry itself rules
+        out (gated, removed, early access, no weights) has `prospect` SKIPPED and its `reason` already.
+        Raises SourceError where the source cannot be listed.
         """
+        ...
+
+    def coverage(self) -> str:
+        """How much of what the source tells of this listing has met, for people; "" for nothing told."""
         ...
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The record with kind, family, base, caption and N0, read from the header and small files alone.
+        """The record with its true id, size, kind, family, base, caption and N0, and `prospect` READY.
 
-        Raises Skipped for what cannot be scanned, Unavailable for what could not be asked this time.
+        Reads headers by range and small files, never weights. Raises Skipped for what cannot be scanned,
+        Unavailable for what could not be asked this time.
         """
         ...
 
-    def fetch(self, checkpoint: Checkpoint, into: Path, max_bytes: int) -> Path:
-        """The weight file or the diffusers folder, with the listed size and SHA256; downloads go to `into`.
+    def fetch(self, checkpoint: Checkpoint, into: Path, downloads: Downloads) -> Path:
+        """The weight file or the diffusers folder, with the listed size and SHA256; links go to `into`.
 
-        Raises Skipped where it is larger than `max_bytes` or not what was listed, Unavailable otherwise.
+        Raises Skipped where it is larger than `downloads` allows or not what was listed, Unavailable
+        otherwise.
         """
         ...
 
-    def fetch_base(self, base: str, cache: Path, max_bytes: int) -> Path:
-        """The base's diffusers folder: safetensors, configurations, tokenizer. Downloaded once into `cache`.
+    def fetch_base(self, base: str, downloads: Downloads) -> Path:
+        """The base's diffusers folder: safetensors, configurations, tokenizer. Downloaded once for all.
 
         Raises Skipped where there is no such base or it is unusable, Unavailable otherwise.
         """
@@ -79,10 +105,10 @@ def local_base(base: str | None) -> str | None:
     return base
 
 
-def open_source(spec: str, base: str | None = None) -> Source:
+def open_source(spec: str, base: str | None = None, *, allow_pickle: bool = False) -> Source:
     """The source that `spec` names. `base` is OWNER/NAME on a hub, or a local diffusers folder.
 
-    For "hf" it is the base of the checkpoints that tell none, for "folder:PATH" the base of all.
+    For a hub it is the base of the checkpoints that tell none, for "folder:PATH" the base of all.
     Raises ConfigError for a spec or a base that cannot be used.
     """
     from scanner.sources.folder import Folder
@@ -90,7 +116,11 @@ def open_source(spec: str, base: str | None = None) -> Source:
 
     kind, _, place = spec.partition(":")
     if kind == "hf" and not place:
-        return HuggingFace(base=base)
+        return HuggingFace(base=base, allow_pickle=allow_pickle)
+    if kind == "civitai" and not place:
+        from scanner.sources.civitai import Civitai
+
+        return Civitai(base=base)
     if kind == "folder" and place:
-        return Folder(Path(place), base=base)
+        return Folder(Path(place), base=base, allow_pickle=allow_pickle)
     raise ConfigError(f"--source {spec} is not known. Known sources: {KNOWN}.")

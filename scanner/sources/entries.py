@@ -15,12 +15,13 @@ from typing import Any
 
 from finextract.cards import card_from
 from scanner.fetch import sha256_of
-from scanner.records import Checkpoint, identify, now
+from scanner.records import Checkpoint, Prospect, identify, now
 from scanner.sources.base import is_repo
-from scanner.sources.layout import Layout, is_safe, layouts, pipeline_configs
+from scanner.sources.layout import SIDE, Layout, is_safe, layouts, pipeline_configs
 
 MAX_FILES = 20_000  # of one repository; the rest is not looked at
 MAX_SIZE = 1 << 50  # bytes; a larger number is nonsense
+CONCEPT_IMAGES = re.compile(r"concept_images/[^/]+\.(?:png|jpe?g|webp)", re.IGNORECASE)
 KEPT = ("id", "sha", "author", "gated", "disabled", "createdAt", "lastModified", "library_name",
         "pipeline_tag", "tags", "cardData", "config")  # fmt: skip
 MAX_KEPT_CHARS = 100_000  # of one field in `raw`
@@ -53,17 +54,35 @@ def remote_files(entry: Mapping[str, Any]) -> dict[str, Remote]:
     return files
 
 
-def make_checkpoints(entry: Mapping[str, Any], source: str, endpoint: str) -> list[Checkpoint]:
+def with_files(entry: Mapping[str, Any], told: Mapping[str, Remote]) -> dict[str, Any]:
+    """The entry with the sizes and hashes of the files that are told of, in the hub's own form."""
+    siblings = entry.get("siblings")
+    known = []
+    for sibling in siblings if isinstance(siblings, list) else ():
+        remote = told.get(str(sibling.get("rfilename"))) if isinstance(sibling, dict) else None
+        if remote is not None:
+            lfs = {} if remote.sha256 is None else {"lfs": {"sha256": remote.sha256, "size": remote.size}}
+            sibling = {"rfilename": sibling["rfilename"], "size": remote.size, **lfs}
+        known.append(sibling)
+    return {**entry, "siblings": known}
+
+
+def make_checkpoints(
+    entry: Mapping[str, Any], source: str, endpoint: str, *, allow_pickle: bool = False
+) -> list[Checkpoint]:
     """A record for each checkpoint of a repository; one that stands for the entry where it holds none."""
     files = remote_files(entry)
-    found = layouts(files) if is_repo(_string(entry.get("id"))) else []
-    return [_checkpoint(entry, files, layout, source, endpoint) for layout in found] or [
-        _checkpoint(entry, files, None, source, endpoint)
-    ]
+    found: list[Layout | None] = [*layouts(files)] if is_repo(_string(entry.get("id"))) else []
+    return [_checkpoint(entry, files, layout, source, endpoint, allow_pickle) for layout in found or [None]]
 
 
 def _checkpoint(
-    entry: Mapping[str, Any], files: dict[str, Remote], layout: Layout | None, source: str, endpoint: str
+    entry: Mapping[str, Any],
+    files: dict[str, Remote],
+    layout: Layout | None,
+    source: str,
+    endpoint: str,
+    allow_pickle: bool,
 ) -> Checkpoint:
     repo = printable(_string(entry.get("id")) or "(an entry without a name)", 200)
     revision = commit_of(entry) or ""
@@ -74,6 +93,7 @@ def _checkpoint(
     card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
     page = f"/blob/{revision}/{file}" if file else f"/tree/{revision}"
     created = when(entry.get("createdAt"))
+    reason = _ruled_out(entry, repo, revision, layout, allow_pickle)
     return Checkpoint(
         checkpoint_id=identify(hashes) if identified else placeholder_id(source, repo, revision, file),
         source=source,
@@ -92,7 +112,28 @@ def _checkpoint(
         created_at=None if created == UNKNOWN_TIME else created,
         listed_at=now(),
         raw=_raw(entry, layout),
+        prospect=Prospect.SKIPPED if reason else Prospect.UNKNOWN,
+        reason=reason,
+        public_images=sum(1 for path in files if CONCEPT_IMAGES.fullmatch(path)),
     )
+
+
+def _ruled_out(
+    entry: Mapping[str, Any], repo: str, revision: str, layout: Layout | None, allow_pickle: bool
+) -> str:
+    """Why an entry cannot be scanned, as far as the listing tells; "" where nothing speaks against it."""
+    if entry.get("disabled") is True:
+        return f"{repo} was disabled by its hub."
+    if not is_repo(repo) or not revision:
+        return f"{repo} has no name or no commit that could be fetched from a hub."
+    if layout is None:
+        return f"{repo} holds no weights: no safetensors, and no pickle either."
+    if layout.pickled and not allow_pickle:
+        return (
+            f"{repo} holds its weights as a pickle ({layout.file}), which can run code when "
+            "it is opened; it was not opened. Ask its author for safetensors, or see --allow-pickle."
+        )
+    return ""
 
 
 def placeholder_id(source: str, repo: str, revision: str, file: str) -> str:
@@ -114,6 +155,7 @@ def _raw(entry: Mapping[str, Any], layout: Layout | None) -> str:
     weights = layout.weights if layout else {}
     names = [str(s.get("rfilename")) for s in siblings]
     useful = {*weights, *pipeline_configs(names), "adapter_config.json", layout.file if layout else ""}
+    useful |= {name for name in names if SIDE.fullmatch(name)}
     return json.dumps(
         kept | {"siblings": [s for s, name in zip(siblings, names, strict=True) if name in useful]}
     )

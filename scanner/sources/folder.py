@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -18,32 +19,37 @@ from finextract.cards import Card, parse_card
 from finextract.errors import CheckpointError
 from finextract.formats import PICKLE_SUFFIXES, read_header
 from scanner.errors import Skipped, SourceError, Unavailable
-from scanner.fetch import check_sha256, sha256_of, show_size
-from scanner.inspection import base_hint, refine
+from scanner.fetch import Downloads, check_sha256, sha256_of, show_size
+from scanner.inspection import base_hint, refine, refine_unread
+from scanner.pickles import scannable
 from scanner.records import Checkpoint, identify, now
-from scanner.sources.base import local_base
-from scanner.sources.entries import placeholder_id, printable
+from scanner.sources.base import Query, local_base
+from scanner.sources.entries import UNKNOWN_TIME, placeholder_id, printable
 from scanner.sources.layout import COMPONENTS, DENOISERS, INTERMEDIATE, NO_WEIGHTS, Layout, is_safe, layouts
 
 MAX_SMALL_FILE = 1_000_000  # bytes of a card or a configuration file
 MAX_SIZE = 1 << 50
+SIDE_FILES = ("hparams.yml", "args.json", "train.sh", "config.yaml")  # tell of the training
 
 
 class Folder:
     """The checkpoints below a folder. `base` is the base of all of them, whatever their cards tell."""
 
-    def __init__(self, path: Path, base: str | None = None) -> None:
+    def __init__(self, path: Path, base: str | None = None, *, allow_pickle: bool = False) -> None:
         self.root = path.expanduser().absolute()
         self.name = f"folder:{self.root}"
-        self._base = local_base(base)
+        self.position: dict[str, str] = {}  # a folder is walked from its start
+        self._base, self._allow_pickle = local_base(base), allow_pickle
         if not self.root.is_dir():
             raise SourceError(
                 f"--source folder:{path} is no folder. Pass the folder that holds the checkpoints."
             )
 
-    def list(self, limit: int) -> Iterator[Checkpoint]:
-        """The first `limit` checkpoints, by name; each is read once for its SHA256. See `Source.list`."""
-        return islice((self._checkpoint(*found) for found in self._walk()), max(limit, 0))
+    def list(self, query: Query) -> Iterator[Checkpoint]:
+        """The checkpoints by name; each is read once for its SHA256. See `Source.list`."""
+        found = (self._checkpoint(*found) for found in self._walk())
+        wanted = (c for c in found if query.since is None or (c.created_at or UNKNOWN_TIME) >= query.since)
+        return islice(wanted, max(query.limit, 0))
 
     def _walk(self) -> Iterator[tuple[Path, Layout]]:
         """Every checkpoint: the folder that it is in, and its place there."""
@@ -60,7 +66,8 @@ class Folder:
             weights = sorted(n for n in names if Path(n).suffix.lower() in {".safetensors", *PICKLE_SUFFIXES})
             for name in (n for n in weights if is_safe(n) and not NO_WEIGHTS.fullmatch(n)):
                 pickled = not name.endswith(".safetensors")
-                yield folder, Layout(name, {} if pickled else {name: name}, pickled)
+                hashed = not pickled or self._allow_pickle
+                yield folder, Layout(name, {name: name} if hashed else {}, pickled)
             if weights:  # what a training run saved on its way is no checkpoint of its own
                 folders[:] = [f for f in folders if not INTERMEDIATE.fullmatch(f)]
 
@@ -70,7 +77,7 @@ class Folder:
 
     def _checkpoint(self, folder: Path, layout: Layout) -> Checkpoint:
         repo = folder.relative_to(self.root).as_posix()
-        card = _card(folder)
+        card = _card(folder, layout.file)
         try:
             hashes = [(path, sha256_of(folder / path)) for path in layout.weights]
             sizes = {path: (folder / path).stat().st_size for path in layout.weights}
@@ -99,14 +106,25 @@ class Folder:
             ),
         )
 
+    def coverage(self) -> str:
+        """Nothing is told. See `Source.coverage`."""
+        return ""
+
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
         """Reads the header, the card and a configuration file. See `Source.inspect`."""
         entry = json.loads(checkpoint.raw)
         folder, where = self.root / entry["path"], f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
+        side = {name: _read_small(folder / name) for name in SIDE_FILES}
+        card = _card(folder, checkpoint.file)
+        hint = None
+        for name in ("adapter_config.json", "unet/config.json"):
+            hint = hint or base_hint(_small_json(folder / name))
+        if entry["pickled"] and self._allow_pickle:
+            return refine_unread(checkpoint, card, hint=hint, base=self._base, side=side)
         if entry["pickled"]:
             raise Skipped(
                 f"{where} is a pickle, which can run code when it is opened; it was not opened. "
-                "Convert it to safetensors, or ask its author for that."
+                "Convert it to safetensors, ask its author for that, or see --allow-pickle."
             )
         denoiser = checkpoint.file or next((p for p in entry["weights"] if p.startswith(DENOISERS)), "")
         try:
@@ -117,19 +135,16 @@ class Folder:
             raise Unavailable(
                 f"{where} cannot be read: {error.strerror}. The next crawl tries again."
             ) from error
-        hint = None
-        for name in ("adapter_config.json", "unet/config.json"):
-            hint = hint or base_hint(_small_json(folder / name))
-        return refine(checkpoint, header, _card(folder), hint=hint, base=self._base)
+        return refine(checkpoint, header, card, hint=hint, base=self._base, side=side)
 
-    def fetch(self, checkpoint: Checkpoint, into: Path, max_bytes: int) -> Path:
+    def fetch(self, checkpoint: Checkpoint, into: Path, downloads: Downloads) -> Path:
         """The file or folder where it is. See `Source.fetch`; nothing is written."""
         entry = json.loads(checkpoint.raw)
         folder = self.root / str(entry["path"])
-        if checkpoint.size_bytes > max_bytes:
+        if checkpoint.size_bytes > downloads.max_bytes:
             raise Skipped(
                 f"{checkpoint.repo} is {show_size(checkpoint.size_bytes)}, at most "
-                f"{show_size(max_bytes)} are read. Pass a larger --max-download."
+                f"{show_size(downloads.max_bytes)} are read. Pass a larger --max-download."
             )
         try:
             for path, sha256 in entry["weights"].items():
@@ -138,15 +153,18 @@ class Folder:
             raise Unavailable(
                 f"{folder} cannot be read: {error.strerror}. The next crawl tries again."
             ) from error
+        if entry["pickled"]:
+            name = checkpoint.file
+            return scannable(folder / name, into, name, f"{checkpoint.repo}/{name}")
         return folder / checkpoint.file
 
-    def fetch_base(self, base: str, cache: Path, max_bytes: int) -> Path:
+    def fetch_base(self, base: str, downloads: Downloads) -> Path:
         """The local base, or the one of that name on the hub. See `Source.fetch_base`."""
         if base.startswith("/"):
             return Path(base)
         from scanner.sources.huggingface import HuggingFace
 
-        return HuggingFace().fetch_base(base, cache, max_bytes)
+        return HuggingFace().fetch_base(base, downloads)
 
 
 def _names(folder: Path) -> list[str]:
@@ -165,8 +183,21 @@ def _read_small(path: Path) -> str:
         return ""
 
 
-def _card(folder: Path) -> Card:
-    return parse_card(_read_small(folder / "README.md"))
+def _card(folder: Path, file: str) -> Card:
+    """The card in README.md; its caption else from what A1111 or a download tool left beside the file."""
+    card = parse_card(_read_small(folder / "README.md"))
+    if card.instance_prompt or not file:
+        return card
+    beside = (folder / file).with_suffix("")
+    words = _small_json(beside.with_name(f"{beside.name}.json")).get("activation text")
+    told = _small_json(beside.with_name(f"{beside.name}.civitai.info")).get("trainedWords")
+    if not (isinstance(words, str) and words.strip()) and isinstance(told, list):
+        words = ", ".join(dict.fromkeys(w.strip(" ,") for w in told if isinstance(w, str)))
+    return (
+        replace(card, instance_prompt=printable(words.strip(), 1_000) or None)
+        if isinstance(words, str)
+        else card
+    )
 
 
 def _small_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The four requests that are made to a HuggingFace Hub, through the huggingface_hub client's own session.
 
-Its session gives the token, the proxies and the waiting on rate limits; the reading is bounded here, because
-the hub's answers are strangers' data: a listing page, a small file or a header is read up to a cap, a
-download up to the listed size. Each request waits TIMEOUT_S for the network and is tried RETRIES times more.
+Its session is `scanner.client`'s guarded one; its headers bring the token, its errors tell what a status
+means. The reading is bounded here, because the hub's answers are strangers' data: a listing page, a small
+file or a header is read up to a cap, a download up to the listed size.
 
 Raises Skipped for what is gone, private or gated, Unavailable for no answer, SourceError while listing.
 """
@@ -12,15 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx2
+from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -31,49 +33,68 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not exported for mypy
     build_hf_headers,
     hf_raise_for_status,
-    http_stream_backoff,
 )
 
+from scanner import client
+from scanner.client import brief
 from scanner.errors import Skipped, SourceError, Unavailable
-from scanner.fetch import check_sha256, show_size
+from scanner.fetch import check_sha256, sha256_of, show_size
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-TIMEOUT_S = 15.0  # without a byte
-RETRIES = 3
 MAX_JSON_BYTES = 64_000_000  # of one page or one repository's info
+
+set_client_factory(client.new_session)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The start of a file, and what the hub told of all of it."""
+
+    content: bytes
+    size: int | None  # bytes, of the whole file
+    sha256: str | None  # 64 hex digits; files stored in git itself have none
+
+    def is_sound(self, asked: int) -> bool:
+        """Whether as much came as was asked for, and the right bytes where that can be told."""
+        if self.size is not None and len(self.content) < min(asked, self.size):
+            return False
+        if self.sha256 is None or self.size != len(self.content):
+            return True
+        return hashlib.sha256(self.content).hexdigest() == self.sha256
 
 
 class HubClient:
     """A hub at one endpoint: HF_ENDPOINT as it is now, or huggingface.co. Cheap to make; opens nothing."""
 
     def __init__(self, endpoint: str | None = None) -> None:
-        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.endpoint = client.trust(endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
         self.host = urlsplit(self.endpoint).netloc
+        self._limited = urlsplit(self.endpoint).hostname or ""  # who limits: a host's ports are one
         self._headers = build_hf_headers(
             library_name="finextract-scanner", library_version=version("finextract-scanner")
         )
 
     def listing(
-        self, filters: tuple[str, ...], expand: tuple[str, ...], page_size: int
-    ) -> Iterator[dict[str, Any]]:
-        """The raw entries of the models with all those tags, newest first, page by page."""
-        url: str | None = f"{self.endpoint}/api/models"
+        self, filters: tuple[str, ...], expand: tuple[str, ...], page_size: int, start: str | None = None
+    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """The models with all those tags, newest first: each page's address and its raw entries.
+
+        `start` is the address of a page to begin at, as an earlier listing told it.
+        """
         query = {"filter": filters, "expand": expand, "sort": "createdAt", "limit": page_size}
+        url: str | None = str(httpx2.URL(f"{self.endpoint}/api/models", params=query))
+        if start is not None and urlsplit(start)[:2] == urlsplit(self.endpoint)[:2]:
+            url = start
         while url is not None:
             try:
-                content, links = self._read(url, MAX_JSON_BYTES, params=query)
-                page = json.loads(content)
-            except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RecursionError) as error:
+                page, links = self._read_json(url, list)
+            except (httpx2.HTTPError, httpx2.InvalidURL, OSError, Skipped) as error:
                 raise SourceError(
                     f"{self.endpoint} could not be listed: {brief(error)}.\n"
                     "Check the network, or HF_ENDPOINT if it is set, and run the same command again."
                 ) from error
-            if not isinstance(page, list):
-                raise SourceError(
-                    f"{self.endpoint} does not answer like a HuggingFace Hub. Check HF_ENDPOINT."
-                )
-            yield from (entry for entry in page if isinstance(entry, dict))
-            url, query = links.get("next", {}).get("url"), {}  # the next address holds the query
+            yield url, [entry for entry in page if isinstance(entry, dict)]
+            url = links.get("next", {}).get("url")  # it holds the query
             if url is not None and urlsplit(url)[:2] != urlsplit(self.endpoint)[:2]:
                 raise SourceError(
                     f"{self.endpoint} sends its listing on to another host, which is not followed."
@@ -85,93 +106,93 @@ class HubClient:
             f"/revision/{quote(revision, safe='')}" if revision else ""
         )
         with self._explained(repo):
-            entry = json.loads(self._read(url, MAX_JSON_BYTES, params={"blobs": "true"})[0])
-            if not isinstance(entry, dict):
-                raise ValueError("the answer is no repository")
+            entry: dict[str, Any] = self._read_json(f"{url}?blobs=true", dict)[0]
             return entry
 
-    def read_start(self, repo: str, revision: str, path: str, size: int) -> bytes:
+    def read_start(self, repo: str, revision: str, path: str, size: int) -> Start:
         """The first `size` bytes of a file, or all where it is smaller, by one range request."""
+        url = self._file_url(repo, revision, path)
+        headers = {"Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
+
+        def read() -> Start:
+            with self._stream(url, headers) as response:
+                told = [*(r.headers for r in response.history), response.headers]
+                linked = next((h for h in told if "X-Linked-Etag" in h), response.headers)
+                sha256 = linked.get("X-Linked-Etag", "").strip('"')
+                whole = response.headers.get("Content-Range", "").rpartition("/")[2]
+                whole = whole or response.headers.get("Content-Length", "")
+                length = linked.get("X-Linked-Size", whole)
+                start = Start(
+                    client.read_at_most(response, size),
+                    int(length) if re.fullmatch(r"\d{1,15}", length) else None,
+                    sha256 if re.fullmatch("[0-9a-f]{64}", sha256) else None,
+                )
+            if not start.is_sound(size):
+                raise client.Fault(f"{path} came damaged from {self.host}")
+            return start
+
         with self._explained(repo):
-            url = self._file_url(repo, revision, path)
-            return self._read(
-                url, size, headers={"Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
-            )[0]
+            return client.persist(read, self._limited)
 
     def download(
-        self, repo: str, revision: str, path: str, target: Path, size_bytes: int, sha256: str | None
+        self, repo: str, revision: str, path: str, part: Path, size_bytes: int, sha256: str | None
     ) -> None:
-        """Writes a file of a known size, resuming where the connection broke, and checks its SHA256.
+        """Completes a partial file of a known size, and checks the SHA256 of all of it.
 
-        The name `target` appears when its content is right. Stops at the first byte too many.
+        Goes on where an earlier attempt or a broken connection left it; stops at the first byte too many. A
+        file that is not what was listed is removed.
         """
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        digest = hashlib.sha256()
-        with self._explained(repo), part.open("wb") as file:
+        with self._explained(repo), part.open("ab") as file:
 
             def go_on() -> None:
-                nonlocal digest
                 start = file.tell()
+                if start == size_bytes:
+                    return
                 headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-                with self._stream(self._file_url(repo, revision, path), headers, {}) as response:
+                with self._stream(self._file_url(repo, revision, path), headers) as response:
                     if start and response.status_code != 206:  # the server begins again
                         file.seek(0)
                         file.truncate()
-                        digest = hashlib.sha256()
                     for chunk in response.iter_bytes():
                         file.write(chunk)
-                        digest.update(chunk)
                         if file.tell() > size_bytes:
+                            part.unlink(missing_ok=True)
                             raise Skipped(
                                 f"{path} is larger than the {show_size(size_bytes)} that {repo} lists."
                             )
                 if file.tell() < size_bytes:
                     raise httpx2.ReadError(f"{path} ended after {file.tell():,} of {size_bytes:,} bytes")
 
-            _persist(go_on)
-        check_sha256(digest.hexdigest(), sha256, f"{repo}/{path}")
-        part.replace(target)
+            client.persist(go_on, self._limited)
+        if sha256 is not None and (found := sha256_of(part)) != sha256:
+            part.unlink()
+            check_sha256(found, sha256, f"{repo}/{path}")
 
     def _file_url(self, repo: str, revision: str, path: str) -> str:
         return f"{self.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
 
     @contextmanager
-    def _stream(
-        self, url: str, headers: Mapping[str, str], params: Mapping[str, Any]
-    ) -> Iterator[httpx2.Response]:
-        with http_stream_backoff(
-            "GET",
-            url,
-            params=params or None,
-            headers={**self._headers, **headers},
-            timeout=TIMEOUT_S,
-            max_retries=RETRIES,
-            retry_on_exceptions=(),  # what breaks while the body is read is for _persist
-        ) as response:
+    def _stream(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        with get_session().stream("GET", url, headers={**self._headers, **headers}) as response:
+            client.check_status(response)
             hf_raise_for_status(response)
             yield response
 
-    def _read(
-        self,
-        url: str,
-        limit: int,
-        headers: Mapping[str, str] = {},
-        params: Mapping[str, Any] = {},
-    ) -> tuple[bytes, dict[str | None, dict[str, str]]]:
-        """At most `limit` bytes of an answer, and its Link header."""
+    def _read_json(self, url: str, kind: type) -> tuple[Any, dict[str | None, dict[str, str]]]:
+        """A JSON answer of that kind, and its Link header. What is no such answer is asked for again."""
 
-        def read() -> tuple[bytes, dict[str | None, dict[str, str]]]:
-            content = b""
-            with self._stream(url, headers, params) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if len(content) >= limit:
-                        break
-                links: dict[str | None, dict[str, str]] = response.links
-            return content[:limit], links
+        def read() -> tuple[Any, dict[str | None, dict[str, str]]]:
+            with self._stream(url, {}) as response:
+                content, links = client.read_at_most(response, MAX_JSON_BYTES), response.links
+            try:
+                value = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise client.Fault(f"{self.host} answers, but not like a HuggingFace Hub") from error
+            if not isinstance(value, kind):
+                raise client.Fault(f"{self.host} answers, but not like a HuggingFace Hub")
+            return value, links
 
-        return _persist(read)
+        return client.persist(read, self._limited)
 
     @contextmanager
     def _explained(self, repo: str) -> Iterator[None]:
@@ -193,19 +214,3 @@ class HubClient:
             raise Unavailable(
                 f"{repo} could not be fetched from {self.host}: {brief(error)}. The next crawl tries again."
             ) from error
-
-
-def _persist[T](request: Callable[[], T]) -> T:
-    """Tries a request again, after 1, 2 and 4 seconds, where the connection broke."""
-    for wait_s in (2.0**n for n in range(RETRIES)):
-        try:
-            return request()
-        except httpx2.TransportError:
-            time.sleep(wait_s)
-    return request()
-
-
-def brief(error: BaseException) -> str:
-    """An error's first line without its control characters, for a message of one line."""
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "".join(c for c in line if c.isprintable())[:200].rstrip(". ")

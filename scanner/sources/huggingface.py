@@ -1,8 +1,9 @@
 """HuggingFace as a source: fine-tunes of Stable Diffusion among the models of a hub.
 
 A listed entry is one checkpoint of one repository, pinned to the commit that the listing names. Listing costs
-one request a page and one a repository with safetensors, whose answer tells each file's size and SHA256;
-inspecting costs one or two range reads. HF_ENDPOINT names another hub, HF_TOKEN opens gated ones.
+one request a page. Inspecting costs one or two range reads, whose answer tells a file's size and SHA256 too,
+and for a pipeline of several files one request more. HF_ENDPOINT names another hub, HF_TOKEN opens what is
+gated.
 """
 
 from __future__ import annotations
@@ -10,23 +11,26 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finextract.cards import card_from
+from finextract.cards import Card, card_from
 from finextract.errors import CheckpointError
 from finextract.formats import MAX_HEADER_BYTES, Header, parse_header
-from scanner.errors import Skipped, Unavailable
-from scanner.fetch import check_room, locked
-from scanner.inspection import base_hint, refine
-from scanner.records import Checkpoint
-from scanner.sources.base import is_repo, local_base
-from scanner.sources.entries import Remote, commit_of, make_checkpoints, remote_files, when
+from scanner.errors import Skipped
+from scanner.fetch import Downloads, check_room, locked
+from scanner.inspection import base_hint, refine, refine_unread
+from scanner.pickles import scannable
+from scanner.records import Checkpoint, Prospect, identify
+from scanner.sources.base import Query, is_repo, local_base
+from scanner.sources.entries import Remote, commit_of, make_checkpoints, remote_files, when, with_files
 from scanner.sources.hub_client import HubClient
 from scanner.sources.layout import (
     COMPONENTS,
+    SIDE,
     TUNED,
     Layout,
     layouts,
@@ -43,11 +47,13 @@ FILTERS = (
     ("diffusers-training",),
     ("diffusers:StableDiffusionPipeline",),
 )
-EXPAND = ("author", "cardData", "config", "createdAt", "gated", "lastModified", "library_name",
+EXPAND = ("author", "cardData", "config", "createdAt", "disabled", "gated", "lastModified", "library_name",
           "pipeline_tag", "sha", "siblings", "tags")  # fmt: skip
+RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
 PAGE_SIZE = 200  # entries; with their files a page is a few megabytes
 FIRST_READ = 100_001  # bytes; nearly every header is shorter
 MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file
+MAX_SIDE_FILES = 2  # that are read of what tells of a training
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,111 +70,169 @@ class HuggingFace:
 
     name = "hf"
 
-    def __init__(self, base: str | None = None, endpoint: str | None = None) -> None:
-        self._default_base = local_base(base)
+    def __init__(
+        self, base: str | None = None, endpoint: str | None = None, *, allow_pickle: bool = False
+    ) -> None:
+        self._default_base, self._allow_pickle = local_base(base), allow_pickle
         self._hub = HubClient(endpoint)
         self._bases: dict[str, dict[str, Any]] = {}  # entries of bases; each process asks once
+        self.position: dict[str, str] = {}  # query -> the page that its listing has come to
 
-    def list(self, limit: int) -> Iterator[Checkpoint]:
-        """The first `limit` checkpoints, newest repository first. See `Source.list`."""
-        return islice(self._list(max(limit, 0)), max(limit, 0))
+    def list(self, query: Query) -> Iterator[Checkpoint]:
+        """The checkpoints of fine-tunes, newest repository first. See `Source.list`."""
+        return islice(self._list(query), max(query.limit, 0))
 
-    def _list(self, limit: int) -> Iterator[Checkpoint]:
-        page_size = min(limit, PAGE_SIZE)
-        streams = [self._hub.listing(filters, EXPAND, page_size) for filters in FILTERS]
+    def _list(self, query: Query) -> Iterator[Checkpoint]:
+        """Several queries merged by time; what more than one finds comes once."""
+        page_size = min(query.limit, PAGE_SIZE)
+        streams = [self._stream(tags, page_size) for tags in _tags(query)]
         seen: set[str] = set()
         for entry in heapq.merge(*streams, key=lambda e: when(e.get("createdAt")), reverse=True):
+            if query.since is not None and when(entry.get("createdAt")) < query.since:
+                return
             repo = str(entry.get("id"))
             if repo not in seen:
                 seen.add(repo)
-                yield from make_checkpoints(self._with_sizes(entry), self.name, self._hub.endpoint)
+                yield from make_checkpoints(
+                    entry, self.name, self._hub.endpoint, allow_pickle=self._allow_pickle
+                )
 
-    def _with_sizes(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """The entry with its files' sizes and hashes, where there are weights to identify."""
-        repo = entry.get("id")
-        if not is_repo(repo) or not any(not layout.pickled for layout in layouts(remote_files(entry))):
-            return entry
-        try:
-            return entry | self._hub.info(str(repo), commit_of(entry)) | {"id": repo}
-        except (Skipped, Unavailable):  # inspect asks again, and tells
-            return entry
+    def _stream(self, tags: tuple[str, ...], page_size: int) -> Iterator[dict[str, Any]]:
+        """One query's entries; of those that a page repeats or brings out of order, each as it comes."""
+        key = "&".join(tags)
+        for address, entries in self._hub.listing(tags, EXPAND, page_size, self.position.get(key)):
+            self.position[key] = address  # all before this page has been taken
+            yield from entries
+
+    def coverage(self) -> str:
+        """Nothing is told. See `Source.coverage`."""
+        return ""
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
         """Reads the header by range, a configuration where the card tells no base. See `Source.inspect`."""
+        if checkpoint.prospect is Prospect.SKIPPED:
+            raise Skipped(checkpoint.reason)
         repo, revision = checkpoint.repo, checkpoint.revision
         entry, layout = self._layout(checkpoint)
-        files = remote_files(entry)
-        header = self._header(repo, revision, layout.denoiser, files[layout.denoiser])
         card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
-        hint = None
+        if layout.pickled:
+            return self._inspect_pickled(checkpoint, entry, card)
+        header, found = self._header(repo, revision, layout.denoiser, remote_files(entry)[layout.denoiser])
+        entry = with_files(entry, {layout.denoiser: found})
+        files = remote_files(entry)
+        hashes = [(path, sha256) for path in layout.weights if (sha256 := files[path].sha256)]
+        if len(hashes) != len(layout.weights):
+            raise Skipped(f"{repo} does not tell the SHA256 of its weights, so they are not fetched.")
+        checkpoint = replace(
+            checkpoint,
+            checkpoint_id=identify(hashes),
+            sha256=hashes[0][1] if layout.file else None,
+            size_bytes=sum(files[path].size or 0 for path in layout.weights),
+            raw=json.dumps(entry),
+        )
+        hint, side = self._told_beside(checkpoint, files, card)
+        return refine(
+            checkpoint,
+            header,
+            card,
+            hint=hint,
+            default_base=self._default_base,
+            side=side,
+            family_default=True,
+        )
+
+    def _told_beside(
+        self, checkpoint: Checkpoint, files: dict[str, Remote], card: Card
+    ) -> tuple[str | None, dict[str, str]]:
+        """The base that a configuration names, where the card names none, and what tells of the training."""
+        repo, revision, hint = checkpoint.repo, checkpoint.revision, None
         for path in ("adapter_config.json", "unet/config.json") if not is_repo(card.base_model) else ():
             if path in files:
                 hint = hint or base_hint(self._small_json(repo, revision, path))
-        return refine(checkpoint, header, card, hint=hint, default_base=self._default_base)
+        beside = [path for path in files if SIDE.fullmatch(path)][:MAX_SIDE_FILES]
+        return hint, {path: self._small(repo, revision, path).decode(errors="replace") for path in beside}
+
+    def _inspect_pickled(self, checkpoint: Checkpoint, entry: dict[str, Any], card: Card) -> Checkpoint:
+        """A pickle's size and SHA256; nothing of it is looked at before its gates."""
+        start = self._hub.read_start(checkpoint.repo, checkpoint.revision, checkpoint.file, 1)
+        if start.sha256 is None or start.size is None:
+            raise Skipped(
+                f"{checkpoint.repo} does not tell the SHA256 of its weights, so they are not fetched."
+            )
+        found = {checkpoint.file: Remote(start.size, start.sha256)}
+        checkpoint = replace(
+            checkpoint,
+            checkpoint_id=start.sha256,
+            sha256=start.sha256,
+            size_bytes=start.size,
+            raw=json.dumps(with_files(entry, found)),
+        )
+        hint, side = self._told_beside(checkpoint, remote_files(entry), card)
+        return refine_unread(checkpoint, card, hint=hint, default_base=self._default_base, side=side)
 
     def _layout(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], Layout]:
         """The checkpoint's entry with its files' sizes, and its place there. Raises Skipped for none."""
         entry: dict[str, Any] = json.loads(checkpoint.raw)
-        if not is_repo(checkpoint.repo) or not checkpoint.revision:
-            raise Skipped(f"{checkpoint.repo} has no name or no commit that could be fetched from a hub.")
         found = layouts(remote_files(entry))
-        if not found:
-            raise Skipped(f"{checkpoint.repo} holds no weights: no safetensors, and no pickle either.")
         layout = next((f for f in found if f.file == checkpoint.file), found[0])
-        if layout.pickled:
-            raise Skipped(
-                f"{checkpoint.repo} holds its weights as a pickle ({layout.file}), which can run code when "
-                "it is opened; it was not opened. Ask its author for safetensors."
-            )
-        if any(remote_files(entry)[path].size is None for path in layout.weights):
-            entry |= self._hub.info(checkpoint.repo, checkpoint.revision)
+        if not layout.file and any(remote_files(entry)[path].size is None for path in layout.weights):
+            entry = with_files(entry, remote_files(self._hub.info(checkpoint.repo, checkpoint.revision)))
             if any(remote_files(entry).get(path, Remote()).size is None for path in layout.weights):
                 raise Skipped(
                     f"{checkpoint.repo} does not tell the sizes of its files, so they are not fetched."
                 )
         return entry, layout
 
-    def _header(self, repo: str, revision: str, path: str, remote: Remote) -> Header:
+    def _header(self, repo: str, revision: str, path: str, listed: Remote) -> tuple[Header, Remote]:
+        """A weight file's header, and what the hub tells of the file with it."""
         where = f"{repo}/{path}"
+        start = self._hub.read_start(repo, revision, path, FIRST_READ)
+        length = 8 + int.from_bytes(start.content[:8], "little")
+        if len(start.content) >= 8 and len(start.content) < length <= MAX_HEADER_BYTES + 8:
+            start = self._hub.read_start(repo, revision, path, length)
         try:
-            first = min(FIRST_READ, remote.size or 0)
-            start = self._hub.read_start(repo, revision, path, first) if first else b""
-            length = 8 + int.from_bytes(start[:8], "little")
-            if len(start) >= 8 and len(start) < length <= MAX_HEADER_BYTES + 8:
-                start = self._hub.read_start(repo, revision, path, length)
-            header = parse_header(start, where)
+            header = parse_header(start.content, where)
         except CheckpointError as error:
             raise Skipped(str(error)) from error
-        if header.size_bytes != remote.size:
+        found = Remote(start.size or listed.size, start.sha256 or listed.sha256)
+        if header.size_bytes != found.size:
             raise Skipped(
                 f"{where} is damaged: its header tells {header.size_bytes:,} bytes, the hub lists "
-                f"{remote.size:,}. Ask its author to upload it again."
+                f"{found.size or 0:,}. Ask its author to upload it again."
             )
-        return header
+        return header, found
+
+    def _small(self, repo: str, revision: str, path: str) -> bytes:
+        return self._hub.read_start(repo, revision, path, MAX_SMALL_FILE).content
 
     def _small_json(self, repo: str, revision: str, path: str) -> dict[str, Any]:
         try:
-            value = json.loads(self._hub.read_start(repo, revision, path, MAX_SMALL_FILE))
+            value = json.loads(self._small(repo, revision, path))
         except (ValueError, RecursionError):  # a stranger's broken file tells nothing
             return {}
         return value if isinstance(value, dict) else {}
 
-    def fetch(self, checkpoint: Checkpoint, into: Path, max_bytes: int) -> Path:
+    def fetch(self, checkpoint: Checkpoint, into: Path, downloads: Downloads) -> Path:
         """Downloads the weight file, or the pipeline's weights and configurations. See `Source.fetch`."""
         entry, layout = self._layout(checkpoint)
         files = remote_files(entry)
         kept = layout.file.rpartition("/")[2] or "pipeline"
+        if layout.pickled:
+            wanted = [_Wanted(layout.file, kept, files[layout.file])]
+            self._download(checkpoint.repo, checkpoint.revision, wanted, into, downloads)
+            return scannable(into / kept, into, kept, f"{checkpoint.repo}/{layout.file}")
         if layout.file:
             wanted = [_Wanted(layout.file, kept, files[layout.file])]
-            small = files.get("adapter_config.json", Remote())  # PEFT keeps a LoRA's alpha there
-            if 0 < (small.size or 0) <= MAX_SMALL_FILE:
-                wanted.append(_Wanted("adapter_config.json", "adapter_config.json", small))
+            if "adapter_config.json" in files:  # PEFT keeps a LoRA's alpha there
+                small = self._small_json(checkpoint.repo, checkpoint.revision, "adapter_config.json")
+                into.mkdir(parents=True, exist_ok=True)
+                (into / "adapter_config.json").write_text(json.dumps(small))
         else:
             wanted = _pipeline(files, f"{kept}/", TUNED)
-        self._download(checkpoint.repo, checkpoint.revision, wanted, into, max_bytes)
+        self._download(checkpoint.repo, checkpoint.revision, wanted, into, downloads)
         return into / kept
 
-    def fetch_base(self, base: str, cache: Path, max_bytes: int) -> Path:
+    def fetch_base(self, base: str, downloads: Downloads) -> Path:
         """The base's folder, or its pinned copy in the cache. See `Source.fetch_base`."""
         if base.startswith("/"):
             return Path(base)
@@ -191,29 +255,54 @@ class HuggingFace:
             raise Skipped(
                 f"its base {base} has no commit that could be fetched. Pass --base with another copy."
             )
-        folder = cache / "bases" / base.replace("/", "--") / revision
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{revision}.lock")):
-            if not folder.is_dir():
-                part = folder.with_name(f".{revision}.part")
-                part.mkdir(exist_ok=True)  # what a killed process left is checked and kept
-                self._download(base, revision, wanted, part, max_bytes)
-                part.replace(folder)
+        folder = downloads.cache / "bases" / base.replace("/", "--") / revision
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock"):
+            self._download(base, revision, wanted, folder, downloads, stays=True)
         return folder
 
     def _download(
-        self, repo: str, revision: str, wanted: Iterable[_Wanted], into: Path, max_bytes: int
+        self,
+        repo: str,
+        revision: str,
+        wanted: Iterable[_Wanted],
+        into: Path,
+        downloads: Downloads,
+        *,
+        stays: bool = False,
     ) -> None:
+        """Each file below `into`: weights as links into the cache, where they are held; small files whole."""
         wanted = list(wanted)
         if any(w.remote.size is None for w in wanted):
             raise Skipped(f"{repo} does not tell the sizes of its files, so they are not fetched.")
-        into.mkdir(parents=True, exist_ok=True)
-        check_room(sum(w.remote.size or 0 for w in wanted), into, max_bytes, repo)
+        downloads.cache.mkdir(parents=True, exist_ok=True)
+        check_room(sum(w.remote.size or 0 for w in wanted), downloads.cache, downloads.max_bytes, repo, 0)
         for w in wanted:
-            if not w.remote.is_at(into / w.kept):
-                self._hub.download(repo, revision, w.path, into / w.kept, w.remote.size or 0, w.remote.sha256)
+            target, size, sha256 = into / w.kept, w.remote.size or 0, w.remote.sha256
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if sha256 is None:
+                if stays and target.is_file() and target.stat().st_size == size:
+                    continue  # of the very commit that the folder is named after
+                part = target.with_name(target.name + ".part")
+                part.unlink(missing_ok=True)
+                self._hub.download(repo, revision, w.path, part, size, None)
+                part.replace(target)
+                continue
+            fetch = partial(self._hub.download, repo, revision, w.path, size_bytes=size, sha256=sha256)
+            file = downloads.get(sha256, size, f"{repo}/{w.path}", fetch, stays=stays)
+            target.unlink(missing_ok=True)
+            target.symlink_to(file.absolute())
 
 
 def _pipeline(files: dict[str, Remote], prefix: str, components: tuple[str, ...]) -> list[_Wanted]:
     paths = {**{p: p for p in pipeline_configs(files)}, **pipeline_weights(files, components)}
     return [_Wanted(path, prefix + kept, files[path]) for path, kept in paths.items()]
+
+
+def _tags(query: Query) -> list[tuple[str, ...]]:
+    """The tags of each listing that a query needs."""
+    asked = [query.filters] if query.filters else list(FILTERS)
+    if query.base_model is None:
+        return asked
+    bases = [f"base_model:{relation}:{query.base_model}" for relation in RELATIONS]
+    return [(*query.filters, base) for base in bases]

@@ -29,6 +29,9 @@ _CONFIG = re.compile(
 NO_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|random_states\w*|training_args|trainer_state|rng_state\w*)\.\w+"
 )
+SIDE = re.compile(
+    r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml"
+)  # tell of the training
 INTERMEDIATE = re.compile(r"checkpoint-\d+")
 
 

@@ -70,6 +70,11 @@ def _words(crawl: subprocess.Popen[str]) -> Iterator[str]:
     yield from crawl.stderr
 
 
+def _is_scanned(line: str) -> bool:
+    """Whether a line of a crawl tells what a worker found, and not what inspection ruled out."""
+    return line.startswith("[") and (" flagged " in line or " nothing found " in line)
+
+
 def _workers(crawl: subprocess.Popen[str]) -> list[psutil.Process]:
     """The Ray workers of a crawl that hold a scanner."""
     return [
@@ -134,7 +139,7 @@ def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
     folder = _fresh(corpora, tmp_path)
     first = _start(folder, few, tmp_path, own_session=True)
     for line in _words(first):
-        if line.startswith("[3/"):
+        if _is_scanned(line):
             break
     workers = _workers(first)
     first.send_signal(signal.SIGKILL)
@@ -143,7 +148,7 @@ def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
     assert not alive
     store = Store(folder)
     before = {s.scan_id for s in store.select(Scan)}
-    assert len(before) >= 3
+    assert 0 < len(before) < len(few.repositories)
     second = subprocess.run(
         _command(folder), env=_environment(few, tmp_path), capture_output=True, text=True, check=False
     )
@@ -164,7 +169,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_
     crawl = _start(folder, few, tmp_path)
     killed = 0
     for line in _words(crawl):
-        if line.startswith("[2/"):
+        if _is_scanned(line) and not killed:
             for process in _workers(crawl)[:1]:
                 process.kill()
                 killed += 1
@@ -182,7 +187,7 @@ def test_an_interrupted_crawl_says_how_to_go_on(few: Hub, corpora: Path, tmp_pat
     said = []
     for line in _words(crawl):
         said.append(line)
-        if line.startswith("[1/"):
+        if _is_scanned(line):
             crawl.send_signal(signal.SIGINT)
     assert crawl.wait() == 130
     assert "Run the same command again" in "".join(said)

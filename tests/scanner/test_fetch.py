@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ from servers.hub import File, Handler, Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_safetensors
 
 from scanner.errors import ConfigError, Skipped, Unavailable
-from scanner.fetch import check_room, fetched, locked, parse_size, sha256_of, show_size
+from scanner.fetch import Downloads, check_room, fetched, locked, parse_size, sha256_of, show_size
 from scanner.records import Checkpoint
+from scanner.sources.base import Query
 from scanner.sources.huggingface import HuggingFace
 
 FILE = "sks.safetensors"
@@ -72,13 +74,16 @@ def repos(tmp_path: Path) -> dict[str, Path]:
     write_safetensors(base / "unet/diffusion_pytorch_model.safetensors", small_tensors({"w": (4, 4)}))
     (base / "model_index.json").write_text("{}")
     write_card(tuned, base_model="lab/base", instance_prompt="a sks", tags=["lora", "text-to-image"])
-    tensors = {**small_tensors(lora_shapes()), "more": ("U8", (300_000,), bytes(range(250)) * 1200)}
+    tensors = {
+        **small_tensors(lora_shapes()),
+        "unet.more.alpha": ("U8", (300_000,), bytes(range(250)) * 1200),
+    }
     write_safetensors(tuned / FILE, tensors)
     return {"lab/base": base, "o/tuned": tuned}
 
 
 def inspected(source: HuggingFace) -> Checkpoint:
-    return source.inspect(next(c for c in source.list(10) if c.repo == "o/tuned"))
+    return source.inspect(next(c for c in source.list(Query(10)) if c.repo == "o/tuned"))
 
 
 def served(repos: dict[str, Path], **options: Any) -> tuple[Hub, HuggingFace]:
@@ -90,7 +95,7 @@ def test_the_download_goes_with_the_scan_and_the_base_stays(repos: dict[str, Pat
     hub, source = served(repos)
     cache = tmp_path / "cache"
     with hub:
-        with fetched(source, inspected(source), cache) as files:
+        with fetched(source, inspected(source), Downloads(cache)) as files:
             weights, base = files.weights, files.base
             assert sha256_of(weights) == sha256_of(repos["o/tuned"] / FILE)
             assert (base / "model_index.json").is_file()
@@ -104,16 +109,105 @@ def test_kept_weights_are_not_downloaded_again(repos: dict[str, Path], tmp_path:
     with hub:
         checkpoint = inspected(source)
         for _ in range(2):
-            with fetched(source, checkpoint, tmp_path / "cache", keep=True) as files:
+            with fetched(source, checkpoint, Downloads(tmp_path / "cache", keep=True)) as files:
                 pass
-        assert files.weights.is_file()
+        assert checkpoint.sha256 is not None
+        assert (tmp_path / "cache/weights" / checkpoint.sha256[:2] / checkpoint.sha256).is_file()
+        assert not files.weights.exists(), "the link goes with its scan, the file stays"
         whole = [r for r in hub.requests if r[1].endswith(FILE) and "resolve" in r[1] and r[2] is None]
         assert len(whole) == 1
 
 
+def test_an_unfinished_download_is_gone_on_with_by_the_next_crawl(
+    repos: dict[str, Path], tmp_path: Path
+) -> None:
+    hub, source = served(repos)
+    content = (repos["o/tuned"] / FILE).read_bytes()
+    with hub:
+        checkpoint = inspected(source)
+        assert checkpoint.sha256 is not None
+        part = tmp_path / "cache/weights" / checkpoint.sha256[:2] / f"{checkpoint.sha256}.part"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(content[:1000])  # as a killed process leaves it
+        with fetched(source, checkpoint, Downloads(tmp_path / "cache")) as files:
+            assert files.weights.read_bytes() == content
+    assert "bytes=1000-" in [r[2] for r in hub.requests]
+    assert not part.exists()
+
+
+def test_a_partial_file_of_other_content_is_thrown_away(repos: dict[str, Path], tmp_path: Path) -> None:
+    hub, source = served(repos)
+    with hub:
+        checkpoint = inspected(source)
+        assert checkpoint.sha256 is not None
+        part = tmp_path / "cache/weights" / checkpoint.sha256[:2] / f"{checkpoint.sha256}.part"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"x" * 1000)
+        with (
+            pytest.raises(Unavailable, match="not what was listed"),
+            fetched(source, checkpoint, Downloads(tmp_path / "cache")),
+        ):
+            pass
+        assert not part.exists()
+        with fetched(source, checkpoint, Downloads(tmp_path / "cache")) as files:
+            assert sha256_of(files.weights) == checkpoint.sha256
+
+
+def _complete(content: bytes) -> Callable[[Path], None]:
+    return lambda part: part.write_bytes(content) and None
+
+
+def test_the_least_recently_used_file_goes_first_and_none_in_use_does(tmp_path: Path) -> None:
+    def get(downloads: Downloads, name: str) -> Path:
+        return downloads.get(name * 64, 100, name, _complete(b"x" * 100), stays=True)
+
+    options: dict[str, Any] = {"cache_bytes": 250}
+    with Downloads(tmp_path, **options) as first:
+        old = get(first, "a")
+    with Downloads(tmp_path, **options) as second:
+        newer = get(second, "b")
+        os.utime(old, (1, 1))
+        with Downloads(tmp_path, **options) as third:
+            newest = get(third, "c")
+            assert (old.exists(), newer.exists(), newest.exists()) == (False, True, True)
+            with (
+                pytest.raises(Unavailable, match="all 200 bytes are in use"),
+                Downloads(tmp_path, **options) as fourth,
+            ):
+                get(fourth, "d")
+    with Downloads(tmp_path, **options) as fifth:
+        get(fifth, "d")
+    assert not newer.exists()
+
+
+def test_two_processes_that_need_a_file_download_it_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from scanner.fetch import Downloads\n"
+        "def download(part):\n"
+        "    with open(sys.argv[2], 'a') as log: log.write('once\\n')\n"
+        "    time.sleep(2); part.write_bytes(b'x' * 100)\n"
+        "with Downloads(Path(sys.argv[1])) as downloads:\n"
+        "    print(downloads.get('a' * 64, 100, 'a', download, stays=True).stat().st_size)"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "log")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0].strip() for process in both] == ["100", "100"]
+    assert (tmp_path / "log").read_text() == "once\n"
+
+
 def test_the_download_goes_when_the_scan_fails(repos: dict[str, Path], tmp_path: Path) -> None:
     hub, source = served(repos)
-    with hub, pytest.raises(RuntimeError), fetched(source, inspected(source), tmp_path / "cache") as files:
+    with (
+        hub,
+        pytest.raises(RuntimeError),
+        fetched(source, inspected(source), Downloads(tmp_path / "cache")) as files,
+    ):
         raise RuntimeError
     assert not files.weights.exists()
 
@@ -131,11 +225,11 @@ def test_what_a_killed_process_left_goes_with_the_next_scan(repos: dict[str, Pat
     left = Path(process.stdout.readline().strip())
     with hub:
         checkpoint = inspected(source)
-        with fetched(source, checkpoint, cache):
+        with fetched(source, checkpoint, Downloads(cache)):
             assert (left / "weights").exists()  # another process is at work there
         process.kill()
         process.wait()
-        with fetched(source, checkpoint, cache):
+        with fetched(source, checkpoint, Downloads(cache)):
             assert not left.exists()
 
 
@@ -145,7 +239,7 @@ def test_a_broken_download_is_resumed(
 ) -> None:
     handler.dropped = set()
     hub, source = served(repos, handler=handler)
-    with hub, fetched(source, inspected(source), tmp_path / "cache") as files:
+    with hub, fetched(source, inspected(source), Downloads(tmp_path / "cache")) as files:
         assert sha256_of(files.weights) == sha256_of(repos["o/tuned"] / FILE)
     ranges = [r[2] for r in hub.requests if r[1].endswith(FILE) and "resolve" in r[1]]
     size = (repos["o/tuned"] / FILE).stat().st_size
@@ -158,11 +252,12 @@ def test_a_download_stops_at_the_first_byte_too_many(repos: dict[str, Path], tmp
     with (
         hub,
         pytest.raises(Skipped, match="is larger than"),
-        fetched(source, inspected(source), tmp_path / "c"),
+        fetched(source, inspected(source), Downloads(tmp_path / "c")),
     ):
         pass
     assert time.monotonic() - began < 10
-    assert sum(p.stat().st_size for p in (tmp_path / "c/scans").rglob("*") if p.is_file()) == 0
+    sha256 = sha256_of(repos["o/tuned"] / FILE)
+    assert not list((tmp_path / "c/weights").glob(f"*/{sha256}*"))
 
 
 def test_more_than_the_disk_has_to_spare_is_not_started(tmp_path: Path) -> None:

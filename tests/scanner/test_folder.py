@@ -11,9 +11,9 @@ from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
-from scanner.fetch import MAX_DOWNLOAD, sha256_of
+from scanner.fetch import Downloads, sha256_of
 from scanner.records import Checkpoint
-from scanner.sources.base import open_source
+from scanner.sources.base import Query, open_source
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 UNET_SHAPES = {
@@ -45,12 +45,12 @@ def tree(tmp_path: Path) -> Path:
 
 
 def listed(tree: Path, base: str | None = None) -> dict[str, Checkpoint]:
-    return {f"{c.repo}/{c.file}": c for c in open_source(f"folder:{tree}", base=base).list(100)}
+    return {f"{c.repo}/{c.file}": c for c in open_source(f"folder:{tree}", base=base).list(Query(100))}
 
 
 def test_every_entry_of_a_tree_is_listed_once(tree: Path) -> None:
     assert set(listed(tree)) == {"dog/", "nested/cat/cat.safetensors", "./loose.safetensors", "./old.ckpt"}
-    assert len(list(open_source(f"folder:{tree}").list(2))) == 2
+    assert len(list(open_source(f"folder:{tree}").list(Query(2)))) == 2
 
 
 def test_a_file_is_known_by_its_sha256_wherever_it_lies(tree: Path) -> None:
@@ -62,8 +62,11 @@ def test_a_file_is_known_by_its_sha256_wherever_it_lies(tree: Path) -> None:
 
 def test_a_checkpoint_has_one_identity_on_the_hub_and_in_a_folder(hub: Hub, zoo_path: Path) -> None:
     zoo = json.loads((zoo_path / "zoo.json").read_text())
-    at_hub = {c.repo: c.checkpoint_id for c in open_source("hf").list(1000)}
-    here = {c.repo: c.checkpoint_id for c in open_source(f"folder:{zoo_path}").list(1000)}
+    hf = open_source("hf")
+    names = {entry["repo"] for entry in zoo["checkpoints"]}
+    listed_there = [c for c in hf.list(Query(1000)) if c.repo in names]
+    at_hub = {c.repo: c.checkpoint_id for c in map(hf.inspect, listed_there)}
+    here = {c.repo: c.checkpoint_id for c in open_source(f"folder:{zoo_path}").list(Query(1000))}
     assert zoo["checkpoints"]
     for entry in zoo["checkpoints"]:
         assert here[entry["path"]] == at_hub[entry["repo"]]
@@ -82,12 +85,12 @@ def test_a_local_base_overrules_every_card(tree: Path, zoo_path: Path, tmp_path:
     base = str(zoo_path / "base")
     source = open_source(f"folder:{tree}", base=base)
     assert source.inspect(listed(tree)["dog/"]).base == base
-    assert source.fetch_base(base, tmp_path / "cache", MAX_DOWNLOAD) == Path(base)
+    assert source.fetch_base(base, Downloads(tmp_path / "cache")) == Path(base)
 
 
 def test_a_base_on_the_hub_serves_a_local_checkpoint(hub: Hub, zoo_path: Path, tmp_path: Path) -> None:
     base = json.loads((zoo_path / "zoo.json").read_text())["base_repo"]
-    folder = open_source(f"folder:{zoo_path}").fetch_base(base, tmp_path / "cache", MAX_DOWNLOAD)
+    folder = open_source(f"folder:{zoo_path}").fetch_base(base, Downloads(tmp_path / "cache"))
     assert sha256_of(folder / UNET) == sha256_of(zoo_path / "base" / UNET)
 
 
@@ -107,17 +110,20 @@ def test_fetching_copies_nothing_and_notices_a_change(tree: Path, tmp_path: Path
     source = open_source(f"folder:{tree}", base="lab/base")
     entries = listed(tree)
     into = tmp_path / "into"
-    assert source.fetch(entries["dog/"], into, MAX_DOWNLOAD) == tree / "dog"
-    assert source.fetch(entries["./loose.safetensors"], into, MAX_DOWNLOAD) == tree / "loose.safetensors"
+    assert source.fetch(entries["dog/"], into, Downloads(tmp_path / "cache")) == tree / "dog"
+    assert (
+        source.fetch(entries["./loose.safetensors"], into, Downloads(tmp_path / "cache"))
+        == tree / "loose.safetensors"
+    )
     assert not into.exists()
     with pytest.raises(Skipped, match="--max-download"):
-        source.fetch(entries["dog/"], into, max_bytes=10)
+        source.fetch(entries["dog/"], into, Downloads(tmp_path / "cache", max_bytes=10))
     write_safetensors(tree / "loose.safetensors", small_tensors(lora_shapes(), seed=9))
     with pytest.raises(Unavailable, match="not what was listed"):
-        source.fetch(entries["./loose.safetensors"], into, MAX_DOWNLOAD)
+        source.fetch(entries["./loose.safetensors"], into, Downloads(tmp_path / "cache"))
     (tree / "loose.safetensors").unlink()
     with pytest.raises(Unavailable, match="cannot be read"):
-        source.fetch(entries["./loose.safetensors"], into, MAX_DOWNLOAD)
+        source.fetch(entries["./loose.safetensors"], into, Downloads(tmp_path / "cache"))
 
 
 def test_a_pipeline_of_pickles_is_one_entry_that_is_skipped(tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_a_pipeline_of_pickles_is_one_entry_that_is_skipped(tmp_path: Path) -> N
     write_pickle(tmp_path / "old/unet/diffusion_pytorch_model.bin")
     write_pickle(tmp_path / "old/vae/diffusion_pytorch_model.bin")
     source = open_source(f"folder:{tmp_path}")
-    (entry,) = source.list(10)
+    (entry,) = source.list(Query(10))
     with pytest.raises(Skipped, match="is a pickle"):
         source.inspect(entry)
 
@@ -157,6 +163,36 @@ def test_names_that_are_no_text_do_not_stop_the_listing(tree: Path, store: objec
     place = os.fsencode(tree) + b"/bad\xff"
     os.mkdir(place)
     write_safetensors(Path(os.fsdecode(place)) / "a.safetensors", small_tensors(lora_shapes(), seed=7))
-    entries = list(open_source(f"folder:{tree}").list(100))
+    entries = list(open_source(f"folder:{tree}").list(Query(100)))
     store.append(entries)  # type: ignore[attr-defined]
     assert any(c.repo == "bad" for c in entries)
+
+
+def test_a_webui_folder_tells_captions_in_its_sidecars(tmp_path: Path) -> None:
+    """A1111 keeps NAME.json, download tools keep NAME.civitai.info, beside NAME.safetensors."""
+    for seed, name in enumerate(("activated", "downloaded", "bare")):
+        write_safetensors(tmp_path / f"{name}.safetensors", small_tensors(lora_shapes(), seed=seed))
+    (tmp_path / "activated.json").write_text(
+        json.dumps({"description": "", "sd version": "SD1", "activation text": "sks cat", "notes": ""})
+    )
+    info = {"modelId": 7, "trainedWords": ["ohwx", "ohwx", "dog ,", 3], "baseModel": "SD 1.5"}
+    (tmp_path / "downloaded.civitai.info").write_text(json.dumps(info))
+    (tmp_path / "activated.preview.png").write_bytes(b"no checkpoint")
+    entries = listed(tmp_path, base="lab/base")
+    assert sorted(entries) == ["./activated.safetensors", "./bare.safetensors", "./downloaded.safetensors"]
+    source = open_source(f"folder:{tmp_path}", base="lab/base")
+    captions = {name: source.inspect(c).caption for name, c in entries.items() if "bare" not in name}
+    assert captions == {"./activated.safetensors": "sks cat", "./downloaded.safetensors": "ohwx, dog"}
+    with pytest.raises(Skipped, match="does not tell its training caption"):
+        source.inspect(entries["./bare.safetensors"])
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "7", '{"activation text": 7}', '{"trainedWords": {}}', "{" * 9999, "\x00"]
+)
+def test_a_sidecar_of_nonsense_tells_nothing(text: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", small_tensors(lora_shapes()))
+    for ending in ("json", "civitai.info"):
+        (tmp_path / f"a.{ending}").write_text(text)
+    (entry,) = listed(tmp_path).values()
+    assert entry.caption is None

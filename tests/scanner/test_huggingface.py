@@ -13,10 +13,11 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from servers.hub import Hub, zoo_repositories
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
+from scanner.client import trust
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
-from scanner.fetch import MAX_DOWNLOAD, sha256_of
+from scanner.fetch import Downloads, sha256_of
 from scanner.records import Checkpoint, identify
-from scanner.sources.base import open_source
+from scanner.sources.base import Query, open_source
 from scanner.sources.entries import make_checkpoints
 from scanner.sources.huggingface import HuggingFace
 
@@ -58,14 +59,14 @@ def serve(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Ca
         hub = Hub(repos, **options)  # type: ignore[arg-type]
         hub.__enter__()
         request.addfinalizer(lambda: hub.__exit__())
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_ENDPOINT", trust(hub.url))
         return hub
 
     return start
 
 
 def only(source: HuggingFace, limit: int = 10) -> Checkpoint:
-    (checkpoint,) = source.list(limit)
+    (checkpoint,) = source.list(Query(limit))
     return checkpoint
 
 
@@ -95,7 +96,7 @@ def test_the_real_client_reads_the_loopback_hub(serve: Serve, tmp_path: Path) ->
 
 
 def test_every_zoo_entry_is_listed_once_with_its_identity(hub: Hub, zoo_path: Path) -> None:
-    listed = list(open_source("hf").list(1000))
+    listed = list(open_source("hf").list(Query(1000)))
     assert len(listed) == len({c.repo for c in listed}) == len(hub.repositories)
     assert len({c.checkpoint_id for c in listed}) == len(listed)
     for checkpoint in listed:
@@ -110,13 +111,13 @@ def test_every_zoo_checkpoint_is_inspected_and_fetched_whole(
     hub: Hub, zoo_path: Path, tmp_path: Path
 ) -> None:
     zoo = json.loads((zoo_path / "zoo.json").read_text())
-    by_repo = {c.repo: c for c in open_source("hf").list(1000)}
+    by_repo = {c.repo: c for c in open_source("hf").list(Query(1000))}
     source = open_source("hf")  # a worker opens its own
     for entry in zoo["checkpoints"]:
         checkpoint = source.inspect(by_repo[entry["repo"]])
         assert (checkpoint.base, checkpoint.family) == (zoo["base_repo"], "sd1")
         assert checkpoint.caption == entry["caption"]
-        weights = source.fetch(checkpoint, tmp_path / checkpoint.checkpoint_id, MAX_DOWNLOAD)
+        weights = source.fetch(checkpoint, tmp_path / checkpoint.checkpoint_id, Downloads(tmp_path / "cache"))
         original = zoo_path / entry["path"] / checkpoint.file
         for path in [weights] if weights.is_file() else weights.rglob("*.safetensors"):
             twin = original if weights.is_file() else original / path.relative_to(weights)
@@ -125,7 +126,7 @@ def test_every_zoo_checkpoint_is_inspected_and_fetched_whole(
 
 def test_troublesome_entries_are_skipped_with_reasons_that_a_person_understands(hub: Hub) -> None:
     source = open_source("hf")
-    by_repo = {c.repo: c for c in source.list(1000)}
+    by_repo = {c.repo: c for c in source.list(Query(1000))}
     for name, words in {
         "pickled-dreambooth": "a pickle",
         "corrupt-lora": "damaged",
@@ -139,7 +140,7 @@ def test_troublesome_entries_are_skipped_with_reasons_that_a_person_understands(
 
 def test_the_base_itself_is_skipped_with_what_would_help(hub: Hub, zoo_path: Path) -> None:
     base = json.loads((zoo_path / "zoo.json").read_text())["base_repo"]
-    checkpoint = next(c for c in open_source("hf").list(1000) if c.repo == base)
+    checkpoint = next(c for c in open_source("hf").list(Query(1000)) if c.repo == base)
     with pytest.raises(Skipped, match="put base_model in the model card"):
         open_source("hf").inspect(checkpoint)
     with pytest.raises(Skipped, match="its own base"):
@@ -149,9 +150,9 @@ def test_the_base_itself_is_skipped_with_what_would_help(hub: Hub, zoo_path: Pat
 def test_limit_counts_listed_entries_and_reads_no_further(serve: Serve, tmp_path: Path) -> None:
     repos = {f"o/{n}": lora(tmp_path / str(n), seed=n) for n in range(9)}
     hub = serve(repos, page_size=3)
-    assert [c.repo for c in HuggingFace().list(4)] == ["o/8", "o/7", "o/6", "o/5"]
-    assert sum("/revision/" in path for _, path, _ in hub.requests) == 4
-    assert list(HuggingFace().list(0)) == []
+    assert [c.repo for c in HuggingFace().list(Query(4))] == ["o/8", "o/7", "o/6", "o/5"]
+    assert all(path.startswith("/api/models?") for _, path, _ in hub.requests)
+    assert list(HuggingFace().list(Query(0))) == []
 
 
 def test_several_weights_at_the_top_are_several_entries_and_intermediate_ones_none(
@@ -162,7 +163,7 @@ def test_several_weights_at_the_top_are_several_entries_and_intermediate_ones_no
     lora(folder, seed=3, file=f"checkpoint-500/{WEIGHTS}")
     (folder / "optimizer.bin").write_bytes(b"x")
     serve({"o/a": folder})
-    assert [c.file for c in HuggingFace().list(10)] == ["face.safetensors", "style.safetensors"]
+    assert [c.file for c in HuggingFace().list(Query(10))] == ["face.safetensors", "style.safetensors"]
 
 
 def test_a_pipeline_is_one_checkpoint_known_by_the_weights_that_a_scan_reads(
@@ -171,12 +172,12 @@ def test_a_pipeline_is_one_checkpoint_known_by_the_weights_that_a_scan_reads(
     folder = pipeline(tmp_path / "a", base_model="lab/base")
     lora(folder, file="also-in-one-file.safetensors", tags=["dreambooth"])
     serve({"o/a": folder})
-    checkpoint = only(HuggingFace())
+    checkpoint = HuggingFace().inspect(only(HuggingFace()))
     used = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
     assert checkpoint.file == ""
     assert checkpoint.checkpoint_id == identify((p, sha256_of(folder / p)) for p in used)
     assert checkpoint.size_bytes == sum((folder / p).stat().st_size for p in used)
-    fetched = HuggingFace().fetch(HuggingFace().inspect(checkpoint), tmp_path / "into", MAX_DOWNLOAD)
+    fetched = HuggingFace().fetch(checkpoint, tmp_path / "into", Downloads(tmp_path / "cache"))
     kept = {p.relative_to(fetched).as_posix() for p in fetched.rglob("*") if p.is_file()}
     assert kept >= {*used, "model_index.json", "tokenizer/merges.txt"}
     assert not any("safety_checker" in p for p in kept)
@@ -188,7 +189,7 @@ def test_a_half_precision_pipeline_is_kept_under_plain_names(serve: Serve, tmp_p
     plain.rename(plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
     serve({"o/a": folder})
     source = HuggingFace()
-    weights = source.fetch(source.inspect(only(source)), tmp_path / "into", MAX_DOWNLOAD)
+    weights = source.fetch(source.inspect(only(source)), tmp_path / "into", Downloads(tmp_path / "cache"))
     assert (weights / "unet/diffusion_pytorch_model.safetensors").is_file()
 
 
@@ -205,7 +206,7 @@ def test_the_identity_outlives_a_new_commit_and_a_copy_under_another_name(
     serve: Serve, tmp_path: Path
 ) -> None:
     hub = serve({"o/a": lora(tmp_path / "a"), "o/b": lora(tmp_path / "b", license="mit")})
-    first, second = HuggingFace().list(2)
+    first, second = map(HuggingFace().inspect, HuggingFace().list(Query(2)))
     assert first.checkpoint_id == second.checkpoint_id
     assert first.revision != second.revision
     assert {r.sha for r in hub.repositories.values()} == {first.revision, second.revision}
@@ -236,9 +237,8 @@ def test_a_pickle_that_calls_itself_safetensors_is_skipped(serve: Serve, tmp_pat
 
 def test_inspecting_reads_the_header_and_no_weights(serve: Serve, tmp_path: Path) -> None:
     folder = lora(tmp_path / "a")
-    write_safetensors(
-        folder / WEIGHTS, {**small_tensors(lora_shapes()), "big": ("U8", (2_000_000,), bytes(2_000_000))}
-    )
+    large = {"unet.big.alpha": ("U8", (2_000_000,), bytes(2_000_000))}
+    write_safetensors(folder / WEIGHTS, {**small_tensors(lora_shapes()), **large})
     hub = serve({"o/a": folder})
     HuggingFace().inspect(only(HuggingFace()))
     ranges = [asked for _, path, asked in hub.requests if "resolve" in path]
@@ -267,7 +267,7 @@ def test_the_base_is_taken_from_peft_where_the_card_tells_none(serve: Serve, tmp
 def test_base_serves_only_checkpoints_that_tell_none(serve: Serve, tmp_path: Path) -> None:
     serve({"o/silent": lora(tmp_path / "a", base_model=None), "o/told": lora(tmp_path / "b", seed=1)})
     source = open_source("hf", base="lab/given")
-    assert {c.repo: source.inspect(c).base for c in source.list(9)} == {
+    assert {c.repo: source.inspect(c).base for c in source.list(Query(9))} == {
         "o/silent": "lab/given",
         "o/told": "lab/base",
     }
@@ -284,7 +284,7 @@ def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: P
     folders: list[Path] = []
 
     def ask() -> None:
-        folders.append(HuggingFace().fetch_base("lab/base", tmp_path / "cache", MAX_DOWNLOAD))
+        folders.append(HuggingFace().fetch_base("lab/base", Downloads(tmp_path / "cache")))
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -299,9 +299,9 @@ def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: P
 def test_a_vanished_base_is_skipped_and_says_what_would_help(serve: Serve, tmp_path: Path) -> None:
     serve({"lab/pickles": lora(tmp_path / "a")})
     with pytest.raises(Skipped, match="Pass --base"):
-        HuggingFace().fetch_base("lab/gone", tmp_path / "cache", MAX_DOWNLOAD)
+        HuggingFace().fetch_base("lab/gone", Downloads(tmp_path / "cache"))
     with pytest.raises(Skipped, match="no diffusers pipeline with safetensors"):
-        HuggingFace().fetch_base("lab/pickles", tmp_path / "cache", MAX_DOWNLOAD)
+        HuggingFace().fetch_base("lab/pickles", Downloads(tmp_path / "cache"))
 
 
 def test_more_than_max_download_is_skipped_before_a_byte_is_fetched(serve: Serve, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_more_than_max_download_is_skipped_before_a_byte_is_fetched(serve: Serve
     checkpoint = HuggingFace().inspect(only(HuggingFace()))
     before = len(hub.requests)
     with pytest.raises(Skipped, match="Pass a larger --max-download"):
-        HuggingFace().fetch(checkpoint, tmp_path / "into", max_bytes=100)
+        HuggingFace().fetch(checkpoint, tmp_path / "into", Downloads(tmp_path / "cache", max_bytes=100))
     assert len(hub.requests) == before
 
 
@@ -320,14 +320,14 @@ def test_weights_that_are_not_what_was_listed_are_not_kept(serve: Serve, tmp_pat
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-1] + b"\xff")
     with pytest.raises(Unavailable, match="not what was listed"):
-        HuggingFace().fetch(checkpoint, tmp_path / "into", MAX_DOWNLOAD)
+        HuggingFace().fetch(checkpoint, tmp_path / "into", Downloads(tmp_path / "cache"))
     assert not (tmp_path / "into" / WEIGHTS).exists()
 
 
 def test_an_unreachable_hub_is_a_source_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanner.sources.hub_client.RETRIES", 0)
+    monkeypatch.setattr("scanner.client.FIRST_WAIT_S", 0.01)
     with pytest.raises(SourceError, match=r"http://127\.0\.0\.1:9 could not be listed"):
-        list(HuggingFace().list(1))
+        list(HuggingFace().list(Query(1)))
 
 
 def test_a_hub_that_stops_answering_makes_an_entry_unavailable(
@@ -335,7 +335,7 @@ def test_a_hub_that_stops_answering_makes_an_entry_unavailable(
 ) -> None:
     serve({"o/a": lora(tmp_path / "a")})
     checkpoint = only(HuggingFace())
-    monkeypatch.setattr("scanner.sources.hub_client.RETRIES", 0)
+    monkeypatch.setattr("scanner.client.FIRST_WAIT_S", 0.01)
     with pytest.raises(Unavailable, match=r"o/a could not be fetched from 127\.0\.0\.1:9.*tries again"):
         HuggingFace(endpoint="http://127.0.0.1:9").inspect(checkpoint)
 
@@ -365,7 +365,7 @@ def test_a_hostile_entry_becomes_a_record_that_is_skipped_or_failed(
     (checkpoint,) = make_checkpoints(entry, "hf", "http://127.0.0.1:9")
     assert checkpoint.repo.isprintable()
     store.append([checkpoint])  # type: ignore[attr-defined]
-    monkeypatch.setattr("scanner.sources.hub_client.RETRIES", 0)
+    monkeypatch.setattr("scanner.client.FIRST_WAIT_S", 0.01)
     with pytest.raises((Skipped, Unavailable)):
         HuggingFace().inspect(checkpoint)
 

@@ -199,6 +199,7 @@ class Hub:
             for n, (name, folder) in enumerate(repos.items())
         }
         self.page_size = page_size
+        self._found: dict[str, list[dict[str, Any]]] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         bound = type("BoundHandler", (handler or Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), bound)
@@ -225,7 +226,13 @@ class Hub:
         return repository
 
     def list_models(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        """Every entry that the query asks for, before paging."""
+        """Every entry that the query asks for, before paging; found once for all of its pages."""
+        asked = json.dumps({k: v for k, v in query.items() if k not in ("cursor", "limit")}, sort_keys=True)
+        if asked not in self._found:
+            self._found[asked] = self._find(query)
+        return self._found[asked]
+
+    def _find(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         wanted = {tag for value in query.get("filter", []) for tag in value.split(",")}
         search = query.get("search", [""])[0].lower()
         author = query.get("author", [""])[0]
@@ -388,6 +395,35 @@ def zoo_repositories(zoo: Path) -> dict[str, Path]:
     return repos | {c["repo"]: zoo / c["path"] for c in listing["checkpoints"]}
 
 
+def generated(count: int, into: Path) -> dict[str, Path]:
+    """That many repositories as a hub has them: mostly tiny LoRA with a card; by name.
+
+    Of each ten one tells no base, one no caption; of each twenty one is a pickle, one holds no weights, and
+    one a file that is damaged.
+    """
+    from servers.civitai import lora_bytes
+
+    repos = {}
+    for n in range(count):
+        name, folder = f"author{n % 97}/lora-{n:05}", into / f"{n:05}"
+        folder.mkdir(parents=True)
+        card = {
+            "base_model": None if n % 10 == 3 else "lab/base",
+            "instance_prompt": None if n % 10 == 7 else f"a photo of sks {n % 13}",
+            "tags": ["lora", "text-to-image", *(["diffusers-training"] if n % 2 else [])],
+        }
+        lines = [f"{key}: {json.dumps(value)}" for key, value in card.items() if value is not None]
+        (folder / "README.md").write_text("---\n" + "\n".join(lines) + "\n---\n")
+        content = lora_bytes(n)
+        if n % 20 == 5:
+            (folder / "model.ckpt").write_bytes(b"\x80\x02" + content)
+        elif n % 20 != 11:
+            damaged = content[:-9] if n % 20 == 16 else content
+            (folder / "pytorch_lora_weights.safetensors").write_bytes(damaged)
+        repos[name] = folder
+    return repos
+
+
 @contextlib.contextmanager
 def zoo_hub(zoo: Path, port: int = 0) -> Iterator[Hub]:
     """A hub, not yet serving, of the zoo and of the troublesome entries, whose folder goes with the block."""
@@ -400,13 +436,29 @@ def zoo_hub(zoo: Path, port: int = 0) -> Iterator[Hub]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Serve the zoo, and troublesome entries, as a HuggingFace Hub."
+        description="Serve the zoo and troublesome entries, or generated ones, as a HuggingFace Hub."
     )
-    parser.add_argument("--zoo", type=Path, required=True)
+    content = parser.add_mutually_exclusive_group(required=True)
+    content.add_argument("--zoo", type=Path)
+    content.add_argument("--items", type=int, help="serve that many generated repositories")
+    parser.add_argument(
+        "--misbehave", type=float, default=0.0, help="the share of requests that go wrong first"
+    )
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--port-file", type=Path, help="write the port here once the hub listens")
     arguments = parser.parse_args()
-    with zoo_hub(arguments.zoo, arguments.port) as hub:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from servers.misbehaviour import ALL, Misbehaving, Seeded
+
+    plan = Seeded(ALL, share=arguments.misbehave, seed=arguments.seed)
+    handler = type("Troubled", (Misbehaving, Handler), {"plan": plan})
+    with contextlib.ExitStack() as held:
+        if arguments.zoo:
+            hub = held.enter_context(zoo_hub(arguments.zoo, arguments.port))
+        else:
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="hub-")))
+            hub = Hub(generated(arguments.items, folder), port=arguments.port, handler=handler)
         print(f"serving {len(hub.repositories)} repositories at {hub.url}", flush=True)
         if arguments.port_file:
             hidden = arguments.port_file.with_name(f".{arguments.port_file.name}.new")

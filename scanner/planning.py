@@ -1,0 +1,170 @@
+"""What a crawl has to do: list, inspect what is new, record, and subtract what is finished.
+
+Knows no Ray and no torch. Listing goes in batches: each is inspected by a few threads, recorded, and then the
+place that the listing has come to; a listing that was interrupted goes on from the last recorded batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import islice
+
+from scanner.errors import Skipped, Unavailable
+from scanner.records import Checkpoint, Evidence, Listing, Prospect, now
+from scanner.sources.base import Query, Source
+from scanner.store import Store
+
+BATCH = 200  # entries, a part of the store
+INSPECTORS = 8  # threads; each waits for a hub nearly all of its time
+Place = tuple[str, str, str]  # repo, revision, file
+STALE = timedelta(days=1)  # an interrupted listing older than that begins again
+
+
+@dataclass
+class Plan:
+    """What one crawl listed, and what of it is left to do."""
+
+    listed: int = 0  # entries
+    inspected: int = 0  # of them, those that were asked about now; the others were known
+    planned: dict[str, Checkpoint] = field(default_factory=dict)  # by id, in listing order
+    finished: set[str] = field(default_factory=set)  # ids that need no scan
+    resumed: Listing | None = None  # the interrupted listing that this one went on with
+
+    @property
+    def todo(self) -> list[Checkpoint]:
+        """The checkpoints that still need a verdict; those that share a base come together."""
+        left = [c for c in self.planned.values() if c.checkpoint_id not in self.finished]
+        return sorted(left, key=lambda c: c.base or "")
+
+
+def make_plan(
+    source: Source,
+    store: Store,
+    query: Query,
+    *,
+    config_id: str | None = None,
+    base_given: bool = False,
+    write: bool = True,
+    report: Callable[[Plan], None] = lambda _: None,
+) -> Plan:
+    """Lists, inspects and records up to `query.limit` entries, and subtracts what is finished.
+
+    `base_given` says that the person named a base, which may make more of what is known. Without `write`
+    nothing is recorded, and an interrupted listing is left alone. Raises SourceError.
+    """
+    plan = Plan()
+    listing = _interrupted(store, source, query) if write else None
+    seen: set[Place] = set()
+    if listing is None:
+        listing = _new_listing(source, query)
+    else:
+        _go_on(plan, listing, source, store, seen)
+    # What a page repeats is not counted, so more may be asked for than is wanted.
+    entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
+    inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix="inspect")
+    try:
+        while plan.listed < query.limit and (batch := list(islice(entries, BATCH))):
+            position = dict(source.position)  # all before it is in this batch or in earlier ones
+            fresh = [c for c in batch if _place(c) not in seen][: query.limit - plan.listed]
+            seen.update(_place(c) for c in fresh)
+            rows = list(_looked_at(source, store, fresh, base_given, inspectors, plan))
+            for row in rows:
+                plan.planned.setdefault(row.checkpoint_id, row)
+            plan.listed += len(fresh)
+            if write:
+                listing = dataclasses.replace(
+                    listing, updated_at=now(), listed=plan.listed, position=position
+                )
+                store.append(rows)
+                store.append([listing])
+            report(plan)
+    finally:
+        inspectors.shutdown(cancel_futures=True)
+    if write:
+        store.append([dataclasses.replace(listing, updated_at=now(), position={}, finished=True)])
+    plan.finished = store.finished(config_id) if config_id else set()
+    return plan
+
+
+def _go_on(plan: Plan, listing: Listing, source: Source, store: Store, seen: set[Place]) -> None:
+    """Takes over what an interrupted listing recorded, and the place that it had come to."""
+    plan.resumed, plan.listed = listing, listing.listed
+    source.position.update(listing.position)
+    since = [source.name, listing.started_at]
+    for checkpoint in store.select(Checkpoint, "WHERE source = ? AND listed_at >= ?", since):
+        plan.planned[checkpoint.checkpoint_id] = checkpoint
+    for row in store.query(
+        "SELECT repo, revision, file FROM all_checkpoints WHERE source = ? AND listed_at >= ?", since
+    ):
+        seen.add((row["repo"], row["revision"], row["file"]))
+
+
+def last_finished(store: Store, source: Source) -> datetime | None:
+    """When the newest finished listing of a source began; None where there is none."""
+    rows = store.select(
+        Listing, "WHERE source = ? AND finished ORDER BY started_at DESC LIMIT 1", [source.name]
+    )
+    return rows[0].started_at if rows else None
+
+
+def _new_listing(source: Source, query: Query) -> Listing:
+    at = now()
+    return Listing(_listing_id(source, query), source.name, at, at, 0, {}, False)
+
+
+def _interrupted(store: Store, source: Source, query: Query) -> Listing | None:
+    rows = store.select(Listing, "WHERE listing_id = ? AND NOT finished", [_listing_id(source, query)])
+    return rows[0] if rows and now() - rows[0].updated_at < STALE else None
+
+
+def _listing_id(source: Source, query: Query) -> str:
+    told = json.dumps([source.name, dataclasses.asdict(query)], default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _place(checkpoint: Checkpoint) -> Place:
+    return checkpoint.repo, checkpoint.revision, checkpoint.file
+
+
+def _looked_at(
+    source: Source, store: Store, batch: Sequence[Checkpoint], base_given: bool,
+    inspectors: ThreadPoolExecutor, plan: Plan,
+) -> Iterator[Checkpoint]:  # fmt: skip
+    """A batch with what is known of each, in order. What the store knows is not asked again."""
+    known = {_place(c): c for c in store.placed(source.name, [_place(c) for c in batch])}
+    outcomes: list[Checkpoint | None] = []
+    asked = []
+    for checkpoint in batch:
+        before = known.get(_place(checkpoint))
+        if checkpoint.prospect is not Prospect.UNKNOWN:
+            outcomes.append(checkpoint)
+        elif before is not None and _still_true(before, base_given):
+            outcomes.append(dataclasses.replace(before, listed_at=now()))
+        else:
+            outcomes.append(None)
+            asked.append(checkpoint)
+    plan.inspected += len(asked)
+    answers = inspectors.map(lambda checkpoint: _inspect(source, checkpoint), asked)
+    for outcome in outcomes:
+        yield next(answers) if outcome is None else outcome
+
+
+def _still_true(checkpoint: Checkpoint, base_given: bool) -> bool:
+    """Whether an earlier inspection of the same file would end the same now."""
+    unsure = (None, Evidence.GIVEN, Evidence.FAMILY)
+    return checkpoint.prospect is Prospect.READY and not (base_given and checkpoint.base_evidence in unsure)
+
+
+def _inspect(source: Source, checkpoint: Checkpoint) -> Checkpoint:
+    try:
+        return source.inspect(checkpoint)
+    except Skipped as error:
+        return dataclasses.replace(checkpoint, prospect=Prospect.SKIPPED, reason=str(error))
+    except Unavailable as error:
+        return dataclasses.replace(checkpoint, prospect=Prospect.UNAVAILABLE, reason=str(error))

@@ -1,0 +1,188 @@
+"""What a crawl has to do: listing, inspection and what is recorded of them, with a real hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from servers.hub import FIRST_CREATED, Hub
+from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
+
+from scanner.commands.crawl import command
+from scanner.planning import BATCH, Plan, last_finished, make_plan
+from scanner.records import Evidence, Prospect, Scan
+from scanner.sources.base import Query
+from scanner.sources.huggingface import HuggingFace
+from scanner.store import Store
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def lora(folder: Path, seed: int, **card: object) -> Path:
+    told = {"base_model": "lab/base", "instance_prompt": "a sks", "tags": ["lora", "text-to-image"]}
+    write_card(folder, **{k: v for k, v in (told | card).items() if v is not None})
+    write_safetensors(folder / WEIGHTS, small_tensors(lora_shapes(width=8, context=16, rank=1), seed))
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Twelve LoRA, one of them without a base; a pickle; and a repository without weights."""
+    repos = {f"o/{n:02}": lora(tmp_path / f"{n:02}", n) for n in range(11)}
+    repos["o/baseless"] = lora(tmp_path / "baseless", 99, base_model=None)
+    write_card(tmp_path / "pickled", tags=["lora", "text-to-image"], base_model="lab/base")
+    write_pickle(tmp_path / "pickled" / "model.ckpt")
+    write_card(tmp_path / "empty", tags=["lora", "text-to-image"])
+    repos |= {"o/pickled": tmp_path / "pickled", "o/empty": tmp_path / "empty"}
+    with Hub(repos, page_size=4) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def asked_files(hub: Hub) -> list[str]:
+    return [path for _, path, _ in hub.requests if "/resolve/" in path]
+
+
+def test_every_entry_is_recorded_with_what_inspection_says(hub: Hub, store: Store) -> None:
+    plan = make_plan(HuggingFace(), store, Query(100))
+    assert plan.listed == len(plan.planned) == len(hub.repositories)
+    rows = {row["repo"]: row for row in store.query("SELECT * FROM checkpoints")}
+    assert len(rows) == len(hub.repositories)
+    ready = rows["o/05"]
+    assert (ready["prospect"], ready["base"], ready["base_evidence"]) == ("ready", "lab/base", "card")
+    assert ready["checkpoint_id"] == ready["sha256"]
+    assert ready["size_bytes"] == hub.repositories["o/05"].files[WEIGHTS].size
+    assert "base model is not known" in rows["o/baseless"]["reason"]
+    assert "pickle" in rows["o/pickled"]["reason"]
+    assert "no weights" in rows["o/empty"]["reason"]
+    assert {rows[f"o/{n}"]["prospect"] for n in ("baseless", "pickled", "empty")} == {"skipped"}
+
+
+def test_no_weights_are_read_to_list_and_inspect(hub: Hub, store: Store) -> None:
+    make_plan(HuggingFace(), store, Query(100))
+    ranges = [r for _, path, r in hub.requests if "/resolve/" in path or "/cdn/" in path]
+    assert ranges
+    assert all(r is not None for r in ranges)
+
+
+def test_what_is_known_is_not_asked_again(hub: Hub, store: Store) -> None:
+    make_plan(HuggingFace(), store, Query(100))
+    hub.requests.clear()
+    again = make_plan(HuggingFace(), store, Query(100))
+    assert again.listed == len(hub.repositories)
+    assert {path.split("/resolve/")[0] for path in asked_files(hub)} == {"/o/baseless"}
+    assert again.inspected == 1
+
+
+def test_a_base_that_is_given_makes_more_of_what_was_skipped(hub: Hub, store: Store) -> None:
+    make_plan(HuggingFace(), store, Query(100))
+    plan = make_plan(HuggingFace(base="lab/other"), store, Query(100), base_given=True)
+    baseless = next(c for c in plan.planned.values() if c.repo == "o/baseless")
+    assert (baseless.prospect, baseless.base) == (Prospect.READY, "lab/other")
+    told = next(c for c in plan.planned.values() if c.repo == "o/03")
+    assert (told.base, told.base_evidence) == ("lab/base", Evidence.CARD)
+
+
+def test_an_entry_that_could_not_be_identified_leaves_no_second_row(hub: Hub, store: Store) -> None:
+    broken = next(c for c in HuggingFace().list(Query(100)) if c.repo == "o/03")
+    store.append([broken])  # as a crawl leaves it that the hub did not answer
+    make_plan(HuggingFace(), store, Query(100))
+    (row,) = store.query("SELECT checkpoint_id FROM checkpoints WHERE repo = 'o/03'")
+    assert row["checkpoint_id"] != broken.checkpoint_id
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_listing_goes_on_where_it_had_come_to(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scanner.planning.BATCH", 5)
+
+    def stop_at_ten(plan: Plan) -> None:
+        if plan.listed == 10:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        make_plan(HuggingFace(), store, Query(13), report=stop_at_ten)
+    hub.requests.clear()
+    plan = make_plan(HuggingFace(), store, Query(13))
+    assert plan.resumed is not None
+    assert plan.resumed.listed == 10
+    assert plan.listed == len(plan.planned) == 13
+    assert len(asked_files(hub)) == 3, "only what is new is asked about"
+    lists = [path for _, path, _ in hub.requests if path.startswith("/api/models?")]
+    assert any("cursor=" in path for path in lists[:1]), "the pages before are not asked for again"
+    assert make_plan(HuggingFace(), store, Query(13)).resumed is None
+
+
+def test_another_query_does_not_take_over_an_interrupted_listing(hub: Hub, store: Store) -> None:
+    def stop(plan: Plan) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        make_plan(HuggingFace(), store, Query(100), report=stop)
+    assert make_plan(HuggingFace(), store, Query(3)).resumed is None
+
+
+def test_since_lists_what_was_published_then_or_later(hub: Hub, store: Store) -> None:
+    at = FIRST_CREATED.replace(hour=9)
+    plan = make_plan(HuggingFace(), store, Query(100, since=at))
+    assert plan.listed == len(hub.repositories) - 9
+    assert all(c.created_at is not None and c.created_at >= at for c in plan.planned.values())
+    began = last_finished(store, HuggingFace())
+    assert began is not None
+    assert began <= datetime.now(UTC)
+
+
+def test_a_base_model_narrows_the_listing(hub: Hub, store: Store) -> None:
+    plan = make_plan(HuggingFace(), store, Query(100, base_model="lab/base"))
+    assert {c.repo for c in plan.planned.values()} == set(hub.repositories) - {"o/baseless", "o/empty"}
+    assert make_plan(HuggingFace(), store, Query(100, filters=("dreambooth",))).listed == 0
+
+
+def test_list_only_writes_rows_and_no_verdict_and_needs_no_corpus(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "fresh"
+    done = CliRunner().invoke(
+        command, ["--source", "hf", "--list-only", "--limit", "50", "--store", str(folder)]
+    )
+    assert done.return_value == 0 or done.exit_code == 0, done.output
+    assert "14 checkpoints = 11 can be scanned + 3 skipped + 0 unavailable" in done.stdout
+    store = Store(folder)
+    assert len(store.query("SELECT * FROM checkpoints")) == 14
+    assert store.select(Scan) == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_writes_nothing_and_tells_counts_bytes_and_reasons(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "fresh"
+    done = CliRunner().invoke(
+        command, ["--source", "hf", "--dry-run", "--limit", "50", "--store", str(folder), "--json"]
+    )
+    told = json.loads(done.stdout)
+    assert (told["ready"], told["skipped"], told["unavailable"], told["bases"]) == (11, 3, 0, 1)
+    assert told["download_bytes"] == sum(
+        repository.files[WEIGHTS].size for name, repository in hub.repositories.items() if name[2:].isdigit()
+    )
+    assert {row["repo"]: row["reason"] for row in told["checkpoints"]}["o/pickled"].count("pickle")
+    assert not folder.exists()
+
+
+def test_listing_and_inspecting_import_no_torch_and_no_ray(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from scanner.commands.crawl import command\n"
+        f"command(['--source', 'hf', '--list-only', '--store', {str(tmp_path / 's')!r}], "
+        "standalone_mode=False)\n"
+        "print(sorted({'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    assert BATCH > 1
