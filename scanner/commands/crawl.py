@@ -308,12 +308,14 @@ def _run(
 
 def _report(checkpoint: Checkpoint, scan: Scan, done: int, total: int) -> None:
     seconds = (scan.finished_at - scan.started_at).total_seconds()
-    line = f"[{done}/{total}] {scan.verdict.value.replace('_', ' '):13} {plain(checkpoint.repo)}"
+    parts = [checkpoint.repo]
     if scan.best_similarity is not None and scan.q_value is not None:
-        line += f"  best {scan.best_similarity:.2f}, q {scan.q_value:.3f}"
-    if scan.reason:
-        line += f"  {plain(scan.reason)}"
-    click.echo(f"{line}  ({seconds:.0f} s)", err=True)
+        parts.append(f"best {scan.best_similarity:.2f}, q {scan.q_value:.3f}")
+    if scan.reason:  # most reasons begin with the repository
+        parts = [scan.reason] if scan.reason.startswith(checkpoint.repo) else [*parts, scan.reason]
+    verdict = scan.verdict.value.replace("_", " ")
+    told = "  ".join(plain(part) for part in parts)
+    click.echo(f"[{done}/{total}] {verdict:13} {told}  ({seconds:.0f} s)", err=True)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

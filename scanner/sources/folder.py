@@ -39,6 +39,7 @@ class Folder:
         self.root = path.expanduser().absolute()
         self.name = f"folder:{self.root}"
         self.position: dict[str, str] = {}  # a folder is walked from its start
+        self._listed: dict[str, str] = {}  # SHA256 of a file that was listed -> its path in the tree
         self._base, self._allow_pickle = local_base(base), allow_pickle
         if not self.root.is_dir():
             raise SourceError(
@@ -84,6 +85,8 @@ class Folder:
             created = datetime.fromtimestamp((folder / layout.file).stat().st_mtime, UTC)
         except OSError:  # inspect tries again, and tells
             hashes, sizes, created = [], {}, None
+        if layout.file and hashes:
+            self._listed[hashes[0][1]] = f"{repo}/{layout.file}".removeprefix("./")
         return Checkpoint(
             checkpoint_id=identify(hashes) if hashes else placeholder_id(self.name, repo, "", layout.file),
             source=self.name,
@@ -135,7 +138,23 @@ class Folder:
             raise Unavailable(
                 f"{where} cannot be read: {error.strerror}. The next crawl tries again."
             ) from error
-        return refine(checkpoint, header, card, hint=hint, base=self._base, side=side)
+        return refine(
+            checkpoint,
+            header,
+            card,
+            hint=hint,
+            base=self._base,
+            base_by_hash=self._base_beside,
+            side=side,
+        )
+
+    def _base_beside(self, sha256: str) -> None:
+        """Raises Skipped where a file of the tree is the base; a single file cannot be one yet."""
+        if sha256 in self._listed:
+            raise Skipped(
+                f"its base is {self._listed[sha256]}, as its SHA256 tells. It can be scanned once --base "
+                "names that model as a diffusers folder."
+            )
 
     def fetch(self, checkpoint: Checkpoint, into: Path, downloads: Downloads) -> Path:
         """The file or folder where it is. See `Source.fetch`; nothing is written."""

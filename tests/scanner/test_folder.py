@@ -196,3 +196,18 @@ def test_a_sidecar_of_nonsense_tells_nothing(text: str, tmp_path: Path) -> None:
         (tmp_path / f"a.{ending}").write_text(text)
     (entry,) = listed(tmp_path).values()
     assert entry.caption is None
+
+
+def test_a_base_in_the_same_tree_is_found_by_its_hash(tmp_path: Path) -> None:
+    shapes = {
+        "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (8, 768),
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": (77, 768),
+    }
+    base = write_safetensors(tmp_path / "base" / "anything.safetensors", small_tensors(shapes))
+    told = {"ss_new_sd_model_hash": sha256_of(base), "ss_tag_frequency": json.dumps({"1_a": {"sks": 1}})}
+    write_safetensors(tmp_path / "lora.safetensors", small_tensors(lora_shapes(context=768)), told)
+    source = open_source(f"folder:{tmp_path}")
+    entries = {f"{c.repo}/{c.file}": c for c in source.list(Query(9))}
+    with pytest.raises(Skipped, match=r"its base is base/anything\.safetensors, as its SHA256 tells"):
+        source.inspect(entries["./lora.safetensors"])

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from servers.civitai import Civitai as CivitaiSite
+from servers.civitai import lora_bytes, model
 from servers.hub import FIRST_CREATED, Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
+from scanner import client
 from scanner.commands.crawl import command
 from scanner.planning import BATCH, Plan, last_finished, make_plan
 from scanner.records import Evidence, Prospect, Scan
 from scanner.sources.base import Query
+from scanner.sources.civitai import Civitai
 from scanner.sources.huggingface import HuggingFace
 from scanner.store import Store
 
@@ -95,6 +99,21 @@ def test_an_entry_that_could_not_be_identified_leaves_no_second_row(hub: Hub, st
     make_plan(HuggingFace(), store, Query(100))
     (row,) = store.query("SELECT checkpoint_id FROM checkpoints WHERE repo = 'o/03'")
     assert row["checkpoint_id"] != broken.checkpoint_id
+
+
+def test_a_file_that_both_hubs_offer_is_one_checkpoint(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = lora_bytes(1, {"ss_sd_model_name": "lab/base", "ss_base_model_version": "sd_v1"})
+    write_card(tmp_path / "a", base_model="lab/base", instance_prompt="a sks", tags=["lora", "text-to-image"])
+    (tmp_path / "a" / WEIGHTS).write_bytes(content)
+    with Hub({"o/a": tmp_path / "a"}) as hub, CivitaiSite([model(7, "the same", content)]) as site:
+        (one,) = make_plan(HuggingFace(endpoint=hub.url), store, Query(9)).planned.values()
+        client.trust(site.store_url)
+        (other,) = make_plan(Civitai(endpoint=site.url), store, Query(9)).planned.values()
+    assert (one.prospect, other.prospect) == (Prospect.READY, Prospect.READY)
+    assert one.checkpoint_id == other.checkpoint_id
+    assert len(store.query("SELECT * FROM checkpoints")) == 1
 
 
 class Stopped(Exception):
