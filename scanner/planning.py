@@ -65,6 +65,7 @@ def make_plan(
         listing = _new_listing(source, query)
     else:
         _go_on(plan, listing, source, store, seen)
+        report(plan)
     # What a page repeats is not counted, so more may be asked for than is wanted.
     entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
     inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix="inspect")

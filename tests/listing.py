@@ -117,7 +117,7 @@ def compare(source: str, entries: int, kills: int, misbehave: float, seed: int) 
         runs = []
         with serving(source, entries, misbehave, seed) as url:
             for _ in range(kills):
-                after_s = chance.uniform(1.5, max(3.0, 2 * quiet.seconds / (kills + 1)))
+                after_s = chance.uniform(2.0, 4.0 + entries / 400)
                 runs.append(crawl(source, url, troubled, entries, after_s))
             runs.append(crawl(source, url, troubled, entries))
         # The address of a server differs from run to run; nothing that is compared holds it.
@@ -130,7 +130,7 @@ def compare(source: str, entries: int, kills: int, misbehave: float, seed: int) 
         "twice": max(Counter(row[:4] for row in found).values(), default=0) > 1,
         "by_prospect": dict(Counter(row[COMPARED.index("prospect")] for row in found)),
         "killed": [run.returncode for run in runs].count(-signal.SIGKILL),
-        "resumed": sum("went on with the listing" in run.words for run in runs),
+        "resumed": sum("going on with the listing" in run.words for run in runs),
         "returncode": runs[-1].returncode,
         "seconds_calm": round(quiet.seconds, 1),
         "seconds_troubled": [round(run.seconds, 1) for run in runs],

@@ -246,6 +246,11 @@ def _plan(
     click.echo(f"listing {source.name} (at most {query.limit} entries) ...", err=True)
 
     def told(plan: Plan) -> None:
+        if plan.resumed is not None and plan.listed == plan.resumed.listed:
+            began = plan.resumed.started_at.astimezone()
+            click.echo(
+                f"going on with the listing of {began:%Y-%m-%d %H:%M}, from entry {plan.listed:,}", err=True
+            )
         if sys.stderr.isatty():
             click.echo(f"\r{plan.listed} listed, {plan.inspected} inspected ", nl=False, err=True)
 
@@ -267,13 +272,6 @@ def _plan(
             sys.exit(130)
     if coverage := source.coverage():
         click.echo(f"{source.name}: {coverage}", err=True)
-    if plan.resumed is not None:
-        began = plan.resumed.started_at.astimezone()
-        click.echo(
-            f"went on with the listing of {began:%Y-%m-%d %H:%M}, which had come to entry "
-            f"{plan.resumed.listed}",
-            err=True,
-        )
     return plan
 
 

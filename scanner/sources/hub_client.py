@@ -116,6 +116,11 @@ class HubClient:
 
         def read() -> Start:
             with self._stream(url, headers) as response:
+                kind = response.headers.get("Content-Type", "").lower()
+                if kind.startswith("text/html") or (
+                    kind.startswith("application/json") and not path.endswith(".json")
+                ):
+                    raise client.Fault(f"{self.host} answered with a page where {path} was asked for")
                 told = [*(r.headers for r in response.history), response.headers]
                 linked = next((h for h in told if "X-Linked-Etag" in h), response.headers)
                 sha256 = linked.get("X-Linked-Etag", "").strip('"')

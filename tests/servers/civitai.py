@@ -24,13 +24,14 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from servers.hub import Server
 from servers.misbehaviour import ALL, Misbehaving, Seeded
 from servers.trouble import lora_shapes, small_tensors
 
@@ -187,10 +188,10 @@ class Civitai:
         for item in self.items:
             self._add(item)
         site = type("BoundSite", (handler or SiteHandler,), {"site": self, "where": "site"})
-        self._servers = [_Server(("127.0.0.1", port), site)]
+        self._servers = [Server(("127.0.0.1", port), site)]
         if store_elsewhere:
             store = type("BoundStore", (store_handler or StoreHandler,), {"site": self, "where": "store"})
-            self._servers.append(_Server(("127.0.0.1", 0), store))
+            self._servers.append(Server(("127.0.0.1", 0), store))
         self.port = int(self._servers[0].server_address[1])
         self.url, self.store_url = (f"http://127.0.0.1:{self._servers[n].server_address[1]}" for n in (0, -1))
 
@@ -390,11 +391,6 @@ class SiteHandler(_Handler):
     def _asked_for(self, file: Json) -> bool:
         told = {"type": file["type"], "fileId": str(file["id"])} | (file.get("metadata") or {})
         return all(told.get(k) == v[0] for k, v in self.query.items() if k in told)
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 64
-    daemon_threads = True
 
 
 def _without(value: Any, names: tuple[str, ...]) -> Any:

@@ -179,6 +179,17 @@ class NotServed(Exception):
         self.status, self.code = status, code
 
 
+class Server(ThreadingHTTPServer):
+    """One that says nothing of clients that are gone in the middle of an answer."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Hub:
     """A running hub, as a context manager. `requests` keeps (method, path, Range header) of every request.
 
@@ -202,7 +213,7 @@ class Hub:
         self._found: dict[str, list[dict[str, Any]]] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         bound = type("BoundHandler", (handler or Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), bound)
+        self._server = Server(("127.0.0.1", port), bound)
         self.port = int(self._server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
 
