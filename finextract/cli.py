@@ -47,7 +47,7 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
     """Extract training images from a personalised diffusion checkpoint (FineXtract, ICML 2025)."""

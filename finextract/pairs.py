@@ -79,6 +79,10 @@ def find_weights(tuned: Path) -> Path:
                 f"{tuned.name} is a pickle, which can run code when it is opened; it was not opened. "
                 "Ask its author for safetensors."
             )
+        if tuned.suffix != ".safetensors":
+            raise CorruptWeights(
+                f"{tuned} is no safetensors file. Name a .safetensors file, or a folder as a hub serves it."
+            )
         return tuned
     if (tuned / "model_index.json").is_file() and any((tuned / "unet").glob("*.safetensors")):
         return tuned

@@ -8,11 +8,13 @@ the driver moves records and counters. A worker that dies is replaced, and its c
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import batched
 from typing import Any
 
+from scanner.errors import ConfigError
 from scanner.planning import Plan
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
 from scanner.store import Store
@@ -86,6 +88,20 @@ class Crew:
                 continue
             idle.append(actor)
             yield checkpoint, scan
+
+
+def check_cluster(address: str) -> None:
+    """Raises ConfigError where nobody answers at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like are Ray's own affair
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address}: {error}.\n"
+            "Start one with `ray start --head`, or leave --ray-address out to start one here."
+        ) from error
 
 
 def _start(ray: Any, address: str | None) -> None:

@@ -40,16 +40,18 @@ def split(corpora: list[Corpus]) -> tuple[list[Corpus], Floats]:
     """
     references = [c for c in corpora if c.role is Role.REFERENCE and len(c.embeddings)]
     background = [c.embeddings for c in corpora if c.role is Role.BACKGROUND and len(c.embeddings)]
+    names = ", ".join(c.name for c in corpora)
+    among = f"among the corpora asked for ({names}) there are" if names else "the store holds"
     if not references:
         raise CorpusError(
-            "the store holds no reference images, so there is nothing to look for.\n"
-            "Add the images that you own: scanner corpus add NAME DIR"
+            f"{among} no reference images, so there is nothing to look for.\n"
+            "Add the images that you own (scanner corpus add NAME DIR), or name them too: --corpus NAME"
         )
     if not background:
         raise CorpusError(
-            "the store holds no background images, so no similarity could be called evidence.\n"
-            "Add pictures like yours that no checkpoint was trained on: "
-            "scanner corpus add NAME DIR --background"
+            f"{among} no background images, so no similarity could be called evidence.\n"
+            "Add pictures like yours that no checkpoint was trained on (scanner corpus add NAME DIR "
+            "--background), or name such a corpus too: --corpus NAME"
         )
     return references, np.concatenate(background)
 

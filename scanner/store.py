@@ -53,15 +53,18 @@ TABLES: dict[type[Any], str] = {
     Reference: "references",
     ConfigRow: "configs",
 }
-# Where the newest row of a key wins: the keys, one after another, and the time that tells which is newest.
-NEWEST: dict[str, tuple[tuple[str, ...], str]] = {
-    # A file has one row, and files with the same content are one checkpoint.
-    "checkpoints": (("source, repo, revision, file", "checkpoint_id"), "listed_at"),
-    "listings": (("listing_id",), "updated_at"),
-    "scans": (("checkpoint_id, config_id",), "finished_at"),
-    "decisions": (("subject_id",), "decided_at"),
-    "references": (("corpus, reference_id, descriptor",), "added_at"),
-    "configs": (("config_id",), "created_at"),
+# Where one row of a key is kept, and in which order: the first. Several keys hold one after another.
+KEPT: dict[str, tuple[tuple[str, str], ...]] = {
+    # A file has one row, and files with the same content are one checkpoint: as it was published, if it was.
+    "checkpoints": (
+        ("source, repo, revision, file", "listed_at DESC"),
+        ("checkpoint_id", "starts_with(source, 'folder:'), listed_at DESC"),
+    ),
+    "listings": (("listing_id", "updated_at DESC"),),
+    "scans": (("checkpoint_id, config_id", "finished_at DESC"),),
+    "decisions": (("subject_id", "decided_at DESC"),),
+    "references": (("corpus, reference_id, descriptor", "added_at DESC"),),
+    "configs": (("config_id", "created_at DESC"),),
 }
 _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(),
@@ -141,14 +144,12 @@ class Store:
     def _view(self, table: str) -> str:
         glob = str(self.root / table / "part-*.parquet").replace("'", "''")
         rows = f"SELECT * FROM read_parquet('{glob}', union_by_name = true)"
-        if table not in NEWEST:
+        if table not in KEPT:
             return f'CREATE VIEW "{table}" AS {rows}'
-        keys, newest = NEWEST[table]
         kept = f'"all_{table}"'
-        for key in keys:
+        for key, order in KEPT[table]:
             kept = (
-                f"(SELECT * FROM {kept} "
-                f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {newest} DESC) = 1)"
+                f"(SELECT * FROM {kept} QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order}) = 1)"
             )
         return f'CREATE VIEW "all_{table}" AS {rows};\nCREATE VIEW "{table}" AS SELECT * FROM {kept}'
 

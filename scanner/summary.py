@@ -70,7 +70,7 @@ def outcomes(store: Store, config_id: str | None) -> list[dict[str, Any]]:
                 "verdict": scan.verdict.value if scan else "to do",
                 "best_similarity": scan.best_similarity if scan else None,
                 "q_value": scan.q_value if scan else None,
-                "reason": scan.reason if scan else "",
+                "reason": scan.reason if scan else checkpoint.reason,
             }
         )
     return sorted(

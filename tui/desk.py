@@ -46,7 +46,8 @@ listed AS (
     FROM checkpoints c LEFT JOIN latest s USING (checkpoint_id)
     WHERE contains(lower(c.repo), lower($part))
     AND ($verdict = 'all' OR coalesce(s.verdict, 'to_do') = $verdict)
-    ORDER BY rank, s.q_value NULLS LAST, s.best_similarity DESC NULLS LAST, c.repo, c.checkpoint_id
+    ORDER BY rank, CASE s.verdict WHEN 'flagged' THEN s.q_value END NULLS LAST,
+        s.best_similarity DESC NULLS LAST, c.repo, c.checkpoint_id
     LIMIT $limit
 ),
 words AS (
@@ -65,7 +66,8 @@ SELECT
     coalesce(dismissed, 0) AS dismissed, coalesce(unsure, 0) AS unsure,
     nullif(d.decision, 'withdrawn') AS word, coalesce(d.note, '') AS note
 FROM listed LEFT JOIN words USING (scan_id) LEFT JOIN decisions d ON d.subject_id = listed.scan_id
-ORDER BY rank, q_value NULLS LAST, best_similarity DESC NULLS LAST, repo, checkpoint_id"""
+ORDER BY rank, CASE verdict WHEN 'flagged' THEN q_value END NULLS LAST, best_similarity DESC NULLS LAST,
+    repo, checkpoint_id"""
 # A reference is looked up by corpus and id; under several descriptors it is still one file.
 MATCHES = """
 WITH shown AS (

@@ -57,7 +57,9 @@ def add(name: str, folder: Path, background: bool, uri: str | None) -> None:
     role = Role.BACKGROUND if background else Role.REFERENCE
     done = _shown(add_images(store, name, folder, Embedder(), role))
     click.echo(
-        f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.left_out)} left out", err=True
+        f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.left_out)} left out; "
+        + ("a background" if background else "images to look for"),
+        err=True,
     )
     if done.repeated:
         click.echo(f"  {done.repeated} are copies of others and count once.", err=True)

@@ -47,7 +47,7 @@ QUIET_S = 10.0  # between two words on the limits of one host
 )
 @click.option(
     "--filter", "filters", multiple=True, metavar="TAG",
-    help="List by this tag instead of those that find fine-tunes; again: all of them (hf).",
+    help="List by this tag instead of those that find fine-tunes; again: all of them (hf, civitai).",
 )  # fmt: skip
 @click.option("--base-model", metavar="OWNER/NAME", help="Only what was tuned from this base (hf).")
 @click.option("--list-only", is_flag=True, help="List and inspect; download no weights, scan nothing.")
@@ -136,12 +136,19 @@ def command(
 
     Can be stopped at any moment: the same command goes on where it stopped.
     """
-    from scanner.sources.base import Query, local_base, open_source
+    from scanner.engine import check_cluster
+    from scanner.sources.base import Query, is_repo, local_base, open_source
 
     for name in (signal.SIGINT, signal.SIGTERM):  # a shell may have SIGINT ignored in the background
         signal.signal(name, _interrupt)
     max_bytes, cache_bytes = parse_size(max_download), parse_size(cache_size)
     asked = open_source(source, base=base, allow_pickle=allow_pickle)
+    if base_model is not None and (source != "hf" or not is_repo(base_model)):
+        raise ConfigError(f"--base-model {base_model}: it takes OWNER/NAME, and goes with --source hf only.")
+    if filters and source.startswith("folder:"):
+        raise ConfigError("--filter goes with --source hf and civitai only: a folder has no tags.")
+    if ray_address is not None and not (list_only or dry_run):
+        check_cluster(ray_address)
     if list_only or dry_run:
         with contextlib.ExitStack() as held:
             if dry_run and not Path(store).is_dir():  # nothing is known yet, and nothing will be written
@@ -270,6 +277,8 @@ def _plan(
         except KeyboardInterrupt:
             click.echo("\nscanner: interrupted. Run the same command again to go on.", err=True)
             sys.exit(130)
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
     if coverage := source.coverage():
         click.echo(f"{source.name}: {coverage}", err=True)
     return plan
@@ -282,9 +291,10 @@ def _run(
     from scanner.engine import crawl
 
     config = task.config
-    if config.config_id not in {row["config_id"] for row in store.query("SELECT config_id FROM configs")}:
-        store.append([config.row()])
+    store.append([config.row()])  # again where it is known: the newest is the one used last
     plan = _plan(source, store, query, config.config_id, task.base, write=True)
+    if not plan.listed:
+        click.echo("Nothing was listed. Loosen --since, --filter or --base-model.", err=True)
     todo = plan.todo
     click.echo(
         f"{plan.listed} entries, {len(plan.planned)} checkpoints, "

@@ -26,6 +26,12 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def shorter(reason: str, repo: str) -> str:
+    """A reason without the repository, and the file in it, that stand beside it already."""
+    rest = reason.removeprefix(repo)
+    return rest.partition(" ")[2] if rest != reason and rest[:1] in ("/", ":", " ") else reason
+
+
 def outcome_table(rows: list[dict[str, Any]]) -> None:
     """Prints one row a checkpoint to stdout."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -45,7 +51,7 @@ def outcome_table(rows: list[dict[str, Any]]) -> None:
             ),
             "" if row["best_similarity"] is None else f"{row['best_similarity']:.2f}",
             "" if row["q_value"] is None else f"{row['q_value']:.3f}",
-            Text(plain(row["reason"])),
+            Text(plain(shorter(row["reason"], row["repo"]))),
         )
     _console().print(table)
 
@@ -74,17 +80,20 @@ def listed_summary(
                                "download_bytes": size_bytes, "bases": len(bases), "checkpoints": shown},
                               indent=2))  # fmt: skip
         return
+    if not rows:
+        click.echo("Nothing was listed. Loosen --since, --filter or --base-model, or look at another source.")
+        return
+    larger = len(ready) - len(small)
     click.echo(
-        f"{len(rows)} checkpoints = {len(ready)} can be scanned + {len(skipped)} skipped "
-        f"+ {len(unavailable)} unavailable"
+        f"{len(rows)} checkpoints = {len(small)} can be scanned + {len(skipped)} skipped "
+        + (f"+ {larger} larger than --max-download ({show_size(max_bytes)}) " if larger else "")
+        + f"+ {len(unavailable)} unavailable"
     )
     if small:
         click.echo(
-            f"To scan them, {show_size(size_bytes)} of weights would be downloaded, and {len(bases)} "
-            f"base{'s' if len(bases) != 1 else ''} beside."
+            f"They hold {show_size(size_bytes)} of weights, and need {len(bases)} "
+            f"base{'s' if len(bases) != 1 else ''} beside, which may be larger."
         )
-    if larger := len(ready) - len(small):
-        click.echo(f"{larger} are larger than --max-download ({show_size(max_bytes)}).")
     for title, some in (("skipped", skipped), ("unavailable", unavailable)):
         if some:
             table = Table(box=None, pad_edge=False, header_style="bold")
@@ -93,10 +102,11 @@ def listed_summary(
             for checkpoint in some[:SHOWN_REASONS]:
                 table.add_row(
                     Text(plain(checkpoint.repo)),
-                    Text(plain(checkpoint.reason.removeprefix(f"{checkpoint.repo}: "))),
+                    Text(plain(shorter(checkpoint.reason, checkpoint.repo))),
                 )
             _console().print(table)
             if len(some) > SHOWN_REASONS:
                 click.echo(f"... and {len(some) - SHOWN_REASONS} more: --json tells all")
-    if dry_run:
-        click.echo("Nothing was written.")
+    click.echo(
+        "Nothing was written." if dry_run else "Recorded. To scan: the same command without --list-only."
+    )

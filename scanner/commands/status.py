@@ -7,6 +7,7 @@ import json
 import click
 
 from scanner.commands.output import outcome_table
+from scanner.errors import ConfigError
 from scanner.store import Store, default_store
 from scanner.summary import latest_config, outcomes, sum_up
 
@@ -21,6 +22,10 @@ from scanner.summary import latest_config, outcomes, sum_up
 def command(store: str, config_id: str | None, as_json: bool, quiet: bool) -> None:
     """Show how many checkpoints have which verdict."""
     opened = Store(store)
+    known = [c["config_id"] for c in opened.query("SELECT config_id FROM configs ORDER BY created_at DESC")]
+    if config_id is not None and config_id not in known:
+        told = ", ".join(known[:10]) or "none yet"
+        raise ConfigError(f"--config {config_id} is no configuration of this store. It has: {told}.")
     config_id = config_id or latest_config(opened)
     total = sum_up(opened, config_id)
     rows = [] if quiet else outcomes(opened, config_id)

@@ -111,9 +111,7 @@ class Civitai:
 
     def coverage(self) -> str:
         """The models met, of those told. See `Source.coverage`."""
-        return (
-            "" if self.told is None else f"met {self.listed:,} of the {self.told:,} models that are told of"
-        )
+        return "" if self.told is None else f"{self.listed:,} of {self.told:,} models listed"
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
         """Asks for the version's own page, and reads the header by range. See `Source.inspect`."""

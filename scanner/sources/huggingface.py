@@ -38,18 +38,24 @@ from scanner.sources.layout import (
     pipeline_weights,
 )
 
-# Tags that find fine-tunes of image models, as the trainers and people's own uploads set them. An entry that
-# several find is listed once.
+RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
+BASES = (
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-v1-5",
+    "CompVis/stable-diffusion-v1-4",
+)
+# Tags that find fine-tunes of image models: as the trainers and people's own uploads set them, and as the hub
+# relates them to the bases that can be scanned. An entry that several find is listed once.
 FILTERS = (
     ("lora", "text-to-image"),
     ("lora", "stable-diffusion"),
     ("dreambooth",),
     ("diffusers-training",),
     ("diffusers:StableDiffusionPipeline",),
+    *((f"base_model:{relation}:{base}",) for base in BASES for relation in RELATIONS),
 )
 EXPAND = ("author", "cardData", "config", "createdAt", "disabled", "gated", "lastModified", "library_name",
           "pipeline_tag", "sha", "siblings", "tags")  # fmt: skip
-RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
 PAGE_SIZE = 200  # entries; with their files a page is a few megabytes
 FIRST_READ = 100_001  # bytes; nearly every header is shorter
 MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file

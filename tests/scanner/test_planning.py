@@ -20,7 +20,7 @@ from scanner import client
 from scanner.commands.crawl import command
 from scanner.planning import BATCH, Plan, last_finished, make_plan
 from scanner.records import Evidence, Prospect, Scan
-from scanner.sources.base import Query
+from scanner.sources.base import Query, open_source
 from scanner.sources.civitai import Civitai
 from scanner.sources.huggingface import HuggingFace
 from scanner.store import Store
@@ -205,3 +205,66 @@ def test_listing_and_inspecting_import_no_torch_and_no_ray(hub: Hub, tmp_path: P
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert BATCH > 1
+
+
+def crawl(*words: str) -> tuple[int, str]:
+    """The command's exit code and all its words, as a terminal has them."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "scanner"), *words], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_checkpoint_that_is_published_stays_at_its_address_when_a_folder_has_it_too(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    make_plan(HuggingFace(), store, Query(100))
+    make_plan(open_source(f"folder:{tmp_path / '05'}"), store, Query(100))
+    (row,) = store.query(
+        "SELECT source, repo FROM checkpoints WHERE file = ? AND repo IN ('.', 'o/05')", [WEIGHTS]
+    )
+    assert (row["source"], row["repo"]) == ("hf", "o/05")
+
+
+def test_what_is_larger_than_may_be_downloaded_is_not_counted_as_scannable(hub: Hub, tmp_path: Path) -> None:
+    _, told = crawl(
+        "crawl", "--source", "hf", "--dry-run", "--max-download", "10", "--store", str(tmp_path / "s")
+    )
+    assert "14 checkpoints = 0 can be scanned + 3 skipped + 11 larger than --max-download" in told
+
+
+def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:
+    code, told = crawl(
+        "crawl", "--source", "hf", "--dry-run", "--since", "2030-01-01", "--store", str(tmp_path / "s")
+    )
+    assert (code, "Nothing was listed" in told) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--source", "civitai", "--base-model", "a/b", "--dry-run"], "goes with --source hf only"),
+        (["--source", "hf", "--base-model", "nonsense", "--dry-run"], "takes OWNER/NAME"),
+        (["--source", "folder:.", "--filter", "x", "--dry-run"], "a folder has no tags"),
+        (["--source", "hf", "--since", "soon", "--dry-run"], "is no date"),
+        (["--source", "hf", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_told_at_once(words: list[str], why: str, store: Store) -> None:
+    code, told = crawl("crawl", *words, "--store", str(store.root))
+    assert code == 2
+    assert "scanner: error:" in told
+    assert why in told
+    assert "Traceback" not in told
+
+
+def test_a_configuration_that_the_store_never_saw_is_refused(store: Store) -> None:
+    code, told = crawl("status", "--config", "nonsense", "--store", str(store.root))
+    assert (code, "is no configuration of this store" in told) == (2, True)
+
+
+def test_status_tells_why_what_was_only_listed_cannot_be_scanned(hub: Hub, store: Store) -> None:
+    make_plan(HuggingFace(), store, Query(100))
+    code, told = crawl("status", "--store", str(store.root))
+    assert code == 0
+    assert "base model is not known" in told

@@ -194,9 +194,9 @@ def train_base(
         signal = (alphas[times] / (1 - alphas[times])).to(device)
         ids, times, noise, noisy = (tensor.to(device) for tensor in (ids, times, noise, noisy))
         made = forward(noisy, times, text(ids).last_hidden_state).sample
-        loss = (
-            (made - noise).square().mean(dim=(1, 2, 3)) * (5 / signal).clamp(max=1)
-        ).mean()  # min-SNR, gamma 5
+        # min-SNR with gamma 5; later, more for the noisy steps, where the outlines are made
+        weight = (5 / signal).clamp(max=1) if committed is None else signal.rsqrt().clamp(max=5)
+        loss = ((made - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -143,4 +143,6 @@ def _outcome(row: Row) -> str:
     if row.verdict is Verdict.NOTHING_FOUND:
         nearest = similarity(row.best_similarity)
         return "" if nearest == NOTHING else f"nearest reference {nearest}"
-    return plain(row.reason, 300)
+    rest = (row.reason or "").removeprefix(row.repo)  # the name stands in the first column already
+    shown = rest.partition(" ")[2] if rest != row.reason and rest[:1] in ("/", ":", " ") else row.reason
+    return plain(shown, 300)
