@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -72,7 +74,7 @@ class Patience:
     faults: int = 4  # tries after the first that failed
 
 
-_trusted: set[tuple[str, int | None]] = set()  # (host, port) of endpoints that a person named
+_trusted: set[tuple[str, str, int | None]] = set()  # (scheme, host, port) of endpoints that a person named
 _until: dict[str, tuple[float, str]] = {}  # host -> (time.monotonic() until which it wants no request, limit)
 _lock = threading.Lock()
 _listeners: list[Callable[[Waiting], None]] = []
@@ -81,7 +83,7 @@ _listeners: list[Callable[[Waiting], None]] = []
 def trust(endpoint: str) -> str:
     """Admits a hub that a person named, whatever its scheme and address; gives it back without a slash.
 
-    Raises ConfigError for a text that is no address.
+    A public hub keeps the rules of all public ones. Raises ConfigError for a text that is no address.
     """
     try:
         parts = urlsplit(endpoint)
@@ -90,7 +92,10 @@ def trust(endpoint: str) -> str:
         host, port = None, None
     if host is None or parts.scheme not in ("http", "https"):
         raise ConfigError(f"{endpoint} is no address of a hub. Write it as https://HOST.")
-    _trusted.add((host, port))
+    try:
+        check_address(endpoint)
+    except Refused:
+        _trusted.add((parts.scheme, host, port))
     return endpoint.rstrip("/")
 
 
@@ -103,7 +108,7 @@ def check_address(url: str) -> None:
     """https to a known hub or its stores, or the endpoint that a person named. Raises Refused otherwise."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".").lower()
-    if (host, parts.port) in _trusted:
+    if (parts.scheme, host, parts.port) in _trusted:
         return
     if parts.scheme != "https":
         raise Refused(f"an address without https is not asked: {_shown(url)}.")
@@ -117,7 +122,7 @@ def check_peer(response: httpx2.Response) -> None:
     Behind a proxy the peer is the proxy, which then has to keep its own house.
     """
     parts = urlsplit(str(response.request.url))
-    if (parts.hostname, parts.port) in _trusted or parts.scheme in getproxies():
+    if (parts.scheme, parts.hostname, parts.port) in _trusted or parts.scheme in getproxies():
         return
     stream = response.extensions.get("network_stream")
     address = stream.get_extra_info("server_addr") if stream is not None else None
@@ -241,6 +246,59 @@ def read_at_most(response: httpx2.Response, limit: int) -> bytes:
         if len(content) >= limit:
             break
     return bytes(content[:limit])
+
+
+def extent(response: httpx2.Response) -> tuple[int, int | None]:
+    """Where in its file an answer begins, and the size of the whole file; None where that is not told.
+
+    Raises Fault for a part whose place is not told.
+    """
+    if response.status_code == 206:
+        told = response.headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)", told)
+        if match is None:
+            raise Fault(f"{response.url.host} does not tell which part of the file it sends")
+        return int(match[1]), None if match[2] == "*" else int(match[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if re.fullmatch(r"\d{1,15}", length) else None
+
+
+def complete(
+    part: Path,
+    size_bytes: int,
+    where: str,
+    ask: Callable[[int], AbstractContextManager[httpx2.Response]],
+    host: str,
+    patience: Patience = Patience(),
+) -> None:
+    """Completes a partial file of a known size, going on where an earlier attempt or a broken line left it.
+
+    `ask` gives a streamed answer that begins at a byte, or at the first. Raises Skipped, and removes the
+    file, before the first byte too many; and whatever `ask` raises.
+    """
+    with part.open("ab") as file:
+
+        def begin_again() -> None:
+            file.seek(0)
+            file.truncate()
+
+        def go_on() -> None:
+            if file.tell() > size_bytes:
+                begin_again()
+            if file.tell() == size_bytes:
+                return
+            with ask(file.tell()) as response:
+                if extent(response)[0] != file.tell():
+                    begin_again()
+                for chunk in response.iter_bytes():
+                    if file.tell() + len(chunk) > size_bytes:
+                        part.unlink(missing_ok=True)
+                        raise Skipped(f"{where} is larger than the {size_bytes:,} bytes that were listed.")
+                    file.write(chunk)
+            if file.tell() < size_bytes:
+                raise httpx2.ReadError(f"it ended after {file.tell():,} of {size_bytes:,} bytes")
+
+        persist(go_on, host, patience)
 
 
 def brief(error: BaseException) -> str:

@@ -64,9 +64,7 @@ def refine(
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
     kind = classify(header)
     training = parse_training(header.metadata)
-    beside = Training()
-    for name, text in list((side or {}).items())[:MAX_SIDE_FILES]:
-        beside = beside.or_else(parse_side(name, text))
+    beside = _beside(side)
     told = _told(card, training, hint, beside)
     check_supported(kind, where, next((stands_now(t) for _, t in told if is_repo(t)), None))
     found = (Evidence.GIVEN, base) if base else _resolve(kind, training, told, base_by_hash)
@@ -87,19 +85,8 @@ def refine(
             f"{where} does not tell its training caption, and sampling needs one. "
             "Its card would tell it as instance_prompt, a kohya header as ss_tag_frequency."
         )
-    return dataclasses.replace(
-        checkpoint,
-        kind="lora" if kind.kind == "lora" else "full",
-        family=kind.family,
-        base=found[1],
-        base_evidence=found[0],
-        caption=caption,
-        num_train_images=training.num_train_images,
-        license=card.license or checkpoint.license,
-        training=training.to_json(),
-        prospect=Prospect.READY,
-        reason="",
-    )
+    seen = dataclasses.replace(checkpoint, kind="lora" if kind.kind == "lora" else "full", family=kind.family)
+    return _ready(seen, found, caption, training, card)
 
 
 def refine_unread(
@@ -116,9 +103,7 @@ def refine_unread(
     Raises Skipped where that does not tell base and caption. Kind and family stay unknown.
     """
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
-    beside = Training()
-    for name, text in list((side or {}).items())[:MAX_SIDE_FILES]:
-        beside = beside.or_else(parse_side(name, text))
+    beside = _beside(side)
     told = _told(card, Training(), hint, beside)
     named = next(((e, stands_now(t)) for e, t in told if is_repo(t)), None)
     found = (Evidence.GIVEN, base) if base else named or (default_base and (Evidence.GIVEN, default_base))
@@ -129,17 +114,30 @@ def refine_unread(
             f"{where} is a pickle, and nothing beside it tells its {missing}. "
             "Its card would tell them as instance_prompt and base_model."
         )
+    return _ready(checkpoint, found, caption, beside, card)
+
+
+def _ready(checkpoint: Checkpoint, base: Told, caption: str, training: Training, card: Card) -> Checkpoint:
+    """The record of a checkpoint that can be scanned, with all that is told of it."""
     return dataclasses.replace(
         checkpoint,
-        base=found[1],
-        base_evidence=found[0],
+        base=base[1],
+        base_evidence=base[0],
         caption=caption,
-        num_train_images=beside.num_train_images,
+        num_train_images=training.num_train_images,
         license=card.license or checkpoint.license,
-        training=beside.to_json(),
+        training=training.to_json(),
         prospect=Prospect.READY,
         reason="",
     )
+
+
+def _beside(side: Mapping[str, str] | None) -> Training:
+    """What the small files beside the weights tell, the first to tell it."""
+    told = Training()
+    for name, text in list((side or {}).items())[:MAX_SIDE_FILES]:
+        told = told.or_else(parse_side(name, text))
+    return told
 
 
 def _told(card: Card, training: Training, hint: str | None, beside: Training) -> list[Told]:

@@ -81,3 +81,9 @@ def outcomes(store: Store, config_id: str | None) -> list[dict[str, Any]]:
             r["repo"],
         ),
     )
+
+
+def shorter(reason: str, repo: str) -> str:
+    """A reason without the repository, and the file in it, that stand beside it already."""
+    rest = reason.removeprefix(repo)
+    return rest.partition(" ")[2] if rest != reason and rest[:1] in ("/", ":", " ") else reason

@@ -24,7 +24,7 @@ from scanner.errors import ConfigError
 from scanner.fetch import parse_size
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id
 from scanner.store import Store, default_store
-from scanner.summary import outcomes, sum_up
+from scanner.summary import outcomes, shorter, sum_up
 
 if TYPE_CHECKING:
     from scanner.planning import Plan
@@ -319,8 +319,8 @@ def _report(checkpoint: Checkpoint, scan: Scan, done: int, total: int) -> None:
     parts = [checkpoint.repo]
     if scan.best_similarity is not None and scan.q_value is not None:
         parts.append(f"best {scan.best_similarity:.2f}, q {scan.q_value:.3f}")
-    if scan.reason:  # most reasons begin with the repository
-        parts = [scan.reason] if scan.reason.startswith(checkpoint.repo) else [*parts, scan.reason]
+    if scan.reason:
+        parts.append(shorter(scan.reason, checkpoint.repo))
     verdict = scan.verdict.value.replace("_", " ")
     told = "  ".join(plain(part) for part in parts)
     click.echo(f"[{done}/{total}] {verdict:13} {told}  ({seconds:.0f} s)", err=True)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from scanner.fetch import show_size
 from scanner.records import Checkpoint, Prospect
+from scanner.summary import shorter
 
 SHOWN_REASONS = 50  # on a terminal
 SHOWN = {"flagged": "FLAGGED", "nothing_found": "nothing found"}
@@ -24,12 +25,6 @@ SHOWN = {"flagged": "FLAGGED", "nothing_found": "nothing found"}
 def plain(text: str) -> str:
     """A stranger's text on one line, without control characters."""
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def shorter(reason: str, repo: str) -> str:
-    """A reason without the repository, and the file in it, that stand beside it already."""
-    rest = reason.removeprefix(repo)
-    return rest.partition(" ")[2] if rest != reason and rest[:1] in ("/", ":", " ") else reason
 
 
 def outcome_table(rows: list[dict[str, Any]]) -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finextract.cards import Card, parse_training
-from finextract.errors import CheckpointError
-from finextract.formats import MAX_HEADER_BYTES, Header, parse_header
+from finextract.formats import Header
 from scanner.bases import base_of_hash
 from scanner.errors import Skipped, Unavailable
 from scanner.fetch import Downloads
@@ -34,9 +33,9 @@ from scanner.sources.civitai_entries import (
     with_detail,
 )
 from scanner.sources.civitai_files import as_id, dicts, download_query, text
+from scanner.sources.remote import Start, read_header
 
 PAGE_SIZE = 100  # models; the most that the site gives
-FIRST_READ = 100_001  # bytes; headers with the tags of a training are often longer
 
 
 class Civitai:
@@ -126,7 +125,12 @@ class Civitai:
             raise Unavailable(f"{where} has no SHA256 yet, as its upload is new. The next crawl asks again.")
         raw = json.loads(checkpoint.raw)
         version = raw["version"]
-        header = self._header(version_id, download_query(raw["files"][0]), where)
+        query = download_query(raw["files"][0])
+
+        def read(size: int) -> Start:
+            return self._api.read_start(version_id, query, size, where)
+
+        header, _ = read_header(read, where, None)  # the site rounds the sizes that it lists
         checkpoint = replace(checkpoint, size_bytes=header.size_bytes)
         exact, told, evidence = self._exact_base(header, version, where)
         if exact is not None and not is_repo(exact) and self._default_base is not None:
@@ -166,22 +170,6 @@ class Civitai:
         if trained_on is not None:
             return base_name(*trained_on), "", Evidence.CARD
         return None, "", None
-
-    def _header(self, version_id: int, query: dict[str, str], where: str) -> Header:
-        start = self._api.read_start(version_id, query, FIRST_READ, where)
-        length = 8 + int.from_bytes(start.content[:8], "little")
-        if len(start.content) >= 8 and len(start.content) < length <= MAX_HEADER_BYTES + 8:
-            start = self._api.read_start(version_id, query, length, where)
-        try:
-            header = parse_header(start.content, where)
-        except CheckpointError as error:
-            raise Skipped(str(error)) from error
-        if start.size is not None and header.size_bytes != start.size:
-            raise Skipped(
-                f"{where} is damaged: its header tells {header.size_bytes:,} bytes, the file has "
-                f"{start.size:,}. Ask its author to upload it again."
-            )
-        return header
 
     def fetch(self, checkpoint: Checkpoint, into: Path, downloads: Downloads) -> Path:
         """The weight file, as a link into the cache. See `Source.fetch`."""

@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ import httpx2
 from scanner import client
 from scanner.client import Fault, Patience, Refused, brief
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
-from scanner.fetch import check_sha256, sha256_of, show_size
+from scanner.fetch import check_sha256, sha256_of
 from scanner.sources.civitai_files import text
 from scanner.sources.entries import UNKNOWN_TIME, when
+from scanner.sources.remote import Start
 
 DEFAULT_ENDPOINT = "https://civitai.com"
 Params = list[tuple[str, str | int | float | bool | None]]  # as the client takes it
@@ -35,14 +35,6 @@ TOKENS = ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN")
 MAX_JSON_BYTES = 32_000_000  # of one page; a hundred models with all their versions are a few megabytes
 MAX_ERROR_BYTES = 10_000
 DOWNLOAD = Patience(faults=10)  # a download goes on where it broke
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The start of a file, and the size that its server told of all of it."""
-
-    content: bytes
-    size: int | None  # bytes, of the whole file
 
 
 class CivitaiClient:
@@ -90,13 +82,13 @@ class CivitaiClient:
 
         def read() -> Start:
             with self._weights(version_id, query, {"Range": f"bytes=0-{size - 1}"}, where) as response:
-                first, whole = _extent(response)
+                first, whole = client.extent(response)
                 if first != 0:
                     raise Fault(f"{self.host} answered with another part of the file")
-                content = client.read_at_most(response, size)
-                if len(content) < min(size, whole or 0):
-                    raise Fault(f"the answer ended after {len(content):,} bytes")
-                return Start(content, whole)
+                start = Start(client.read_at_most(response, size), whole)
+            if not start.is_sound(size):
+                raise Fault(f"the answer ended after {len(start.content):,} bytes")
+            return start
 
         with self._explained(where):
             return client.persist(read, self._limited)
@@ -106,38 +98,24 @@ class CivitaiClient:
     ) -> None:
         """Completes a partial file of a known size, and checks the SHA256 of all of it.
 
-        Goes on where an earlier attempt or a broken connection left it; stops before the first byte too many.
         A file that is not what was listed is removed.
         """
-        with self._explained(where), part.open("ab") as file:
 
-            def go_on() -> None:
-                start = file.tell()
-                if start == size_bytes:
-                    return
-                wanted = {"Range": f"bytes={start}-"} if start else {}
-                with self._weights(version_id, query, wanted, where) as response:
-                    first, whole = _extent(response)
-                    if whole not in (None, size_bytes):
-                        part.unlink(missing_ok=True)
-                        raise Unavailable(
-                            f"{where} has {whole:,} bytes, and {size_bytes:,} were listed. It was not "
-                            "fetched; the next crawl lists it again."
-                        )
-                    if first != start:  # the server begins again
-                        file.seek(0)
-                        file.truncate()
-                    for chunk in response.iter_bytes():
-                        if file.tell() + len(chunk) > size_bytes:
-                            part.unlink(missing_ok=True)
-                            raise Skipped(
-                                f"{where} is larger than the {show_size(size_bytes)} that it tells."
-                            )
-                        file.write(chunk)
-                if file.tell() < size_bytes:
-                    raise httpx2.ReadError(f"it ended after {file.tell():,} of {size_bytes:,} bytes")
+        @contextmanager
+        def ask(start: int) -> Iterator[httpx2.Response]:
+            wanted = {"Range": f"bytes={start}-"} if start else {}
+            with self._weights(version_id, query, wanted, where) as response:
+                whole = client.extent(response)[1]
+                if whole not in (None, size_bytes):
+                    part.unlink(missing_ok=True)
+                    raise Unavailable(
+                        f"{where} has {whole:,} bytes, and {size_bytes:,} were listed. It was not "
+                        "fetched; the next crawl lists it again."
+                    )
+                yield response
 
-            client.persist(go_on, self._limited, DOWNLOAD)
+        with self._explained(where):
+            client.complete(part, size_bytes, where, ask, self._limited, DOWNLOAD)
         if (found := sha256_of(part)) != sha256:
             part.unlink()
             check_sha256(found, sha256, where)
@@ -236,19 +214,6 @@ def _token() -> str | None:
     if not re.fullmatch(r"[!-~]{1,500}", token):
         raise ConfigError(f"{name} holds characters that no API key has. Copy the key again, on one line.")
     return token
-
-
-def _extent(response: httpx2.Response) -> tuple[int, int | None]:
-    """Where in its file an answer begins, and the size of the whole file; None where that is not told."""
-    if response.status_code == 206:
-        match = re.fullmatch(
-            r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)", response.headers.get("Content-Range", "")
-        )
-        if match is None:
-            raise Fault(f"{response.url.host} does not tell which part of the file it sends")
-        return int(match[1]), None if match[2] == "*" else int(match[2])
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if re.fullmatch(r"\d{1,15}", length) else None
 
 
 def _words(response: httpx2.Response) -> str:

@@ -10,11 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from finextract.cards import card_from
-from scanner.fetch import sha256_of
 from scanner.records import Checkpoint, Prospect, identify, now
 from scanner.sources.base import is_repo
 from scanner.sources.layout import SIDE, Layout, is_safe, layouts, pipeline_configs
@@ -34,12 +32,6 @@ class Remote:
 
     size: int | None = None  # bytes
     sha256: str | None = None  # 64 hex digits; files stored in git itself have none
-
-    def is_at(self, path: Path) -> bool:
-        """Whether this very file is already there. Files without a SHA256 are never taken for that."""
-        if self.sha256 is None or not path.is_file() or path.stat().st_size != self.size:
-            return False
-        return sha256_of(path) == self.sha256
 
 
 def remote_files(entry: Mapping[str, Any]) -> dict[str, Remote]:

@@ -9,13 +9,11 @@ Raises Skipped for what is gone, private or gated, Unavailable for no answer, So
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,29 +36,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 from scanner import client
 from scanner.client import brief
 from scanner.errors import Skipped, SourceError, Unavailable
-from scanner.fetch import check_sha256, sha256_of, show_size
+from scanner.fetch import check_sha256, sha256_of
+from scanner.sources.remote import Start
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MAX_JSON_BYTES = 64_000_000  # of one page or one repository's info
 
 set_client_factory(client.new_session)
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The start of a file, and what the hub told of all of it."""
-
-    content: bytes
-    size: int | None  # bytes, of the whole file
-    sha256: str | None  # 64 hex digits; files stored in git itself have none
-
-    def is_sound(self, asked: int) -> bool:
-        """Whether as much came as was asked for, and the right bytes where that can be told."""
-        if self.size is not None and len(self.content) < min(asked, self.size):
-            return False
-        if self.sha256 is None or self.size != len(self.content):
-            return True
-        return hashlib.sha256(self.content).hexdigest() == self.sha256
 
 
 class HubClient:
@@ -124,12 +106,10 @@ class HubClient:
                 told = [*(r.headers for r in response.history), response.headers]
                 linked = next((h for h in told if "X-Linked-Etag" in h), response.headers)
                 sha256 = linked.get("X-Linked-Etag", "").strip('"')
-                whole = response.headers.get("Content-Range", "").rpartition("/")[2]
-                whole = whole or response.headers.get("Content-Length", "")
-                length = linked.get("X-Linked-Size", whole)
+                length = linked.get("X-Linked-Size", "")
                 start = Start(
                     client.read_at_most(response, size),
-                    int(length) if re.fullmatch(r"\d{1,15}", length) else None,
+                    int(length) if re.fullmatch(r"\d{1,15}", length) else client.extent(response)[1],
                     sha256 if re.fullmatch("[0-9a-f]{64}", sha256) else None,
                 )
             if not start.is_sound(size):
@@ -144,31 +124,15 @@ class HubClient:
     ) -> None:
         """Completes a partial file of a known size, and checks the SHA256 of all of it.
 
-        Goes on where an earlier attempt or a broken connection left it; stops at the first byte too many. A
-        file that is not what was listed is removed.
+        A file that is not what was listed is removed.
         """
-        with self._explained(repo), part.open("ab") as file:
 
-            def go_on() -> None:
-                start = file.tell()
-                if start == size_bytes:
-                    return
-                headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-                with self._stream(self._file_url(repo, revision, path), headers) as response:
-                    if start and response.status_code != 206:  # the server begins again
-                        file.seek(0)
-                        file.truncate()
-                    for chunk in response.iter_bytes():
-                        file.write(chunk)
-                        if file.tell() > size_bytes:
-                            part.unlink(missing_ok=True)
-                            raise Skipped(
-                                f"{path} is larger than the {show_size(size_bytes)} that {repo} lists."
-                            )
-                if file.tell() < size_bytes:
-                    raise httpx2.ReadError(f"{path} ended after {file.tell():,} of {size_bytes:,} bytes")
+        def ask(start: int) -> AbstractContextManager[httpx2.Response]:
+            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+            return self._stream(self._file_url(repo, revision, path), headers)
 
-            client.persist(go_on, self._limited)
+        with self._explained(repo):
+            client.complete(part, size_bytes, f"{repo}/{path}", ask, self._limited)
         if sha256 is not None and (found := sha256_of(part)) != sha256:
             part.unlink()
             check_sha256(found, sha256, f"{repo}/{path}")

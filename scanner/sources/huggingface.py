@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from finextract.cards import Card, card_from
-from finextract.errors import CheckpointError
-from finextract.formats import MAX_HEADER_BYTES, Header, parse_header
 from scanner.errors import Skipped
 from scanner.fetch import Downloads, check_room, locked
 from scanner.inspection import base_hint, refine, refine_unread
@@ -37,6 +35,7 @@ from scanner.sources.layout import (
     pipeline_configs,
     pipeline_weights,
 )
+from scanner.sources.remote import read_header
 
 RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
 BASES = (
@@ -57,7 +56,6 @@ FILTERS = (
 EXPAND = ("author", "cardData", "config", "createdAt", "disabled", "gated", "lastModified", "library_name",
           "pipeline_tag", "sha", "siblings", "tags")  # fmt: skip
 PAGE_SIZE = 200  # entries; with their files a page is a few megabytes
-FIRST_READ = 100_001  # bytes; nearly every header is shorter
 MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file
 MAX_SIDE_FILES = 2  # that are read of what tells of a training
 
@@ -123,8 +121,10 @@ class HuggingFace:
         card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
         if layout.pickled:
             return self._inspect_pickled(checkpoint, entry, card)
-        header, found = self._header(repo, revision, layout.denoiser, remote_files(entry)[layout.denoiser])
-        entry = with_files(entry, {layout.denoiser: found})
+        path, listed = layout.denoiser, remote_files(entry)[layout.denoiser]
+        read = partial(self._hub.read_start, repo, revision, path)
+        header, start = read_header(read, f"{repo}/{path}", listed.size)
+        entry = with_files(entry, {path: Remote(header.size_bytes, start.sha256 or listed.sha256)})
         files = remote_files(entry)
         hashes = [(path, sha256) for path in layout.weights if (sha256 := files[path].sha256)]
         if len(hashes) != len(layout.weights):
@@ -188,25 +188,6 @@ class HuggingFace:
                     f"{checkpoint.repo} does not tell the sizes of its files, so they are not fetched."
                 )
         return entry, layout
-
-    def _header(self, repo: str, revision: str, path: str, listed: Remote) -> tuple[Header, Remote]:
-        """A weight file's header, and what the hub tells of the file with it."""
-        where = f"{repo}/{path}"
-        start = self._hub.read_start(repo, revision, path, FIRST_READ)
-        length = 8 + int.from_bytes(start.content[:8], "little")
-        if len(start.content) >= 8 and len(start.content) < length <= MAX_HEADER_BYTES + 8:
-            start = self._hub.read_start(repo, revision, path, length)
-        try:
-            header = parse_header(start.content, where)
-        except CheckpointError as error:
-            raise Skipped(str(error)) from error
-        found = Remote(start.size or listed.size, start.sha256 or listed.sha256)
-        if header.size_bytes != found.size:
-            raise Skipped(
-                f"{where} is damaged: its header tells {header.size_bytes:,} bytes, the hub lists "
-                f"{found.size or 0:,}. Ask its author to upload it again."
-            )
-        return header, found
 
     def _small(self, repo: str, revision: str, path: str) -> bytes:
         return self._hub.read_start(repo, revision, path, MAX_SMALL_FILE).content

@@ -113,6 +113,16 @@ def test_only_the_named_port_of_a_named_host_is_trusted() -> None:
             check_address(url)
 
 
+def test_a_public_hub_that_was_named_keeps_the_rules_of_all_public_ones() -> None:
+    client.trust("https://huggingface.co/")
+    check_address("https://huggingface.co/api/models")
+    with pytest.raises(Refused, match="without https"):
+        check_address("http://huggingface.co/api/models")
+    client.trust("https://hub.example")
+    with pytest.raises(Refused, match="without https"):
+        check_address("http://hub.example/api/models")
+
+
 @pytest.mark.parametrize(
     "text", ["huggingface.co", "", "ftp://host", "https://", "http://[::1", "http://h:x"]
 )

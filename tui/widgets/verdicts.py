@@ -8,6 +8,7 @@ from datetime import datetime
 from rich.text import Text
 
 from scanner.records import Verdict, Word
+from scanner.summary import shorter
 from tui.desk import Listing, Overview, Row, Sum
 from tui.widgets.table import Column, Line
 from tui.words import NOTHING, VERDICTS, WORDS, cell, count, plain, probability, similarity, when
@@ -143,6 +144,4 @@ def _outcome(row: Row) -> str:
     if row.verdict is Verdict.NOTHING_FOUND:
         nearest = similarity(row.best_similarity)
         return "" if nearest == NOTHING else f"nearest reference {nearest}"
-    rest = (row.reason or "").removeprefix(row.repo)  # the name stands in the first column already
-    shown = rest.partition(" ")[2] if rest != row.reason and rest[:1] in ("/", ":", " ") else row.reason
-    return plain(shown, 300)
+    return plain(shorter(row.reason or "", row.repo), 300)
