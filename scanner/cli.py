@@ -13,12 +13,13 @@ from importlib import import_module
 import click
 
 from finextract import __version__
-from scanner.errors import ScannerError
+from scanner.errors import ScannerError, Skipped, Unavailable
 
 VERBS = {
     "corpus": "Keep the images that are looked for, and the background they are judged against.",
     "crawl": "List fine-tuned checkpoints, and scan those that have no verdict yet.",
     "status": "Show how many checkpoints have which verdict.",
+    "train-images": "Fetch the training images that an author published beside a checkpoint.",
 }
 
 
@@ -31,7 +32,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = import_module(f"scanner.commands.{cmd_name}").command
+        command: click.Command = import_module(f"scanner.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -50,7 +51,7 @@ def main() -> None:
     """The console script: prints our own errors on one or two lines."""
     try:
         sys.exit(cli(standalone_mode=False) or 0)
-    except ScannerError as error:
+    except (ScannerError, Skipped, Unavailable) as error:
         if "--debug" in sys.argv:
             raise
         click.echo(f"scanner: error: {error}", err=True)

@@ -47,11 +47,19 @@ _UNITS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """A base model: a diffusers folder, and for a base that is one file, the file that goes over it."""
+
+    folder: Path
+    weights: Path | None = None  # UNet and text encoder in the original names; the rest is the folder's
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """What a scan loads."""
 
     weights: Path  # the weight file, or the diffusers folder
-    base: Path  # the base's diffusers folder
+    base: Base
 
 
 class Downloads:

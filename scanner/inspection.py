@@ -165,7 +165,8 @@ def _resolve(
     if by_hash is None and training.base_sha256 is not None and base_by_hash is not None:
         by_hash = base_by_hash(training.base_sha256)
     for evidence, name in [(Evidence.HASH, by_hash), *told]:
-        if name is not None and is_repo(name) and family_of_base(name) in (None, kind.family):
+        named = name is not None and (evidence is Evidence.HASH or is_repo(name))
+        if name is not None and named and family_of_base(name) in (None, kind.family):
             return evidence, stands_now(name)
     return None
 
@@ -201,6 +202,16 @@ def check_supported(kind: WeightsKind, where: str, base: str | None = None) -> N
     else:
         return
     raise Skipped(" ".join(filter(None, (reason, gate(base or "")))))
+
+
+def check_base(header: Header, where: str) -> None:
+    """Raises Skipped for a base in one file that adapters of what can be scanned do not fit."""
+    kind = classify(header)
+    if (kind.kind, kind.family, kind.style, kind.detail) != ("full", "sd1", "ldm", ""):
+        raise Skipped(
+            f"its base {where} holds {describe(kind)}: only a full checkpoint of Stable Diffusion 1.x can be "
+            "a base so far. Pass --base with one."
+        )
 
 
 def _no_base(kind: WeightsKind, where: str, told: list[Told], training: Training) -> str:

@@ -21,7 +21,7 @@ from finextract.errors import CheckpointError
 from scanner.config import DESCRIPTOR, ScanConfig
 from scanner.corpus import load_corpora
 from scanner.errors import Skipped, Unavailable
-from scanner.fetch import Downloads, fetched
+from scanner.fetch import Base, Downloads, fetched
 from scanner.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
 from scanner.sources.base import open_source
@@ -70,7 +70,7 @@ class Scanner:
             load_corpora(self._store, list(task.config.corpora), task.config.descriptor)
         )
         self._embedder: Embedder | None = None
-        self._base: tuple[Path, Any] | None = None
+        self._base: tuple[Base, Any] | None = None
 
     def scan(self, checkpoint: Checkpoint) -> Scan:
         """Scans a checkpoint and writes its rows; the scan's own row comes last, so it never lacks evidence.
@@ -169,19 +169,21 @@ class Scanner:
         flagged = any(match.flagged for match in evidence.matches)
         return attempt.end(Verdict.FLAGGED if flagged else Verdict.NOTHING_FOUND, "")
 
-    def _load_base(self, folder: Path) -> Any:
-        """The base model of a folder; the last one stays loaded for the checkpoints that share it."""
+    def _load_base(self, base: Base) -> Any:
+        """The base model; the last one stays loaded for the checkpoints that share it."""
         import torch
 
         from finextract.families.stable_diffusion import load_pipeline
+        from finextract.pairs import tune
 
-        if self._base is None or self._base[0] != folder:
+        if self._base is None or self._base[0] != base:
             if self._task.threads:
                 torch.set_num_threads(self._task.threads)
             self._base = None  # let go before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             dtype = torch.float16 if device.type == "cuda" else torch.float32
-            self._base = (folder, load_pipeline(folder, device, dtype))
+            model = load_pipeline(base.folder, device, dtype)
+            self._base = (base, model if base.weights is None else tune(model, base.weights).tuned)
         return self._base[1]
 
 

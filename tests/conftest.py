@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
@@ -27,6 +28,10 @@ from servers.hub import Hub, zoo_repositories  # noqa: E402
 from servers.trouble import troublesome_repositories  # noqa: E402
 
 from scanner.store import Store  # noqa: E402
+
+# How fast a machine makes examples is no behaviour of ours.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 NOWHERE = "http://127.0.0.1:9"  # refuses every connection
 

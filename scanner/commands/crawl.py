@@ -65,7 +65,7 @@ QUIET_S = 10.0  # between two words on the limits of one host
 @click.option(
     "--base",
     metavar="OWNER/NAME",
-    help="The base model (or its folder) of checkpoints that tell none; of all in a folder: source.",
+    help="The base (or its folder or file) of checkpoints that tell none; of all in a folder: source.",
 )
 @click.option(
     "--max-download",
@@ -119,7 +119,7 @@ QUIET_S = 10.0  # between two words on the limits of one host
 @click.option("--keep-weights", is_flag=True, help="Keep downloaded checkpoints after their scan.")
 @click.option(
     "--allow-pickle", is_flag=True,
-    help="Convert pickled checkpoints that pass every gate, and scan them (hf, folder).",
+    help="Convert pickled checkpoints that pass every gate, and scan them.",
 )  # fmt: skip
 @click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster.  [default: start one here]")
 @click.option("--workers", type=click.IntRange(1), help="Scans at once.  [default: one a GPU, or one a core]")

@@ -18,7 +18,7 @@ from scanner.errors import ConfigError
 from scanner.records import Checkpoint
 
 if TYPE_CHECKING:
-    from scanner.fetch import Downloads
+    from scanner.fetch import Base, Downloads
 
 KNOWN = "hf (HuggingFace, or the hub that HF_ENDPOINT names), civitai, folder:PATH"
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -71,8 +71,8 @@ class Source(Protocol):
         """
         ...
 
-    def fetch_base(self, base: str, downloads: Downloads) -> Path:
-        """The base's diffusers folder: safetensors, configurations, tokenizer. Downloaded once for all.
+    def fetch_base(self, base: str, downloads: Downloads) -> Base:
+        """The base's safetensors, configurations and tokenizer. Downloaded once for all.
 
         Raises Skipped where there is no such base or it is unusable, Unavailable otherwise.
         """
@@ -85,10 +85,10 @@ def is_repo(text: str | None) -> bool:
 
 
 def local_base(base: str | None) -> str | None:
-    """`--base` as a source uses it: a local folder becomes an absolute path, OWNER/NAME stays.
+    """`--base` as a source uses it: a local folder or file becomes an absolute path, OWNER/NAME stays.
 
-    Only a person at the keyboard may name a local folder: what a card tells is taken for OWNER/NAME, or not
-    at all. Raises ConfigError where it is neither.
+    Only a person at the keyboard may name a local path: what a card tells is taken for OWNER/NAME, or not
+    at all. Raises ConfigError where it is none of these.
     """
     if base is None:
         return None
@@ -100,13 +100,17 @@ def local_base(base: str | None) -> str | None:
                 "Pass a folder that StableDiffusionPipeline.save_pretrained wrote, or OWNER/NAME."
             )
         return str(folder.absolute())
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return str(folder.absolute())
     if not is_repo(base):
-        raise ConfigError(f"--base {base} is neither a folder nor OWNER/NAME.")
+        raise ConfigError(
+            f"--base {base} is neither a diffusers folder, nor a .safetensors file, nor OWNER/NAME."
+        )
     return base
 
 
 def open_source(spec: str, base: str | None = None, *, allow_pickle: bool = False) -> Source:
-    """The source that `spec` names. `base` is OWNER/NAME on a hub, or a local diffusers folder.
+    """The source that `spec` names. `base` is OWNER/NAME on a hub, or a local diffusers folder or file.
 
     For a hub it is the base of the checkpoints that tell none, for "folder:PATH" the base of all.
     Raises ConfigError for a spec or a base that cannot be used.
@@ -120,7 +124,7 @@ def open_source(spec: str, base: str | None = None, *, allow_pickle: bool = Fals
     if kind == "civitai" and not place:
         from scanner.sources.civitai import Civitai
 
-        return Civitai(base=base)
+        return Civitai(base=base, allow_pickle=allow_pickle)
     if kind == "folder" and place:
         return Folder(Path(place), base=base, allow_pickle=allow_pickle)
     raise ConfigError(f"--source {spec} is not known. Known sources: {KNOWN}.")

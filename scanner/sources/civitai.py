@@ -10,20 +10,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from finextract.cards import Card, parse_training
-from finextract.formats import Header
-from scanner.bases import base_of_hash
+from scanner.bases import SD15, base_of_hash
 from scanner.errors import Skipped, Unavailable
-from scanner.fetch import Downloads
-from scanner.inspection import refine
+from scanner.fetch import Base, Downloads
+from scanner.inspection import check_base, refine, refine_unread
+from scanner.pickles import scannable
 from scanner.records import Checkpoint, Evidence, Prospect
-from scanner.sources.base import Query, is_repo, local_base
+from scanner.sources.base import Query, local_base
 from scanner.sources.civitai_client import CivitaiClient, Params
 from scanner.sources.civitai_entries import (
+    MAX_FILES,
     TYPES,
     base_name,
     make_checkpoints,
@@ -32,8 +34,16 @@ from scanner.sources.civitai_entries import (
     trigger,
     with_detail,
 )
-from scanner.sources.civitai_files import as_id, dicts, download_query, text
-from scanner.sources.remote import Start, read_header
+from scanner.sources.civitai_files import (
+    as_id,
+    choose,
+    dicts,
+    download_query,
+    is_pickle,
+    sha256_of_file,
+    text,
+)
+from scanner.sources.remote import read_header
 
 PAGE_SIZE = 100  # models; the most that the site gives
 
@@ -41,13 +51,16 @@ PAGE_SIZE = 100  # models; the most that the site gives
 class Civitai:
     """The site that CIVITAI_ENDPOINT names, or civitai.com.
 
-    `base` is that of the checkpoints whose own base is not told, or cannot be fetched.
+    `base` is that of the checkpoints whose own base is not told. A base that is a single file on the site
+    takes from it (or from Stable Diffusion 1.5) what it does not hold itself.
     """
 
     name = "civitai"
 
-    def __init__(self, base: str | None = None, endpoint: str | None = None) -> None:
-        self._default_base = local_base(base)
+    def __init__(
+        self, base: str | None = None, endpoint: str | None = None, *, allow_pickle: bool = False
+    ) -> None:
+        self._default_base, self._allow_pickle = local_base(base), allow_pickle
         self._api = CivitaiClient(endpoint)
         self._bases: dict[str, dict[str, Any] | None] = {}  # SHA256 -> its version; each process asks once
         self.position: dict[str, str] = {}  # walk -> the cursor of the page that it has come to
@@ -76,7 +89,9 @@ class Civitai:
                 for item in page or ():
                     models.add(str(as_id(item.get("id")) or item.get("name")))
                     self.listed = len(models)
-                    for checkpoint in make_checkpoints(item, self.name, self._api.endpoint):
+                    for checkpoint in make_checkpoints(
+                        item, self.name, self._api.endpoint, allow_pickle=self._allow_pickle
+                    ):
                         key = checkpoint.revision or checkpoint.repo
                         if key not in versions:
                             versions.add(key)
@@ -127,16 +142,21 @@ class Civitai:
         version = raw["version"]
         query = download_query(raw["files"][0])
 
-        def read(size: int) -> Start:
-            return self._api.read_start(version_id, query, size, where)
-
-        header, _ = read_header(read, where, None)  # the site rounds the sizes that it lists
-        checkpoint = replace(checkpoint, size_bytes=header.size_bytes)
-        exact, told, evidence = self._exact_base(header, version, where)
-        if exact is not None and not is_repo(exact) and self._default_base is not None:
-            exact, evidence = self._default_base, Evidence.GIVEN
-        card = Card(instance_prompt=_caption(header, version), license=checkpoint.license)
-        refined = refine(checkpoint, header, card, default_base=self._default_base, base=exact)
+        read = partial(self._api.read_start, version_id, query, where=where)  # the site rounds listed sizes
+        header = None
+        if is_pickle(raw["files"][0]):
+            checkpoint = replace(checkpoint, size_bytes=read(1).size or checkpoint.size_bytes)
+        else:
+            header, _ = read_header(read, where, None)
+            checkpoint = replace(checkpoint, size_bytes=header.size_bytes)
+        told_in_header = parse_training(header.metadata if header else {})
+        exact, told, evidence = self._exact_base(told_in_header.base_sha256, version, where)
+        caption = _caption(told_in_header.caption, version)
+        card = Card(instance_prompt=caption, license=checkpoint.license)
+        if header is None:
+            refined = refine_unread(checkpoint, card, default_base=self._default_base, base=exact)
+        else:
+            refined = refine(checkpoint, header, card, default_base=self._default_base, base=exact)
         training = {**json.loads(checkpoint.training), **json.loads(refined.training)}
         training |= {"civitai_base": told} if told else {}
         return replace(
@@ -150,10 +170,9 @@ class Civitai:
         )
 
     def _exact_base(
-        self, header: Header, version: dict[str, Any], where: str
+        self, digest: str | None, version: dict[str, Any], where: str
     ) -> tuple[str | None, str, Evidence | None]:
         """The very base that was trained on, its name for people, and what tells it; None for no such."""
-        digest = parse_training(header.metadata).base_sha256
         if base_of_hash(digest) is not None:  # inspection knows it without asking
             return None, "", None
         if digest is not None:
@@ -175,7 +194,8 @@ class Civitai:
         """The weight file, as a link into the cache. See `Source.fetch`."""
         where, size, sha256 = f"{checkpoint.repo}/{checkpoint.file}", checkpoint.size_bytes, checkpoint.sha256
         assert sha256 is not None, "only an inspected checkpoint is fetched"
-        query = download_query(json.loads(checkpoint.raw)["files"][0])
+        listed = json.loads(checkpoint.raw)["files"][0]
+        query = download_query(listed)
         target = into / checkpoint.file
 
         def complete(part: Path) -> None:
@@ -184,21 +204,37 @@ class Civitai:
         into.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         target.symlink_to(downloads.get(sha256, size, where, complete).absolute())
-        return target
+        return scannable(target, into, target.name, where) if is_pickle(listed) else target
 
-    def fetch_base(self, base: str, downloads: Downloads) -> Path:
-        """The base of that name on HuggingFace. See `Source.fetch_base`. None of Civitai's yet."""
-        if base.startswith("civitai:"):
-            model, _, version = base.removeprefix("civitai:").partition("@")
-            raise Skipped(
-                f"its base is a single file on Civitai ({self._api.endpoint}/models/{model}?modelVersionId="
-                f"{version}). It can be scanned once --base names that model as a diffusers folder."
-            )
-        if base.startswith("/"):
-            return Path(base)
+    def fetch_base(self, base: str, downloads: Downloads) -> Base:
+        """A version of Civitai, over the folder that lends it the rest, or a base of HuggingFace's.
+
+        See `Source.fetch_base`.
+        """
         from scanner.sources.huggingface import HuggingFace
 
-        return HuggingFace().fetch_base(base, downloads)
+        if not base.startswith("civitai:"):
+            return HuggingFace().fetch_base(base, downloads)
+        model_id, _, number = base.removeprefix("civitai:").partition("@")
+        version_id = int(number)
+        where = f"{self._api.endpoint}/models/{model_id}?modelVersionId={number}"
+        try:
+            file, _, reason = choose(dicts(self._api.version(version_id, where).get("files"), MAX_FILES))
+            sha256 = sha256_of_file(file or {})
+            if file is None or sha256 is None:
+                raise Skipped(f"{where}: {reason or 'it tells no SHA256.'}")
+            query = download_query(file)
+            read = partial(self._api.read_start, version_id, query, where=where)
+            header, _ = read_header(read, where, None)
+        except Skipped as error:
+            raise Skipped(f"its base cannot be had: {error} Pass --base with another copy of it.") from error
+        check_base(header, where)
+        download = partial(
+            self._api.download, version_id, query, size_bytes=header.size_bytes, sha256=sha256, where=where
+        )
+        weights = downloads.get(sha256, header.size_bytes, where, download, stays=True)
+        lender = HuggingFace().fetch_base(self._default_base or SD15, downloads)
+        return Base(lender.folder, weights)
 
 
 def _is_wanted(checkpoint: Checkpoint, item: dict[str, Any], query: Query) -> bool:
@@ -215,13 +251,13 @@ def _is_before(query: Query, item: dict[str, Any]) -> bool:
     return query.since is not None and all(t is not None and t < query.since for t in times)
 
 
-def _caption(header: Header, version: dict[str, Any]) -> str | None:
+def _caption(counted: str | None, version: dict[str, Any]) -> str | None:
     """The training caption: as the header counts it, where its author's trigger is in it or none is told.
 
     The header has what was trained on, but where no tag was in each caption it may miss the trigger; its
     author's words have the trigger, and often what else helps a picture.
     """
-    counted, words = parse_training(header.metadata).caption, trigger(version)
+    words = trigger(version)
     plain = (counted or "").lower().replace("_", " ")
     if counted and (words is None or any(w in plain for w in words.lower().replace("_", " ").split(", "))):
         return counted

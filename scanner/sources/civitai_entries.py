@@ -63,15 +63,19 @@ MAX_TEXT_CHARS = 2_000  # of a text in `raw`
 MAX_KEPT_CHARS, MAX_FILE_CHARS = 10_000, 500  # of another field, as JSON
 
 
-def make_checkpoints(item: Mapping[str, Any], source: str, endpoint: str) -> list[Checkpoint]:
+def make_checkpoints(
+    item: Mapping[str, Any], source: str, endpoint: str, *, allow_pickle: bool = False
+) -> list[Checkpoint]:
     """A record for each version of a listed model; one that stands for the model where it holds none."""
     versions = list(dicts(item.get("modelVersions"), MAX_VERSIONS))
-    return [_checkpoint(item, version, source, endpoint) for version in versions or [{}]]
+    return [_checkpoint(item, version, source, endpoint, allow_pickle) for version in versions or [{}]]
 
 
-def _checkpoint(item: Mapping[str, Any], version: Json, source: str, endpoint: str) -> Checkpoint:
+def _checkpoint(
+    item: Mapping[str, Any], version: Json, source: str, endpoint: str, allow_pickle: bool
+) -> Checkpoint:
     model_id, version_id = as_id(item.get("id")), as_id(version.get("id"))
-    file, others, reason = choose(dicts(version.get("files"), MAX_FILES))
+    file, others, reason = choose(dicts(version.get("files"), MAX_FILES), allow_pickle=allow_pickle)
     name, file_id = "", ""
     if file is not None:
         file_id = str(as_id(file.get("id")) or "")

@@ -20,27 +20,28 @@ MAX_ID = 1 << 53
 Json = dict[str, Any]
 
 
-def choose(files: Iterator[Json]) -> tuple[Json | None, list[Json], str]:
+def choose(files: Iterator[Json], *, allow_pickle: bool = False) -> tuple[Json | None, list[Json], str]:
     """The file of a version that is the checkpoint, the others, and why there is none; "" where there is.
 
-    SafeTensor alone; pruned before full, for the weights are the same; then what the site shows first.
+    SafeTensor alone, or else a pickle where that is allowed; pruned before full, for the weights are the
+    same; then what the site shows first.
     """
     listed = list(files)
     weights = [f for f in listed if f.get("type") in WEIGHTS]
-    good = [f for f in weights if _is_safetensors(f)]
+    pickles = [f for f in weights if is_pickle(f)]
+    good = [f for f in weights if _is_safetensors(f)] or (pickles if allow_pickle else [])
     clean = [f for f in good if not danger_of(f)]
     if clean:
         file = min(clean, key=_preference)
         return file, [f for f in listed if f is not file], ""
     if good:
         return None, listed, danger_of(good[0])
-    pickles = [f for f in weights if _is_pickle(f)]
     if pickles:
         name = printable(str(pickles[0].get("name")), 200)
         reason = (
             f"it holds its weights as a pickle ({name}), which can run code when it is opened; it was not "
         )
-        return None, listed, reason + "opened. Ask its author for safetensors."
+        return None, listed, reason + "opened. Ask its author for safetensors, or see --allow-pickle."
     return None, listed, "it holds no weights in safetensors, and no pickle either."
 
 
@@ -66,13 +67,14 @@ def _suffix(file: Json) -> str:
     return PurePosixPath(str(file.get("name"))).suffix.lower()
 
 
-def _is_pickle(file: Json) -> bool:
+def is_pickle(file: Json) -> bool:
+    """Whether a file says that it is pickled, by its name or its format."""
     return _suffix(file) in PICKLE_SUFFIXES or metadata_of(file).get("format") == "PickleTensor"
 
 
 def _is_safetensors(file: Json) -> bool:
     named = _suffix(file) == ".safetensors"
-    return not _is_pickle(file) and (named or metadata_of(file).get("format") == "SafeTensor")
+    return not is_pickle(file) and (named or metadata_of(file).get("format") == "SafeTensor")
 
 
 def _is_pruned(file: Json) -> bool:
@@ -80,11 +82,11 @@ def _is_pruned(file: Json) -> bool:
 
 
 def kept_name(file: Json, version_id: int | None) -> str:
-    """The name that a file is kept under: its own, where that is a plain safetensors name."""
-    name = file.get("name")
-    if is_safe(name) and "/" not in name and not name.startswith(".") and name.endswith(".safetensors"):
+    """The name that a file is kept under: its own, where that is a plain one of its kind."""
+    name, suffixes = file.get("name"), PICKLE_SUFFIXES if is_pickle(file) else {".safetensors"}
+    if is_safe(name) and "/" not in name and not name.startswith(".") and _suffix(file) in suffixes:
         return name
-    return f"{version_id or 0}-{as_id(file.get('id')) or 0}.safetensors"
+    return f"{version_id or 0}-{as_id(file.get('id')) or 0}{min(suffixes)}"
 
 
 def sha256_of_file(file: Json) -> str | None:

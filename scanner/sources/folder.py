@@ -19,7 +19,7 @@ from finextract.cards import Card, parse_card
 from finextract.errors import CheckpointError
 from finextract.formats import PICKLE_SUFFIXES, read_header
 from scanner.errors import Skipped, SourceError, Unavailable
-from scanner.fetch import Downloads, check_sha256, sha256_of, show_size
+from scanner.fetch import Base, Downloads, check_sha256, sha256_of, show_size
 from scanner.inspection import base_hint, refine, refine_unread
 from scanner.pickles import scannable
 from scanner.records import Checkpoint, identify, now
@@ -39,7 +39,7 @@ class Folder:
         self.root = path.expanduser().absolute()
         self.name = f"folder:{self.root}"
         self.position: dict[str, str] = {}  # a folder is walked from its start
-        self._listed: dict[str, str] = {}  # SHA256 of a file that was listed -> its path in the tree
+        self._listed: dict[str, str] = {}  # SHA256 of a file that was listed -> its path
         self._base, self._allow_pickle = local_base(base), allow_pickle
         if not self.root.is_dir():
             raise SourceError(
@@ -47,8 +47,12 @@ class Folder:
             )
 
     def list(self, query: Query) -> Iterator[Checkpoint]:
-        """The checkpoints by name; each is read once for its SHA256. See `Source.list`."""
-        found = (self._checkpoint(*found) for found in self._walk())
+        """The checkpoints, each read once for its SHA256. See `Source.list`.
+
+        Large files come first, for the base of a smaller one may be among them.
+        """
+        places = sorted(self._walk(), key=_weight, reverse=True)
+        found = (self._checkpoint(*place) for place in places)
         wanted = (c for c in found if query.since is None or (c.created_at or UNKNOWN_TIME) >= query.since)
         return islice(wanted, max(query.limit, 0))
 
@@ -86,7 +90,7 @@ class Folder:
         except OSError:  # inspect tries again, and tells
             hashes, sizes, created = [], {}, None
         if layout.file and hashes:
-            self._listed[hashes[0][1]] = f"{repo}/{layout.file}".removeprefix("./")
+            self._listed[hashes[0][1]] = str(folder / layout.file)
         return Checkpoint(
             checkpoint_id=identify(hashes) if hashes else placeholder_id(self.name, repo, "", layout.file),
             source=self.name,
@@ -148,13 +152,9 @@ class Folder:
             side=side,
         )
 
-    def _base_beside(self, sha256: str) -> None:
-        """Raises Skipped where a file of the tree is the base; a single file cannot be one yet."""
-        if sha256 in self._listed:
-            raise Skipped(
-                f"its base is {self._listed[sha256]}, as its SHA256 tells. It can be scanned once --base "
-                "names that model as a diffusers folder."
-            )
+    def _base_beside(self, sha256: str) -> str | None:
+        """The file of the tree that is the base, if it has been listed."""
+        return self._listed.get(sha256)
 
     def fetch(self, checkpoint: Checkpoint, into: Path, downloads: Downloads) -> Path:
         """The file or folder where it is. See `Source.fetch`; nothing is written."""
@@ -177,13 +177,20 @@ class Folder:
             return scannable(folder / name, into, name, f"{checkpoint.repo}/{name}")
         return folder / checkpoint.file
 
-    def fetch_base(self, base: str, downloads: Downloads) -> Path:
+    def fetch_base(self, base: str, downloads: Downloads) -> Base:
         """The local base, or the one of that name on the hub. See `Source.fetch_base`."""
-        if base.startswith("/"):
-            return Path(base)
         from scanner.sources.huggingface import HuggingFace
 
         return HuggingFace().fetch_base(base, downloads)
+
+
+def _weight(place: tuple[Path, Layout]) -> int:
+    """Bytes of a loose weight file; 0 for a folder, which is nothing's base by its hash."""
+    folder, layout = place
+    try:
+        return (folder / layout.file).stat().st_size if layout.file else 0
+    except OSError:
+        return 0
 
 
 def _names(folder: Path) -> list[str]:

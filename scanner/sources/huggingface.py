@@ -18,13 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from finextract.cards import Card, card_from
+from finextract.errors import CheckpointError
+from finextract.formats import read_header
+from scanner.bases import SD15
 from scanner.errors import Skipped
-from scanner.fetch import Downloads, check_room, locked
-from scanner.inspection import base_hint, refine, refine_unread
+from scanner.fetch import Base, Downloads, check_room, locked
+from scanner.inspection import base_hint, check_base, refine, refine_unread
 from scanner.pickles import scannable
 from scanner.records import Checkpoint, Prospect, identify
 from scanner.sources.base import Query, is_repo, local_base
-from scanner.sources.entries import Remote, commit_of, make_checkpoints, remote_files, when, with_files
+from scanner.sources.entries import (
+    CONCEPT_IMAGES,
+    Remote,
+    commit_of,
+    make_checkpoints,
+    remote_files,
+    when,
+    with_files,
+)
 from scanner.sources.hub_client import HubClient
 from scanner.sources.layout import (
     COMPONENTS,
@@ -35,7 +46,7 @@ from scanner.sources.layout import (
     pipeline_configs,
     pipeline_weights,
 )
-from scanner.sources.remote import read_header
+from scanner.sources.remote import read_header as read_remote_header
 
 RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
 BASES = (
@@ -123,7 +134,7 @@ class HuggingFace:
             return self._inspect_pickled(checkpoint, entry, card)
         path, listed = layout.denoiser, remote_files(entry)[layout.denoiser]
         read = partial(self._hub.read_start, repo, revision, path)
-        header, start = read_header(read, f"{repo}/{path}", listed.size)
+        header, start = read_remote_header(read, f"{repo}/{path}", listed.size)
         entry = with_files(entry, {path: Remote(header.size_bytes, start.sha256 or listed.sha256)})
         files = remote_files(entry)
         hashes = [(path, sha256) for path in layout.weights if (sha256 := files[path].sha256)]
@@ -219,10 +230,17 @@ class HuggingFace:
         self._download(checkpoint.repo, checkpoint.revision, wanted, into, downloads)
         return into / kept
 
-    def fetch_base(self, base: str, downloads: Downloads) -> Path:
-        """The base's folder, or its pinned copy in the cache. See `Source.fetch_base`."""
-        if base.startswith("/"):
-            return Path(base)
+    def fetch_base(self, base: str, downloads: Downloads) -> Base:
+        """A local base, or the pinned copy in the cache of one on the hub. See `Source.fetch_base`."""
+        path = Path(base)
+        if path.is_absolute() and not path.is_file():
+            return Base(path)
+        if path.is_absolute():
+            try:
+                check_base(read_header(path), base)
+            except CheckpointError as error:
+                raise Skipped(f"its base cannot be read: {error}") from error
+            return Base(self.fetch_base(SD15, downloads).folder, path)
         if base not in self._bases:
             try:
                 self._bases[base] = self._hub.info(base, None)
@@ -246,7 +264,29 @@ class HuggingFace:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"):
             self._download(base, revision, wanted, folder, downloads, stays=True)
-        return folder
+        return Base(folder)
+
+    def fetch_train_images(self, repo: str, into: Path, max_bytes: int) -> list[Path]:
+        """The training images that a repository publishes, as files below `into`; asked for by name alone.
+
+        Raises Skipped where it publishes none, or more than `max_bytes`, Unavailable for no answer.
+        """
+        entry = self._hub.info(repo, None)
+        images = {p: f for p, f in remote_files(entry).items() if CONCEPT_IMAGES.fullmatch(p)}
+        revision = commit_of(entry)
+        if not images or revision is None:
+            raise Skipped(f"{repo} publishes no training images (it has no concept_images/).")
+        into.mkdir(parents=True, exist_ok=True)
+        sizes = {path: remote.size or 0 for path, remote in images.items()}
+        check_room(sum(sizes.values()), into, max_bytes, f"{repo}/concept_images")
+        fetched = []
+        for path, remote in images.items():
+            target = into / path.rpartition("/")[2]
+            part = target.with_name(target.name + ".part")
+            self._hub.download(repo, revision, path, part, sizes[path], remote.sha256)
+            part.replace(target)
+            fetched.append(target)
+        return fetched
 
     def _download(
         self,

@@ -379,7 +379,7 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=1000)
+@settings(max_examples=400)
 @given(
     st.dictionaries(FIELDS, JSON.map(json.dumps) | st.text(max_size=30) | st.floats().map(str), max_size=8)
 )
@@ -390,13 +390,13 @@ def test_no_metadata_raise_and_all_can_be_stored(metadata: dict[str, str]) -> No
     assert replace(told).or_else(told) == told
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 @given(st.text(max_size=200) | JSON.map(lambda v: front(json.dumps(v))) | st.text(max_size=100).map(front))
 def test_no_card_raises(text: str) -> None:
     parse_card(text)
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 @given(
     st.sampled_from(["a.json", "b.yml", "train.sh"]),
     st.text(max_size=200)

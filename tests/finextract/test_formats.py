@@ -279,7 +279,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 @given(
     st.dictionaries(
         NAMES | st.text(max_size=30) | st.lists(PIECES, max_size=4).map("".join),
@@ -302,7 +302,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 @given(
     st.dictionaries(
         st.text(max_size=10) | st.just("__metadata__"),

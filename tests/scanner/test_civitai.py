@@ -32,7 +32,7 @@ from servers.misbehaviour import ALL, ANSWERS, LIMITS, Script, Seeded
 
 from scanner import client
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
-from scanner.fetch import Downloads
+from scanner.fetch import Base, Downloads
 from scanner.records import Checkpoint, Evidence, Prospect, identify
 from scanner.sources.base import Query
 from scanner.sources.civitai import Civitai
@@ -393,12 +393,8 @@ def test_the_exact_base_is_found_by_its_hash_and_kept_apart_from_the_family(serv
     assert json.loads(checkpoint.training)["civitai_base"] == "DreamShaper 8"
     source.inspect(checkpoint)
     assert sum("by-hash" in path for _, _, path, _ in site.requests) == 1  # each process asks once
-    with pytest.raises(
-        Skipped, match=rf"{site.url}/models/4384\?modelVersionId=128713\).*--base names that model"
-    ):
-        source.fetch_base("civitai:4384@128713", Downloads(Path("nowhere")))
     given = Civitai(base="lab/dream").inspect(checkpoint)
-    assert (given.base, given.base_evidence) == ("lab/dream", Evidence.GIVEN)
+    assert given.base == checkpoint.base  # --base is for those that tell none
 
 
 def test_a_base_that_is_known_by_its_hash_is_not_asked_for(serve: Serve) -> None:
@@ -685,7 +681,7 @@ def test_a_signed_address_that_has_run_out_is_asked_for_anew(serve: Serve, tmp_p
 def test_a_base_by_name_is_huggingfaces_and_a_folder_is_itself(tmp_path: Path) -> None:
     source = Civitai(endpoint="http://127.0.0.1:9")
     with Downloads(tmp_path) as downloads:
-        assert source.fetch_base(str(tmp_path), downloads) == tmp_path
+        assert source.fetch_base(str(tmp_path), downloads) == Base(tmp_path)
 
 
 # --- misbehaviour

@@ -284,7 +284,7 @@ def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: P
     folders: list[Path] = []
 
     def ask() -> None:
-        folders.append(HuggingFace().fetch_base("lab/base", Downloads(tmp_path / "cache")))
+        folders.append(HuggingFace().fetch_base("lab/base", Downloads(tmp_path / "cache")).folder)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -294,6 +294,27 @@ def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: P
     assert folders[0] == folders[1]
     assert (folders[0] / "vae/diffusion_pytorch_model.safetensors").is_file()
     assert sum("resolve" in p and p.endswith("vocab.json") for _, p, _ in hub.requests) == 1
+
+
+def test_published_training_images_are_counted_and_fetched_only_when_asked(
+    serve: Serve, tmp_path: Path
+) -> None:
+    folder = lora(tmp_path / "a")
+    (folder / "concept_images").mkdir()
+    for name in ("0.jpeg", "1.PNG", "notes.txt"):
+        (folder / "concept_images" / name).write_bytes(name.encode())
+    hub = serve({"o/a": folder, "o/b": lora(tmp_path / "b")})
+    counts = {c.repo: c.public_images for c in HuggingFace().list(Query(9))}
+    assert counts == {"o/a": 2, "o/b": 0}
+    assert not any("concept_images" in path for _, path, _ in hub.requests)
+    HuggingFace().fetch_train_images("o/a", tmp_path / "truth", 1_000)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "truth").iterdir()} == {
+        "0.jpeg": b"0.jpeg",
+        "1.PNG": b"1.PNG",
+    }
+    for repo, most, words in (("o/b", 1_000, "publishes no training images"), ("o/a", 5, "--max-download")):
+        with pytest.raises(Skipped, match=words):
+            HuggingFace().fetch_train_images(repo, tmp_path / "none", most)
 
 
 def test_a_vanished_base_is_skipped_and_says_what_would_help(serve: Serve, tmp_path: Path) -> None:
@@ -373,7 +394,7 @@ def test_a_hostile_entry_becomes_a_record_that_is_skipped_or_failed(
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"Known sources: hf .*folder:PATH"):
         open_source("ftp://example.org")
-    with pytest.raises(ConfigError, match="neither a folder nor OWNER/NAME"):
+    with pytest.raises(ConfigError, match="nor a .safetensors file, nor OWNER/NAME"):
         open_source("hf", base="not a name")
 
 

@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from servers.civitai import Civitai as Site
+from servers.civitai import file_entry, model
 from servers.hub import Hub
 from servers.trouble import lora_shapes, write_card
 
 from finextract.formats import read_header
+from scanner import client
 from scanner.errors import Skipped
 from scanner.fetch import Downloads, sha256_of
 from scanner.pickles import check_archive, check_globals, convert, scannable
 from scanner.records import Prospect
 from scanner.sources.base import Query
+from scanner.sources.civitai import Civitai
 from scanner.sources.huggingface import HuggingFace
 
 
@@ -147,6 +151,34 @@ def test_a_pickled_lora_is_scanned_where_that_is_allowed(tmp_path: Path) -> None
         with Downloads(tmp_path / "cache") as downloads:
             weights = source.fetch(checkpoint, tmp_path / "into", downloads)
             assert {n: t.shape for n, t in read_header(weights).tensors.items()} == shapes
+
+
+@isolating
+def test_a_pickled_lora_on_civitai_is_scanned_where_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = lora_shapes()
+    torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "lora.pt")
+    content = (tmp_path / "lora.pt").read_bytes()
+    pickled = {"metadata": {"format": "PickleTensor"}}
+    evil = archive(tmp_path / "evil.ckpt", pickle.dumps(Calls(os.system, "true"), protocol=2)).read_bytes()
+    items = [
+        model(1, "plain", files=[file_entry(11, "lora.pt", content, **pickled)]),
+        model(2, "evil", files=[file_entry(21, "../evil.ckpt", evil, **pickled)]),
+    ]
+    with Site(items) as site:
+        client.trust(site.store_url)
+        refused = list(Civitai(endpoint=site.url).list(Query(9)))
+        assert all("--allow-pickle" in c.reason for c in refused)
+        source = Civitai("lab/base", site.url, allow_pickle=True)
+        bad, good = map(source.inspect, source.list(Query(9)))
+        assert (good.prospect, good.base, good.file) == (Prospect.READY, "lab/base", "lora.pt")
+        assert good.size_bytes == len(content)
+        with Downloads(tmp_path / "cache") as downloads:
+            weights = source.fetch(good, tmp_path / "into", downloads)
+            assert {n: t.shape for n, t in read_header(weights).tensors.items()} == shapes
+            with pytest.raises(Skipped, match=r"would call .*system"):
+                source.fetch(bad, tmp_path / "into", downloads)
 
 
 @isolating
