@@ -394,7 +394,7 @@ def test_a_hostile_entry_becomes_a_record_that_is_skipped_or_failed(
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"Known sources: hf .*folder:PATH"):
         open_source("ftp://example.org")
-    with pytest.raises(ConfigError, match="nor a .safetensors file, nor OWNER/NAME"):
+    with pytest.raises(ConfigError, match=r"nor a \.safetensors file, nor OWNER/NAME"):
         open_source("hf", base="not a name")
 
 

@@ -278,7 +278,7 @@ NAMES = (
 ROWS = st.sampled_from([n for n in tried_formats.MAKERS if "tensors" in tried_formats.read(n)])
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(
     ROWS,
     st.dictionaries(
