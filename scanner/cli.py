@@ -13,12 +13,18 @@ from importlib import import_module
 import click
 
 from finextract import __version__
-from scanner.errors import ScannerError, Skipped, Unavailable
+from scanner import settings
+from scanner.errors import ScannerError
 
 VERBS = {
     "corpus": "Keep the images that are looked for, and the background they are judged against.",
     "crawl": "List fine-tuned checkpoints, and scan those that have no verdict yet.",
     "status": "Show how many checkpoints have which verdict.",
+    "sql": "Ask the store in SQL.",
+    "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",
+    "config": "Show the settings that hold, and where each comes from.",
+    "doctor": "Check what a crawl needs: torch, GPU, SSCD, Ray, disk, hubs, tokens.",
+    "completion": "Print what makes a shell complete `scanner`.",
     "train-images": "Fetch the training images that an author published beside a checkpoint.",
 }
 
@@ -43,15 +49,19 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Find which shared diffusion checkpoints give back images of your collection."""
+    file = settings.find()
+    if file is not None:
+        ctx.default_map = settings.default_map(cli, settings.read(file), file)
 
 
 def main() -> None:
     """The console script: prints our own errors on one or two lines."""
     try:
         sys.exit(cli(standalone_mode=False) or 0)
-    except (ScannerError, Skipped, Unavailable) as error:
+    except ScannerError as error:
         if "--debug" in sys.argv:
             raise
         click.echo(f"scanner: error: {error}", err=True)

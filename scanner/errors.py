@@ -3,6 +3,7 @@
 ScannerError                exit code 2: usage, configuration, or surroundings
 ├── ConfigError             an option or a setting that cannot be used
 ├── StoreError              the store is missing, unreadable or not writable
+├── QueryError              a question in SQL that the store does not understand
 ├── CorpusError             a reference corpus cannot be read or has no usable image
 ├── SourceError             a hub or folder cannot be listed
 └── EntryError              one listed entry, which costs its own row and nothing else
@@ -23,6 +24,10 @@ class ConfigError(ScannerError):
 
 class StoreError(ScannerError):
     """The store is missing, unreadable or not writable."""
+
+
+class QueryError(ScannerError):
+    """A question in SQL that is no SQL, or asks for what is not there."""
 
 
 class CorpusError(ScannerError):

@@ -48,6 +48,14 @@ save_file({k: v.detach().clone().contiguous() for k, v in found.items()}, target
 """
 
 
+def can_isolate() -> bool:
+    """Whether this machine can shut a process off from the network."""
+    child = "import os; os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)"
+    return (
+        subprocess.run([sys.executable, "-I", "-c", child], capture_output=True, check=False).returncode == 0
+    )
+
+
 def convert(pickled: Path, target: Path, where: str) -> None:
     """Writes the tensors of a pickled checkpoint to `target` as safetensors.
 

@@ -27,7 +27,7 @@ import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scanner.errors import StoreError
+from scanner.errors import QueryError, StoreError
 from scanner.records import (
     Candidate,
     Checkpoint,
@@ -66,6 +66,7 @@ KEPT: dict[str, tuple[tuple[str, str], ...]] = {
     "references": (("corpus, reference_id, descriptor", "added_at DESC"),),
     "configs": (("config_id", "created_at DESC"),),
 }
+EXPORTS = ("parquet", "csv", "json", "duckdb")
 _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -201,6 +202,35 @@ class Store:
                 return cursor.execute(sql, parameters).to_arrow_table()
             except (duckdb.IOException, duckdb.InvalidInputException) as error:
                 raise StoreError(f"the store {self.root} cannot be read: {error}") from error
+            except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
+                raise QueryError(str(error).strip()) from error
+
+    def export(self, table: str, path: Path, form: str) -> int:
+        """Writes the rows of a view to one file, readable by its owner alone; gives back how many.
+
+        `form` is "parquet", "csv" or "json" (one object a line); "duckdb" makes a table of that name in a
+        database file. Raises StoreError where it cannot be written.
+        """
+        assert form in EXPORTS, form
+        name, target = table.replace('"', '""'), str(path).replace("'", "''")
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute("SET TimeZone = 'UTC'")
+                if form == "duckdb":
+                    cursor.execute(f"ATTACH '{target}' AS exported")
+                    try:
+                        made = f'CREATE OR REPLACE TABLE exported."{name}" AS SELECT * FROM "{name}"'
+                        rows = cursor.execute(made).to_arrow_table().to_pylist()
+                    finally:
+                        cursor.execute("DETACH exported")
+                else:
+                    header = ", HEADER" if form == "csv" else ""
+                    copied = f"COPY (SELECT * FROM \"{name}\") TO '{target}' (FORMAT {form}{header})"
+                    rows = cursor.execute(copied).to_arrow_table().to_pylist()
+            path.chmod(0o600)
+        except (duckdb.Error, OSError) as error:
+            raise StoreError(f"{path} cannot be written: {error}.") from error
+        return int(rows[0]["Count"])
 
     def stamp(self) -> tuple[int, ...]:
         """Differs whenever a part was added, by whatever process; cheap to ask for news."""

@@ -235,6 +235,21 @@ def _png(picture: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+def sscd_weights() -> tuple[str, Path]:
+    """The default descriptor's name, and the file of its weights."""
+    from finextract.sscd import DEFAULT, default_weights
+
+    return DEFAULT, default_weights()
+
+
+def devices() -> list[tuple[str, int]]:
+    """The GPUs that torch can use, each with its memory in bytes; none where it runs on the CPU."""
+    import torch
+
+    found = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return [(torch.cuda.get_device_name(n), torch.cuda.get_device_properties(n).total_memory) for n in found]
+
+
 def _device_name() -> str:
     import torch
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scanner.commands.options import store_option
 from scanner.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ def command() -> None:
     """Add and list the images to look for."""
 
 
-store_option = click.option(
-    "--store",
-    "uri",
-    metavar="DIR",
-    help="Where the store is. [default: $FINEXTRACT_STORE, or your data folder]",
-)
-
-
 @command.command()
 @click.argument("name")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -38,7 +31,7 @@ store_option = click.option(
     "--background", is_flag=True, help="Images nothing was trained on: the null that a flag is held against."
 )
 @store_option
-def add(name: str, folder: Path, background: bool, uri: str | None) -> None:
+def add(name: str, folder: Path, background: bool, store: str) -> None:
     """Read the images below DIR and keep their embeddings as the corpus NAME.
 
     Run it again when DIR has changed: only new images are read.
@@ -47,15 +40,15 @@ def add(name: str, folder: Path, background: bool, uri: str | None) -> None:
     from scanner.corpus import add as add_images
     from scanner.corpus import image_files
     from scanner.records import Role
-    from scanner.store import Store, default_store
+    from scanner.store import Store
     from scanner.worker import Embedder
 
     if not name.isprintable() or not name.strip() or len(name) > 100:
         raise CorpusError("a corpus needs a printable name of at most 100 characters.")
     image_files(folder)  # a wrong folder makes no store
-    store = Store(uri or default_store(), create=True)
+    opened = Store(store, create=True)
     role = Role.BACKGROUND if background else Role.REFERENCE
-    done = _shown(add_images(store, name, folder, Embedder(), role))
+    done = _shown(add_images(opened, name, folder, Embedder(), role))
     click.echo(
         f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.left_out)} left out; "
         + ("a background" if background else "images to look for"),
@@ -93,12 +86,12 @@ def _shown(progress: Iterator[Added]) -> Added:
 @command.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @store_option
-def list_(as_json: bool, uri: str | None) -> None:
+def list_(as_json: bool, store: str) -> None:
     """Show the corpora of the store."""
     from scanner.corpus import summaries
-    from scanner.store import Store, default_store
+    from scanner.store import Store
 
-    rows = summaries(Store(uri or default_store()))
+    rows = summaries(Store(store))
     if as_json:
         click.echo(json.dumps(rows, default=lambda time: time.isoformat(), indent=2))
         return

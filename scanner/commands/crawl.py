@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scanner.commands.options import store_option
 from scanner.commands.output import listed_summary, outcome_table, plain
 from scanner.config import ScanConfig, default_cache
 from scanner.errors import ConfigError
 from scanner.fetch import parse_size
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id
-from scanner.store import Store, default_store
+from scanner.store import Store
 from scanner.summary import outcomes, shorter, sum_up
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ QUIET_S = 10.0  # between two words on the limits of one host
 @click.option("--base-model", metavar="OWNER/NAME", help="Only what was tuned from this base (hf).")
 @click.option("--list-only", is_flag=True, help="List and inspect; download no weights, scan nothing.")
 @click.option("--dry-run", is_flag=True, help="List and inspect; write nothing, say what a crawl would do.")
-@click.option(
-    "--store", default=default_store, metavar="DIR", help="The store.  [default: $FINEXTRACT_STORE]"
-)
+@store_option
 @click.option(
     "--corpus",
     "corpora",

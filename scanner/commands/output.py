@@ -51,6 +51,16 @@ def outcome_table(rows: list[dict[str, Any]]) -> None:
     _console().print(table)
 
 
+def rows_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Prints rows of text under their names to stdout."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(Text(plain(name)), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _console().print(table)
+
+
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=140)

@@ -6,16 +6,15 @@ import json
 
 import click
 
+from scanner.commands.options import store_option
 from scanner.commands.output import outcome_table
 from scanner.errors import ConfigError
-from scanner.store import Store, default_store
+from scanner.store import Store
 from scanner.summary import latest_config, outcomes, sum_up
 
 
 @click.command("status")
-@click.option(
-    "--store", default=default_store, metavar="DIR", help="The store.  [default: $FINEXTRACT_STORE]"
-)
+@store_option
 @click.option("--config", "config_id", metavar="ID", help="A configuration.  [default: the last one used]")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the sum alone.")

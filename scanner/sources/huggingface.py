@@ -266,7 +266,7 @@ class HuggingFace:
             self._download(base, revision, wanted, folder, downloads, stays=True)
         return Base(folder)
 
-    def fetch_train_images(self, repo: str, into: Path, max_bytes: int) -> list[Path]:
+    def fetch_train_images(self, repo: str, into: Path, max_bytes: int) -> tuple[Path, ...]:
         """The training images that a repository publishes, as files below `into`; asked for by name alone.
 
         Raises Skipped where it publishes none, or more than `max_bytes`, Unavailable for no answer.
@@ -286,7 +286,7 @@ class HuggingFace:
             self._hub.download(repo, revision, path, part, sizes[path], remote.sha256)
             part.replace(target)
             fetched.append(target)
-        return fetched
+        return tuple(fetched)
 
     def _download(
         self,

@@ -20,25 +20,13 @@ from finextract.formats import read_header
 from scanner import client
 from scanner.errors import Skipped
 from scanner.fetch import Downloads, sha256_of
-from scanner.pickles import check_archive, check_globals, convert, scannable
+from scanner.pickles import can_isolate, check_archive, check_globals, convert, scannable
 from scanner.records import Prospect
 from scanner.sources.base import Query
 from scanner.sources.civitai import Civitai
 from scanner.sources.huggingface import HuggingFace
 
-
-def _may_isolate() -> bool:
-    child = os.fork()
-    if child == 0:
-        try:
-            os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
-
-
-isolating = pytest.mark.skipif(not _may_isolate(), reason="user namespaces are switched off here")
+isolating = pytest.mark.skipif(not can_isolate(), reason="user namespaces are switched off here")
 
 
 class Calls:

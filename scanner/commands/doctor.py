@@ -1,0 +1,34 @@
+"""`scanner doctor`: whether a crawl could work here, and what would help."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from scanner.commands.options import store_option
+from scanner.commands.output import plain
+
+
+@click.command("doctor")
+@store_option
+@click.option("--ray-address", metavar="ADDRESS", help="The cluster that crawls will use.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(store: str, ray_address: str | None, as_json: bool) -> int:
+    """Check torch, GPU, SSCD, Ray, disk, hubs and tokens; say what would mend what is wrong.
+
+    Exits with 2 where something keeps a crawl from working.
+    """
+    from scanner.doctor import State, examine
+
+    done = []
+    for check in examine(store, ray_address):
+        done.append(check)
+        if not as_json:
+            click.echo(plain(f"{check.state.value:6} {check.name:14} {check.told}"))
+            if check.remedy:
+                click.echo(plain(f"{'':22}{check.remedy}"))
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in done], indent=2))
+    return 2 if any(check.state is State.BAD for check in done) else 0

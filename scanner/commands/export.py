@@ -1,0 +1,31 @@
+"""`scanner export`: the store's tables as files that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from scanner.commands.options import store_option
+from scanner.store import EXPORTS, TABLES, Store
+
+
+@click.command("export")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(EXPORTS), default="parquet", show_default=True)
+@click.option(
+    "--table", "tables", multiple=True, type=click.Choice(list(TABLES.values())), metavar="NAME",
+    help=f"A table; may be given again.  [default: {', '.join(TABLES.values())}]",
+)  # fmt: skip
+@store_option
+def command(folder: Path, form: str, tables: tuple[str, ...], store: str) -> None:
+    """Write the newest rows of the store's tables into DIR: one file a table, or one DuckDB file.
+
+    Files that are there are written anew. Recovered images stay in the store.
+    """
+    opened = Store(store)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for table in tables or TABLES.values():
+        path = folder / ("finextract.duckdb" if form == "duckdb" else f"{table}.{form}")
+        rows = opened.export(table, path, form)
+        click.echo(f"{path}: {rows:,} {table}", err=True)

@@ -1,0 +1,43 @@
+"""`scanner sql`: a question to the store in DuckDB's SQL."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from typing import Any
+
+import click
+
+from scanner.commands.options import store_option
+from scanner.commands.output import plain, rows_table
+from scanner.store import TABLES, Store
+
+VIEWS = ", ".join(TABLES.values())
+
+
+@click.command("sql", help=f'Ask the store in DuckDB\'s SQL. The views: {VIEWS} (quote "references").')
+@click.argument("query")
+@store_option
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
+    help="How rows are printed.",
+)  # fmt: skip
+def command(query: str, store: str, form: str) -> None:
+    rows = Store(store).query(query)
+    if form == "json":
+        click.echo(json.dumps(rows, default=str, indent=2))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(rows[0] if rows else [])
+        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+    elif rows:
+        rows_table(list(rows[0]), ([plain(_cell(v)) for v in row.values()] for row in rows))
+    click.echo(f"{len(rows):,} row{'s' if len(rows) != 1 else ''}", err=True)
+
+
+def _cell(value: Any) -> str:
+    """A value for a cell: nothing for NULL, JSON for what is nested."""
+    if value is None:
+        return ""
+    return json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)

@@ -1,0 +1,164 @@
+"""What a crawl needs, checked one by one, each with what would mend it. Shows no secret; changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx2
+
+from scanner import client
+from scanner.config import default_cache
+from scanner.errors import ScannerError
+from scanner.fetch import show_size
+
+TIMEOUT_S = 8.0
+LITTLE_BYTES = 20_000_000_000  # of disk: less holds few checkpoints at a time
+TOKENS = {
+    "HF_TOKEN": "gated repositories on HuggingFace are skipped; set it to a read token",
+    "CIVITAI_TOKEN": "many downloads on Civitai ask for a login; set it to an API key",
+}
+
+
+class State(StrEnum):
+    """How a check came out."""
+
+    GOOD = "ok"
+    POOR = "note"  # a crawl works, and would work better
+    BAD = "wrong"  # a crawl cannot work
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the doctor's."""
+
+    name: str
+    state: State
+    told: str
+    remedy: str = ""
+
+
+def examine(store: str, ray_address: str | None) -> Iterator[Check]:
+    """Every check, one after another, as it is done. Never raises for what it finds."""
+    checks: tuple[Callable[[], Check], ...] = (
+        check_torch,
+        check_sscd,
+        lambda: check_ray(ray_address),
+        lambda: check_disk("store", Path(store)),
+        lambda: check_disk("cache", default_cache()),
+        lambda: check_hub("HuggingFace", "HF_ENDPOINT", "https://huggingface.co", "/api/models?limit=1"),
+        lambda: check_hub("Civitai", "CIVITAI_ENDPOINT", "https://civitai.com", "/api/v1/models?limit=1"),
+        *((lambda name=name: check_token(name)) for name in TOKENS),
+        check_isolation,
+    )
+    for check in checks:
+        yield check()
+
+
+def check_torch() -> Check:
+    """torch's version, and the GPUs that it can use."""
+    from scanner.worker import devices
+
+    try:
+        found = devices()
+    except (ImportError, OSError, RuntimeError) as error:
+        return Check("torch", State.BAD, f"cannot be used: {error}", "Run `make setup` again.")
+    told = f"{version('torch')}, " + (
+        ", ".join(f"{n} ({show_size(size)})" for n, size in found) or "CPU only"
+    )
+    if found:
+        return Check("torch", State.GOOD, told)
+    return Check("torch", State.POOR, told, "Scans of real checkpoints take hours each without a GPU.")
+
+
+def check_sscd() -> Check:
+    """The descriptor's weights, and their SHA256."""
+    from scanner.worker import sscd_weights
+
+    try:
+        name, path = sscd_weights()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (ImportError, OSError) as error:
+        return Check("SSCD", State.BAD, f"its weights cannot be read: {error}", "Run `make setup` again.")
+    return Check("SSCD", State.GOOD, f"{name}, {show_size(path.stat().st_size)}, SHA256 {digest[:16]}...")
+
+
+def check_ray(address: str | None) -> Check:
+    """The cluster that is named, or that a crawl starts one here."""
+    from scanner.engine import check_cluster
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Check("Ray", State.GOOD, f"{version('ray')}; a crawl starts one here ({os.cpu_count()} cores)")
+    try:
+        check_cluster(address)
+    except ScannerError as error:
+        told, _, remedy = str(error).partition("\n")
+        return Check("Ray", State.BAD, told, remedy)
+    return Check("Ray", State.GOOD, f"{version('ray')}; a cluster answers at {address}")
+
+
+def check_disk(name: str, folder: Path) -> Check:
+    """Whether a folder can be written, and the room on its disk."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    told = f"{folder}, {show_size(free)} free" + ("" if there == folder.absolute() else ", not made yet")
+    if not os.access(there, os.W_OK):
+        return Check(
+            name, State.BAD, f"{folder} cannot be written", "Name another folder, or mend its rights."
+        )
+    if free < LITTLE_BYTES:
+        return Check(
+            name, State.POOR, told, f"Less than {show_size(LITTLE_BYTES)}: pass a small --cache-size."
+        )
+    return Check(name, State.GOOD, told)
+
+
+def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
+    """Whether a hub answers like one, and what it tells of its limits."""
+    endpoint = os.environ.get(variable) or usual
+    try:
+        endpoint = client.trust(endpoint)
+        with client.new_session() as session:
+            answer = session.get(endpoint + path, timeout=TIMEOUT_S)
+        limits = answer.headers.get("RateLimit") or answer.headers.get("Retry-After") or ""
+        kind = answer.headers.get("Content-Type", "")
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ScannerError) as error:
+        why = client.brief(error)
+        remedy = f"Check the network and its proxy, or {variable}."
+        return Check(name, State.BAD, f"{endpoint} does not answer: {why}", remedy)
+    shown = f"; limits: {''.join(c for c in limits if c.isprintable())[:100]}" if limits else ""
+    if answer.status_code == 429:
+        return Check(name, State.POOR, f"{endpoint} limits requests now{shown}", "A crawl waits; so can you.")
+    if answer.status_code != 200 or "json" not in kind:
+        told = f"{endpoint} answers {answer.status_code}, not as a hub does{shown}"
+        return Check(name, State.BAD, told, f"Check {variable}, and that no page of a proxy's is in between.")
+    return Check(name, State.GOOD, f"{endpoint} answers{shown or '; tells no limits'}")
+
+
+def check_token(name: str) -> Check:
+    """Whether a token is there; its value is never shown."""
+    there = bool(os.environ.get(name, "").strip())
+    if name == "HF_TOKEN" and not there:
+        from huggingface_hub import get_token
+
+        there = get_token() is not None
+    if there:
+        return Check(name, State.GOOD, "there (not shown)")
+    return Check(name, State.POOR, "not set", f"Without it {TOKENS[name]}.")
+
+
+def check_isolation() -> Check:
+    """Whether a pickle could be opened in a process without network, as --allow-pickle does."""
+    from scanner.pickles import can_isolate
+
+    if can_isolate():
+        return Check("--allow-pickle", State.GOOD, "a process can be cut off from the network here")
+    remedy = "Switch user namespaces on to use --allow-pickle."
+    return Check("--allow-pickle", State.POOR, "no process can be cut off from the network here", remedy)
