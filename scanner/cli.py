@@ -22,6 +22,7 @@ VERBS = {
     "status": "Show how many checkpoints have which verdict.",
     "sql": "Ask the store in SQL.",
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",
+    "compact": "Make the store's many small files into few; safe at any time.",
     "config": "Show the settings that hold, and where each comes from.",
     "doctor": "Check what a crawl needs: torch, GPU, SSCD, Ray, disk, hubs, tokens.",
     "completion": "Print what makes a shell complete `scanner`.",

@@ -1,24 +1,26 @@
-"""The store: a folder of immutable Parquet parts, asked through in-memory DuckDB views.
+"""The store: immutable Parquet parts in a folder or an object store, asked through in-memory DuckDB views.
 
-The only room that knows the folder. Nothing is updated in place: every write is a new part, written under a
-name that the views do not match and then renamed, so a reader never sees half a part and many processes may
-write at once. The newest row wins. Images are files named by content, mode 0600.
+Nothing is updated in place: every write is a new part that appears whole or not at all, so a reader never
+sees half a part and many processes may write at once. The newest row wins. Images are files named by content.
 
-    STORE/<table>/part-<id>.parquet      STORE/images/<first two hex digits>/<sha256>.png
+    STORE/<table>/part-<id>.parquet                what was written at once
+    STORE/<table>/compacted-<n>-<id>.parquet       what many parts were made into (scanner.compaction)
+    STORE/<table>/compacted-<n>.json               the newest one names that file, and the parts it stands for
+    STORE/images/<first two hex digits>/<sha256>.png
 
-Views: one a table, and `all_<table>` with every row ever written where the view keeps only the newest.
+Views: one a table, and `all_<table>` with every stored row where the view keeps only the newest.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
-import types
-import typing
+import re
+import threading
 from collections.abc import Sequence
-from datetime import datetime
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,43 +42,12 @@ from scanner.records import (
     Scan,
     new_id,
 )
+from scanner.storage import Folder, open_storage
+from scanner.tables import TABLES, arrow_schema, record, views
 
 R = TypeVar("R", Checkpoint, Listing, Scan, Candidate, Match, Decision, Reference, ConfigRow)
-
-TABLES: dict[type[Any], str] = {
-    Checkpoint: "checkpoints",
-    Listing: "listings",
-    Scan: "scans",
-    Candidate: "candidates",
-    Match: "matches",
-    Decision: "decisions",
-    Reference: "references",
-    ConfigRow: "configs",
-}
-# Where one row of a key is kept, and in which order: the first. Several keys hold one after another.
-KEPT: dict[str, tuple[tuple[str, str], ...]] = {
-    # A file has one row, and files with the same content are one checkpoint: as it was published, if it was.
-    "checkpoints": (
-        ("source, repo, revision, file", "listed_at DESC"),
-        ("checkpoint_id", "starts_with(source, 'folder:'), listed_at DESC"),
-    ),
-    "listings": (("listing_id", "updated_at DESC"),),
-    "scans": (("checkpoint_id, config_id", "finished_at DESC"),),
-    "decisions": (("subject_id", "decided_at DESC"),),
-    "references": (("corpus, reference_id, descriptor", "added_at DESC"),),
-    "configs": (("config_id", "created_at DESC"),),
-}
 EXPORTS = ("parquet", "csv", "json", "duckdb")
-_ARROW: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-    datetime: pa.timestamp("us", tz="UTC"),
-    tuple[float, ...]: pa.list_(pa.float32()),
-    dict[str, float]: pa.map_(pa.string(), pa.float64()),
-    dict[str, str]: pa.map_(pa.string(), pa.string()),
-}
+MANIFEST = re.compile(r"compacted-(\d{6})\.json")
 
 
 def default_store() -> str:
@@ -84,82 +55,120 @@ def default_store() -> str:
     return os.environ.get("FINEXTRACT_STORE") or platformdirs.user_data_dir("finextract")
 
 
-def _arrow_type(annotation: Any) -> pa.DataType:
-    if isinstance(annotation, types.UnionType):  # X | None
-        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return pa.string()
-    return _ARROW[annotation]
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of one table that count."""
 
-
-def arrow_schema(record_type: type[Any]) -> pa.Schema:
-    """The Parquet schema of a record's table, one column a field."""
-    hints = typing.get_type_hints(record_type)
-    return pa.schema([(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(record_type)])
+    number: int  # of the newest compaction; 0 for none
+    compacted: str | None
+    parts: tuple[str, ...]  # that it does not stand for
+    replaced: tuple[str, ...]  # that it stands for, and older compactions: nobody reads them any more
 
 
 class Store:
     """An open store. Cheap to open; each thread asks through its own cursor.
 
-    Raises StoreError where the folder is missing (unless `create`), or cannot be written.
+    `uri` is a folder, or SCHEME://BUCKET/PREFIX of an object store. Raises StoreError where there is none
+    (unless `create`), or it cannot be written.
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
-        self.root = Path(str(uri).removeprefix("file://")).expanduser().absolute()
-        if "://" in str(uri) and not str(uri).startswith("file://"):
-            raise StoreError(
-                f"the store {uri} is not a folder. Only folders can be stores so far: pass --store DIR."
-            )
-        if create:
-            self._create()
-        elif not (self.root / "scans").is_dir():
-            raise StoreError(
-                f"there is no store at {self.root}.\nPass --store DIR, or make one with `scanner corpus add`."
-            )
-        elif not all((self.root / table).is_dir() for table in TABLES.values()):
-            self._create()  # of an older version
-        self._connection = duckdb.connect(":memory:")
-        self._connection.execute("SET TimeZone = 'UTC'")
-        for table in TABLES.values():
-            self._connection.execute(self._view(table))
-
-    def _create(self) -> None:
+        self.storage = open_storage(uri)
+        self.uri = self.storage.uri
+        self._lock = threading.Lock()
+        self._manifests: dict[str, dict[str, Any]] = {}
         try:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (self.root / "images").mkdir(exist_ok=True, mode=0o700)
-            for record_type, table in TABLES.items():
-                folder = self.root / table
-                folder.mkdir(exist_ok=True, mode=0o700)
-                # An empty part tells the columns, so a view stands before the first row does and a store
-                # written by an older version still has every column.
-                schema = arrow_schema(record_type)
-                digest = hashlib.sha256(str(schema).encode()).hexdigest()[:12]
-                part = folder / f"part-schema-{digest}.parquet"
-                if not part.exists():
-                    self._write_part(schema.empty_table(), part)
+            there = {table: self.storage.names(table) for table in TABLES.values()}
+            if not create and not there["scans"]:
+                raise StoreError(
+                    f"there is no store at {self.uri}.\n"
+                    "Pass --store DIR, or make one with `scanner corpus add`."
+                )
+            self._create(there)
         except OSError as error:
             raise StoreError(
-                f"the store {self.root} cannot be written: {error.strerror}. Pass --store DIR."
+                f"the store {self.uri} cannot be written: {_brief(error)}. Pass --store DIR."
             ) from error
+        self._connection = duckdb.connect(":memory:")
+        self._connection.execute("SET TimeZone = 'UTC'")
+        self._connection.execute("SET parquet_metadata_cache = true")
+        self.storage.attach(self._connection)
+        self._stamps: dict[str, object] = {}
+        self._sql: dict[str, str] = {}
+        self._refresh()
 
-    def _view(self, table: str) -> str:
-        glob = str(self.root / table / "part-*.parquet").replace("'", "''")
-        rows = f"SELECT * FROM read_parquet('{glob}', union_by_name = true)"
-        if table not in KEPT:
-            return f'CREATE VIEW "{table}" AS {rows}'
-        kept = f'"all_{table}"'
-        for key, order in KEPT[table]:
-            kept = (
-                f"(SELECT * FROM {kept} QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order}) = 1)"
-            )
-        return f'CREATE VIEW "all_{table}" AS {rows};\nCREATE VIEW "{table}" AS SELECT * FROM {kept}'
+    @property
+    def root(self) -> Path:
+        """The folder of a store that is one."""
+        assert isinstance(self.storage, Folder), f"{self.uri} is no folder"
+        return self.storage.root
 
-    @staticmethod
-    def _write_part(table: pa.Table, part: Path) -> None:
-        hidden = part.with_name(f".{part.name}.{new_id()}")
-        pq.write_table(table, hidden, compression="zstd")
-        hidden.chmod(0o600)
-        os.replace(hidden, part)
+    def _create(self, there: dict[str, list[str]]) -> None:
+        """Writes what is missing: an empty part a table.
+
+        It tells the columns, so a view stands before the first row does, and a store that an older version
+        wrote still has every column.
+        """
+        for record_type, table in TABLES.items():
+            schema = arrow_schema(record_type)
+            name = f"part-schema-{hashlib.sha256(str(schema).encode()).hexdigest()[:12]}.parquet"
+            if name not in there[table]:
+                self.storage.put(f"{table}/{name}", _parquet(schema.empty_table()))
+
+    def files(self, table: str) -> Files:
+        """The files of a table as they are now. Raises OSError."""
+        names = self.storage.names(table)
+        numbers = sorted(int(m[1]) for name in names if (m := MANIFEST.fullmatch(name)))
+        parts = {name for name in names if name.startswith("part-") and name.endswith(".parquet")}
+        if not numbers:
+            return Files(0, None, tuple(sorted(parts)), ())
+        manifest = self._manifest(f"{table}/compacted-{numbers[-1]:06}.json")
+        current, covered = str(manifest["file"]), set(manifest["stands_for"])
+        older = {n for n in names if n.startswith("compacted-") and n[10:16] < f"{numbers[-1]:06}"}
+        return Files(
+            numbers[-1], current, tuple(sorted(parts - covered)), tuple(sorted(older | (parts & covered)))
+        )
+
+    def _manifest(self, path: str) -> dict[str, Any]:
+        if path not in self._manifests:
+            self._manifests[path] = json.loads(self.storage.read(path))
+        return self._manifests[path]
+
+    def _views(self, table: str, files: Files) -> str:
+        address = self.storage.address
+        return views(
+            table,
+            address(f"{table}/{files.compacted}") if files.compacted else None,
+            [address(f"{table}/{part}") for part in files.parts],
+            any(not part.startswith("part-schema-") for part in files.parts),
+        )
+
+    def _refresh(self) -> None:
+        """Makes the views of the tables anew whose files have changed."""
+        with self._lock:
+            for table in TABLES.values():
+                stamp = self.storage.stamp(table)
+                if stamp is not None and self._stamps.get(table) == stamp:
+                    continue
+                self._stamps[table] = stamp
+                sql = self._views(table, self.files(table))
+                if self._sql.get(table) != sql:
+                    self._connection.execute(sql)
+                    self._sql[table] = sql
+
+    def copy(self, sql: str, path: Path, files: Files, table: str, rows_in_a_group: int) -> int:
+        """Writes the rows of a query over those files of a table as Parquet; gives back how many.
+
+        Raises duckdb.Error.
+        """
+        target = str(path).replace("'", "''")
+        with duckdb.connect(":memory:") as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            self.storage.attach(connection)
+            connection.execute(self._views(table, files))
+            form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {rows_in_a_group}"
+            made = connection.execute(f"COPY ({sql}) TO '{target}' ({form})")
+            return int(made.to_arrow_table().to_pylist()[0]["Count"])
 
     def append(self, records: Sequence[Record]) -> None:
         """Writes records, all of one type, as one part that appears whole or not at all."""
@@ -169,25 +178,22 @@ class Store:
         rows = [{f.name: getattr(r, f.name) for f in dataclasses.fields(record_type)} for r in records]
         table = pa.Table.from_pylist(rows, schema=arrow_schema(record_type))
         try:
-            self._write_part(table, self.root / TABLES[record_type] / f"part-{new_id()}.parquet")
+            self.storage.put(f"{TABLES[record_type]}/part-{new_id()}.parquet", _parquet(table))
         except OSError as error:
-            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}.") from error
+            raise StoreError(f"the store {self.uri} cannot be written: {_brief(error)}.") from error
 
     def put_image(self, png: bytes) -> str:
-        """Keeps an encoded PNG; returns its SHA256, by which `image_path` finds it."""
+        """Keeps an encoded PNG; returns its SHA256, by which `image` finds it."""
         sha256 = hashlib.sha256(png).hexdigest()
-        path = self.image_path(sha256)
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            hidden = path.with_name(f".{path.name}.{new_id()}")
-            hidden.touch(mode=0o600)
-            hidden.write_bytes(png)
-            os.replace(hidden, path)
+        try:
+            self.storage.create(_image(sha256), png)
+        except OSError as error:
+            raise StoreError(f"the store {self.uri} cannot be written: {_brief(error)}.") from error
         return sha256
 
-    def image_path(self, sha256: str) -> Path:
-        """Where an image of that SHA256 is, or would be."""
-        return self.root / "images" / sha256[:2] / f"{sha256}.png"
+    def image(self, sha256: str) -> bytes:
+        """The PNG with that SHA256. Raises OSError, FileNotFoundError where it is not there any more."""
+        return self.storage.read(_image(sha256))
 
     def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """Rows of a query over the views, as dictionaries. `"references"` is an SQL word: quote it."""
@@ -196,14 +202,19 @@ class Store:
 
     def query_arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
         """Rows of a query over the views, as an Arrow table."""
-        with self._connection.cursor() as cursor:
-            cursor.execute("SET TimeZone = 'UTC'")
+        for attempt in range(3):
             try:
-                return cursor.execute(sql, parameters).to_arrow_table()
-            except (duckdb.IOException, duckdb.InvalidInputException) as error:
-                raise StoreError(f"the store {self.root} cannot be read: {error}") from error
+                self._refresh()
+                with self._connection.cursor() as cursor:
+                    cursor.execute("SET TimeZone = 'UTC'")
+                    return cursor.execute(sql, parameters).to_arrow_table()
             except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
                 raise QueryError(str(error).strip()) from error
+            except (duckdb.IOException, duckdb.InvalidInputException, OSError) as error:
+                if attempt == 2:  # not a file that a compaction has removed just now
+                    raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}") from error
+                self._stamps.clear()
+        raise AssertionError("the last attempt returns or raises")
 
     def export(self, table: str, path: Path, form: str) -> int:
         """Writes the rows of a view to one file, readable by its owner alone; gives back how many.
@@ -232,18 +243,18 @@ class Store:
             raise StoreError(f"{path} cannot be written: {error}.") from error
         return int(rows[0]["Count"])
 
-    def stamp(self) -> tuple[int, ...]:
+    def stamp(self) -> tuple[object, ...]:
         """Differs whenever a part was added, by whatever process; cheap to ask for news."""
         try:
-            return tuple((self.root / table).stat().st_mtime_ns for table in TABLES.values())
+            return tuple(self.storage.stamp(table) or new_id() for table in TABLES.values())
         except OSError as error:
-            raise StoreError(f"the store {self.root} cannot be read: {error.strerror}.") from error
+            raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}.") from error
 
     def select(self, record_type: type[R], clause: str = "", parameters: Sequence[Any] = ()) -> list[R]:
         """The newest records of a type; `clause` is what follows FROM: WHERE, ORDER BY, LIMIT."""
         columns = ", ".join(f'"{f.name}"' for f in dataclasses.fields(record_type))
         rows = self.query(f'SELECT {columns} FROM "{TABLES[record_type]}" {clause}', parameters)
-        return [_record(record_type, row) for row in rows]
+        return [record(record_type, row) for row in rows]
 
     def placed(self, source: str, places: Sequence[tuple[str, str, str]]) -> list[Checkpoint]:
         """The checkpoints at some (repo, revision, file) of a source."""
@@ -257,7 +268,7 @@ class Store:
         )
         wanted = set(places)
         rows = [row for row in found if (row["repo"], row["revision"], row["file"]) in wanted]
-        return [_record(Checkpoint, row) for row in rows]
+        return [record(Checkpoint, row) for row in rows]
 
     def finished(self, config_id: str) -> set[str]:
         """Ids of the checkpoints that need no scan under this configuration; `failed` ones do.
@@ -273,18 +284,17 @@ class Store:
         return {row["checkpoint_id"] for row in rows}
 
 
-def _record[T](record_type: type[T], row: dict[str, Any]) -> T:
-    hints = typing.get_type_hints(record_type)
-    return record_type(**{name: _from_arrow(row[name], hint) for name, hint in hints.items()})
+def _image(sha256: str) -> str:
+    return f"images/{sha256[:2]}/{sha256}.png"
 
 
-def _from_arrow(value: Any, annotation: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(annotation, types.UnionType):  # X | None
-        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return annotation(value)
-    if annotation == tuple[float, ...]:
-        return tuple(value)
-    return value
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _brief(error: BaseException) -> str:
+    """An error's first line, without the number and the name that Python puts around it."""
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (told.strip().splitlines() or [type(error).__name__])[0]

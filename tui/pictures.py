@@ -6,7 +6,9 @@ pixel's. So a picture of w x h pixels takes w x h/2 cells, and its pixels are ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -30,12 +32,16 @@ class Unseen:
     why: str
 
 
-def load(path: Path | None, what: str) -> Image.Image | Unseen:
-    """The picture in a file, as RGB, at most KEPT_SIDE pixels wide or high; or why it cannot be shown."""
-    if path is None:
+def load(source: Path | Callable[[], bytes] | None, what: str) -> Image.Image | Unseen:
+    """The picture in a file, as RGB, at most KEPT_SIDE pixels wide or high; or why it cannot be shown.
+
+    `source` is the file, or gives its content.
+    """
+    if source is None:
         return Unseen(f"No {what} is recorded.")
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        file = source if isinstance(source, Path) else BytesIO(source())
+        with Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 return Unseen(f"The {what} is too large to open: {opened.width} x {opened.height} pixels.")
             opened.draft("RGB", (KEPT_SIDE, KEPT_SIDE))

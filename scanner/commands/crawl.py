@@ -176,7 +176,7 @@ def command(
     )
     cores = os.cpu_count() or 1
     task = Task(
-        store=str(opened.root),
+        store=opened.uri,
         source=asked.name,
         base=local_base(base),
         config=config,
@@ -199,7 +199,7 @@ def command(
         outcome_table(rows)
     click.echo(str(total), err=True)
     if total.flagged:
-        click.echo(f"Look at what was flagged: finextract-tui --store {opened.root}", err=True)
+        click.echo(f"Look at what was flagged: finextract-tui --store {opened.uri}", err=True)
     if verdicts[Verdict.FAILED]:
         click.echo("The failed ones are tried again when the same command is run again.", err=True)
     failed = any(row["verdict"] == Verdict.FAILED for row in rows)

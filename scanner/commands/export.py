@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from scanner.commands.options import store_option
-from scanner.store import EXPORTS, TABLES, Store
+from scanner.store import EXPORTS, Store
+from scanner.tables import TABLES
 
 
 @click.command("export")

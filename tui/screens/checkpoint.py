@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -49,7 +50,7 @@ class CheckpointScreen(DecidingScreen):
         self.limit = PAGE
         self.shown: Opened | None = None
         self.asking = 0  # questions to the store that are not answered yet
-        self.stamp: tuple[int, ...] = ()
+        self.stamp: tuple[object, ...] = ()
         self.explained: object = None  # what the words on the screen are about
         self.pictured: str | None = None  # the match whose pictures are shown
 
@@ -181,7 +182,7 @@ class CheckpointScreen(DecidingScreen):
         self.pictured = found.match_id
 
     def _pair(self, found: Found) -> tuple[Image.Image | Unseen, Image.Image | Unseen]:
-        kept = self.desk.store.image_path(found.image_sha256) if found.image_sha256 else None
+        kept = partial(self.desk.store.image, found.image_sha256) if found.image_sha256 else None
         owned = Path(found.reference_path) if found.reference_path else None
         return load(kept, "candidate picture"), load(owned, "reference picture")
 

@@ -37,7 +37,7 @@ class ListScreen(DecidingScreen):
         self.limit = PAGE
         self.shown: Overview | None = None
         self.asking = 0  # questions to the store that are not answered yet
-        self.stamp: tuple[int, ...] = ()  # of the store, when it was last asked
+        self.stamp: tuple[object, ...] = ()  # of the store, when it was last asked
         self.typing: Timer | None = None
 
     def compose(self) -> ComposeResult:
