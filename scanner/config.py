@@ -61,3 +61,8 @@ class ScanConfig:
 def default_cache() -> Path:
     """Where downloads go: $FINEXTRACT_CACHE, or the user's cache folder."""
     return Path(os.environ.get("FINEXTRACT_CACHE") or platformdirs.user_cache_dir("finextract"))
+
+
+def default_store() -> str:
+    """Where the store is when nobody says: $FINEXTRACT_STORE, or the user's data folder."""
+    return os.environ.get("FINEXTRACT_STORE") or platformdirs.user_data_dir("finextract")

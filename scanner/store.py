@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
-import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -48,11 +46,6 @@ from scanner.tables import TABLES, arrow_schema, record, views
 R = TypeVar("R", Checkpoint, Listing, Scan, Candidate, Match, Decision, Reference, ConfigRow)
 EXPORTS = ("parquet", "csv", "json", "duckdb")
 MANIFEST = re.compile(r"compacted-(\d{6})\.json")
-
-
-def default_store() -> str:
-    """Where the store is when nobody says: $FINEXTRACT_STORE, or the user's data folder."""
-    return os.environ.get("FINEXTRACT_STORE") or platformdirs.user_data_dir("finextract")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import click
 from textual.app import App
 from textual.screen import Screen
 
+from scanner.config import default_store
 from scanner.errors import ScannerError
-from scanner.store import Store, default_store
+from scanner.store import Store
 from tui.keys import EVERYWHERE, bindings
 from tui.review import Review, reviewer_name
 from tui.screens.help import HelpScreen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from scanner.store import default_store
+from scanner.config import default_store
 
 store_option = click.option(
     "--store", envvar="FINEXTRACT_STORE", default=default_store, metavar="DIR",
