@@ -114,6 +114,7 @@ def extract(
 
     `num_train_images` is N0 of the paper: N = samples_per_image * N0 samples are drawn. `progress` is told
     (samples drawn, N).
+    Where the memory does not do, the batch is halved, and the settings that come back say so.
     Raises RequestError for settings that cannot be used.
     """
     settings = settings.resolved(pair.kind)
@@ -121,11 +122,19 @@ def extract(
     seeds = range(settings.seed, settings.seed + total)
     seconds: dict[str, float] = {}
     with _timed(seconds, "sample"):
-        batches = []
-        for start in range(0, total, settings.batch_size):
-            batches.append(sample(pair, caption, seeds[start : start + settings.batch_size], settings))
+        batches: list[NDArray[np.uint8]] = []
+        drawn = 0
+        while drawn < total:
+            try:
+                batches.append(sample(pair, caption, seeds[drawn : drawn + settings.batch_size], settings))
+            except torch.OutOfMemoryError:  # a sample does not depend on its batch, so a smaller one will do
+                if settings.batch_size == 1:
+                    raise
+                settings = replace(settings, batch_size=settings.batch_size // 2)
+                continue
+            drawn += len(batches[-1])
             if progress:
-                progress(min(start + settings.batch_size, total), total)
+                progress(drawn, total)
         images = np.concatenate(batches)
     with _timed(seconds, "embed"):
         pictures = is_picture(images)

@@ -91,7 +91,7 @@ def check_sscd() -> Check:
 
 def check_ray(address: str | None) -> Check:
     """The cluster that is named, or that a crawl starts one here."""
-    from scanner.engine import check_cluster
+    from scanner.crew import check_cluster
 
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:

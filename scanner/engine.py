@@ -1,155 +1,173 @@
-"""The crawl: keep N scans of a plan in flight, record all outcomes. Ray lives here.
+"""The crawl: keep workers busy with a plan, and record exactly one outcome a checkpoint.
 
-What inspection ruled out gets its row at once; the rest goes to workers, which write their rows themselves:
-the driver moves records and counters. A worker that dies is replaced, and its checkpoint tried again,
-`ATTEMPTS` times.
+What inspection ruled out gets its row at once; the rest goes to workers, which write images and rows to the
+store themselves: the driver moves records and counters. What failed for a reason of ours (a dead worker or
+node, a hub or a store that does not answer, a deadline) is tried `ATTEMPTS` times. Loss of a node is nobody's
+fault and is not counted, up to `NODES_LOST`.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import batched
 from typing import Any
 
-from scanner.errors import ConfigError
-from scanner.planning import Plan
+from scanner.crew import Crew, Worker, WorkerDied, WorkerFailed
+from scanner.leases import Leases
+from scanner.planning import Plan, Planned
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
+from scanner.schedule import Schedule
 from scanner.store import Store
-from scanner.worker import Scanner, Task
+from scanner.worker import Task
 
-ATTEMPTS = 3  # of a checkpoint whose worker died
-RECORDED_AT_ONCE = 500  # rows of what was ruled out, a part of the store
-# What a worker on another node must know of the driver's surroundings. Tokens are the node's own affair.
-PASSED_ON = ("HF_ENDPOINT", "CIVITAI_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "FINEXTRACT_SSCD")
-
-
-class Crew:
-    """Ray actors, each holding a scanner. Started on entering, gone on leaving."""
-
-    def __init__(self, task: Task, *, address: str | None, workers: int | None) -> None:
-        self._task, self._address, self._wanted = task, address, workers
-
-    def __enter__(self) -> Crew:
-        import ray
-
-        self._ray = ray
-        self._ours = not ray.is_initialized()
-        if self._ours:
-            _start(ray, self._address)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        self.size = self._wanted or gpus or cpus
-        self.device = "GPU" if gpus else "CPU"
-        remote: Any = ray.remote(Scanner)
-        self._actor = remote.options(
-            num_gpus=1 if gpus else 0, num_cpus=0 if gpus else 1, max_restarts=0, max_task_retries=0
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._ours:
-            self._ray.shutdown()
-
-    def scan(self, checkpoints: list[Checkpoint], store: Store) -> Iterator[tuple[Checkpoint, Scan]]:
-        """Each checkpoint with its scan, as they finish. At most one a worker is in flight."""
-        ray = self._ray
-        queue = deque(checkpoints)
-        attempts: Counter[str] = Counter()
-        running: dict[Any, tuple[Any, Checkpoint]] = {}
-        idle = [self._actor.remote(self._task) for _ in range(min(self.size, len(queue)))]
-        while queue or running:
-            while queue and idle:
-                actor, checkpoint = idle.pop(), queue.popleft()
-                running[actor.scan.remote(checkpoint)] = (actor, checkpoint)
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor, checkpoint = running.pop(done)
-            try:
-                scan: Scan = ray.get(done)
-            except ray.exceptions.RayActorError as error:
-                # A worker's own rows count: it may have died after it wrote them.
-                written = store.select(
-                    Scan,
-                    "WHERE checkpoint_id = ? AND run_id = ?",
-                    [checkpoint.checkpoint_id, self._task.run_id],
-                )
-                if written:
-                    yield checkpoint, written[0]
-                else:
-                    attempts[checkpoint.checkpoint_id] += 1
-                    if attempts[checkpoint.checkpoint_id] < ATTEMPTS:
-                        queue.append(checkpoint)
-                    else:
-                        yield checkpoint, _record_death(store, self._task, checkpoint, error)
-                if queue:
-                    idle.append(self._actor.remote(self._task))
-                continue
-            idle.append(actor)
-            yield checkpoint, scan
+ATTEMPTS = 3  # of a checkpoint
+NODES_LOST = 20  # of a checkpoint, before it counts
+CHUNK = 200  # rows that are read or written at once
+AHEAD = 2  # checkpoints that a worker has claimed beyond the one that it is at
+AHEAD_BYTES = 20_000_000_000  # fetched ahead at once
+TICK_S = 2.0  # between two looks at what is running
+PAUSE_S = 5.0  # before a checkpoint that failed is tried again; longer each time
+DEADLINES_S = {"fetch": 7200.0, "load": 1800.0, "sample": 8 * 3600.0, "embed": 3600.0, "cliques": 3600.0,
+               "match": 1800.0}  # fmt: skip
 
 
-def check_cluster(address: str) -> None:
-    """Raises ConfigError where nobody answers at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto" and the like are Ray's own affair
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray cluster answers at {address}: {error}.\n"
-            "Start one with `ray start --head`, or leave --ray-address out to start one here."
-        ) from error
+@dataclass
+class Progress:
+    """How far a crawl has come: what its status line shows."""
+
+    total: int  # checkpoints to do
+    done: int = 0
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    running: list[tuple[Checkpoint, str, float]] = field(default_factory=list)  # stage, seconds in it
+    elsewhere: int = 0  # that another crawl scans
+    retried: int = 0
+    started: float = field(default_factory=time.monotonic)
 
 
-def _start(ray: Any, address: str | None) -> None:
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_worker_register_timeout_seconds", "120")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        ray.init(include_dashboard=False, object_store_memory=100_000_000, **options)
-    else:
-        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        ray.init(address=address, runtime_env={"env_vars": passed}, **options)
+Report = Callable[[Checkpoint, Scan, Progress], None]
 
 
-def _record_death(store: Store, task: Task, checkpoint: Checkpoint, error: Exception) -> Scan:
-    """The row of a checkpoint whose workers died: nobody else is left to write it."""
-    first_line = (str(error).strip().splitlines() or ["no reason told"])[0]
-    reason = f"its worker died {ATTEMPTS} times: {first_line[:300]}"
-    scan = _without_scan(task, checkpoint, Verdict.FAILED, reason)
-    store.append([scan])
-    return scan
+class Crawl:
+    """One crawl of a plan: its state between two ticks."""
 
+    def __init__(self, task: Task, plan: Plan, store: Store, report: Report) -> None:
+        self.task, self.store, self._report = task, store, report
+        todo = plan.todo
+        self.progress = Progress(len(todo))
+        self.ready = [p for p in todo if p.prospect is Prospect.READY]
+        self.ruled_out = [p for p in todo if p.prospect is not Prospect.READY]
+        self.schedule = Schedule(self.ready)
+        self.leases = Leases(store.storage, task.run_id)
+        self.attempts: Counter[str] = Counter()
+        self.nodes_lost: Counter[str] = Counter()
+        self.later: list[tuple[float, Planned]] = []  # (when it may be tried again, checkpoint)
+        self.elsewhere: list[Planned] = []  # held by another crawl
+        self.rows: dict[str, Checkpoint] = {}  # of what is claimed
 
-def _ruled_out(task: Task, checkpoint: Checkpoint) -> Scan:
-    """The row of a checkpoint that inspection ruled out."""
-    skipped = checkpoint.prospect is Prospect.SKIPPED
-    return _without_scan(task, checkpoint, Verdict.SKIPPED if skipped else Verdict.FAILED, checkpoint.reason)
+    # --- outcomes
 
+    def record_ruled_out(self) -> None:
+        """The rows of what inspection ruled out."""
+        for batch in batched(self.ruled_out, CHUNK):
+            rows = self.store.of_source(self.task.source, [p.checkpoint_id for p in batch])
+            scans = [_ruled_out(self.task, row) for row in rows]
+            self.store.append(scans)
+            for row, scan in zip(rows, scans, strict=True):
+                self._done(row, scan)
 
-def _without_scan(task: Task, checkpoint: Checkpoint, verdict: Verdict, reason: str) -> Scan:
-    at = now()
-    return Scan(
-        scan_id=new_id(),
-        checkpoint_id=checkpoint.checkpoint_id,
-        config_id=task.config.config_id,
-        run_id=task.run_id,
-        verdict=verdict,
-        reason=reason,
-        stage="inspect",
-        started_at=at,
-        finished_at=at,
-        caption=checkpoint.caption,
-        base=checkpoint.base,
-        tau=task.config.tau,
-        alpha=task.config.alpha,
-        seed=task.config.seed,
-    )
+    def _done(self, checkpoint: Checkpoint, scan: Scan) -> None:
+        self.progress.done += 1
+        self.progress.verdicts[scan.verdict] += 1
+        self._report(checkpoint, scan, self.progress)
+
+    def settle(self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed) -> None:
+        """Records an outcome, or has the checkpoint tried again."""
+        if not isinstance(outcome, Scan):
+            # A worker's own rows count: it may have died after it wrote them.
+            written = self.store.select(
+                Scan, "WHERE checkpoint_id = ? AND run_id = ?", [checkpoint.checkpoint_id, self.task.run_id]
+            )
+            if written:
+                outcome = written[0]
+        if isinstance(outcome, Scan) and outcome.verdict is not Verdict.FAILED:
+            self._close(checkpoint, outcome)
+            return
+        id_ = checkpoint.checkpoint_id
+        if isinstance(outcome, WorkerDied) and outcome.with_its_node and self.nodes_lost[id_] < NODES_LOST:
+            self.nodes_lost[id_] += 1
+            self._again(checkpoint, 0)
+            return
+        self.attempts[id_] += 1
+        if self.attempts[id_] < ATTEMPTS:
+            self._again(
+                checkpoint, PAUSE_S * self.attempts[id_] if not isinstance(outcome, WorkerDied) else 0
+            )
+            return
+        scan = outcome if isinstance(outcome, Scan) else _failed(self.task, checkpoint, outcome)
+        self.store.append([scan])
+        self._close(checkpoint, scan)
+
+    def _close(self, checkpoint: Checkpoint, scan: Scan) -> None:
+        self.rows.pop(checkpoint.checkpoint_id, None)
+        self.leases.give_back([self._key(checkpoint.checkpoint_id)])
+        self._done(checkpoint, scan)
+
+    def _again(self, checkpoint: Checkpoint, pause_s: float) -> None:
+        self.progress.retried += 1
+        planned = Planned(checkpoint.checkpoint_id, checkpoint.base, checkpoint.prospect)
+        self.later.append((time.monotonic() + pause_s, planned))
+
+    # --- work
+
+    @property
+    def left(self) -> bool:
+        """Whether anything may still be handed out."""
+        return bool(self.schedule or self.later or self.elsewhere)
+
+    def claim(self, worker: Worker) -> None:
+        """Fills a worker's queue with checkpoints that nobody else is at, or has finished meanwhile."""
+        while len(worker.queue) < 1 + AHEAD and (taken := self.schedule.take(worker.id, 1 + AHEAD)):
+            worker.queue += self._claimed(taken)
+
+    def _claimed(self, taken: Sequence[Planned]) -> list[Planned]:
+        fresh = [p for p in taken if p.checkpoint_id not in self.rows]
+        held = self.leases.take(self._key(p.checkpoint_id) for p in fresh)
+        mine = [p for p in fresh if self._key(p.checkpoint_id) in held]
+        self.elsewhere += [p for p in fresh if self._key(p.checkpoint_id) not in held]
+        ids = [p.checkpoint_id for p in mine]
+        rows = {row.checkpoint_id: row for row in self.store.of_source(self.task.source, ids)} if ids else {}
+        for scan in self.store.scans_of(self.task.config.config_id, ids) if ids else ():
+            if scan.verdict is not Verdict.FAILED and scan.run_id != self.task.run_id:  # another crawl's
+                self._close(rows.pop(scan.checkpoint_id), scan)
+        self.rows |= rows
+        return [p for p in taken if p.checkpoint_id in self.rows]
+
+    def steal(self, worker: Worker, others: Sequence[Worker]) -> None:
+        """An idle worker takes the last of the longest queue: at the end nobody waits for one worker."""
+        longest = max(others, key=lambda w: len(w.queue), default=None)
+        if longest is not None and len(longest.queue) > (0 if longest.answer is not None else 1):
+            worker.queue.append(longest.queue.pop())
+
+    def wake(self) -> None:
+        """What may be tried again now goes back to the schedule."""
+        at = time.monotonic()
+        due = [p for when, p in self.later if when <= at]
+        self.later = [(when, p) for when, p in self.later if when > at]
+        for planned in due:
+            self.schedule.give_back(planned)
+
+    def look_elsewhere(self) -> None:
+        """What another crawl was at: its verdict counts; what it let go of is ours."""
+        if self.elsewhere:
+            held, self.elsewhere = self.elsewhere, []
+            for planned in held:
+                self.schedule.give_back(planned)
+
+    def _key(self, checkpoint_id: str) -> str:
+        return f"{checkpoint_id}-{self.task.config.config_id}"
 
 
 def crawl(
@@ -159,25 +177,125 @@ def crawl(
     *,
     address: str | None = None,
     workers: int | None = None,
-    report: Callable[[Checkpoint, Scan, int, int], None] = lambda *_: None,
+    report: Report = lambda *_: None,
+    tick: Callable[[Progress], None] = lambda _: None,
 ) -> Counter[Verdict]:
-    """Scans what a plan has left to do. `report` is told of each scan, how many are done, and of how many."""
-    todo = plan.todo
-    verdicts: Counter[Verdict] = Counter()
-    ready = [c for c in todo if c.prospect is Prospect.READY]
-    done = 0
-    for batch in batched((c for c in todo if c.prospect is not Prospect.READY), RECORDED_AT_ONCE):
-        rows = [_ruled_out(task, checkpoint) for checkpoint in batch]
-        store.append(rows)
-        for checkpoint, scan in zip(batch, rows, strict=True):
-            done += 1
-            verdicts[scan.verdict] += 1
-            report(checkpoint, scan, done, len(todo))
-    if not ready:
-        return verdicts
-    with Crew(task, address=address, workers=workers) as crew:
-        for checkpoint, scan in crew.scan(ready, store):
-            done += 1
-            verdicts[scan.verdict] += 1
-            report(checkpoint, scan, done, len(todo))
-    return verdicts
+    """Scans what a plan has left to do.
+
+    `report` is told of each outcome, `tick` every few seconds how far it is. Raises StoreError where the
+    store does not answer; what was recorded stays, and the next crawl goes on.
+    """
+    state = Crawl(task, plan, store, report)
+    state.record_ruled_out()
+    if not state.ready:
+        return state.progress.verdicts
+    try:
+        with Crew(task, address=address, workers=workers) as crew:
+            _work(state, crew, tick)
+    finally:
+        state.leases.give_back()
+    return state.progress.verdicts
+
+
+def _work(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
+    looked = 0.0
+    while state.left or any(w.queue or w.answer is not None for w in crew.workers):
+        state.wake()
+        crew.grow(most=max(1, state.progress.total - state.progress.done))
+        for worker in crew.workers:
+            if worker.answer is None:
+                _hand_out(state, crew, worker)
+        busy = any(w.answer is not None for w in crew.workers)
+        for worker, outcome in crew.finished(TICK_S if busy else 0):
+            assert worker.at is not None, "it was given a checkpoint"
+            if isinstance(outcome, WorkerDied):
+                _lose(state, crew, worker)
+            state.settle(worker.at, outcome)
+        if not busy:
+            time.sleep(0.2 if state.later else TICK_S)
+            state.look_elsewhere()
+        if time.monotonic() - looked >= TICK_S:
+            looked = time.monotonic()
+            _look(state, crew, tick)
+
+
+def _hand_out(state: Crawl, crew: Crew, worker: Worker) -> None:
+    if not worker.queue:
+        state.claim(worker)
+    if not worker.queue:
+        state.steal(worker, [w for w in crew.workers if w is not worker])
+    if not worker.queue:
+        return
+    crew.start(worker, state.rows[worker.queue.pop(0).checkpoint_id])
+    state.claim(worker)
+    for planned in worker.queue:
+        crew.fetch_ahead(state.rows[planned.checkpoint_id], AHEAD_BYTES)
+
+
+def _lose(state: Crawl, crew: Crew, worker: Worker) -> None:
+    """A worker is gone: what it had claimed is handed out anew."""
+    for planned in worker.queue:
+        state.schedule.give_back(planned)
+    worker.queue.clear()
+    state.schedule.forget(worker.id)
+    crew.dismiss(worker)
+
+
+def _look(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
+    """Renews leases, holds stages to their deadlines, tells how far it is."""
+    state.leases.renew()
+    crew.look()
+    state.progress.running = []
+    for worker in list(crew.workers):
+        if worker.answer is None or worker.at is None:
+            continue
+        stage = worker.stage
+        if stage is None or stage.checkpoint_id != worker.at.checkpoint_id:
+            state.progress.running.append((worker.at, "start", 0.0))
+            continue
+        state.progress.running.append((worker.at, stage.name, stage.seconds))
+        if stage.seconds > DEADLINES_S.get(stage.name, float("inf")):
+            checkpoint = worker.at
+            _lose(state, crew, worker)
+            state.settle(
+                checkpoint,
+                WorkerFailed(f"{stage.name} took longer than {DEADLINES_S[stage.name]:.0f} s, and was ended"),
+            )
+    state.progress.elsewhere = len(state.elsewhere)
+    tick(state.progress)
+
+
+def _failed(task: Task, checkpoint: Checkpoint, outcome: WorkerDied | WorkerFailed) -> Scan:
+    """The row of a checkpoint that no worker came to an end with."""
+    first_line = (str(outcome).strip().splitlines() or ["no reason told"])[0][:300]
+    if isinstance(outcome, WorkerDied):
+        reason = f"its worker died {ATTEMPTS} times: {first_line}"
+        return _without_scan(task, checkpoint, Verdict.FAILED, reason, "worker")
+    return _without_scan(task, checkpoint, Verdict.FAILED, f"{first_line} ({ATTEMPTS} times)", "scan")
+
+
+def _ruled_out(task: Task, checkpoint: Checkpoint) -> Scan:
+    """The row of a checkpoint that inspection ruled out."""
+    skipped = checkpoint.prospect is Prospect.SKIPPED
+    verdict = Verdict.SKIPPED if skipped else Verdict.FAILED
+    return _without_scan(task, checkpoint, verdict, checkpoint.reason, "inspect")
+
+
+def _without_scan(task: Task, checkpoint: Checkpoint, verdict: Verdict, reason: str, stage: str) -> Scan:
+    at = now()
+    facts: dict[str, Any] = {"caption": checkpoint.caption, "base": checkpoint.base}
+    return Scan(
+        scan_id=new_id(),
+        checkpoint_id=checkpoint.checkpoint_id,
+        config_id=task.config.config_id,
+        run_id=task.run_id,
+        verdict=verdict,
+        reason=reason,
+        stage=stage,
+        started_at=at,
+        finished_at=at,
+        tau=task.config.tau,
+        alpha=task.config.alpha,
+        seed=task.config.seed,
+        **facts,
+    )

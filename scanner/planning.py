@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import NamedTuple
 
 from scanner.errors import Skipped, Unavailable
 from scanner.records import Checkpoint, Evidence, Listing, Prospect, now
@@ -26,21 +28,38 @@ Place = tuple[str, str, str]  # repo, revision, file
 STALE = timedelta(days=1)  # an interrupted listing older than that begins again
 
 
+class Planned(NamedTuple):
+    """What a plan knows of a checkpoint: there may be a million. The store has the rest."""
+
+    checkpoint_id: str
+    base: str | None
+    prospect: Prospect
+
+
 @dataclass
 class Plan:
     """What one crawl listed, and what of it is left to do."""
 
     listed: int = 0  # entries
     inspected: int = 0  # of them, those that were asked about now; the others were known
-    planned: dict[str, Checkpoint] = field(default_factory=dict)  # by id, in listing order
+    planned: dict[str, Planned] = field(default_factory=dict)  # by id, in listing order
     finished: set[str] = field(default_factory=set)  # ids that need no scan
     resumed: Listing | None = None  # the interrupted listing that this one went on with
 
     @property
-    def todo(self) -> list[Checkpoint]:
+    def todo(self) -> list[Planned]:
         """The checkpoints that still need a verdict; those that share a base come together."""
-        left = [c for c in self.planned.values() if c.checkpoint_id not in self.finished]
-        return sorted(left, key=lambda c: c.base or "")
+        left = [p for p in self.planned.values() if p.checkpoint_id not in self.finished]
+        return sorted(left, key=lambda p: p.base or "")
+
+    def add(self, checkpoint: Checkpoint, tell: Callable[[Checkpoint], None]) -> None:
+        """Takes a checkpoint in, unless it is there; `tell` is told of each that is new."""
+        if checkpoint.checkpoint_id not in self.planned:
+            base = sys.intern(checkpoint.base) if checkpoint.base else None
+            self.planned[checkpoint.checkpoint_id] = Planned(
+                checkpoint.checkpoint_id, base, checkpoint.prospect
+            )
+            tell(checkpoint)
 
 
 def make_plan(
@@ -52,11 +71,13 @@ def make_plan(
     base_given: bool = False,
     write: bool = True,
     report: Callable[[Plan], None] = lambda _: None,
+    tell: Callable[[Checkpoint], None] = lambda _: None,
 ) -> Plan:
     """Lists, inspects and records up to `query.limit` entries, and subtracts what is finished.
 
     `base_given` says that the person named a base, which may make more of what is known. Without `write`
-    nothing is recorded, and an interrupted listing is left alone. Raises SourceError.
+    nothing is recorded, and an interrupted listing is left alone. `report` is told of every batch, `tell` of
+    every checkpoint once. Raises SourceError.
     """
     plan = Plan()
     listing = _interrupted(store, source, query) if write else None
@@ -64,7 +85,7 @@ def make_plan(
     if listing is None:
         listing = _new_listing(source, query)
     else:
-        _go_on(plan, listing, source, store, seen)
+        _go_on(plan, listing, source, store, seen, tell)
         report(plan)
     # What a page repeats is not counted, so more may be asked for than is wanted.
     entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
@@ -76,7 +97,7 @@ def make_plan(
             seen.update(_place(c) for c in fresh)
             rows = list(_looked_at(source, store, fresh, base_given, inspectors, plan))
             for row in rows:
-                plan.planned.setdefault(row.checkpoint_id, row)
+                plan.add(row, tell)
             plan.listed += len(fresh)
             if write:
                 listing = dataclasses.replace(
@@ -93,13 +114,16 @@ def make_plan(
     return plan
 
 
-def _go_on(plan: Plan, listing: Listing, source: Source, store: Store, seen: set[Place]) -> None:
+def _go_on(
+    plan: Plan, listing: Listing, source: Source, store: Store, seen: set[Place],
+    tell: Callable[[Checkpoint], None],
+) -> None:  # fmt: skip
     """Takes over what an interrupted listing recorded, and the place that it had come to."""
     plan.resumed, plan.listed = listing, listing.listed
     source.position.update(listing.position)
     since = [source.name, listing.started_at]
     for checkpoint in store.select(Checkpoint, "WHERE source = ? AND listed_at >= ?", since):
-        plan.planned[checkpoint.checkpoint_id] = checkpoint
+        plan.add(checkpoint, tell)
     for row in store.query(
         "SELECT repo, revision, file FROM all_checkpoints WHERE source = ? AND listed_at >= ?", since
     ):

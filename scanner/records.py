@@ -151,6 +151,7 @@ class Scan:
     q_value: float | None = None  # the least corrected p-value among its matches
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     device: str = ""  # "cpu", or the GPU's name
+    precision: str = ""  # of the weights: float32, float16, bfloat16
     versions: dict[str, str] = field(default_factory=dict)  # of the libraries that shape the result
     seed: int = 0  # of the first sample
 

@@ -263,13 +263,31 @@ class Store:
         rows = [row for row in found if (row["repo"], row["revision"], row["file"]) in wanted]
         return [record(Checkpoint, row) for row in rows]
 
+    def of_source(self, source: str, ids: Sequence[str]) -> list[Checkpoint]:
+        """The checkpoints with those ids, as that source published them."""
+        found = self.query(
+            "SELECT * EXCLUDE (n) FROM (SELECT *, row_number() OVER (PARTITION BY checkpoint_id "
+            "ORDER BY listed_at DESC) AS n FROM all_checkpoints WHERE source = ? AND checkpoint_id IN "
+            "(SELECT unnest(?))) WHERE n = 1",
+            [source, list(ids)],
+        )
+        return [record(Checkpoint, row) for row in found]
+
+    def scans_of(self, config_id: str, ids: Sequence[str]) -> list[Scan]:
+        """The newest scans of those checkpoints under a configuration."""
+        return self.select(
+            Scan, "WHERE config_id = ? AND checkpoint_id IN (SELECT unnest(?))", [config_id, list(ids)]
+        )
+
     def finished(self, config_id: str) -> set[str]:
         """Ids of the checkpoints that need no scan under this configuration; `failed` ones do.
 
-        So do those that inspection once ruled out and now does not: a gate was opened, a token given.
+        One that killed its workers is not let at the next ones. What inspection once ruled out and now does
+        not needs one: a gate was opened, a token given.
         """
         rows = self.query(
-            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict <> 'failed' AND NOT "
+            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND "
+            "(verdict <> 'failed' OR stage = 'worker') AND NOT "
             "(verdict = 'skipped' AND stage = 'inspect' AND checkpoint_id IN "
             "(SELECT checkpoint_id FROM checkpoints WHERE prospect = 'ready'))",
             [config_id],

@@ -6,12 +6,15 @@ The only room of the service that reaches the torch side of the method, and only
 from __future__ import annotations
 
 import io
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +23,15 @@ from PIL import Image
 from finextract.errors import CheckpointError
 from scanner.config import DESCRIPTOR, ScanConfig
 from scanner.corpus import load_corpora
-from scanner.errors import Skipped, Unavailable
+from scanner.errors import EntryError, Skipped, Unavailable
 from scanner.fetch import Base, Downloads, fetched
 from scanner.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
 from scanner.sources.base import open_source
 from scanner.store import Store
+
+BATCH_SIZE = 32  # samples at once, to begin with
+POISONED = 70  # the exit code of a process whose CUDA context is gone
 
 
 class Embedder:
@@ -59,6 +65,14 @@ class Task:
     threads: int  # CPU threads of a worker; 0 = as many as there are
 
 
+class Stage(NamedTuple):
+    """What a scanner is at."""
+
+    checkpoint_id: str
+    name: str  # fetch, load, sample, embed, cliques, match
+    seconds: float  # in it
+
+
 class Scanner:
     """Scans one inspected checkpoint after another; holds the embedder, the corpora and the last base."""
 
@@ -66,18 +80,50 @@ class Scanner:
         self._task = task
         self._store = Store(task.store)
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
-        self._references, self._background = split(
-            load_corpora(self._store, list(task.config.corpora), task.config.descriptor)
-        )
         self._embedder: Embedder | None = None
         self._base: tuple[Base, Any] | None = None
+        self._batch_size = BATCH_SIZE  # less once the memory did not do
+        self._attempt: _Attempt | None = None
+
+    @cached_property
+    def _corpora(self) -> tuple[Any, Any]:
+        """The references and the background; read at the first scan, which a fetcher never comes to."""
+        config = self._task.config
+        return split(load_corpora(self._store, list(config.corpora), config.descriptor))
+
+    def stage(self) -> Stage | None:
+        """What it is at, asked from another thread; None for nothing."""
+        attempt = self._attempt
+        if attempt is None:
+            return None
+        return Stage(attempt.checkpoint_id, attempt.stage, time.perf_counter() - attempt.entered)
+
+    def fetch_ahead(self, checkpoint: Checkpoint) -> bool:
+        """Brings a checkpoint's file and its base into the cache for its scan; says if it did."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                with self._downloads(keep=True) as downloads:
+                    assert checkpoint.base is not None, "only an inspected checkpoint is fetched"
+                    self._source.fetch_base(checkpoint.base, downloads)
+                    self._source.fetch(checkpoint, Path(folder), downloads)
+            except (EntryError, OSError):  # its scan meets the same, and tells
+                return False
+        return True
+
+    def _downloads(self, *, keep: bool) -> Downloads:
+        task = self._task
+        return Downloads(
+            Path(task.cache), max_bytes=task.max_download, cache_bytes=task.cache_bytes,
+            keep=keep or task.keep_weights,
+        )  # fmt: skip
 
     def scan(self, checkpoint: Checkpoint) -> Scan:
         """Scans a checkpoint and writes its rows; the scan's own row comes last, so it never lacks evidence.
 
-        Never raises for the checkpoint's sake: that ends in `skipped` or `failed`.
+        Never raises for the checkpoint's sake: that ends in `skipped` or `failed`. What failed is not
+        written: it may be tried again.
         """
-        attempt = _Attempt(checkpoint, self._task)
+        attempt = self._attempt = _Attempt(checkpoint, self._task)
         try:
             scan = self._scan(checkpoint, attempt)
         except (Skipped, CheckpointError) as error:
@@ -85,10 +131,15 @@ class Scanner:
         except Unavailable as error:
             scan = attempt.end(Verdict.FAILED, str(error))
         except Exception as error:  # whatever is ours: the crawl goes on, the row says where to look
+            if "CUDA error" in str(error):  # this process can use its GPU no more; a fresh one can
+                os._exit(POISONED)
             scan = attempt.end(
                 Verdict.FAILED, f"{type(error).__name__} while in {attempt.stage}: {error}"[:500]
             )
-        self._store.append([scan])
+        finally:
+            self._attempt = None
+        if scan.verdict is not Verdict.FAILED:
+            self._store.append([scan])
         return scan
 
     def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
@@ -98,13 +149,7 @@ class Scanner:
         config = self._task.config
         attempt.facts.update(caption=checkpoint.caption, base=checkpoint.base)
         with attempt.enter("fetch"):
-            downloads = Downloads(
-                Path(self._task.cache),
-                max_bytes=self._task.max_download,
-                cache_bytes=self._task.cache_bytes,
-                keep=self._task.keep_weights,
-            )
-            files = fetched(self._source, checkpoint, downloads)
+            files = fetched(self._source, checkpoint, self._downloads(keep=False))
             with files as local, attempt.enter("load"):
                 pair = tune(self._load_base(local.base), local.weights)
         settings = Settings(
@@ -114,11 +159,13 @@ class Scanner:
             candidates_per_image=config.candidates_per_image,
             steps=config.steps,
             seed=config.seed,
+            batch_size=self._batch_size,
         ).resolved(pair.kind)
         attempt.facts.update(
             guidance_scale=settings.guidance_scale,
             correction=settings.correction,
             device=_device_name(),
+            precision=str(pair.tuned.unet.dtype).removeprefix("torch."),
             versions=_versions(),
         )
         with attempt.enter("sample"):
@@ -131,6 +178,7 @@ class Scanner:
                 settings,
                 self._embedder,
             )
+        self._batch_size = result.settings.batch_size
         for stage in ("embed", "cliques"):
             attempt.seconds[stage] = result.seconds[stage]
             attempt.seconds["sample"] -= result.seconds[stage]
@@ -153,8 +201,7 @@ class Scanner:
                 attempt.scan_id,
                 [candidate.candidate_id for candidate in candidates],
                 result.candidate_embeddings(),
-                self._references,
-                self._background,
+                *self._corpora,
                 config.tau,
                 config.alpha,
             )
@@ -191,8 +238,8 @@ class _Attempt:
     """What is known of a scan while it runs; `end` makes its row."""
 
     def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
-        self.scan_id = new_id()
-        self.stage = "fetch"
+        self.scan_id, self.checkpoint_id = new_id(), checkpoint.checkpoint_id
+        self.stage, self.entered = "fetch", time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.facts: dict[str, Any] = {}
         self._checkpoint, self._task, self._started = checkpoint, task, now()
@@ -200,7 +247,8 @@ class _Attempt:
     @contextmanager
     def enter(self, stage: str) -> Iterator[None]:
         """Times a stage; a stage inside it counts for itself alone."""
-        self.stage, start = stage, time.perf_counter()
+        self.stage, self.entered = stage, time.perf_counter()
+        start = self.entered
         before = sum(self.seconds.values())
         try:
             yield

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import listed_summary, outcome_table, plain
+from scanner.commands.output import Listed, outcome_table
+from scanner.commands.progress import Terminal
 from scanner.config import ScanConfig, default_cache
 from scanner.errors import ConfigError
 from scanner.fetch import parse_size
-from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id
+from scanner.records import Checkpoint, Prospect, Verdict, new_id
 from scanner.store import Store
-from scanner.summary import outcomes, shorter, sum_up
+from scanner.summary import outcomes, sum_up
 
 if TYPE_CHECKING:
     from scanner.planning import Plan
@@ -135,7 +137,7 @@ def command(
 
     Can be stopped at any moment: the same command goes on where it stopped.
     """
-    from scanner.engine import check_cluster
+    from scanner.crew import check_cluster
     from scanner.sources.base import Query, is_repo, local_base, open_source
 
     for name in (signal.SIGINT, signal.SIGTERM):  # a shell may have SIGINT ignored in the background
@@ -154,9 +156,10 @@ def command(
                 store = held.enter_context(tempfile.TemporaryDirectory())
             opened = Store(store, create=True)
             query = Query(limit, _since(since, opened, asked), filters, base_model)
-            plan = _plan(asked, opened, query, None, base, write=not dry_run)
-        listed_summary(plan.planned.values(), max_bytes, as_json=as_json, dry_run=dry_run)
-        return 3 if any(c.prospect is Prospect.UNAVAILABLE for c in plan.planned.values()) else 0
+            found = Listed(max_bytes, as_json=as_json)
+            _plan(asked, opened, query, None, base, write=not dry_run, tell=found.add)
+        found.show(dry_run=dry_run)
+        return 3 if found.counts[Prospect.UNAVAILABLE] else 0
     opened = Store(store)
     query = Query(limit, _since(since, opened, asked), filters, base_model)
     from scanner.worker import Task
@@ -243,8 +246,9 @@ def _since(text: str | None, store: Store, source: Source) -> datetime | None:
 
 
 def _plan(
-    source: Source, store: Store, query: Query, config_id: str | None, base: str | None, *, write: bool
-) -> Plan:
+    source: Source, store: Store, query: Query, config_id: str | None, base: str | None, *, write: bool,
+    tell: Callable[[Checkpoint], None] = lambda _: None,
+) -> Plan:  # fmt: skip
     """Lists and inspects, and tells how far it has come and whom it waits for."""
     from scanner import client
     from scanner.planning import make_plan
@@ -271,7 +275,7 @@ def _plan(
         try:
             plan = make_plan(
                 source, store, query, config_id=config_id, base_given=base is not None, write=write,
-                report=told,
+                report=told, tell=tell,
             )  # fmt: skip
         except KeyboardInterrupt:
             click.echo("\nscanner: interrupted. Run the same command again to go on.", err=True)
@@ -302,7 +306,11 @@ def _run(
         err=True,
     )
     try:
-        verdicts = crawl(task, plan, store, address=ray_address, workers=workers, report=_report)
+        with Terminal() as terminal:
+            verdicts = crawl(
+                task, plan, store, address=ray_address, workers=workers, report=terminal.report,
+                tick=terminal.tick,
+            )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(
             f"\nscanner: interrupted; {sum_up(store, config.config_id)}\n"
@@ -311,18 +319,6 @@ def _run(
         )
         sys.exit(130)
     return verdicts, set(plan.planned)
-
-
-def _report(checkpoint: Checkpoint, scan: Scan, done: int, total: int) -> None:
-    seconds = (scan.finished_at - scan.started_at).total_seconds()
-    parts = [checkpoint.repo]
-    if scan.best_similarity is not None and scan.q_value is not None:
-        parts.append(f"best {scan.best_similarity:.2f}, q {scan.q_value:.3f}")
-    if scan.reason:
-        parts.append(shorter(scan.reason, checkpoint.repo))
-    verdict = scan.verdict.value.replace("_", " ")
-    told = "  ".join(plain(part) for part in parts)
-    click.echo(f"[{done}/{total}] {verdict:13} {told}  ({seconds:.0f} s)", err=True)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ Names and reasons come from strangers: they are printed as they are, never as ma
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,52 +67,72 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-def listed_summary(
-    checkpoints: Iterable[Checkpoint], max_bytes: int, *, as_json: bool, dry_run: bool
-) -> None:
-    """What was listed: how much can be scanned and what it would download, and why the rest cannot."""
-    rows = list(checkpoints)
-    ready = [c for c in rows if c.prospect is Prospect.READY]
-    small = [c for c in ready if c.size_bytes <= max_bytes]
-    bases = {c.base for c in small}
-    size_bytes = sum(c.size_bytes for c in small)
-    skipped = [c for c in rows if c.prospect is Prospect.SKIPPED]
-    unavailable = [c for c in rows if c.prospect is Prospect.UNAVAILABLE]
-    if as_json:
-        fields = ("checkpoint_id", "source", "repo", "revision", "file", "size_bytes", "kind", "family",
-                  "base", "base_evidence", "caption", "num_train_images", "prospect", "reason")  # fmt: skip
-        shown = [{name: getattr(c, name) for name in fields} for c in rows]
-        click.echo(json.dumps({"ready": len(ready), "skipped": len(skipped), "unavailable": len(unavailable),
-                               "download_bytes": size_bytes, "bases": len(bases), "checkpoints": shown},
-                              indent=2))  # fmt: skip
-        return
-    if not rows:
-        click.echo("Nothing was listed. Loosen --since, --filter or --base-model, or look at another source.")
-        return
-    larger = len(ready) - len(small)
-    click.echo(
-        f"{len(rows)} checkpoints = {len(small)} can be scanned + {len(skipped)} skipped "
-        + (f"+ {larger} larger than --max-download ({show_size(max_bytes)}) " if larger else "")
-        + f"+ {len(unavailable)} unavailable"
-    )
-    if small:
-        click.echo(
-            f"They hold {show_size(size_bytes)} of weights, and need {len(bases)} "
-            f"base{'s' if len(bases) != 1 else ''} beside, which may be larger."
+FIELDS = ("checkpoint_id", "source", "repo", "revision", "file", "size_bytes", "kind", "family", "base",
+          "base_evidence", "caption", "num_train_images", "prospect", "reason")  # fmt: skip
+
+
+class Listed:
+    """What was listed: how much can be scanned and what it would download, and why the rest cannot.
+
+    Takes one checkpoint after another, and keeps the counts and what will be shown.
+    """
+
+    def __init__(self, max_bytes: int, *, as_json: bool) -> None:
+        self._max_bytes, self._as_json = max_bytes, as_json
+        self.counts: Counter[Prospect] = Counter()
+        self._larger = self._size_bytes = 0
+        self._bases: set[str | None] = set()
+        self._rows: list[dict[str, Any]] = []  # for --json
+        self._reasons: dict[Prospect, list[tuple[str, str]]] = {
+            Prospect.SKIPPED: [],
+            Prospect.UNAVAILABLE: [],
+        }
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Takes one in."""
+        self.counts[checkpoint.prospect] += 1
+        if self._as_json:
+            self._rows.append({name: getattr(checkpoint, name) for name in FIELDS})
+        if checkpoint.prospect is not Prospect.READY:
+            shown = self._reasons.setdefault(checkpoint.prospect, [])
+            if len(shown) < SHOWN_REASONS:
+                shown.append((checkpoint.repo, shorter(checkpoint.reason, checkpoint.repo)))
+        elif checkpoint.size_bytes > self._max_bytes:
+            self._larger += 1
+        else:
+            self._size_bytes += checkpoint.size_bytes
+            self._bases.add(checkpoint.base)
+
+    def show(self, *, dry_run: bool) -> None:
+        """Prints it to stdout."""
+        ready, skipped, unavailable = (
+            self.counts[p] for p in (Prospect.READY, Prospect.SKIPPED, Prospect.UNAVAILABLE)
         )
-    for title, some in (("skipped", skipped), ("unavailable", unavailable)):
-        if some:
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            table.add_column(title, no_wrap=True)
-            table.add_column("why", overflow="fold")
-            for checkpoint in some[:SHOWN_REASONS]:
-                table.add_row(
-                    Text(plain(checkpoint.repo)),
-                    Text(plain(shorter(checkpoint.reason, checkpoint.repo))),
-                )
-            _console().print(table)
-            if len(some) > SHOWN_REASONS:
-                click.echo(f"... and {len(some) - SHOWN_REASONS} more: --json tells all")
-    click.echo(
-        "Nothing was written." if dry_run else "Recorded. To scan: the same command without --list-only."
-    )
+        if self._as_json:
+            told = {"ready": ready, "skipped": skipped, "unavailable": unavailable,
+                    "download_bytes": self._size_bytes, "bases": len(self._bases)}  # fmt: skip
+            click.echo(json.dumps(told | {"checkpoints": self._rows}, indent=2))
+            return
+        if not self.counts.total():
+            click.echo("Nothing was listed. Loosen --since, --filter or --base-model, or look elsewhere.")
+            return
+        limit = show_size(self._max_bytes)
+        click.echo(
+            f"{self.counts.total()} checkpoints = {ready - self._larger} can be scanned + {skipped} skipped "
+            + (f"+ {self._larger} larger than --max-download ({limit}) " if self._larger else "")
+            + f"+ {unavailable} unavailable"
+        )
+        if ready - self._larger:
+            bases = len(self._bases)
+            click.echo(
+                f"They hold {show_size(self._size_bytes)} of weights, and need {bases} "
+                f"base{'s' if bases != 1 else ''} beside, which may be larger."
+            )
+        for prospect, some in self._reasons.items():
+            if some:
+                rows_table((prospect.value, "why"), (map(plain, pair) for pair in some))
+            if self.counts[prospect] > len(some):
+                click.echo(f"... and {self.counts[prospect] - len(some)} more: --json tells all")
+        click.echo(
+            "Nothing was written." if dry_run else "Recorded. To scan: the same command without --list-only."
+        )

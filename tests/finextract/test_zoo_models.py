@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from finextract.audit import audit, read_images
 from finextract.captions import caption_for, told_caption
 from finextract.cli import cli
 from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights, RequestError
-from finextract.extract import DREAMBOOTH, LORA, Settings, sample
+from finextract.extract import DREAMBOOTH, LORA, Settings, extract, sample
 from finextract.families.stable_diffusion import StableDiffusion, load_pipeline
 from finextract.pairs import ModelPair, find_weights, tune
 from finextract.sscd import load_embedder
@@ -177,3 +178,29 @@ def test_a_checkpoint_that_tells_no_caption_needs_one(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="--caption"):
         caption_for(find_weights(tmp_path), None)
     assert caption_for(find_weights(tmp_path), "") == ""
+
+
+def test_where_the_memory_does_not_do_the_batch_is_halved_and_the_samples_are_the_same(
+    base: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, embedder = _pair(base, "flowers-lora"), load_embedder(threads=1)
+    settings = Settings(samples_per_image=3, steps=2, batch_size=6)
+    plenty = extract(pair, "a flower", 2, settings, embedder)
+    asked: list[int] = []
+
+    def short_of_memory(pair: ModelPair, caption: str, seeds: range, settings: Settings) -> NDArray[np.uint8]:
+        asked.append(len(seeds))
+        if len(seeds) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(pair, caption, seeds, settings)
+
+    monkeypatch.setattr("finextract.extract.sample", short_of_memory)
+    little = extract(pair, "a flower", 2, settings, embedder)
+    assert asked == [6, 3, 1, 1, 1, 1, 1, 1]
+    assert little.settings.batch_size == 1
+    assert np.abs(little.images.astype(int) - plenty.images).max() <= 1
+    monkeypatch.setattr(
+        "finextract.extract.sample", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError())
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        extract(pair, "a flower", 2, settings, embedder)

@@ -19,7 +19,7 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 from scanner import client
 from scanner.commands.crawl import command
 from scanner.planning import Plan, last_finished, make_plan
-from scanner.records import Evidence, Prospect, Scan
+from scanner.records import Checkpoint, Evidence, Prospect, Scan
 from scanner.sources.base import Query, open_source
 from scanner.sources.civitai import Civitai
 from scanner.sources.huggingface import HuggingFace
@@ -86,10 +86,11 @@ def test_what_is_known_is_not_asked_again(hub: Hub, store: Store) -> None:
 
 def test_a_base_that_is_given_makes_more_of_what_was_skipped(hub: Hub, store: Store) -> None:
     make_plan(HuggingFace(), store, Query(100))
-    plan = make_plan(HuggingFace(base="lab/other"), store, Query(100), base_given=True)
-    baseless = next(c for c in plan.planned.values() if c.repo == "o/baseless")
+    seen: list[Checkpoint] = []
+    make_plan(HuggingFace(base="lab/other"), store, Query(100), base_given=True, tell=seen.append)
+    baseless = next(c for c in seen if c.repo == "o/baseless")
     assert (baseless.prospect, baseless.base) == (Prospect.READY, "lab/other")
-    told = next(c for c in plan.planned.values() if c.repo == "o/03")
+    told = next(c for c in seen if c.repo == "o/03")
     assert (told.base, told.base_evidence) == ("lab/base", Evidence.CARD)
 
 
@@ -153,17 +154,20 @@ def test_another_query_does_not_take_over_an_interrupted_listing(hub: Hub, store
 
 def test_since_lists_what_was_published_then_or_later(hub: Hub, store: Store) -> None:
     at = FIRST_CREATED.replace(hour=9)
-    plan = make_plan(HuggingFace(), store, Query(100, since=at))
+    seen: list[Checkpoint] = []
+    plan = make_plan(HuggingFace(), store, Query(100, since=at), tell=seen.append)
     assert plan.listed == len(hub.repositories) - 9
-    assert all(c.created_at is not None and c.created_at >= at for c in plan.planned.values())
+    assert len(seen) == len(plan.planned)
+    assert all(c.created_at is not None and c.created_at >= at for c in seen)
     began = last_finished(store, HuggingFace())
     assert began is not None
     assert began <= datetime.now(UTC)
 
 
 def test_a_base_model_narrows_the_listing(hub: Hub, store: Store) -> None:
-    plan = make_plan(HuggingFace(), store, Query(100, base_model="lab/base"))
-    assert {c.repo for c in plan.planned.values()} == set(hub.repositories) - {"o/baseless", "o/empty"}
+    seen: list[Checkpoint] = []
+    make_plan(HuggingFace(), store, Query(100, base_model="lab/base"), tell=seen.append)
+    assert {c.repo for c in seen} == set(hub.repositories) - {"o/baseless", "o/empty"}
     assert make_plan(HuggingFace(), store, Query(100, filters=("dreambooth",))).listed == 0
 
 

@@ -1,0 +1,99 @@
+"""How a crawl tells what it does: a line for each verdict, and what is running.
+
+On a terminal the last line is a status that is drawn over; elsewhere a sign of life comes every minute.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+from scanner import client
+from scanner.commands.output import plain
+from scanner.summary import shorter
+
+if TYPE_CHECKING:
+    from scanner.engine import Progress
+    from scanner.records import Checkpoint, Scan
+
+QUIET_S = 60.0  # between two signs of life where nobody watches
+SHOWN = 4  # of what is running
+
+
+class Terminal:
+    """stderr, as a context manager; leaves no half line."""
+
+    def __init__(self) -> None:
+        self._watched = sys.stderr.isatty()
+        self._told = time.monotonic()
+        self._limits = ""
+        self._listening = client.watched(self._limited)
+
+    def __enter__(self) -> Terminal:
+        self._listening.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listening.__exit__(kind, error, trace)
+        self._wipe()
+
+    def _limited(self, waiting: client.Waiting) -> None:
+        self._limits = str(waiting)
+
+    def report(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        """One verdict."""
+        seconds = (scan.finished_at - scan.started_at).total_seconds()
+        parts = [checkpoint.repo]
+        if scan.best_similarity is not None and scan.q_value is not None:
+            parts.append(f"best {scan.best_similarity:.2f}, q {scan.q_value:.3f}")
+        if scan.reason:
+            parts.append(shorter(scan.reason, checkpoint.repo))
+        verdict = scan.verdict.value.replace("_", " ")
+        told = "  ".join(plain(part) for part in parts)
+        self._wipe()
+        click.echo(f"[{progress.done}/{progress.total}] {verdict:13} {told}  ({seconds:.0f} s)", err=True)
+        self._told = time.monotonic()
+
+    def tick(self, progress: Progress) -> None:
+        """How far it is: drawn over on a terminal, now and then elsewhere."""
+        if self._watched:
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r\033[K{self.line(progress)[:width]}", nl=False, err=True)
+        elif time.monotonic() - self._told >= QUIET_S:
+            self._told = time.monotonic()
+            click.echo(self.line(progress), err=True)
+
+    def line(self, progress: Progress) -> str:
+        """The status line: done, rate, time left, verdicts, what is running and for how long, who limits."""
+        took = time.monotonic() - progress.started
+        parts = [f"{progress.done}/{progress.total}"]
+        if progress.done and took > 1:
+            rate = progress.done / took
+            parts.append(f"{rate * 60:.1f}/min, {_duration((progress.total - progress.done) / rate)} left")
+        parts += [f"{n} {verdict.value.replace('_', ' ')}" for verdict, n in progress.verdicts.items()]
+        parts += [f"{progress.elsewhere} with another crawl"] if progress.elsewhere else []
+        parts += [f"{progress.retried} tried again"] if progress.retried else []
+        running = [f"{c.repo} ({stage} {_duration(seconds)})" for c, stage, seconds in progress.running]
+        if running:
+            more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
+            parts.append(f"at {', '.join(running[:SHOWN])}{more}")
+        parts += [self._limits] if self._limits else []
+        return plain("; ".join(parts))
+
+    def _wipe(self) -> None:
+        if self._watched:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for people: "34 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

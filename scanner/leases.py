@@ -1,0 +1,76 @@
+"""Who scans a checkpoint now, so that two crawls on one store do not scan the same one.
+
+A lease is a small file below STORE/leases/, created under the next number of its key: of several crawls at
+once exactly one creates it. It names its holder and the time until which it holds; the holder renews it, and
+whoever finds it run out creates the next number. Needs clocks that agree within a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from scanner.records import now
+from scanner.storage import Storage
+
+HOLDS = timedelta(minutes=15)
+CLOCKS = timedelta(minutes=1)  # by which two machines' clocks may differ
+FOLDER = "leases"
+NAME = re.compile(r"(?P<key>.+)~(?P<number>\d{6})\.json")
+
+
+class Leases:
+    """The leases of one crawl. Methods raise OSError where the store does not answer."""
+
+    def __init__(self, storage: Storage, holder: str, holds: timedelta = HOLDS) -> None:
+        self._storage, self._holder, self._holds = storage, holder, holds
+        self._held: dict[str, tuple[str, datetime]] = {}  # key -> (its file, when it was written)
+
+    def take(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that this crawl may work on: nobody else holds them."""
+        numbers: dict[str, int] = {}
+        for name in self._storage.names(FOLDER):
+            if match := NAME.fullmatch(name):
+                numbers[match["key"]] = max(numbers.get(match["key"], 0), int(match["number"]))
+        taken = set()
+        for key in keys:
+            number = numbers.get(key, 0)
+            if number and not self._has_run_out(f"{FOLDER}/{key}~{number:06}.json"):
+                continue
+            path = f"{FOLDER}/{key}~{number + 1:06}.json"
+            if self._storage.create(path, self._content()):
+                self._held[key] = path, now()
+                taken.add(key)
+                if number:
+                    self._storage.remove(f"{FOLDER}/{key}~{number:06}.json")
+        return taken
+
+    def renew(self) -> None:
+        """Writes anew what has held for a third of its time. To be called often."""
+        for key, (path, written) in list(self._held.items()):
+            if now() - written > self._holds / 3:
+                self._storage.put(path, self._content())
+                self._held[key] = path, now()
+
+    def give_back(self, keys: Iterable[str] | None = None) -> None:
+        """Lets go of those keys, or of all."""
+        for key in list(self._held if keys is None else keys):
+            path, _ = self._held.pop(key, ("", now()))
+            if path:
+                with contextlib.suppress(OSError):  # it runs out by itself
+                    self._storage.remove(path)
+
+    def _content(self) -> bytes:
+        return json.dumps({"holder": self._holder, "until": (now() + self._holds).isoformat()}).encode()
+
+    def _has_run_out(self, path: str) -> bool:
+        try:
+            told = json.loads(self._storage.read(path))
+            return now() > datetime.fromisoformat(told["until"]) + CLOCKS
+        except FileNotFoundError:  # given back just now; the next crawl takes it
+            return False
+        except (ValueError, KeyError, TypeError):
+            return True  # nothing of ours

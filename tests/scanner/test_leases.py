@@ -1,0 +1,69 @@
+"""Leases: of several crawls one works on a checkpoint, and what a dead one held is taken over."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from scanner import leases
+from scanner.leases import Leases
+from scanner.storage import Folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "store")
+
+
+def test_what_one_crawl_holds_no_other_takes(folder: Folder) -> None:
+    one, other = Leases(folder, "one"), Leases(folder, "other")
+    assert one.take(["a", "b"]) == {"a", "b"}
+    assert other.take(["b", "c"]) == {"c"}
+    one.give_back(["b"])
+    assert other.take(["a", "b"]) == {"b"}
+    one.give_back()
+    other.give_back()
+    assert folder.names("leases") == []
+
+
+def test_what_has_run_out_is_taken_over_by_exactly_one(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "CLOCKS", timedelta(0))
+    Leases(folder, "dead", timedelta(seconds=-1)).take([str(n) for n in range(30)])
+    crawls = [Leases(folder, f"crawl{n}") for n in range(6)]
+    taken: list[set[str]] = []
+    ready = threading.Barrier(len(crawls))
+
+    def take(crawl: Leases) -> None:
+        ready.wait()
+        taken.append(crawl.take([str(n) for n in range(30)]))
+
+    threads = [threading.Thread(target=take, args=[crawl]) for crawl in crawls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(len(t) for t in taken) == len(set().union(*taken)) == 30
+
+
+def test_a_lease_that_is_renewed_does_not_run_out(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "CLOCKS", timedelta(0))
+    one, other = Leases(folder, "one", timedelta(seconds=0.6)), Leases(folder, "other")
+    one.take(["a"])
+    wait = threading.Event()
+    for _ in range(6):
+        wait.wait(0.25)
+        one.renew()
+        assert other.take(["a"]) == set()
+    wait.wait(0.8)
+    assert other.take(["a"]) == {"a"}
+
+
+def test_a_file_that_is_no_lease_holds_nothing(folder: Folder) -> None:
+    folder.put("leases/a~000003.json", b"nonsense")
+    folder.put("leases/notes.txt", b"")
+    assert Leases(folder, "one").take(["a", "notes"]) == {"a", "notes"}
