@@ -282,7 +282,7 @@ def _tune_all(runs: Iterable[list[Checkpoint]], root: Path, preview: bool = Fals
     for run in runs:
         first = run[0]
         mark = marks / f"{root.name}-{run[-1].name}.json"
-        print_of = _fingerprint([asdict(c) for c in run], RATES, RANK, BATCH, preview)
+        print_of = _fingerprint([asdict(c) for c in run], RATES, RANK, BATCH, preview, hashes)
         if (
             mark.exists()
             and json.loads(mark.read_text()) == print_of
