@@ -61,8 +61,11 @@ class Worker:
 class Crew:
     """Ray, connected or started on entering; its workers are gone on leaving."""
 
-    def __init__(self, task: Task, *, address: str | None, workers: int | None, fetchers: int = 1) -> None:
+    def __init__(
+        self, task: Task, *, address: str | None, workers: int | None, fetchers: int = 1, kind: type = Scanner
+    ) -> None:
         self._task, self._address, self._wanted, self._num_fetchers = task, address, workers, fetchers
+        self._kind = kind  # what a worker holds; it has the methods of a Scanner
         self.workers: list[Worker] = []
         self._fetchers: list[Any] = []
         self._ahead: dict[Any, int] = {}  # reference of a fetch -> bytes
@@ -103,7 +106,7 @@ class Crew:
         """Starts workers until there are as many as there is room for, or as `most`."""
         while len(self.workers) < min(self.room, most):
             gpus = int(self._ray.cluster_resources().get("GPU", 0))
-            remote: Any = self._ray.remote(Scanner)
+            remote: Any = self._ray.remote(self._kind)
             actor = remote.options(
                 num_gpus=self._gpu_share() if gpus else 0, num_cpus=0 if gpus else 1, max_restarts=0,
                 max_task_retries=0, max_concurrency=2,
@@ -127,7 +130,7 @@ class Crew:
         if not self._num_fetchers or sum(self._ahead.values()) + checkpoint.size_bytes > most_bytes:
             return
         if not self._fetchers:
-            remote: Any = self._ray.remote(Scanner)
+            remote: Any = self._ray.remote(self._kind)
             self._fetchers = [
                 remote.options(num_cpus=0, max_restarts=-1, max_task_retries=0).remote(self._task)
                 for _ in range(self._num_fetchers)

@@ -21,7 +21,7 @@ from scanner.planning import Plan, Planned
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
 from scanner.schedule import Schedule
 from scanner.store import Store
-from scanner.worker import Task
+from scanner.worker import Scanner, Task
 
 ATTEMPTS = 3  # of a checkpoint
 NODES_LOST = 20  # of a checkpoint, before it counts
@@ -179,18 +179,20 @@ def crawl(
     workers: int | None = None,
     report: Report = lambda *_: None,
     tick: Callable[[Progress], None] = lambda _: None,
+    kind: type = Scanner,
 ) -> Counter[Verdict]:
     """Scans what a plan has left to do.
 
     `report` is told of each outcome, `tick` every few seconds how far it is. Raises StoreError where the
-    store does not answer; what was recorded stays, and the next crawl goes on.
+    store does not answer; what was recorded stays, and the next crawl goes on. `kind` is what workers hold.
     """
     state = Crawl(task, plan, store, report)
     state.record_ruled_out()
     if not state.ready:
         return state.progress.verdicts
     try:
-        with Crew(task, address=address, workers=workers) as crew:
+        fetchers = 0 if task.source.startswith("folder:") else 1
+        with Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew:
             _work(state, crew, tick)
     finally:
         state.leases.give_back()

@@ -1,0 +1,243 @@
+"""The engine on a real local Ray, with workers that scan nothing: who gets what, what is tried again, how
+often a row is written. Workers that scan are in test_crawl.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray import cloudpickle
+
+from scanner import engine
+from scanner.config import ScanConfig
+from scanner.engine import Progress, crawl
+from scanner.errors import StoreError
+from scanner.planning import Plan
+from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
+from scanner.store import Store
+from scanner.worker import Stage, Task
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+CONFIG = ScanConfig()
+
+
+class Stub:
+    """A worker that does what a checkpoint's caption tells it, and writes its row."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.store = task, Store(task.store)
+        self.at: tuple[str, float] | None = None
+
+    def stage(self) -> Stage | None:
+        return Stage(self.at[0], "sample", time.perf_counter() - self.at[1]) if self.at else None
+
+    def fetch_ahead(self, checkpoint: Checkpoint) -> bool:
+        return True
+
+    def scan(self, checkpoint: Checkpoint) -> Scan:
+        self.at = checkpoint.checkpoint_id, time.perf_counter()
+        log = Path(self.task.cache) / checkpoint.checkpoint_id
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {checkpoint.base}\n")
+        tries = len(log.read_text().splitlines())
+        told, _, count = (checkpoint.caption or "").partition(" ")
+        bad = tries <= int(count or 99)
+        if told == "dies" and bad:
+            os._exit(1)
+        if told == "raises" and bad:
+            raise StoreError("the store does not answer")
+        if told == "hangs" and bad:
+            time.sleep(600)
+        if told == "slow":
+            time.sleep(0.3)
+        verdict = Verdict.FAILED if told == "fails" and bad else Verdict.NOTHING_FOUND
+        at = now()
+        scan = Scan(
+            scan_id=new_id(), checkpoint_id=checkpoint.checkpoint_id, config_id=self.task.config.config_id,
+            run_id=self.task.run_id, verdict=verdict, reason="the hub did not answer" if bad and told else "",
+            stage="match", started_at=at, finished_at=at,
+        )  # fmt: skip
+        if verdict is not Verdict.FAILED:
+            self.store.append([scan])
+        self.at = None
+        return scan
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    ray.init(
+        num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
+        logging_level="ERROR",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PAUSE_S", 0.1)
+    monkeypatch.setattr(engine, "TICK_S", 0.3)
+
+
+def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
+    """A plan of checkpoints by (caption, base); what has no base is ruled out."""
+    plan = Plan()
+    rows = [
+        Checkpoint(
+            checkpoint_id=f"id{n:03}",
+            source="stub",
+            repo=f"o/{n}",
+            revision="",
+            file="",
+            url="",
+            sha256=None,
+            size_bytes=1,
+            kind="lora",
+            family="sd1",
+            base=base,
+            caption=caption,
+            num_train_images=None,
+            license=None,
+            created_at=None,
+            listed_at=now(),
+            raw="{}",
+            reason="" if base else "it has no base",
+            prospect=Prospect.READY if base else Prospect.SKIPPED,
+        )
+        for n, (caption, base) in enumerate(told)
+    ]
+    store.append(rows)
+    for row in rows:
+        plan.add(row, lambda _: None)
+    plan.listed = len(rows)
+    plan.finished = store.finished(CONFIG.config_id)
+    return plan
+
+
+def task(store: Store, cache: Path) -> Task:
+    cache.mkdir(exist_ok=True)
+    return Task(
+        store=store.uri, source="stub", base=None, config=CONFIG, run_id=new_id(), cache=str(cache),
+        max_download=1, cache_bytes=1, keep_weights=False, allow_pickle=False, threads=1,
+    )  # fmt: skip
+
+
+def verdicts(store: Store) -> dict[str, str]:
+    return {row["checkpoint_id"]: row["verdict"] for row in store.query("SELECT * FROM scans")}
+
+
+def tries(cache: Path) -> dict[str, int]:
+    return {path.name: len(path.read_text().splitlines()) for path in cache.iterdir()}
+
+
+def test_every_checkpoint_is_scanned_once_and_workers_stay_with_their_base(
+    store: Store, tmp_path: Path
+) -> None:
+    bases = ["a", "b", "a", "c", "b", "a", "c", "b", None, "a"]
+    plan = plan_of(store, [("", base) for base in bases])
+    told: list[tuple[str, int]] = []
+
+    def report(checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        told.append((checkpoint.checkpoint_id, progress.done))
+
+    counts = crawl(task(store, tmp_path / "log"), plan, store, workers=2, report=report, kind=Stub)
+    assert counts == {Verdict.NOTHING_FOUND: 9, Verdict.SKIPPED: 1}
+    assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 10
+    assert sorted(id_ for id_, _ in told) == sorted(plan.planned)
+    assert [done for _, done in told] == list(range(1, 11))
+    assert set(tries(tmp_path / "log").values()) == {1}
+    seen = [path.read_text().split() for path in (tmp_path / "log").iterdir()]
+    loads = {(process, base) for process, base in seen}
+    assert len(loads) <= 5, "three bases on two workers: at most two are loaded twice"
+    assert store.storage.names("leases") == []
+
+
+def test_what_fails_for_a_reason_of_ours_is_tried_three_times(store: Store, tmp_path: Path) -> None:
+    told = [("fails 2", "a"), ("fails", "a"), ("raises 1", "a"), ("raises", "a"), ("dies 2", "a"), ("", "a")]
+    plan = plan_of(store, told)
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    found = [verdicts(store)[f"id{n:03}"] for n in range(6)]
+    assert found == ["nothing_found", "failed", "nothing_found", "failed", "nothing_found", "nothing_found"]
+    assert [tries(tmp_path / "log")[f"id{n:03}"] for n in range(6)] == [3, 3, 2, 3, 3, 1]
+    assert len(store.query("SELECT * FROM all_scans")) == 6
+    (raised,) = store.query("SELECT reason FROM scans WHERE checkpoint_id = 'id003'")
+    assert "does not answer" in raised["reason"]
+    assert plan_of(store, told).todo == [
+        p for p in plan.planned.values() if p.checkpoint_id in ("id001", "id003")
+    ]
+
+
+def test_a_checkpoint_that_kills_its_workers_costs_three_and_is_not_let_at_more(
+    store: Store, tmp_path: Path
+) -> None:
+    told = [("dies", "a"), *[("", "a")] * 5]
+    counts = crawl(task(store, tmp_path / "log"), plan_of(store, told), store, workers=2, kind=Stub)
+    assert counts == {Verdict.NOTHING_FOUND: 5, Verdict.FAILED: 1}
+    assert tries(tmp_path / "log")["id000"] == 3
+    (row,) = store.query("SELECT * FROM scans WHERE verdict = 'failed'")
+    assert row["reason"].startswith("its worker died 3 times")
+    assert plan_of(store, told).todo == []
+
+
+def test_a_stage_past_its_deadline_is_ended(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "DEADLINES_S", {"sample": 1.0})
+    plan = plan_of(store, [("hangs 1", "a"), ("hangs", "a"), ("", "a")])
+    running: list[str] = []
+
+    def tick(progress: Progress) -> None:
+        running.extend(stage for _, stage, _ in progress.running)
+
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, tick=tick, kind=Stub)
+    assert [verdicts(store)[f"id{n:03}"] for n in range(3)] == ["nothing_found", "failed", "nothing_found"]
+    (row,) = store.query("SELECT reason FROM scans WHERE verdict = 'failed'")
+    assert "sample took longer than 1 s" in row["reason"]
+    assert "sample" in running
+
+
+def test_two_crawls_at_once_share_the_work_and_both_see_every_verdict(store: Store, tmp_path: Path) -> None:
+    told = [("slow", "ab"[n % 2]) for n in range(16)]
+    plans = [plan_of(store, told) for _ in range(2)]
+    counts: list[Counter[Verdict]] = []
+
+    def run(plan: Plan) -> None:
+        counts.append(crawl(task(store, tmp_path / "log"), plan, Store(store.uri), workers=1, kind=Stub))
+
+    threads = [threading.Thread(target=run, args=[plan]) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(tries(tmp_path / "log").values()) == {1}
+    assert len(store.query("SELECT * FROM all_scans")) == 16
+    assert counts == [{Verdict.NOTHING_FOUND: 16}] * 2
+
+
+def test_what_a_dead_crawl_held_is_taken_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import timedelta
+
+    from scanner import leases
+
+    monkeypatch.setattr(leases, "CLOCKS", timedelta(0))
+    dead = leases.Leases(store.storage, "dead", timedelta(seconds=1.5))
+    dead.take([f"id000-{CONFIG.config_id}"])
+    elsewhere: list[int] = []
+    plan = plan_of(store, [("", "a"), ("", "a")])
+    crawl(
+        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub,
+        tick=lambda progress: elsewhere.append(progress.elsewhere),
+    )  # fmt: skip
+    assert set(verdicts(store).values()) == {"nothing_found"}
+    assert len(verdicts(store)) == 2
+    assert max(elsewhere) == 1
