@@ -2,21 +2,26 @@
 
 A lease is a small file below STORE/leases/, created under the next number of its key: of several crawls at
 once exactly one creates it. It names its holder and the time until which it holds; the holder renews it, and
-whoever finds it run out creates the next number. Needs clocks that agree within a minute.
+whoever finds it run out, or its process dead on the same machine, creates the next number. Needs clocks that
+agree within a minute.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import socket
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
 
 from scanner.records import now
 from scanner.storage import Storage
 
-HOLDS = timedelta(minutes=15)
+HOLDS = timedelta(minutes=5)
 CLOCKS = timedelta(minutes=1)  # by which two machines' clocks may differ
 FOLDER = "leases"
 NAME = re.compile(r"(?P<key>.+)~(?P<number>\d{6})\.json")
@@ -64,13 +69,39 @@ class Leases:
                     self._storage.remove(path)
 
     def _content(self) -> bytes:
-        return json.dumps({"holder": self._holder, "until": (now() + self._holds).isoformat()}).encode()
+        told = {"holder": self._holder, "until": (now() + self._holds).isoformat(), "machine": _machine(),
+                "process": os.getpid()}  # fmt: skip
+        return json.dumps(told).encode()
 
     def _has_run_out(self, path: str) -> bool:
         try:
             told = json.loads(self._storage.read(path))
+            if told.get("machine") == _machine() and not _is_alive(int(told["process"])):
+                return True
             return now() > datetime.fromisoformat(told["until"]) + CLOCKS
         except FileNotFoundError:  # given back just now; the next crawl takes it
             return False
         except (ValueError, KeyError, TypeError):
             return True  # nothing of ours
+
+
+@cache
+def _machine() -> str:
+    """Where process ids mean the same: this boot of this machine, or of this container."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
+    return " ".join(parts)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT.parent))  # `finextract` is a folder of tests too
 SCALES = (1.25, 1.5, 2.0, 3.0, 5.0)
 ARMS: dict[str, dict[str, Any]] = {
     "direct": {"method": "direct"},

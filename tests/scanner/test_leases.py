@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +50,16 @@ def test_what_has_run_out_is_taken_over_by_exactly_one(
     for thread in threads:
         thread.join()
     assert sum(len(t) for t in taken) == len(set().union(*taken)) == 30
+
+
+def test_what_a_killed_process_held_on_this_machine_is_free_at_once(folder: Folder) -> None:
+    code = (
+        "from pathlib import Path; from scanner.leases import Leases; from scanner.storage import Folder; "
+        f"print(Leases(Folder(Path({folder.uri!r})), 'dead').take(['a']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'a'}"
+    assert Leases(folder, "one").take(["a"]) == {"a"}
 
 
 def test_a_lease_that_is_renewed_does_not_run_out(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
