@@ -8,6 +8,7 @@ fault and is not counted, up to `NODES_LOST`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -47,14 +48,29 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
 
 
+@dataclass
+class Budget:
+    """What a crawl may spend. What it has begun when all is spent, it brings to an end."""
+
+    seconds: float = math.inf  # of workers, in all
+    size_bytes: float = math.inf  # of downloaded checkpoints
+    spent_seconds: float = 0.0
+    spent_bytes: int = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing more may be begun."""
+        return self.spent_seconds >= self.seconds or self.spent_bytes >= self.size_bytes
+
+
 Report = Callable[[Checkpoint, Scan, Progress], None]
 
 
 class Crawl:
     """One crawl of a plan: its state between two ticks."""
 
-    def __init__(self, task: Task, plan: Plan, store: Store, report: Report) -> None:
-        self.task, self.store, self._report = task, store, report
+    def __init__(self, task: Task, plan: Plan, store: Store, report: Report, budget: Budget) -> None:
+        self.task, self.store, self._report, self.budget = task, store, report, budget
         todo = plan.todo
         self.progress = Progress(len(todo))
         self.ready = [p for p in todo if p.prospect is Prospect.READY]
@@ -111,6 +127,9 @@ class Crawl:
         self._close(checkpoint, scan)
 
     def _close(self, checkpoint: Checkpoint, scan: Scan) -> None:
+        if scan.run_id == self.task.run_id:
+            self.budget.spent_seconds += sum(scan.seconds.values())
+            self.budget.spent_bytes += checkpoint.size_bytes if "fetch" in scan.seconds else 0
         self.rows.pop(checkpoint.checkpoint_id, None)
         self.leases.give_back([self._key(checkpoint.checkpoint_id)])
         self._done(checkpoint, scan)
@@ -125,11 +144,15 @@ class Crawl:
     @property
     def left(self) -> bool:
         """Whether anything may still be handed out."""
+        if self.budget.is_spent:
+            return False
         return bool(self.schedule or self.later or self.elsewhere)
 
     def claim(self, worker: Worker) -> None:
         """Fills a worker's queue with checkpoints that nobody else is at, or has finished meanwhile."""
-        while len(worker.queue) < 1 + AHEAD and (taken := self.schedule.take(worker.id, 1 + AHEAD)):
+        while (not self.budget.is_spent and len(worker.queue) < 1 + AHEAD) and (
+            taken := self.schedule.take(worker.id, 1 + AHEAD)
+        ):
             worker.queue += self._claimed(taken)
 
     def _claimed(self, taken: Sequence[Planned]) -> list[Planned]:
@@ -179,6 +202,7 @@ def crawl(
     workers: int | None = None,
     report: Report = lambda *_: None,
     tick: Callable[[Progress], None] = lambda _: None,
+    budget: Budget | None = None,
     kind: type = Scanner,
 ) -> Counter[Verdict]:
     """Scans what a plan has left to do.
@@ -186,7 +210,7 @@ def crawl(
     `report` is told of each outcome, `tick` every few seconds how far it is. Raises StoreError where the
     store does not answer; what was recorded stays, and the next crawl goes on. `kind` is what workers hold.
     """
-    state = Crawl(task, plan, store, report)
+    state = Crawl(task, plan, store, report, budget or Budget())
     state.record_ruled_out()
     if not state.ready:
         return state.progress.verdicts
@@ -226,7 +250,8 @@ def _hand_out(state: Crawl, crew: Crew, worker: Worker) -> None:
         state.claim(worker)
     if not worker.queue:
         state.steal(worker, [w for w in crew.workers if w is not worker])
-    if not worker.queue:
+    if not worker.queue or state.budget.is_spent:
+        worker.queue.clear()
         return
     crew.start(worker, state.rows[worker.queue.pop(0).checkpoint_id])
     state.claim(worker)
