@@ -69,6 +69,7 @@ class Crew:
         self.workers: list[Worker] = []
         self._fetchers: list[Any] = []
         self._ahead: dict[Any, int] = {}  # reference of a fetch -> bytes
+        self._fetched: set[str] = set()  # checkpoints whose fetch was begun
 
     def __enter__(self) -> Crew:
         import ray
@@ -127,8 +128,11 @@ class Crew:
         )
         for reference in done:
             del self._ahead[reference]
-        if not self._num_fetchers or sum(self._ahead.values()) + checkpoint.size_bytes > most_bytes:
+        if not self._num_fetchers or checkpoint.checkpoint_id in self._fetched:
             return
+        if sum(self._ahead.values()) + checkpoint.size_bytes > most_bytes:
+            return
+        self._fetched.add(checkpoint.checkpoint_id)
         if not self._fetchers:
             remote: Any = self._ray.remote(self._kind)
             self._fetchers = [

@@ -255,8 +255,6 @@ def _hand_out(state: Crawl, crew: Crew, worker: Worker) -> None:
         return
     crew.start(worker, state.rows[worker.queue.pop(0).checkpoint_id])
     state.claim(worker)
-    for planned in worker.queue:
-        crew.fetch_ahead(state.rows[planned.checkpoint_id], AHEAD_BYTES)
 
 
 def _lose(state: Crawl, crew: Crew, worker: Worker) -> None:
@@ -281,6 +279,9 @@ def _look(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
             state.progress.running.append((worker.at, "start", 0.0))
             continue
         state.progress.running.append((worker.at, stage.name, stage.seconds))
+        if stage.name != "fetch":  # the line is free
+            for planned in worker.queue:
+                crew.fetch_ahead(state.rows[planned.checkpoint_id], AHEAD_BYTES)
         if stage.seconds > DEADLINES_S.get(stage.name, float("inf")):
             checkpoint = worker.at
             _lose(state, crew, worker)
