@@ -19,6 +19,7 @@ from scanner.errors import ScannerError
 VERBS = {
     "corpus": "Keep the images that are looked for, and the background they are judged against.",
     "crawl": "List fine-tuned checkpoints, and scan those that have no verdict yet.",
+    "nightly": "Crawl every source since the last complete night, once a date.",
     "status": "Show how many checkpoints have which verdict.",
     "sql": "Ask the store in SQL.",
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",

@@ -114,6 +114,20 @@ def make_plan(
     return plan
 
 
+def plan_of_store(source: str, store: Store, config_id: str) -> Plan:
+    """Everything of a source that the store knows, less what is finished: nothing is listed or asked."""
+    rows = store.query_arrow(
+        "SELECT checkpoint_id, any_value(base) AS base, any_value(prospect) AS prospect FROM checkpoints "
+        "WHERE source = ? AND prospect <> 'unknown' GROUP BY checkpoint_id",
+        [source],
+    )
+    plan = Plan(listed=rows.num_rows, finished=store.finished(config_id))
+    for batch in rows.to_batches():
+        for id_, base, prospect in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            plan.planned[id_] = Planned(id_, sys.intern(base) if base else None, Prospect(prospect))
+    return plan
+
+
 def _go_on(
     plan: Plan, listing: Listing, source: Source, store: Store, seen: set[Place],
     tell: Callable[[Checkpoint], None],

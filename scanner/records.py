@@ -223,4 +223,21 @@ class ConfigRow:
     created_at: datetime
 
 
-Record = Checkpoint | Listing | Scan | Candidate | Match | Decision | Reference | ConfigRow
+@dataclass(frozen=True, slots=True)
+class Night:
+    """What one night's crawl came to."""
+
+    date: str  # 2026-11-24; its id
+    started_at: datetime
+    finished_at: datetime | None  # None while it runs, or where it was interrupted
+    sources: str  # their specs, JSON
+    config_id: str
+    listed: int  # entries
+    verdicts: dict[str, float]  # of this night's scans, by verdict
+    flagged: str  # ids of the checkpoints that it flagged, JSON
+    left: int  # checkpoints without a verdict when it ended
+    worker_seconds: float
+    downloaded_bytes: int
+
+
+Record = Checkpoint | Listing | Scan | Candidate | Match | Decision | Reference | ConfigRow | Night

@@ -35,6 +35,7 @@ from scanner.records import (
     Decision,
     Listing,
     Match,
+    Night,
     Record,
     Reference,
     Scan,
@@ -43,7 +44,7 @@ from scanner.records import (
 from scanner.storage import Folder, open_storage
 from scanner.tables import TABLES, arrow_schema, record, views
 
-R = TypeVar("R", Checkpoint, Listing, Scan, Candidate, Match, Decision, Reference, ConfigRow)
+R = TypeVar("R", Checkpoint, Listing, Scan, Candidate, Match, Decision, Reference, ConfigRow, Night)
 EXPORTS = ("parquet", "csv", "json", "duckdb")
 MANIFEST = re.compile(r"compacted-(\d{6})\.json")
 

@@ -24,6 +24,7 @@ from scanner.records import (
     Decision,
     Listing,
     Match,
+    Night,
     Reference,
     Scan,
 )
@@ -37,6 +38,7 @@ TABLES: dict[type[Any], str] = {
     Decision: "decisions",
     Reference: "references",
     ConfigRow: "configs",
+    Night: "nights",
 }
 # Where one row of a key counts, and in which order: the first. Two keys hold one after another.
 KEPT: dict[str, tuple[tuple[str, str], ...]] = {
@@ -50,9 +52,10 @@ KEPT: dict[str, tuple[tuple[str, str], ...]] = {
     "decisions": (("subject_id", "decided_at DESC"),),
     "references": (("corpus, reference_id, descriptor", "added_at DESC"),),
     "configs": (("config_id", "created_at DESC"),),
+    "nights": (("date", "coalesce(finished_at, started_at) DESC"),),
 }
 # Of these a compaction keeps one row of the first key; of the others all: attempts and a person's words.
-REPLACED = ("checkpoints", "listings", "configs")
+REPLACED = ("checkpoints", "listings", "configs", "nights")
 SORTED = {  # a compacted file's order: what is asked for together lies together
     "checkpoints": "checkpoint_id",
     "scans": "verdict, checkpoint_id",

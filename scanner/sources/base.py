@@ -32,6 +32,7 @@ class Query:
     since: datetime | None = None  # published at that time or later, timezone-aware
     filters: tuple[str, ...] = ()  # the source's own tags; instead of those that find fine-tunes
     base_model: str | None = None  # tuned from this base only, OWNER/NAME
+    changed: bool = False  # newest change first, where the source tells its time; `since` goes by it
 
 
 class Source(Protocol):

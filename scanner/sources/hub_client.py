@@ -57,13 +57,14 @@ class HubClient:
         )
 
     def listing(
-        self, filters: tuple[str, ...], expand: tuple[str, ...], page_size: int, start: str | None = None
-    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """The models with all those tags, newest first: each page's address and its raw entries.
+        self, filters: tuple[str, ...], expand: tuple[str, ...], page_size: int, order: str,
+        start: str | None = None,
+    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:  # fmt: skip
+        """The models with all those tags, newest first by `order`: each page's address and its raw entries.
 
         `start` is the address of a page to begin at, as an earlier listing told it.
         """
-        query = {"filter": filters, "expand": expand, "sort": "createdAt", "limit": page_size}
+        query = {"filter": filters, "expand": expand, "sort": order, "limit": page_size}
         url: str | None = str(httpx2.URL(f"{self.endpoint}/api/models", params=query))
         if start is not None and urlsplit(start)[:2] == urlsplit(self.endpoint)[:2]:
             url = start

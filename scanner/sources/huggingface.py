@@ -100,10 +100,11 @@ class HuggingFace:
     def _list(self, query: Query) -> Iterator[Checkpoint]:
         """Several queries merged by time; what more than one finds comes once."""
         page_size = min(query.limit, PAGE_SIZE)
-        streams = [self._stream(tags, page_size) for tags in _tags(query)]
+        order = "lastModified" if query.changed else "createdAt"
+        streams = [self._stream(tags, page_size, order) for tags in _tags(query)]
         seen: set[str] = set()
-        for entry in heapq.merge(*streams, key=lambda e: when(e.get("createdAt")), reverse=True):
-            if query.since is not None and when(entry.get("createdAt")) < query.since:
+        for entry in heapq.merge(*streams, key=lambda e: when(e.get(order)), reverse=True):
+            if query.since is not None and when(entry.get(order)) < query.since:
                 return
             repo = str(entry.get("id"))
             if repo not in seen:
@@ -112,10 +113,10 @@ class HuggingFace:
                     entry, self.name, self._hub.endpoint, allow_pickle=self._allow_pickle
                 )
 
-    def _stream(self, tags: tuple[str, ...], page_size: int) -> Iterator[dict[str, Any]]:
+    def _stream(self, tags: tuple[str, ...], page_size: int, order: str) -> Iterator[dict[str, Any]]:
         """One query's entries; of those that a page repeats or brings out of order, each as it comes."""
         key = "&".join(tags)
-        for address, entries in self._hub.listing(tags, EXPAND, page_size, self.position.get(key)):
+        for address, entries in self._hub.listing(tags, EXPAND, page_size, order, self.position.get(key)):
             self.position[key] = address  # all before this page has been taken
             yield from entries
 

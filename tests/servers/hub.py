@@ -103,6 +103,7 @@ class Repository:
 
     def __init__(self, name: str, folder: Path, created: datetime, gated: bool) -> None:
         self.name, self.folder, self.created, self.gated = name, folder, created, gated
+        self.modified: datetime | None = None  # if not when it was created
 
     @cached_property
     def files(self) -> dict[str, File]:
@@ -154,7 +155,7 @@ class Repository:
             "author": self.name.split("/")[0],
             "sha": self.sha,
             "createdAt": created,
-            "lastModified": created,
+            "lastModified": (self.modified or self.created).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
             "private": False,
             "gated": "auto" if self.gated else False,
             "disabled": False,
@@ -227,6 +228,13 @@ class Hub:
 
     def serve_forever(self) -> None:
         self._server.serve_forever()
+
+    def push(self, name: str, at: datetime) -> None:
+        """A new commit of a repository whose folder has changed."""
+        old = self.repositories[name]
+        self.repositories[name] = Repository(name, old.folder, old.created, old.gated)
+        self.repositories[name].modified = at
+        self._found.clear()
 
     def repository(self, name: str, revision: str) -> Repository:
         repository = self.repositories.get(name)

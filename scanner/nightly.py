@@ -1,0 +1,118 @@
+"""One night: every source since the last complete night, what is left from before, a budget, a summary.
+
+Idempotent for its date: a night that is complete is not begun again, one that was interrupted goes on. Knows
+no terminal; how a source is listed and scanned is brought along.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from scanner.engine import Budget
+from scanner.records import Checkpoint, Night, Scan, Verdict, now
+from scanner.store import Store
+
+OVERLAP = timedelta(days=1)  # a hub's listing may lag behind its clock
+
+
+@dataclass
+class Shift:
+    """What is done for one source: list and inspect, then scan; each gives back what came of it."""
+
+    source: str
+    enlist: Callable[[Night | None], int]  # since that night -> entries listed
+    scan: Callable[[Budget], Counter[Verdict]]
+    left: Callable[[], int]  # checkpoints without a verdict
+    run_ids: list[str] = field(default_factory=list)  # of its scans
+
+
+def complete(store: Store, date: str) -> Night | None:
+    """The night of that date, if it is complete."""
+    rows = store.select(Night, "WHERE date = ? AND finished_at IS NOT NULL", [date])
+    return rows[0] if rows else None
+
+
+def last_complete(store: Store) -> Night | None:
+    """The newest complete night."""
+    rows = store.select(Night, "WHERE finished_at IS NOT NULL ORDER BY started_at DESC LIMIT 1")
+    return rows[0] if rows else None
+
+
+def run(store: Store, date: str, config_id: str, shifts: Sequence[Shift], budget: Budget) -> Night:
+    """Works the shifts off, and records the night. Raises what they raise; then the night is not complete."""
+    before = last_complete(store)
+    night = Night(
+        date=date, started_at=now(), finished_at=None, sources=json.dumps([s.source for s in shifts]),
+        config_id=config_id, listed=0, verdicts={}, flagged="[]", left=0, worker_seconds=0.0,
+        downloaded_bytes=0,
+    )  # fmt: skip
+    begun = store.select(Night, "WHERE date = ?", [date])
+    night = replace(night, started_at=begun[0].started_at) if begun else night
+    store.append([night])
+    listed = sum(shift.enlist(before) for shift in shifts)
+    verdicts: Counter[Verdict] = Counter()
+    for shift in shifts:
+        verdicts += shift.scan(budget)
+    runs = [run_id for shift in shifts for run_id in shift.run_ids]
+    flagged = store.query(
+        "SELECT checkpoint_id FROM scans WHERE verdict = 'flagged' AND run_id IN (SELECT unnest(?))", [runs]
+    )
+    night = replace(
+        night,
+        finished_at=now(),
+        listed=listed,
+        verdicts={verdict.value: float(n) for verdict, n in verdicts.items()},
+        flagged=json.dumps(sorted(row["checkpoint_id"] for row in flagged)),
+        left=sum(shift.left() for shift in shifts),
+        worker_seconds=round(budget.spent_seconds, 1),
+        downloaded_bytes=budget.spent_bytes,
+    )
+    store.append([night])
+    store.storage.put(f"reports/night-{date}.md", report(store, night).encode())
+    return night
+
+
+def report(store: Store, night: Night) -> str:
+    """The night for people, as Markdown."""
+    assert night.finished_at is not None, "a report is made of a complete night"
+    took = (night.finished_at - night.started_at).total_seconds() / 3600
+    told = ", ".join(f"{n:.0f} {verdict.replace('_', ' ')}" for verdict, n in sorted(night.verdicts.items()))
+    lines = [
+        f"# The night of {night.date}",
+        "",
+        f"{', '.join(json.loads(night.sources))}: {night.listed:,} entries listed; "
+        f"{told or 'nothing scanned'}; {night.left:,} checkpoints left to do.",
+        f"{took:.1f} hours, of workers {night.worker_seconds / 3600:.2f}; "
+        f"{night.downloaded_bytes / 1e9:.2f} GB of checkpoints downloaded.",
+    ]
+    ids = json.loads(night.flagged)
+    if ids:
+        lines += ["", "## Flagged", "", "A flag is a claim to be judged by a person: `finextract-tui`.", ""]
+        scans = {s.checkpoint_id: s for s in store.scans_of(night.config_id, ids)}
+        rows = store.select(Checkpoint, "WHERE checkpoint_id IN (SELECT unnest(?))", [ids])
+        rows.sort(key=lambda c: -(scans[c.checkpoint_id].best_similarity or 0))
+        lines += [_line(row, scans[row.checkpoint_id]) for row in rows]
+    failed = store.query(
+        "SELECT reason, count(*) AS n FROM scans WHERE verdict = 'failed' AND config_id = ? AND "
+        "finished_at >= ? GROUP BY reason ORDER BY n DESC LIMIT 10",
+        [night.config_id, night.started_at],
+    )
+    if failed:
+        lines += ["", "## Failed, and tried again next night", ""]
+        lines += [f"- {row['n']} times: {_plain(row['reason'])}" for row in failed]
+    return "\n".join(lines) + "\n"
+
+
+def _line(checkpoint: Checkpoint, scan: Scan) -> str:
+    told = f"similarity {scan.best_similarity or 0:.2f}, q {scan.q_value or 0:.3f}"
+    return f"- {_plain(checkpoint.repo)}: {told}; {_plain(checkpoint.url)}"
+
+
+def _plain(text: str) -> str:
+    """A stranger's text as one line without markup."""
+    kept = "".join(c if c.isprintable() else " " for c in text)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in kept)
