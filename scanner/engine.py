@@ -29,6 +29,7 @@ NODES_LOST = 20  # of a checkpoint, before it counts
 CHUNK = 200  # rows that are read or written at once
 AHEAD = 2  # checkpoints that a worker has claimed beyond the one that it is at
 AHEAD_BYTES = 20_000_000_000  # fetched ahead at once
+SETTLED_S = 5.0  # of sampling, before files are fetched ahead: short scans do without
 TICK_S = 2.0  # between two looks at what is running
 PAUSE_S = 5.0  # before a checkpoint that failed is tried again; longer each time
 DEADLINES_S = {"fetch": 7200.0, "load": 1800.0, "sample": 8 * 3600.0, "embed": 3600.0, "cliques": 3600.0,
@@ -279,7 +280,7 @@ def _look(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
             state.progress.running.append((worker.at, "start", 0.0))
             continue
         state.progress.running.append((worker.at, stage.name, stage.seconds))
-        if stage.name != "fetch":  # the line is free
+        if stage.name == "sample" and stage.seconds > SETTLED_S:  # the line is free
             for planned in worker.queue:
                 crew.fetch_ahead(state.rows[planned.checkpoint_id], AHEAD_BYTES)
         if stage.seconds > DEADLINES_S.get(stage.name, float("inf")):

@@ -165,8 +165,9 @@ def _resolve(
     if by_hash is None and training.base_sha256 is not None and base_by_hash is not None:
         by_hash = base_by_hash(training.base_sha256)
     for evidence, name in [(Evidence.HASH, by_hash), *told]:
-        named = name is not None and (evidence is Evidence.HASH or is_repo(name))
-        if name is not None and named and family_of_base(name) in (None, kind.family):
+        if name is None or not (is_repo(name) or (evidence is Evidence.HASH and name.startswith("/"))):
+            continue
+        if family_of_base(name) in (None, kind.family):
             return evidence, stands_now(name)
     return None
 

@@ -60,8 +60,8 @@ class Storage(Protocol):
         """Lets a connection read those addresses."""
         ...
 
-    def stamp(self, folder: str) -> object:
-        """Equal to an earlier one only if no file was added or removed since; None where that is not sure."""
+    def stamp(self, folder: str) -> tuple[object, bool]:
+        """Another one after a file was added or removed; and whether an equal one says that none was."""
         ...
 
 
@@ -130,10 +130,10 @@ class Folder:
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """DuckDB reads a folder by itself."""
 
-    def stamp(self, folder: str) -> object:
-        """The time at which the folder changed last."""
+    def stamp(self, folder: str) -> tuple[object, bool]:
+        """The time at which the folder changed last; not sure within its clock's tick."""
         changed = (self.root / folder).stat().st_mtime_ns
-        return None if time.time_ns() - changed < UNSURE_NS else changed
+        return changed, time.time_ns() - changed >= UNSURE_NS
 
 
 class Bucket:
@@ -202,13 +202,13 @@ class Bucket:
         connection.execute("SET autoinstall_known_extensions = false")
         connection.register_filesystem(self._files)
 
-    def stamp(self, folder: str) -> object:
+    def stamp(self, folder: str) -> tuple[object, bool]:
         """A digest of the names; looked at anew after `NEWS_S`, or after a write of this process."""
         at, digest = self._seen.get(folder, (-NEWS_S, ""))
         if time.monotonic() - at >= NEWS_S:
             digest = hashlib.sha256("\n".join(sorted(self.names(folder))).encode()).hexdigest()
             self._seen[folder] = time.monotonic(), digest
-        return digest
+        return digest, True
 
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}"

@@ -141,10 +141,10 @@ class Store:
         """Makes the views of the tables anew whose files have changed."""
         with self._lock:
             for table in TABLES.values():
-                stamp = self.storage.stamp(table)
-                if stamp is not None and self._stamps.get(table) == stamp:
+                stamp, sure = self.storage.stamp(table)
+                if self._stamps.get(table) == stamp:
                     continue
-                self._stamps[table] = stamp
+                self._stamps[table] = stamp if sure else None
                 sql = self._views(table, self.files(table))
                 if self._sql.get(table) != sql:
                     self._connection.execute(sql)
@@ -240,7 +240,7 @@ class Store:
     def stamp(self) -> tuple[object, ...]:
         """Differs whenever a part was added, by whatever process; cheap to ask for news."""
         try:
-            return tuple(self.storage.stamp(table) or new_id() for table in TABLES.values())
+            return tuple(self.storage.stamp(table)[0] for table in TABLES.values())
         except OSError as error:
             raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}.") from error
 

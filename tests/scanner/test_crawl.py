@@ -162,25 +162,6 @@ def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
     assert total.planned == len(few.repositories)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_same(
-    few: Hub, corpora: Path, tmp_path: Path
-) -> None:
-    folder = _fresh(corpora, tmp_path)
-    crawl = _start(folder, few, tmp_path)
-    killed = 0
-    for line in _words(crawl):
-        if _is_scanned(line) and not killed:
-            for process in _workers(crawl)[:1]:
-                process.kill()
-                killed += 1
-    assert crawl.wait() == 0
-    assert killed == 1
-    store = Store(folder)
-    assert _copies(store) == 0
-    total = sum_up(store, latest_config(store))
-    assert (total.todo, total.failed) == (0, 0)
-
-
 def test_an_interrupted_crawl_says_how_to_go_on(few: Hub, corpora: Path, tmp_path: Path) -> None:
     folder = _fresh(corpora, tmp_path)
     crawl = _start(folder, few, tmp_path)

@@ -4,6 +4,7 @@ often a row is written. Workers that scan are in test_crawl.py."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -185,6 +186,24 @@ def test_a_checkpoint_that_kills_its_workers_costs_three_and_is_not_let_at_more(
     (row,) = store.query("SELECT * FROM scans WHERE verdict = 'failed'")
     assert row["reason"].startswith("its worker died 3 times")
     assert plan_of(store, told).todo == []
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_same(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = plan_of(store, [("slow", "a")] * 8)
+    killed: list[int] = []
+
+    def report(checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        if len(killed) < 2:
+            log = tmp_path / "log" / checkpoint.checkpoint_id
+            killed.append(int(log.read_text().split()[0]))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    counts = crawl(task(store, tmp_path / "log"), plan, store, workers=2, report=report, kind=Stub)
+    assert counts == {Verdict.NOTHING_FOUND: 8}
+    assert len(store.query("SELECT * FROM all_scans")) == 8
+    assert len(set(killed)) == 2
 
 
 def test_a_stage_past_its_deadline_is_ended(

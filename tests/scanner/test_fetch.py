@@ -96,7 +96,7 @@ def test_the_download_goes_with_the_scan_and_the_base_stays(repos: dict[str, Pat
     cache = tmp_path / "cache"
     with hub:
         with fetched(source, inspected(source), Downloads(cache)) as files:
-            weights, base = files.weights, files.base
+            weights, base = files.weights, files.base.folder
             assert sha256_of(weights) == sha256_of(repos["o/tuned"] / FILE)
             assert (base / "model_index.json").is_file()
         assert not weights.exists()

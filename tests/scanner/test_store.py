@@ -143,9 +143,9 @@ def test_a_store_that_is_compacted_at_any_moment_answers_as_one_that_never_is(
 
 def test_of_two_compactions_at_once_one_wins_and_nothing_is_lost(make: Make) -> None:
     store = make("store")
-    for n in range(8):
+    for n in range(4):
         store.append([checkpoint(f"o/{n}", f"id{n}")])
-    threads = [threading.Thread(target=lambda: list(compact(make("store"), grace_s=0.5))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: list(compact(make("store"), grace_s=0.2))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
