@@ -154,7 +154,7 @@ def test_of_two_compactions_at_once_one_wins_and_nothing_is_lost(make: Make) -> 
     assert (
         len(again.query("SELECT * FROM checkpoints"))
         == len(again.query("SELECT * FROM all_checkpoints"))
-        == 8
+        == 4
     )
     assert len(again.storage.names("checkpoints")) == 3
 
