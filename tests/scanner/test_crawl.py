@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,17 +27,24 @@ REPOS = (
     "stilllife/fruit-lora",
     "garage-nine/music-lora",
 )
+BACKGROUND = 240  # pictures
 BUDGET = ["--samples-per-image", "3", "--steps", "8", "--assume-train-images", "5", "--guidance-scale", "2.5"]
 
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that holds the subjects and the background, embedded once."""
-    zoo = Path(__file__).resolve().parents[1] / "zoo"
-    folder = tmp_path_factory.mktemp("corpora") / "store"
+    """A store that holds two subjects and a part of the background, embedded once."""
+    images = Path(__file__).resolve().parents[1] / "zoo" / "images"
+    made = tmp_path_factory.mktemp("corpora")
+    for subject in ("cats", "fruit"):
+        shutil.copytree(images / "subjects" / subject, made / "subjects" / subject)
+    (made / "background").mkdir()
+    for path in sorted((images / "background").iterdir())[:BACKGROUND]:
+        shutil.copy(path, made / "background")
+    folder = made / "store"
     for name, extra in (("subjects", []), ("background", ["--background"])):
         subprocess.run(
-            [BIN / "scanner", "corpus", "add", name, zoo / "images" / name, "--store", folder, *extra],
+            [BIN / "scanner", "corpus", "add", name, made / name, "--store", folder, *extra],
             check=True, capture_output=True,
         )  # fmt: skip
     return folder
@@ -89,8 +97,6 @@ def _environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 def _fresh(corpora: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(corpora, tmp_path / "crawled"))
 
 
@@ -126,7 +132,7 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
     row = next(s for s in store.select(Scan) if s.best_similarity is not None)
     assert row.tau is not None
     assert row.alpha == 0.05
-    assert row.num_background == 1080
+    assert row.num_background == BACKGROUND
     assert not list((tmp_path / "cache" / "scans").glob("*/*.safetensors")), "weights go after their scan"
     images = list((folder / "images").rglob("*.png"))
     assert images
