@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from scanner.errors import ConfigError
+from scanner.planning import Planned
 from scanner.records import Checkpoint
 from scanner.worker import Scanner, Stage, Task
 
@@ -50,12 +51,7 @@ class Worker:
     answer: Any = None  # the reference of its scan
     asked: Any = None  # the reference of its last `stage`
     stage: Stage | None = None
-    queue: list[Any] = field(default_factory=list)  # Planned; its own, in order
-
-    @property
-    def id(self) -> Hashable:
-        """Tells it from others."""
-        return id(self)
+    queue: list[Planned] = field(default_factory=list)  # that it has claimed beyond, in order
 
 
 class Crew:
@@ -136,7 +132,9 @@ class Crew:
         if not self._fetchers:
             remote: Any = self._ray.remote(self._kind)
             self._fetchers = [
-                remote.options(num_cpus=0, max_restarts=-1, max_task_retries=0).remote(self._task)
+                remote.options(
+                    num_cpus=1 if self._address else 0, max_restarts=-1, max_task_retries=0
+                ).remote(self._task)  # on a cluster a processor's own node; here it takes none from a scan
                 for _ in range(self._num_fetchers)
             ]
         fetcher = self._fetchers[len(self._ahead) % len(self._fetchers)]
@@ -182,6 +180,12 @@ class Crew:
         self.workers.remove(worker)
 
 
+def named_cluster() -> str | None:
+    """The cluster of the job that this process is; RAY_ADDRESS may also name a job server, which is none."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    return named if named and not named.startswith("http") else None
+
+
 def check_cluster(address: str) -> None:
     """Raises ConfigError where nobody answers at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
@@ -202,6 +206,7 @@ def _start(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = address or named_cluster()
     if address is None:
         ray.init(include_dashboard=False, object_store_memory=100_000_000, **options)
     else:

@@ -17,6 +17,7 @@ from scanner import client
 from scanner.config import default_cache
 from scanner.errors import ScannerError
 from scanner.fetch import show_size
+from scanner.storage import open_storage
 
 TIMEOUT_S = 8.0
 LITTLE_BYTES = 20_000_000_000  # of disk: less holds few checkpoints at a time
@@ -50,7 +51,7 @@ def examine(store: str, ray_address: str | None) -> Iterator[Check]:
         check_torch,
         check_sscd,
         lambda: check_ray(ray_address),
-        lambda: check_disk("store", Path(store)),
+        lambda: check_store(store),
         lambda: check_disk("cache", default_cache()),
         lambda: check_hub("HuggingFace", "HF_ENDPOINT", "https://huggingface.co", "/api/models?limit=1"),
         lambda: check_hub("Civitai", "CIVITAI_ENDPOINT", "https://civitai.com", "/api/v1/models?limit=1"),
@@ -91,9 +92,9 @@ def check_sscd() -> Check:
 
 def check_ray(address: str | None) -> Check:
     """The cluster that is named, or that a crawl starts one here."""
-    from scanner.crew import check_cluster
+    from scanner.crew import check_cluster, named_cluster
 
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or named_cluster()
     if not address:
         return Check("Ray", State.GOOD, f"{version('ray')}; a crawl starts one here ({os.cpu_count()} cores)")
     try:
@@ -102,6 +103,18 @@ def check_ray(address: str | None) -> Check:
         told, _, remedy = str(error).partition("\n")
         return Check("Ray", State.BAD, told, remedy)
     return Check("Ray", State.GOOD, f"{version('ray')}; a cluster answers at {address}")
+
+
+def check_store(uri: str) -> Check:
+    """The store's disk, or whether its object store answers."""
+    if "://" not in uri:
+        return check_disk("store", Path(uri))
+    try:
+        there = bool(open_storage(uri).names("scans"))
+    except (OSError, ScannerError) as error:
+        remedy = "Check AWS_ENDPOINT_URL, the credentials, and the bucket's name."
+        return Check("store", State.BAD, f"{uri} does not answer: {client.brief(error)}", remedy)
+    return Check("store", State.GOOD, f"{uri}{'' if there else ', not made yet'}")
 
 
 def check_disk(name: str, folder: Path) -> Check:

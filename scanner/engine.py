@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import batched
-from typing import Any
 
 from scanner.crew import Crew, Worker, WorkerDied, WorkerFailed
 from scanner.leases import Leases
@@ -151,10 +150,8 @@ class Crawl:
 
     def claim(self, worker: Worker) -> None:
         """Fills a worker's queue with checkpoints that nobody else is at, or has finished meanwhile."""
-        while (not self.budget.is_spent and len(worker.queue) < 1 + AHEAD) and (
-            taken := self.schedule.take(worker.id, 1 + AHEAD)
-        ):
-            worker.queue += self._claimed(taken)
+        while self.schedule and len(worker.queue) < 1 + AHEAD and not self.budget.is_spent:
+            worker.queue += self._claimed(self.schedule.take(worker, 1 + AHEAD))
 
     def _claimed(self, taken: Sequence[Planned]) -> list[Planned]:
         fresh = [p for p in taken if p.checkpoint_id not in self.rows]
@@ -263,7 +260,7 @@ def _lose(state: Crawl, crew: Crew, worker: Worker) -> None:
     for planned in worker.queue:
         state.schedule.give_back(planned)
     worker.queue.clear()
-    state.schedule.forget(worker.id)
+    state.schedule.forget(worker)
     crew.dismiss(worker)
 
 
@@ -312,7 +309,6 @@ def _ruled_out(task: Task, checkpoint: Checkpoint) -> Scan:
 
 def _without_scan(task: Task, checkpoint: Checkpoint, verdict: Verdict, reason: str, stage: str) -> Scan:
     at = now()
-    facts: dict[str, Any] = {"caption": checkpoint.caption, "base": checkpoint.base}
     return Scan(
         scan_id=new_id(),
         checkpoint_id=checkpoint.checkpoint_id,
@@ -323,8 +319,9 @@ def _without_scan(task: Task, checkpoint: Checkpoint, verdict: Verdict, reason: 
         stage=stage,
         started_at=at,
         finished_at=at,
+        caption=checkpoint.caption,
+        base=checkpoint.base,
         tau=task.config.tau,
         alpha=task.config.alpha,
         seed=task.config.seed,
-        **facts,
     )

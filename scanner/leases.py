@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 
+from scanner.errors import StoreError
 from scanner.records import now
 from scanner.storage import Storage
 
@@ -28,14 +29,23 @@ NAME = re.compile(r"(?P<key>.+)~(?P<number>\d{6})\.json")
 
 
 class Leases:
-    """The leases of one crawl. Methods raise OSError where the store does not answer."""
+    """The leases of one crawl."""
 
     def __init__(self, storage: Storage, holder: str, holds: timedelta = HOLDS) -> None:
         self._storage, self._holder, self._holds = storage, holder, holds
         self._held: dict[str, tuple[str, datetime]] = {}  # key -> (its file, when it was written)
 
     def take(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that this crawl may work on: nobody else holds them."""
+        """Those of the keys that this crawl may work on: nobody else holds them.
+
+        Raises StoreError where the store does not answer.
+        """
+        try:
+            return self._take(keys)
+        except OSError as error:
+            raise StoreError(f"the store {self._storage.uri} does not answer: {error}.") from error
+
+    def _take(self, keys: Iterable[str]) -> set[str]:
         numbers: dict[str, int] = {}
         for name in self._storage.names(FOLDER):
             if match := NAME.fullmatch(name):
@@ -54,11 +64,12 @@ class Leases:
         return taken
 
     def renew(self) -> None:
-        """Writes anew what has held for a third of its time. To be called often."""
+        """Writes anew what has held for a third of its time. Called often: a failure is tried again."""
         for key, (path, written) in list(self._held.items()):
             if now() - written > self._holds / 3:
-                self._storage.put(path, self._content())
-                self._held[key] = path, now()
+                with contextlib.suppress(OSError):
+                    self._storage.put(path, self._content())
+                    self._held[key] = path, now()
 
     def give_back(self, keys: Iterable[str] | None = None) -> None:
         """Lets go of those keys, or of all."""

@@ -21,30 +21,17 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scanner.errors import QueryError, StoreError
-from scanner.records import (
-    Candidate,
-    Checkpoint,
-    ConfigRow,
-    Decision,
-    Listing,
-    Match,
-    Night,
-    Record,
-    Reference,
-    Scan,
-    new_id,
-)
+from scanner.records import Checkpoint, Record, Scan, new_id
 from scanner.storage import Folder, open_storage
 from scanner.tables import TABLES, arrow_schema, record, views
 
-R = TypeVar("R", Checkpoint, Listing, Scan, Candidate, Match, Decision, Reference, ConfigRow, Night)
 EXPORTS = ("parquet", "csv", "json", "duckdb")
 MANIFEST = re.compile(r"compacted-(\d{6})\.json")
 
@@ -89,7 +76,6 @@ class Store:
         self.storage.attach(self._connection)
         self._stamps: dict[str, object] = {}
         self._sql: dict[str, str] = {}
-        self._refresh()
 
     @property
     def root(self) -> Path:
@@ -219,6 +205,7 @@ class Store:
         assert form in EXPORTS, form
         name, target = table.replace('"', '""'), str(path).replace("'", "''")
         try:
+            self._refresh()
             with self._connection.cursor() as cursor:
                 cursor.execute("SET TimeZone = 'UTC'")
                 if form == "duckdb":
@@ -244,7 +231,9 @@ class Store:
         except OSError as error:
             raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}.") from error
 
-    def select(self, record_type: type[R], clause: str = "", parameters: Sequence[Any] = ()) -> list[R]:
+    def select[R: Record](
+        self, record_type: type[R], clause: str = "", parameters: Sequence[Any] = ()
+    ) -> list[R]:
         """The newest records of a type; `clause` is what follows FROM: WHERE, ORDER BY, LIMIT."""
         columns = ", ".join(f'"{f.name}"' for f in dataclasses.fields(record_type))
         rows = self.query(f'SELECT {columns} FROM "{TABLES[record_type]}" {clause}', parameters)

@@ -15,6 +15,7 @@ import click
 
 from scanner import client
 from scanner.commands.output import plain
+from scanner.records import now
 from scanner.summary import shorter
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Terminal:
     def __init__(self) -> None:
         self._watched = sys.stderr.isatty()
         self._told = time.monotonic()
-        self._limits = ""
+        self._waiting: client.Waiting | None = None
         self._listening = client.watched(self._limited)
 
     def __enter__(self) -> Terminal:
@@ -45,7 +46,7 @@ class Terminal:
         self._wipe()
 
     def _limited(self, waiting: client.Waiting) -> None:
-        self._limits = str(waiting)
+        self._waiting = waiting
 
     def report(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
         """One verdict."""
@@ -84,7 +85,8 @@ class Terminal:
         if running:
             more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
             parts.append(f"at {', '.join(running[:SHOWN])}{more}")
-        parts += [self._limits] if self._limits else []
+        if self._waiting is not None and self._waiting.until > now():
+            parts.append(str(self._waiting))
         return plain("; ".join(parts))
 
     def _wipe(self) -> None:

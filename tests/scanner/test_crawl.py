@@ -139,7 +139,7 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
     assert all(image.stat().st_mode & 0o777 == 0o600 for image in images)
 
 
-def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
+def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped_though_a_worker_is_killed_too(
     few: Hub, corpora: Path, tmp_path: Path
 ) -> None:
     folder = _fresh(corpora, tmp_path)
@@ -155,11 +155,16 @@ def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped(
     store = Store(folder)
     before = {s.scan_id for s in store.select(Scan)}
     assert 0 < len(before) < len(few.repositories)
-    second = subprocess.run(
-        _command(folder), env=_environment(few, tmp_path), capture_output=True, text=True, check=False
-    )
-    assert second.returncode == 0, second.stderr
-    assert f"{len(before)} finished before" in second.stderr
+    second, said, killed = _start(folder, few, tmp_path), "", 0
+    for line in _words(second):
+        said += line
+        if _is_scanned(line) and not killed:  # and now a worker in the middle of its scan
+            for process in _workers(second)[:1]:
+                process.kill()
+                killed += 1
+    assert second.wait() == 0, said
+    assert killed == 1
+    assert f"{len(before)} finished before" in said
     after = store.query("SELECT scan_id, checkpoint_id FROM all_scans")
     assert before <= {row["scan_id"] for row in after}
     assert len(after) == len({row["checkpoint_id"] for row in after}) == len(few.repositories)

@@ -15,25 +15,24 @@ from pathlib import Path
 import pytest
 import ray
 from ray import cloudpickle
+from stub_worker import CONFIG, ended, task
 
 from scanner import engine
-from scanner.config import ScanConfig
 from scanner.engine import Progress, crawl
 from scanner.errors import StoreError
 from scanner.planning import Plan
-from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
+from scanner.records import Checkpoint, Prospect, Scan, Verdict, now
 from scanner.store import Store
 from scanner.worker import Stage, Task
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-CONFIG = ScanConfig()
 
 
 class Stub:
     """A worker that does what a checkpoint's caption tells it, and writes its row."""
 
     def __init__(self, task: Task) -> None:
-        self.task, self.store = task, Store(task.store)
+        self.task = task
         self.at: tuple[str, float] | None = None
 
     def stage(self) -> Stage | None:
@@ -59,14 +58,7 @@ class Stub:
         if told == "slow":
             time.sleep(0.3)
         verdict = Verdict.FAILED if told == "fails" and bad else Verdict.NOTHING_FOUND
-        at = now()
-        scan = Scan(
-            scan_id=new_id(), checkpoint_id=checkpoint.checkpoint_id, config_id=self.task.config.config_id,
-            run_id=self.task.run_id, verdict=verdict, reason="the hub did not answer" if bad and told else "",
-            stage="match", started_at=at, finished_at=at,
-        )  # fmt: skip
-        if verdict is not Verdict.FAILED:
-            self.store.append([scan])
+        scan = ended(self.task, checkpoint, verdict, "the hub did not answer" if bad and told else "")
         self.at = None
         return scan
 
@@ -121,14 +113,6 @@ def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
     plan.listed = len(rows)
     plan.finished = store.finished(CONFIG.config_id)
     return plan
-
-
-def task(store: Store, cache: Path) -> Task:
-    cache.mkdir(exist_ok=True)
-    return Task(
-        store=store.uri, source="stub", base=None, config=CONFIG, run_id=new_id(), cache=str(cache),
-        max_download=1, cache_bytes=1, keep_weights=False, allow_pickle=False, threads=1,
-    )  # fmt: skip
 
 
 def verdicts(store: Store) -> dict[str, str]:

@@ -16,13 +16,14 @@ from click.testing import CliRunner
 from ray import cloudpickle
 from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_safetensors
+from stub_worker import CONFIG, ended, task
 
 from scanner import nightly
 from scanner.cli import cli
 from scanner.engine import Budget, crawl
 from scanner.nightly import OVERLAP, Shift
 from scanner.planning import make_plan, plan_of_store
-from scanner.records import Checkpoint, Night, Scan, Verdict, new_id, now
+from scanner.records import Checkpoint, Night, Scan, Verdict, now
 from scanner.sources.base import Query
 from scanner.sources.huggingface import HuggingFace
 from scanner.store import Store
@@ -35,7 +36,7 @@ class Stub:
     """A worker that takes ten seconds by its own account; what is called "bad" fails, "mine" is flagged."""
 
     def __init__(self, task: Task) -> None:
-        self.task, self.store = task, Store(task.store)
+        self.task = task
 
     def stage(self) -> Stage | None:
         return None
@@ -46,16 +47,10 @@ class Stub:
     def scan(self, checkpoint: Checkpoint) -> Scan:
         verdict = Verdict.FLAGGED if "mine" in checkpoint.repo else Verdict.NOTHING_FOUND
         verdict = Verdict.FAILED if "bad" in checkpoint.repo else verdict
-        at = now()
-        scan = Scan(
-            scan_id=new_id(), checkpoint_id=checkpoint.checkpoint_id, config_id=self.task.config.config_id,
-            run_id=self.task.run_id, verdict=verdict, reason="out of luck" * (verdict is Verdict.FAILED),
-            stage="match", started_at=at, finished_at=at, seconds={"fetch": 1.0, "sample": 9.0},
-            best_similarity=0.9, q_value=0.01,
+        return ended(
+            self.task, checkpoint, verdict, "out of luck" * (verdict is Verdict.FAILED),
+            seconds={"fetch": 1.0, "sample": 9.0}, best_similarity=0.9, q_value=0.01,
         )  # fmt: skip
-        if verdict is not Verdict.FAILED:
-            self.store.append([scan])
-        return scan
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,11 +84,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def shift(store: Store, cache: Path, since: list[datetime | None]) -> tuple[Shift, str]:
     """As the command makes one, with workers that scan nothing."""
-    from test_engine import CONFIG, task
-
     source = HuggingFace()
-    told = task(store, cache)
-    told = Task(**{n: getattr(told, n) for n in Task.__slots__} | {"source": source.name})
+    told = task(store, cache, source.name)
 
     def enlist(before: Night | None) -> int:
         since.append(None if before is None else before.started_at - OVERLAP)
