@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from scanner.storage import Folder
 from scanner.store import Files, Store
 from scanner.tables import TABLES, compacted
 
+TIDY_S = 60.0  # between two looks at a store that a crawl writes to
+TIDY_PARTS = 1000  # of a table: every question opens them all
 GRACE_S = 10.0  # a reader lists a table's files and opens them within it
 FEWEST_PARTS = 2  # written since: fewer are left
 ROWS_IN_A_GROUP = 50_000
@@ -37,12 +41,34 @@ class Compacted:
     rows: int  # of the file
 
 
-def compact(store: Store, *, grace_s: float | None = None) -> Iterator[Compacted]:
-    """Compacts every table that has parts, then removes what was replaced, now or by an earlier run.
+@contextmanager
+def tidied(uri: str) -> Iterator[None]:
+    """Compacts the tables of a store whenever they have come to many parts, in a thread of its own."""
+    over = threading.Event()
+
+    def tidy() -> None:
+        while not over.wait(TIDY_S):
+            with suppress(StoreError):  # the crawl itself meets a store that does not answer, and tells
+                for _ in compact(Store(uri), fewest_parts=TIDY_PARTS):
+                    pass
+
+    thread = threading.Thread(target=tidy, name="tidy", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def compact(
+    store: Store, *, fewest_parts: int = FEWEST_PARTS, grace_s: float | None = None
+) -> Iterator[Compacted]:
+    """Compacts every table that has so many parts, then removes what was replaced, now or by an earlier run.
 
     Raises StoreError where the store cannot be read or written; what was there stays.
     """
-    done = [_compact(store, table) for table in TABLES.values()]
+    done = [_compact(store, table, fewest_parts) for table in TABLES.values()]
     yield from done
     if any(c.parts for c in done) or any(_files(store, table).replaced for table in TABLES.values()):
         time.sleep(GRACE_S if grace_s is None else grace_s)
@@ -51,10 +77,10 @@ def compact(store: Store, *, grace_s: float | None = None) -> Iterator[Compacted
                 store.storage.remove(f"{table}/{name}")
 
 
-def _compact(store: Store, table: str) -> Compacted:
+def _compact(store: Store, table: str, fewest_parts: int) -> Compacted:
     files = _files(store, table)
     parts = [part for part in files.parts if not part.startswith("part-schema-")]
-    if len(parts) < FEWEST_PARTS:
+    if len(parts) < fewest_parts:
         return Compacted(table, 0, 0)
     name = f"compacted-{files.number + 1:06}-{new_id()}.parquet"
     stands_for = sorted({*parts, *(n for n in files.replaced if n.startswith("part-"))})

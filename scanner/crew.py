@@ -7,9 +7,11 @@ workers take GPUs, several sharing one where its memory allows; otherwise a core
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +53,8 @@ class Worker:
     answer: Any = None  # the reference of its scan
     asked: Any = None  # the reference of its last `stage`
     stage: Stage | None = None
+    began: float = 0.0  # monotonic seconds, its scan
+    seconds: float = math.inf  # of a scan, on average of late
     queue: list[Planned] = field(default_factory=list)  # that it has claimed beyond, in order
 
 
@@ -112,7 +116,7 @@ class Crew:
 
     def start(self, worker: Worker, checkpoint: Checkpoint) -> None:
         """Gives a worker that is at nothing a checkpoint."""
-        worker.at, worker.stage = checkpoint, None
+        worker.at, worker.stage, worker.began = checkpoint, None, time.monotonic()
         worker.answer = worker.actor.scan.remote(checkpoint)
 
     def fetch_ahead(self, checkpoint: Checkpoint, most_bytes: int) -> None:
@@ -147,9 +151,13 @@ class Crew:
         if not running:
             return
         done, _ = ray.wait(list(running), num_returns=1, timeout=wait_s)
+        if done:  # and whatever else is done by now
+            done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
         for reference in done:
             worker = running[reference]
             worker.answer = None
+            took = time.monotonic() - worker.began
+            worker.seconds = took if worker.seconds == math.inf else 0.8 * worker.seconds + 0.2 * took
             try:
                 outcome: Any = ray.get(reference)
             except ray.exceptions.RayActorError as error:

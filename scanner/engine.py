@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import batched
 
+from scanner.compaction import tidied
 from scanner.crew import Crew, Worker, WorkerDied, WorkerFailed
 from scanner.leases import Leases
 from scanner.planning import Plan, Planned
@@ -26,7 +27,8 @@ from scanner.worker import Scanner, Task
 ATTEMPTS = 3  # of a checkpoint
 NODES_LOST = 20  # of a checkpoint, before it counts
 CHUNK = 200  # rows that are read or written at once
-AHEAD = 2  # checkpoints that a worker has claimed beyond the one that it is at
+AHEAD = 2  # checkpoints that a worker has claimed beyond the one that it is at,
+AHEAD_S = 10.0  # or as many as take it that long: claiming costs questions to the store
 AHEAD_BYTES = 20_000_000_000  # fetched ahead at once
 SETTLED_S = 5.0  # of sampling, before files are fetched ahead: short scans do without
 TICK_S = 2.0  # between two looks at what is running
@@ -150,8 +152,9 @@ class Crawl:
 
     def claim(self, worker: Worker) -> None:
         """Fills a worker's queue with checkpoints that nobody else is at, or has finished meanwhile."""
+        count = 1 + min(CHUNK, max(AHEAD, int(AHEAD_S / max(worker.seconds, 1e-3))))
         while self.schedule and len(worker.queue) < 1 + AHEAD and not self.budget.is_spent:
-            worker.queue += self._claimed(self.schedule.take(worker, 1 + AHEAD))
+            worker.queue += self._claimed(self.schedule.take(worker, count))
 
     def _claimed(self, taken: Sequence[Planned]) -> list[Planned]:
         fresh = [p for p in taken if p.checkpoint_id not in self.rows]
@@ -214,7 +217,10 @@ def crawl(
         return state.progress.verdicts
     try:
         fetchers = 0 if task.source.startswith("folder:") else 1
-        with Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew:
+        with (
+            Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew,
+            tidied(store.uri),
+        ):
             _work(state, crew, tick)
     finally:
         state.leases.give_back()
@@ -225,7 +231,8 @@ def _work(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
     looked = 0.0
     while state.left or any(w.queue or w.answer is not None for w in crew.workers):
         state.wake()
-        crew.grow(most=max(1, state.progress.total - state.progress.done))
+        if not crew.workers:
+            crew.grow(most=max(1, state.progress.total - state.progress.done))
         for worker in crew.workers:
             if worker.answer is None:
                 _hand_out(state, crew, worker)
@@ -267,6 +274,7 @@ def _lose(state: Crawl, crew: Crew, worker: Worker) -> None:
 def _look(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
     """Renews leases, holds stages to their deadlines, tells how far it is."""
     state.leases.renew()
+    crew.grow(most=max(1, state.progress.total - state.progress.done))
     crew.look()
     state.progress.running = []
     for worker in list(crew.workers):
@@ -278,7 +286,7 @@ def _look(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
             continue
         state.progress.running.append((worker.at, stage.name, stage.seconds))
         if stage.name == "sample" and stage.seconds > SETTLED_S:  # the line is free
-            for planned in worker.queue:
+            for planned in worker.queue[:AHEAD]:
                 crew.fetch_ahead(state.rows[planned.checkpoint_id], AHEAD_BYTES)
         if stage.seconds > DEADLINES_S.get(stage.name, float("inf")):
             checkpoint = worker.at

@@ -115,10 +115,13 @@ def make_plan(
 
 
 def plan_of_store(source: str, store: Store, config_id: str) -> Plan:
-    """Everything of a source that the store knows, less what is finished: nothing is listed or asked."""
+    """Everything of a source that the store knows, less what is finished: nothing is listed or asked.
+
+    In the order of a compacted table, so the rows of what is claimed together lie together.
+    """
     rows = store.query_arrow(
         "SELECT checkpoint_id, any_value(base) AS base, any_value(prospect) AS prospect FROM checkpoints "
-        "WHERE source = ? AND prospect <> 'unknown' GROUP BY checkpoint_id",
+        "WHERE source = ? AND prospect <> 'unknown' GROUP BY checkpoint_id ORDER BY checkpoint_id",
         [source],
     )
     plan = Plan(listed=rows.num_rows, finished=store.finished(config_id))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scanner.records import Checkpoint, ConfigRow, Scan, Verdict
+from scanner.records import ConfigRow, Verdict
 from scanner.store import Store
 
 
@@ -41,45 +42,63 @@ def latest_config(store: Store) -> str | None:
     return rows[0].config_id if rows else None
 
 
-def sum_up(store: Store, config_id: str | None) -> Sum:
-    """Every listed checkpoint has at most one verdict under a configuration: its newest scan's."""
-    (row,) = store.query("SELECT count(*) AS planned FROM checkpoints")
+def sum_up(store: Store, config_id: str | None, *, among: Sequence[str] | None = None) -> Sum:
+    """Every listed checkpoint has at most one verdict under a configuration: its newest scan's.
+
+    `among` are the ids to count, by default all.
+    """
+    given = {} if among is None else {"among": list(among)}
+    chosen = "" if among is None else "WHERE checkpoint_id IN (SELECT unnest($among))"
+    (row,) = store.query(f"SELECT count(*) AS planned FROM checkpoints {chosen}", given)
     counts = {
         r["verdict"]: r["n"]
         for r in store.query(
-            "SELECT verdict, count(*) AS n FROM scans SEMI JOIN checkpoints USING (checkpoint_id) "
-            "WHERE config_id = ? GROUP BY verdict",
-            [config_id],
+            f"SELECT verdict, count(*) AS n FROM (SELECT * FROM scans WHERE config_id = $config_id) "
+            f"SEMI JOIN (SELECT checkpoint_id FROM checkpoints {chosen}) USING (checkpoint_id) "
+            "GROUP BY verdict",
+            {"config_id": config_id, **given},
         )
     }
     return Sum(row["planned"], *(counts.get(v, 0) for v in Verdict))
 
 
-def outcomes(store: Store, config_id: str | None) -> list[dict[str, Any]]:
-    """Each listed checkpoint with its verdict: flagged first, the strongest evidence before weaker."""
-    order = {verdict: rank for rank, verdict in enumerate(Verdict)}
-    scans = {s.checkpoint_id: s for s in store.select(Scan, "WHERE config_id = ?", [config_id])}
-    rows = []
-    for checkpoint in store.select(Checkpoint):
-        scan = scans.get(checkpoint.checkpoint_id)
-        rows.append(
-            {
-                "checkpoint_id": checkpoint.checkpoint_id,
-                "repo": checkpoint.repo,
-                "kind": checkpoint.kind,
-                "verdict": scan.verdict.value if scan else "to do",
-                "best_similarity": scan.best_similarity if scan else None,
-                "q_value": scan.q_value if scan else None,
-                "reason": scan.reason if scan else checkpoint.reason,
-            }
-        )
-    return sorted(
-        rows,
-        key=lambda r: (
-            order.get(Verdict(r["verdict"]), 9) if r["verdict"] != "to do" else 9,
-            -(r["best_similarity"] or 0.0),
-            r["repo"],
-        ),
+OUTCOMES = """
+SELECT c.checkpoint_id, c.repo, c.kind, coalesce(s.verdict, 'to do') AS verdict, s.best_similarity, s.q_value,
+    coalesce(s.reason, c.reason) AS reason
+FROM checkpoints c {join} (SELECT * FROM scans WHERE config_id = $config_id {only}) s USING (checkpoint_id)
+WHERE {which}
+ORDER BY coalesce(s.best_similarity, 0) DESC, c.repo, c.checkpoint_id LIMIT $limit"""
+
+
+def outcomes(
+    store: Store, config_id: str | None, *, among: Sequence[str] | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Each listed checkpoint with its verdict: flagged first, the strongest evidence before weaker.
+
+    `among` are the ids to tell of, by default all.
+    """
+    rows: list[dict[str, Any]] = []
+    given = {} if among is None else {"among": list(among)}
+    chosen = "true" if among is None else "c.checkpoint_id IN (SELECT unnest($among))"
+    for verdict in (*Verdict, None):  # one at a time: a million rows need not be sorted for the first hundred
+        left = None if limit is None else limit - len(rows)
+        if left == 0:
+            break
+        if verdict is None:
+            asked = OUTCOMES.format(join="LEFT JOIN", only="", which=f"s.verdict IS NULL AND {chosen}")
+        else:
+            asked = OUTCOMES.format(join="JOIN", only=f"AND verdict = '{verdict}'", which=chosen)
+        rows += store.query(asked, {"config_id": config_id, "limit": left, **given})
+    return rows
+
+
+def newest(store: Store, config_id: str | None, limit: int) -> list[dict[str, Any]]:
+    """The newest verdicts with the names of their checkpoints, newest first."""
+    return store.query(
+        "WITH newest AS (SELECT checkpoint_id, verdict, best_similarity, q_value, reason, finished_at "
+        "FROM scans WHERE config_id = ? ORDER BY finished_at DESC LIMIT ?) "
+        "SELECT n.*, c.repo FROM newest n JOIN checkpoints c USING (checkpoint_id) ORDER BY finished_at DESC",
+        [config_id, limit],
     )
 
 

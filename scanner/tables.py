@@ -60,7 +60,7 @@ SORTED = {  # a compacted file's order: what is asked for together lies together
     "checkpoints": "checkpoint_id",
     "scans": "verdict, checkpoint_id",
     "candidates": "scan_id",
-    "matches": "scan_id",
+    "matches": "flagged DESC, scan_id",
     "references": "corpus, reference_id",
 }
 MARK = "counts"  # the column of a compacted file that marks the rows that count

@@ -16,27 +16,30 @@ from scanner.store import Store
 
 PAGE = 200  # rows asked for at first, and again each time the cursor reaches the last one
 
-LATEST = """
-latest AS (
-    SELECT scan_id, checkpoint_id, verdict, reason, best_similarity, q_value, finished_at
-    FROM scans
-    QUALIFY row_number() OVER (
-        PARTITION BY checkpoint_id
-        ORDER BY verdict = 'flagged' DESC, verdict = 'failed', finished_at DESC
-    ) = 1
-)"""
+# The scan that speaks for a checkpoint: the greatest of this. As a number it is quick to compare.
+SPEAKS = """
+    ((CASE verdict WHEN 'flagged' THEN 2 WHEN 'failed' THEN 0 ELSE 1 END)::BIGINT << 60)
+    + epoch_us(finished_at)"""
 SUM = f"""
-WITH {LATEST}
+WITH spoken AS (
+    SELECT arg_max(verdict, {SPEAKS}) AS verdict
+    FROM scans SEMI JOIN checkpoints USING (checkpoint_id) GROUP BY checkpoint_id
+)
 SELECT
-    count(*) FILTER (s.verdict = 'flagged') AS flagged,
-    count(*) FILTER (s.verdict = 'nothing_found') AS nothing_found,
-    count(*) FILTER (s.verdict = 'skipped') AS skipped,
-    count(*) FILTER (s.verdict = 'failed') AS failed,
-    count(*) FILTER (s.verdict IS NULL) AS to_do
-FROM checkpoints c LEFT JOIN latest s USING (checkpoint_id)"""
-# Best first: verdicts in the order of `rank`, then the least q, then the greatest similarity.
+    count(*) FILTER (verdict = 'flagged') AS flagged,
+    count(*) FILTER (verdict = 'nothing_found') AS nothing_found,
+    count(*) FILTER (verdict = 'skipped') AS skipped,
+    count(*) FILTER (verdict = 'failed') AS failed,
+    (SELECT count(*) FROM checkpoints) - count(*) AS to_do
+FROM spoken"""
+# Best first: verdicts in the order of `rank`, then the least q, then the greatest similarity. What is flagged
+# stays flagged whatever else was found, so of the flagged ones the other scans need not be read.
 LISTED = f"""
-WITH {LATEST},
+WITH latest AS (
+    SELECT scan_id, checkpoint_id, verdict, reason, best_similarity, q_value, finished_at
+    FROM scans WHERE $verdict <> 'flagged' OR verdict = 'flagged'
+    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {SPEAKS} DESC) = 1
+),
 listed AS (
     SELECT
         c.checkpoint_id, c.repo, c.source, c.file, c.kind, c.family, c.base,
@@ -161,10 +164,9 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
-    """One look at the store: the sum, and the first rows of a listing."""
+class Page:
+    """The first rows of a listing."""
 
-    sum: Sum
     rows: tuple[Row, ...]
     total: int
 
@@ -212,12 +214,17 @@ def standing(history: tuple[Decision, ...]) -> Decision | None:
     return None if newest is None or newest.decision is Word.WITHDRAWN else newest
 
 
-def overview(store: Store, listing: Listing, part: str = "", limit: int = PAGE) -> Overview:
-    """The sum of verdicts and the best `limit` rows of a listing whose repo contains `part`."""
+def sum_up(store: Store) -> Sum:
+    """The sum of verdicts. The slowest question of all: it reads every checkpoint's id."""
     (counts,) = store.query(SUM)
+    return Sum(**counts)
+
+
+def page(store: Store, listing: Listing, part: str = "", limit: int = PAGE) -> Page:
+    """The best `limit` rows of a listing whose repo contains `part`."""
     asked = {"part": part, "verdict": str(listing), "limit": limit}
     rows = tuple(_row(row) for row in store.query(LISTED, asked))
-    return Overview(Sum(**counts), rows, rows[0].total if rows else 0)
+    return Page(rows, rows[0].total if rows else 0)
 
 
 def _row(row: dict[str, Any]) -> Row:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import Listed, outcome_table
+from scanner.commands.output import SHOWN_ROWS, Listed, outcome_table
 from scanner.fetch import parse_size
 from scanner.records import Prospect, Verdict
 from scanner.store import Store
@@ -133,20 +133,19 @@ def command(**given: Any) -> int:
     if not plan.listed:
         click.echo("Nothing was listed. Loosen --since, --filter or --base-model.", err=True)
     verdicts = scan(store, task, plan, options)
-    rows = [r for r in outcomes(store, config_id) if r["checkpoint_id"] in plan.planned]
-    total = sum_up(store, config_id)
+    planned = list(plan.planned)
+    total, here = sum_up(store, config_id), sum_up(store, config_id, among=planned)
     if options.as_json:
+        rows = outcomes(store, config_id, among=planned)
         click.echo(json.dumps({"config_id": config_id, **total.as_dict(), "checkpoints": rows}, indent=2))
     else:
-        outcome_table(rows)
+        outcome_table(outcomes(store, config_id, among=planned, limit=SHOWN_ROWS), here.planned)
     click.echo(str(total), err=True)
     if total.flagged:
         click.echo(f"Look at what was flagged: finextract-tui --store {store.uri}", err=True)
     if verdicts[Verdict.FAILED]:
         click.echo("The failed ones are tried again when the same command is run again.", err=True)
-    failed = any(row["verdict"] == Verdict.FAILED for row in rows)
-    flagged = any(row["verdict"] == Verdict.FLAGGED for row in rows)
-    return 3 if failed else 1 if flagged and options.fail_on_flag else 0
+    return 3 if here.failed else 1 if here.flagged and options.fail_on_flag else 0
 
 
 def _list(options: Options, source: Source) -> int:

@@ -20,6 +20,7 @@ from scanner.records import Checkpoint, Prospect
 from scanner.summary import shorter
 
 SHOWN_REASONS = 50  # on a terminal
+SHOWN_ROWS = 100  # checkpoints, on a terminal
 SHOWN = {"flagged": "FLAGGED", "nothing_found": "nothing found"}
 
 
@@ -28,8 +29,8 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def outcome_table(rows: list[dict[str, Any]]) -> None:
-    """Prints one row a checkpoint to stdout."""
+def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
+    """Prints one row a checkpoint to stdout, and how many of the `total` are not shown."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (
         ("checkpoint", "left"),
@@ -50,6 +51,8 @@ def outcome_table(rows: list[dict[str, Any]]) -> None:
             Text(plain(shorter(row["reason"], row["repo"]))),
         )
     _console().print(table)
+    if len(rows) < total:
+        click.echo(f"... and {total - len(rows):,} more: `scanner status --limit N` shows N, --json all")
 
 
 def rows_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

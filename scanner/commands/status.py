@@ -3,34 +3,86 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import time
 
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import outcome_table
+from scanner.commands.output import SHOWN_ROWS, outcome_table, plain
 from scanner.errors import ConfigError
 from scanner.store import Store
-from scanner.summary import latest_config, outcomes, sum_up
+from scanner.summary import latest_config, newest, outcomes, shorter, sum_up
+
+LOOK_S = 2.0  # between two looks at the store
 
 
 @click.command("status")
 @store_option
 @click.option("--config", "config_id", metavar="ID", help="A configuration.  [default: the last one used]")
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=SHOWN_ROWS, show_default=True,
+    help="Checkpoints to show, the strongest evidence first.",
+)  # fmt: skip
+@click.option("--watch", is_flag=True, help="Stay, and show the sum and the newest verdicts as they come.")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the sum alone.")
-def command(store: str, config_id: str | None, as_json: bool, quiet: bool) -> None:
+def command(
+    store: str, config_id: str | None, limit: int, watch: bool, as_json: bool, quiet: bool
+) -> None:  # fmt: skip
     """Show how many checkpoints have which verdict."""
     opened = Store(store)
     known = [c["config_id"] for c in opened.query("SELECT config_id FROM configs ORDER BY created_at DESC")]
     if config_id is not None and config_id not in known:
         told = ", ".join(known[:10]) or "none yet"
         raise ConfigError(f"--config {config_id} is no configuration of this store. It has: {told}.")
+    if watch:
+        if as_json:
+            raise ConfigError("--watch is for people; ask for --json again and again instead.")
+        _watch(opened, config_id, quiet)
+        return
     config_id = config_id or latest_config(opened)
     total = sum_up(opened, config_id)
-    rows = [] if quiet else outcomes(opened, config_id)
     if as_json:
+        rows = [] if quiet else outcomes(opened, config_id)
         click.echo(json.dumps({"config_id": config_id, **total.as_dict(), "checkpoints": rows}, indent=2))
         return
-    if rows:
-        outcome_table(rows)
+    if total.planned and not quiet:
+        outcome_table(outcomes(opened, config_id, limit=limit), total.planned)
     click.echo(str(total))
+
+
+def _watch(store: Store, config_id: str | None, quiet: bool) -> None:
+    """Draws the screen anew when the store has news; elsewhere than on a terminal, prints the sum."""
+    seen: object = None
+    drawn = sys.stdout.isatty()
+    try:
+        while True:
+            stamp = store.stamp()
+            if stamp != seen:
+                seen = stamp
+                current = config_id or latest_config(store)
+                lines = [f"{time.strftime('%H:%M:%S')}  {sum_up(store, current)}"]
+                if drawn:
+                    click.clear()
+                    width, height = shutil.get_terminal_size()
+                    lines += [""] + ([] if quiet else _newest(store, current, height - 4))
+                    lines = [line[: width - 1] for line in lines] + ["Ctrl-C ends the watch, not the crawl."]
+                click.echo("\n".join(lines))
+            time.sleep(LOOK_S)
+    except KeyboardInterrupt:
+        click.echo()
+
+
+def _newest(store: Store, config_id: str | None, count: int) -> list[str]:
+    """The newest verdicts, a line each."""
+    lines = []
+    for row in newest(store, config_id, max(1, count)):
+        parts = [f"{row['finished_at'].astimezone():%H:%M:%S}", f"{row['verdict'].replace('_', ' '):13}"]
+        parts.append(row["repo"])
+        if row["best_similarity"] is not None and row["q_value"] is not None:
+            parts.append(f"best {row['best_similarity']:.2f}, q {row['q_value']:.3f}")
+        parts += [shorter(row["reason"], row["repo"])] if row["reason"] else []
+        lines.append(plain("  ".join(parts)))
+    return lines

@@ -5,7 +5,7 @@ import threading
 from filled_store import Crawl, Opener
 
 from scanner.records import Verdict
-from tui.desk import PAGE, Listing, overview
+from tui.desk import PAGE, Listing, Sum, page, sum_up
 from tui.widgets.table import Table
 
 
@@ -116,7 +116,7 @@ async def test_the_store_is_left_alone_while_nothing_is_written(
     filled: Crawl, desk: Opener, monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
     asked = []
-    monkeypatch.setattr("tui.screens.listing.overview", lambda *args: asked.append(args) or overview(*args))
+    monkeypatch.setattr("tui.screens.listing.page", lambda *args: asked.append(args) or page(*args))
     async with desk(refresh_s=0.05) as seen:
         await seen.pilot.pause(0.5)
         assert len(asked) == 1
@@ -135,9 +135,11 @@ async def test_the_list_is_paged_and_grows_when_its_end_is_reached(crawl: Crawl,
 def test_a_flag_under_one_configuration_is_not_hidden_by_another(crawl: Crawl) -> None:
     flagged = crawl.flagged("anna/shoe", [0.9], 0.01)
     crawl.scan("anna/shoe", Verdict.NOTHING_FOUND, config_id="another", scan_id="later")
-    seen = overview(crawl.store, Listing.ALL)
-    assert [(row.repo, row.scan_id) for row in seen.rows] == [("anna/shoe", flagged.scan_id)]
-    assert seen.sum.planned == 1
+    for listing in (Listing.ALL, Listing.FLAGGED):
+        seen = page(crawl.store, listing)
+        assert [(row.repo, row.scan_id) for row in seen.rows] == [("anna/shoe", flagged.scan_id)]
+    assert page(crawl.store, Listing.NOTHING_FOUND).rows == ()
+    assert sum_up(crawl.store) == Sum(flagged=1, nothing_found=0, skipped=0, failed=0, to_do=0)
 
 
 async def test_a_wide_terminal_shows_source_and_base_and_a_narrow_one_fits(

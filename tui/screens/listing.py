@@ -13,7 +13,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 
 from scanner.errors import ScannerError
 from scanner.records import Decision, Verdict, Word, now
-from tui.desk import PAGE, Listing, Overview, Row, overview
+from tui.desk import PAGE, Listing, Page, Row, Sum, page, sum_up
 from tui.keys import DECIDE, LIST, bindings
 from tui.review import Subject
 from tui.screens.checkpoint import CheckpointScreen
@@ -35,7 +35,8 @@ class ListScreen(DecidingScreen):
         self.listing = Listing.FLAGGED
         self.part = ""  # of the repo's name
         self.limit = PAGE
-        self.shown: Overview | None = None
+        self.shown: Page | None = None
+        self.sum: Sum | None = None
         self.asking = 0  # questions to the store that are not answered yet
         self.stamp: tuple[object, ...] = ()  # of the store, when it was last asked
         self.typing: Timer | None = None
@@ -76,7 +77,9 @@ class ListScreen(DecidingScreen):
             stamp = await asyncio.to_thread(self.desk.store.stamp)
             if only_news and stamp == self.stamp:
                 return
-            answer = await asyncio.to_thread(overview, self.desk.store, *asked)
+            answer = await asyncio.to_thread(page, self.desk.store, *asked)
+            self.show(answer)  # the sum takes longer
+            self.sum = await asyncio.to_thread(sum_up, self.desk.store)
         except ScannerError as error:
             self.query_one("#sum", Static).update(Text(f"The store does not answer: {plain(str(error))}"))
             return
@@ -85,11 +88,11 @@ class ListScreen(DecidingScreen):
         self.stamp = stamp
         self.show(answer)
 
-    def show(self, answer: Overview) -> None:
+    def show(self, answer: Page) -> None:
         """Fills the screen."""
         self.shown = answer
-        self.query_one("#sum", Static).update(sum_line(answer.sum))
-        told = state_of_store(answer, self.listing, self.part)
+        self.query_one("#sum", Static).update(sum_line(self.sum))
+        told = state_of_store(answer, self.sum, self.listing, self.part)
         self.query_one("#state", Static).update(told.heading)
         empty, table = self.query_one("#empty", Static), self.query_one(Table)
         empty.display, table.display = told.advice is not None, told.advice is None

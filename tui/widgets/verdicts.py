@@ -9,7 +9,7 @@ from rich.text import Text
 
 from scanner.records import Verdict, Word
 from scanner.summary import shorter
-from tui.desk import Listing, Overview, Row, Sum
+from tui.desk import Listing, Page, Row, Sum
 from tui.widgets.table import Column, Line
 from tui.words import NOTHING, VERDICTS, WORDS, cell, count, plain, probability, similarity, when
 
@@ -31,9 +31,11 @@ class Told:
     advice: Text | None
 
 
-def sum_line(counts: Sum) -> Text:
-    """The sum of verdicts that must add up."""
+def sum_line(counts: Sum | None) -> Text:
+    """The sum of verdicts that must add up; None while the store counts."""
     text = Text(no_wrap=True, overflow="ellipsis")
+    if counts is None:
+        return text.append("Counting …")
     text.append(f"{counts.planned:,} planned", style="bold")
     text.append(" = ")
     text.append(f"{counts.flagged:,} flagged", style="bold")
@@ -44,7 +46,7 @@ def sum_line(counts: Sum) -> Text:
     return text
 
 
-def state_of_store(answer: Overview, listing: Listing, part: str) -> Told:
+def state_of_store(answer: Page, counts: Sum | None, listing: Listing, part: str) -> Told:
     """Says what is listed, and where that is nothing, what to do next."""
     heading = Text(TITLES[listing], style="bold", no_wrap=True, overflow="ellipsis")
     if part:
@@ -53,7 +55,9 @@ def state_of_store(answer: Overview, listing: Listing, part: str) -> Told:
         heading.append(f" · first {len(answer.rows):,} of {answer.total:,}", style="not bold")
     if answer.rows:
         return Told(heading, None)
-    if answer.sum.planned == 0:
+    if counts is None:
+        return Told(heading, Text(""))
+    if counts.planned == 0:
         advice = (
             "This store is empty: no crawl has listed anything yet.\n\n"
             "First name the pictures that you look for, then crawl:\n\n"
@@ -63,8 +67,8 @@ def state_of_store(answer: Overview, listing: Listing, part: str) -> Told:
         )
     elif part:
         advice = "No repo of this kind has that in its name. Escape clears the filter."
-    elif listing is Listing.FLAGGED and answer.sum.to_do:
-        waiting = count(answer.sum.to_do, "checkpoint is", "checkpoints are")
+    elif listing is Listing.FLAGGED and counts.to_do:
+        waiting = count(counts.to_do, "checkpoint is", "checkpoints are")
         advice = (
             f"Nothing is flagged so far, and {waiting} to do.\n\n"
             "A crawl that is running shows up here. If none is, go on with the one you began:\n\n"

@@ -1,0 +1,261 @@
+"""A million checkpoints: is the store quick enough for planning, dispatch, `scanner status` and the desk?
+
+Fills a store with listing rows, scans and matches of the sizes that real ones have, compacts it, and
+measures, each in a process of its own:
+
+- planning: from the store's rows to what is to be done, in order; time and peak memory
+- dispatch: a crawl on a real Ray whose workers scan nothing; time a checkpoint
+- `scanner status --quiet`, the real command
+- the desk's first page: the rows of the flagged listing, and the sum above it
+
+    python tests/scale.py [--checkpoints 1000000] [--store DIR]      # a store that is there is used again
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT.parent), str(ROOT / "scanner")]  # `finextract` is a folder of tests too
+
+SOURCE = "hf"
+BASES = 40
+AT_ONCE = 200  # rows of a part, as a listing writes them
+FLAGGED, NOTHING, SKIPPED = 0.02, 0.58, 0.40
+MATCHES = 10
+RAW = json.dumps({  # an entry as the hub lists it: platform.md 1.1
+    "_id": "6" * 24, "id": "somebody/some-model-lora", "author": "somebody", "gated": False, "private": False,
+    "lastModified": "2025-03-02T18:11:09.000Z", "createdAt": "2025-03-02T17:51:09.000Z", "downloads": 12,
+    "likes": 1, "library_name": "diffusers", "pipeline_tag": "text-to-image", "sha": "0" * 40,
+    "tags": ["diffusers", "text-to-image", "diffusers-training", "stable-diffusion", "lora", "region:us",
+             "base_model:runwayml/stable-diffusion-v1-5", "license:creativeml-openrail-m",
+             "base_model:adapter:runwayml/stable-diffusion-v1-5", "template:sd-lora"],
+    "cardData": {"license": "creativeml-openrail-m", "base_model": "runwayml/stable-diffusion-v1-5",
+                 "instance_prompt": "a photo of sks dog", "inference": True,
+                 "tags": ["stable-diffusion", "text-to-image", "diffusers", "lora"]},
+    "siblings": [{"rfilename": name} for name in (".gitattributes", "README.md", "image_0.png", "image_1.png",
+                                                  "pytorch_lora_weights.safetensors")],
+})  # fmt: skip
+
+
+def ids(rng: np.random.Generator, count: int, size: int) -> pa.Array:
+    """Random hex names of `size` digits."""
+    digits = rng.bytes(count * size // 2).hex().encode()
+    return pa.array(np.frombuffer(digits, f"S{size}").astype(object), pa.binary()).cast(pa.string())
+
+
+def write(store: Any, record_type: type[Any], columns: dict[str, Any], count: int, at_once: int) -> None:
+    """Columns as parts of a table; one value stands for all rows, what is missing is null or 0."""
+    from scanner.records import new_id
+    from scanner.store import _parquet
+    from scanner.tables import TABLES, arrow_schema
+
+    arrays = []
+    for field in arrow_schema(record_type):
+        value = columns.get(field.name)
+        if isinstance(value, pa.Array):
+            arrays.append(value.cast(field.type))
+        elif isinstance(value, np.ndarray):
+            arrays.append(pa.array(value.tolist(), field.type))
+        else:
+            arrays.append(pa.repeat(pa.scalar(value, field.type), count))
+    table = pa.Table.from_arrays(arrays, schema=arrow_schema(record_type))
+    for start in range(0, count, at_once):
+        path = f"{TABLES[record_type]}/part-{new_id()}.parquet"
+        store.storage.put(path, _parquet(table.slice(start, at_once)))
+
+
+def fill(folder: Path, count: int, seed: int = 0) -> None:
+    """A store of `count` checkpoints; nine in ten have a scan."""
+    from scanner.config import ScanConfig
+    from scanner.records import Checkpoint, ConfigRow, Match, Scan
+    from scanner.store import Store
+
+    rng = np.random.default_rng(seed)
+    store, config = Store(folder, create=True), ScanConfig()
+    at = datetime(2026, 11, 24, tzinfo=UTC)
+    store.append([ConfigRow(config.config_id, config.toml(), at)])
+    checkpoint_ids = ids(rng, count, 64)
+    repos = [f"{author}/model-{n}" for n, author in enumerate(ids(rng, count, 12).to_pylist())]
+    popular = rng.zipf(1.3, count) % BASES
+    scanned = rng.random(count) < 0.9
+    verdict = rng.choice(["flagged", "nothing_found", "skipped"], count, p=[FLAGGED, NOTHING, SKIPPED])
+    seconds = rng.integers(0, 3 * 365 * 86400, count)
+    listed_at = np.array([at] * count)
+    common = {"source": SOURCE, "revision": "0" * 40, "file": "pytorch_lora_weights.safetensors",
+              "size_bytes": 3_240_000, "kind": "lora", "family": "sd1", "caption": "a photo of sks dog",
+              "num_train_images": 5, "license": "creativeml-openrail-m", "base_evidence": "card",
+              "training": json.dumps({"resolution": 512, "max_train_steps": 500, "rank": 4})}  # fmt: skip
+    write(store, Checkpoint, {
+        **common, "checkpoint_id": checkpoint_ids, "sha256": checkpoint_ids, "listed_at": listed_at,
+        "repo": pa.array(repos), "url": pa.array([f"https://huggingface.co/{repo}" for repo in repos]),
+        "base": pa.array([f"bases/base-{n}" for n in popular]),
+        "prospect": np.where(verdict == "skipped", "skipped", "ready").astype(object),
+        "raw": pa.array([RAW.replace("somebody/some-model-lora", repo) for repo in repos]),
+    }, count, AT_ONCE)  # fmt: skip
+    which = np.flatnonzero(scanned)
+    n = len(which)
+    scan_ids, found = ids(rng, n, 32), verdict[which]
+    when = [datetime.fromtimestamp(at.timestamp() + s, UTC) for s in seconds[which] / 1000]
+    similarity = np.where(found == "flagged", rng.uniform(0.6, 0.95, n), rng.uniform(0.2, 0.55, n))
+    compared = found != "skipped"
+    write(store, Scan, {
+        "scan_id": scan_ids, "checkpoint_id": checkpoint_ids.take(pa.array(which)),
+        "config_id": config.config_id, "run_id": "r", "verdict": found.astype(object),
+        "reason": np.where(compared, "", "its base is unknown: nothing tells it").astype(object),
+        "stage": np.where(compared, "match", "inspect").astype(object), "started_at": pa.array(when),
+        "finished_at": pa.array(when), "caption": "a photo of sks dog", "base": "bases/base-0",
+        "guidance_scale": 2.5, "correction": 0.0, "num_samples": 250, "num_candidates": 5,
+        "num_references": 500, "num_background": 10000, "device": "cpu", "precision": "float32", "seed": 0,
+        "tau": 0.6, "alpha": 0.05, "best_similarity": pa.array(similarity, mask=~compared),
+        "q_value": pa.array(np.where(found == "flagged", 0.004, 0.9), mask=~compared),
+        "seconds": [("sample", 40.0)], "versions": [("torch", "2.15.0")],
+    }, n, 20_000)  # fmt: skip
+    compared_ids = scan_ids.take(pa.array(np.flatnonzero(compared)))
+    for start in range(0, len(compared_ids), 100_000):
+        block = np.arange(start, min(start + 100_000, len(compared_ids)))
+        many = np.repeat(block, MATCHES)
+        score = rng.uniform(0.1, 0.9, len(many))
+        flags = np.repeat((found == "flagged")[compared][block], MATCHES) & (rng.random(len(many)) < 0.3)
+        write(store, Match, {
+            "match_id": ids(rng, len(many), 32), "scan_id": compared_ids.take(pa.array(many)),
+            "candidate_id": ids(rng, len(many), 32), "corpus": "mine", "similarity": pa.array(score),
+            "reference_id": pa.array([f"{v:064x}" for v in rng.integers(0, 500, len(many))]),
+            "null_similarity": 0.5, "p_value": 0.01, "q_value": 0.02, "flagged": pa.array(flags),
+        }, len(many), 50_000)  # fmt: skip
+
+
+def planning(folder: Path) -> dict[str, Any]:
+    """From the store's rows to an ordered plan."""
+    from scanner.config import ScanConfig
+    from scanner.planning import plan_of_store
+    from scanner.schedule import Schedule
+    from scanner.store import Store
+
+    start = time.perf_counter()
+    plan = plan_of_store(SOURCE, Store(folder), ScanConfig().config_id)
+    left = len(Schedule(plan.todo))
+    everything = plan_of_store(SOURCE, Store(folder), "another configuration: nothing is finished")
+    both = time.perf_counter() - start
+    left_then = len(Schedule(everything.todo))
+    return {"planned": len(plan.planned), "left": left, "left_of_another_config": left_then,
+            "seconds": both, "peak_gb": _peak_gb()}  # fmt: skip
+
+
+def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
+    """A crawl whose workers write a row and scan nothing, until `count` are done."""
+    from dataclasses import replace
+
+    import stub_worker
+
+    from scanner.engine import Budget, crawl
+    from scanner.planning import plan_of_store
+    from scanner.records import Checkpoint, Scan
+    from scanner.store import Store
+
+    store = Store(folder)
+    plan = plan_of_store(SOURCE, store, "none is finished")
+    task = stub_worker.task(store, scratch / "cache", SOURCE)
+    task = replace(task, config=replace(task.config, seed=task.run_id.__hash__() % 2**31))
+    ended: list[float] = []
+
+    def report(checkpoint: Checkpoint, scan: Scan, progress: object) -> None:
+        if scan.reason != "ruled out":
+            ended.append(time.perf_counter())
+
+    for planned in list(plan.planned.values()):
+        if planned.prospect != "ready":
+            plan.finished.add(planned.checkpoint_id)
+    budget = Budget(size_bytes=3_240_000 * count)
+    crawl(task, plan, store, workers=2, report=report, budget=budget, kind=stub_worker.Quick)
+    return {"dispatched": len(ended), "ms_each": 1000 * (ended[-1] - ended[0]) / (len(ended) - 1),
+            "peak_gb": _peak_gb()}  # fmt: skip
+
+
+def desk(folder: Path) -> dict[str, Any]:
+    """The desk's first page and the sum above it, asked six times of an open store."""
+    from scanner.store import Store
+    from tui.desk import Listing, page, sum_up
+
+    store, pages, sums = Store(folder), [], []
+    for _ in range(6):
+        start = time.perf_counter()
+        shown = page(store, Listing.FLAGGED)
+        paged = time.perf_counter()
+        total = sum_up(store)
+        pages.append(1000 * (paged - start))
+        sums.append(1000 * (time.perf_counter() - paged))
+    return {"rows": len(shown.rows), "of": shown.total, "planned": total.planned, "page_first_ms": pages[0],
+            "page_ms": sorted(pages[1:])[2], "sum_first_ms": sums[0],
+            "sum_ms": sorted(sums[1:])[2]}  # fmt: skip
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """`scanner status --quiet`, as a person calls it."""
+    command = [str(Path(sys.executable).parent / "scanner"), "status", "--quiet", "--store", str(folder)]
+    start = time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"seconds": time.perf_counter() - start, "said": done.stdout.strip()}
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def _alone(*words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoints", type=int, default=1_000_000)
+    parser.add_argument("--dispatched", type=int, default=2_000)
+    parser.add_argument("--store", type=Path, default=ROOT.parent / "build/scale")
+    parser.add_argument("--only", choices=["planning", "dispatch", "desk", "status"])
+    options = parser.parse_args()
+    if options.only:
+        with tempfile.TemporaryDirectory() as scratch:
+            extra = (options.dispatched, Path(scratch)) if options.only == "dispatch" else ()
+            print(json.dumps(globals()[options.only](options.store, *extra)))
+        return
+    if not options.store.exists():
+        start = time.perf_counter()
+        fill(options.store, options.checkpoints)
+        print(f"filled {options.store} in {time.perf_counter() - start:.0f} s", flush=True)
+        from scanner.compaction import compact
+        from scanner.store import Store
+
+        start = time.perf_counter()
+        for done in compact(Store(options.store), grace_s=0):
+            if done.parts:
+                print(f"  {done.table}: {done.parts} parts, {done.rows} rows", flush=True)
+        size = sum(path.stat().st_size for path in options.store.rglob("*") if path.is_file())
+        print(f"compacted in {time.perf_counter() - start:.0f} s: {size / 1e9:.2f} GB", flush=True)
+    for name in ("planning", "status", "desk", "dispatch"):
+        told = _alone("--only", name, "--store", str(options.store), "--dispatched", str(options.dispatched))
+        shown = (f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
+        print(f"{name:10} {'; '.join(shown)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
