@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from scanner.errors import ConfigError
+from scanner.errors import ConfigError, NoWorkers
 from scanner.planning import Planned
 from scanner.records import Checkpoint
 from scanner.worker import Scanner, Stage, Task
@@ -28,6 +28,7 @@ PASSED_ON = ("HF_ENDPOINT", "CIVITAI_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABL
 GPU_GIB = {"T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "A100-80G": 80, "L40S": 48, "H100": 80,
            "H200": 141, "B200": 192}  # fmt: skip
 WORKER_GIB = 12  # of a pair of Stable Diffusion 1.x in half precision, with a batch of 32 at 512x512
+STARTS = 5  # of workers that may fail in a row
 MOST_A_GPU = 4  # workers; beyond that they only wait for each other
 NODE_DEATH = re.compile(r"node (has )?(died|been terminated|was terminated)|its node|preempt", re.IGNORECASE)
 
@@ -49,6 +50,7 @@ class Worker:
     """One actor, and what it is at."""
 
     actor: Any
+    starting: Any = None  # the reference that is there once it can be given work
     at: Checkpoint | None = None
     answer: Any = None  # the reference of its scan
     asked: Any = None  # the reference of its last `stage`
@@ -70,6 +72,7 @@ class Crew:
         self._fetchers: list[Any] = []
         self._ahead: dict[Any, int] = {}  # reference of a fetch -> bytes
         self._fetched: set[str] = set()  # checkpoints whose fetch was begun
+        self._failed_starts = 0  # since the last that went well
 
     def __enter__(self) -> Crew:
         import ray
@@ -112,7 +115,7 @@ class Crew:
                 num_gpus=self._gpu_share() if gpus else 0, num_cpus=0 if gpus else 1, max_restarts=0,
                 max_task_retries=0, max_concurrency=2,
             ).remote(self._task)  # fmt: skip
-            self.workers.append(Worker(actor))
+            self.workers.append(Worker(actor, starting=actor.ready.remote()))
 
     def start(self, worker: Worker, checkpoint: Checkpoint) -> None:
         """Gives a worker that is at nothing a checkpoint."""
@@ -145,15 +148,23 @@ class Crew:
         self._ahead[fetcher.fetch_ahead.remote(checkpoint)] = checkpoint.size_bytes
 
     def finished(self, wait_s: float) -> Iterator[tuple[Worker, Any]]:
-        """Workers whose scan has ended within `wait_s`, each with its Scan, WorkerDied or WorkerFailed."""
+        """Workers whose scan has ended within `wait_s`, each with its Scan, WorkerDied or WorkerFailed.
+
+        Returns early when a worker has come up, too. Raises NoWorkers where none does.
+        """
         ray = self._ray
+        starting = {w.starting: w for w in self.workers if w.starting is not None}
         running = {w.answer: w for w in self.workers if w.answer is not None}
-        if not running:
+        awaited = [*running, *starting]
+        if not awaited:
             return
-        done, _ = ray.wait(list(running), num_returns=1, timeout=wait_s)
+        done, _ = ray.wait(awaited, num_returns=1, timeout=wait_s)
         if done:  # and whatever else is done by now
-            done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
+            done, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
         for reference in done:
+            if reference in starting:
+                self._started(starting[reference])
+                continue
             worker = running[reference]
             worker.answer = None
             took = time.monotonic() - worker.began
@@ -165,6 +176,23 @@ class Crew:
             except ray.exceptions.RayError as error:
                 outcome = WorkerFailed(str(getattr(error, "cause", None) or error))
             yield worker, outcome
+
+    def _started(self, worker: Worker) -> None:
+        """A worker has come up, or has not: then it goes, and another is tried."""
+        try:
+            self._ray.get(worker.starting)
+        except self._ray.exceptions.RayError as error:
+            self.dismiss(worker)
+            died = WorkerDied(str(error))
+            self._failed_starts += not died.with_its_node
+            if self._failed_starts >= STARTS:
+                told = str(getattr(error, "cause", None) or error).strip().splitlines() or ["no reason told"]
+                raise NoWorkers(
+                    f"{STARTS} workers in a row did not come up; the last said: {told[0][:300]}\n"
+                    "`scanner doctor` tells what a worker needs; what is recorded stays."
+                ) from error
+        else:
+            worker.starting, self._failed_starts = None, 0
 
     def look(self) -> None:
         """Asks every busy worker for its stage, and takes what has been answered since the last look."""

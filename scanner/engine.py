@@ -18,6 +18,7 @@ from itertools import batched
 from scanner.compaction import tidied
 from scanner.crew import Crew, Worker, WorkerDied, WorkerFailed
 from scanner.leases import Leases
+from scanner.metrics import Metrics
 from scanner.planning import Plan, Planned
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
 from scanner.schedule import Schedule
@@ -46,6 +47,7 @@ class Progress:
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     running: list[tuple[Checkpoint, str, float]] = field(default_factory=list)  # stage, seconds in it
     elsewhere: int = 0  # that another crawl scans
+    starting: int = 0  # workers that have not come up yet
     retried: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -84,6 +86,7 @@ class Crawl:
         self.later: list[tuple[float, Planned]] = []  # (when it may be tried again, checkpoint)
         self.elsewhere: list[Planned] = []  # held by another crawl
         self.rows: dict[str, Checkpoint] = {}  # of what is claimed
+        self.metrics: Metrics | None = None  # once Ray is there
 
     # --- outcomes
 
@@ -99,6 +102,8 @@ class Crawl:
     def _done(self, checkpoint: Checkpoint, scan: Scan) -> None:
         self.progress.done += 1
         self.progress.verdicts[scan.verdict] += 1
+        if self.metrics is not None:
+            self.metrics.ended(checkpoint, scan)
         self._report(checkpoint, scan, self.progress)
 
     def settle(self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed) -> None:
@@ -209,7 +214,8 @@ def crawl(
     """Scans what a plan has left to do.
 
     `report` is told of each outcome, `tick` every few seconds how far it is. Raises StoreError where the
-    store does not answer; what was recorded stays, and the next crawl goes on. `kind` is what workers hold.
+    store does not answer, NoWorkers where no worker comes up; what was recorded stays, and the next crawl
+    goes on. `kind` is what workers hold.
     """
     state = Crawl(task, plan, store, report, budget or Budget())
     state.record_ruled_out()
@@ -221,6 +227,7 @@ def crawl(
             Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew,
             tidied(store.uri),
         ):
+            state.metrics = Metrics(task.source)
             _work(state, crew, tick)
     finally:
         state.leases.give_back()
@@ -234,9 +241,9 @@ def _work(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
         if not crew.workers:
             crew.grow(most=max(1, state.progress.total - state.progress.done))
         for worker in crew.workers:
-            if worker.answer is None:
+            if worker.answer is None and worker.starting is None:
                 _hand_out(state, crew, worker)
-        busy = any(w.answer is not None for w in crew.workers)
+        busy = any(w.answer is not None or w.starting is not None for w in crew.workers)
         for worker, outcome in crew.finished(TICK_S if busy else 0):
             assert worker.at is not None, "it was given a checkpoint"
             if isinstance(outcome, WorkerDied):
@@ -296,6 +303,9 @@ def _look(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
                 WorkerFailed(f"{stage.name} took longer than {DEADLINES_S[stage.name]:.0f} s, and was ended"),
             )
     state.progress.elsewhere = len(state.elsewhere)
+    state.progress.starting = sum(w.starting is not None for w in crew.workers)
+    if state.metrics is not None:
+        state.metrics.look(state.progress)
     tick(state.progress)
 
 

@@ -5,6 +5,7 @@ ScannerError                exit code 2: usage, configuration, or surroundings
 ├── StoreError              the store is missing, unreadable or not writable
 ├── QueryError              a question in SQL that the store does not understand
 ├── CorpusError             a reference corpus cannot be read or has no usable image
+├── NoWorkers               one worker after another did not come up
 ├── SourceError             a hub or folder cannot be listed
 └── EntryError              one listed entry, which costs its own row and nothing else
     ├── Skipped             the entry's own doing: its row says `skipped` and why
@@ -32,6 +33,10 @@ class QueryError(ScannerError):
 
 class CorpusError(ScannerError):
     """A reference corpus cannot be read, or has no usable image."""
+
+
+class NoWorkers(ScannerError):
+    """One worker after another did not come up."""
 
 
 class SourceError(ScannerError):

@@ -25,6 +25,7 @@ from scanner.config import DESCRIPTOR, ScanConfig
 from scanner.corpus import load_corpora
 from scanner.errors import EntryError, Skipped, Unavailable
 from scanner.fetch import Base, Downloads, fetched
+from scanner.logs import LOGGER, logged
 from scanner.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
 from scanner.sources.base import open_source
@@ -91,6 +92,14 @@ class Scanner:
         config = self._task.config
         return split(load_corpora(self._store, list(config.corpora), config.descriptor))
 
+    def ready(self) -> None:
+        """Loads what every scan needs, so that no checkpoint is blamed where this fails. Not for fetchers."""
+        import finextract.extract
+        import finextract.families.stable_diffusion
+        import finextract.pairs  # noqa: F401
+
+        self._embedder = Embedder(self._task.config.descriptor, self._task.threads)
+
     def stage(self) -> Stage | None:
         """What it is at, asked from another thread; None for nothing."""
         attempt = self._attempt
@@ -124,22 +133,27 @@ class Scanner:
         written: it may be tried again.
         """
         attempt = self._attempt = _Attempt(checkpoint, self._task)
-        try:
-            scan = self._scan(checkpoint, attempt)
-        except (Skipped, CheckpointError) as error:
-            scan = attempt.end(Verdict.SKIPPED, str(error))
-        except Unavailable as error:
-            scan = attempt.end(Verdict.FAILED, str(error))
-        except Exception as error:  # whatever is ours: the crawl goes on, the row says where to look
-            if "CUDA error" in str(error):  # this process can use its GPU no more; a fresh one can
-                os._exit(POISONED)
-            scan = attempt.end(
-                Verdict.FAILED, f"{type(error).__name__} while in {attempt.stage}: {error}"[:500]
-            )
-        finally:
-            self._attempt = None
-        if scan.verdict is not Verdict.FAILED:
-            self._store.append([scan])
+        with logged(self._store, Path(self._task.cache), attempt.scan_id) as log:
+            log.info("%s %s of %s: %s", checkpoint.kind, checkpoint.checkpoint_id, checkpoint.source,
+                     checkpoint.repo)  # fmt: skip
+            try:
+                scan = self._scan(checkpoint, attempt)
+            except (Skipped, CheckpointError) as error:
+                scan = attempt.end(Verdict.SKIPPED, str(error))
+            except Unavailable as error:
+                scan = attempt.end(Verdict.FAILED, str(error))
+            except Exception as error:  # whatever is ours: the crawl goes on, the row says where to look
+                log.exception("in %s", attempt.stage)
+                if "CUDA error" in str(error):  # this process can use its GPU no more; a fresh one can
+                    os._exit(POISONED)
+                scan = attempt.end(
+                    Verdict.FAILED, f"{type(error).__name__} while in {attempt.stage}: {error}"[:500]
+                )
+            finally:
+                self._attempt = None
+            log.info("%s %s %s", scan.verdict, scan.reason, scan.seconds)
+            if scan.verdict is not Verdict.FAILED:
+                self._store.append([scan])
         return scan
 
     def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
@@ -161,6 +175,10 @@ class Scanner:
             seed=config.seed,
             batch_size=self._batch_size,
         ).resolved(pair.kind)
+        LOGGER.info(
+            "caption %r, base %s, w' %g, k %g", checkpoint.caption, checkpoint.base, settings.guidance_scale,
+            settings.correction,
+        )  # fmt: skip
         attempt.facts.update(
             guidance_scale=settings.guidance_scale,
             correction=settings.correction,
@@ -183,6 +201,10 @@ class Scanner:
             attempt.seconds[stage] = result.seconds[stage]
             attempt.seconds["sample"] -= result.seconds[stage]
         attempt.facts.update(num_samples=len(result.images), num_candidates=len(result.candidates))
+        LOGGER.info(
+            "%d samples, %d candidates, batches of %d", len(result.images), len(result.candidates),
+            self._batch_size,
+        )  # fmt: skip
         with attempt.enter("match"):
             candidates = [
                 Candidate(
@@ -248,6 +270,7 @@ class _Attempt:
     def enter(self, stage: str) -> Iterator[None]:
         """Times a stage; a stage inside it counts for itself alone."""
         self.stage, self.entered = stage, time.perf_counter()
+        LOGGER.info("%s ...", stage)
         start = self.entered
         before = sum(self.seconds.values())
         try:

@@ -15,7 +15,8 @@ import click
 
 from scanner import client
 from scanner.commands.output import plain
-from scanner.records import now
+from scanner.logs import log_path
+from scanner.records import Verdict, now
 from scanner.summary import shorter
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Terminal:
             parts.append(f"best {scan.best_similarity:.2f}, q {scan.q_value:.3f}")
         if scan.reason:
             parts.append(shorter(scan.reason, checkpoint.repo))
+        if scan.verdict is Verdict.FAILED and scan.seconds:  # a worker was at it
+            parts.append(f"see {log_path(scan.scan_id)} in the store")
         verdict = scan.verdict.value.replace("_", " ")
         told = "  ".join(plain(part) for part in parts)
         self._wipe()
@@ -82,6 +85,8 @@ class Terminal:
         parts += [f"{progress.elsewhere} with another crawl"] if progress.elsewhere else []
         parts += [f"{progress.retried} tried again"] if progress.retried else []
         running = [f"{c.repo} ({stage} {_duration(seconds)})" for c, stage, seconds in progress.running]
+        if progress.starting:
+            parts.append(f"{progress.starting} worker{'s' * (progress.starting > 1)} starting")
         if running:
             more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
             parts.append(f"at {', '.join(running[:SHOWN])}{more}")

@@ -47,6 +47,9 @@ class Quick:
     def __init__(self, task: Task) -> None:
         self.task, self.store = task, Store(task.store)
 
+    def ready(self) -> None:
+        """At once."""
+
     def stage(self) -> None:
         """At nothing."""
 

@@ -35,6 +35,9 @@ class Stub:
         self.task = task
         self.at: tuple[str, float] | None = None
 
+    def ready(self) -> None:
+        """At once."""
+
     def stage(self) -> Stage | None:
         return Stage(self.at[0], "sample", time.perf_counter() - self.at[1]) if self.at else None
 

@@ -38,6 +38,9 @@ class Stub:
     def __init__(self, task: Task) -> None:
         self.task = task
 
+    def ready(self) -> None:
+        """At once."""
+
     def stage(self) -> Stage | None:
         return None
 

@@ -1,0 +1,307 @@
+"""A crawl on a cluster where everything goes wrong: does every checkpoint still get exactly one verdict?
+
+A local Ray of several nodes with made-up GPUs, a hub on loopback that serves copies of the zoo's checkpoints
+under their own ids, and `scanner crawl` as a person runs it. While it scans, and by the seed: workers get
+SIGKILL, nodes are taken away and added, the hub does not answer for a while, and the driver gets SIGKILL and
+is started again. At the end every checkpoint must have exactly one verdict, equal to the undisturbed run's.
+
+    python tests/reliability.py --seeds 0-19 [--checkpoints 60] [--results FILE]      # a line a seed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
+
+from servers.hub import Handler, Hub  # noqa: E402
+from servers.misbehaviour import Misbehaving  # noqa: E402
+
+ZOO = ROOT / "zoo"
+SCANNER = Path(sys.executable).parent / "scanner"
+COPIED = ("fruit-lora", "flowers-lora", "music-lora", "houses-lora-light")
+SUBJECTS = ("fruit", "flowers")
+BACKGROUND = 100
+BUDGET = ["--samples-per-image", "3", "--steps", "4", "--assume-train-images", "5"]
+NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
+        "object_store_memory": 80_000_000}  # fmt: skip
+LEAST_S, MOST_S = 3.0, 9.0  # between two disturbances
+OUTAGE_S = 12.0
+STARTS = 12  # of the driver, before something is taken to be wrong
+
+
+class Outage:
+    """The plan of a hub that answers nothing while it is on."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+
+    def fault(self, request: str) -> str | None:
+        return "503" if time.monotonic() < self.until else None
+
+
+@dataclass
+class Tally:
+    """What one seed did, and what came of it."""
+
+    seed: int
+    checkpoints: int
+    workers_killed: int = 0
+    nodes_removed: int = 0
+    nodes_added: int = 0
+    outages: int = 0
+    drivers_killed: int = 0
+    driver_starts: int = 0
+    failed_then_tried_again: int = 0  # rows `failed`, before the last start
+    seconds: float = 0.0
+    lost: list[str] = field(default_factory=list)  # without a verdict
+    twice: list[str] = field(default_factory=list)  # with two conclusive rows
+    different: list[str] = field(default_factory=list)  # from the undisturbed run
+
+    @property
+    def held(self) -> bool:
+        return not (self.lost or self.twice or self.different)
+
+
+def copies(count: int, into: Path) -> dict[str, Path]:
+    """The base, and the zoo's weights under other ids: with a line more in the file's metadata."""
+    repos = {"finextract-zoo/tiny-sd": ZOO / "base"}
+    for n in range(count):
+        name = COPIED[n % len(COPIED)]
+        folder = into / f"{name}-{n:03}"
+        folder.mkdir(parents=True)
+        for file in (ZOO / "checkpoints" / name).iterdir():
+            if file.suffix == ".safetensors":
+                content = file.read_bytes()
+                (size,) = struct.unpack("<Q", content[:8])
+                header = json.loads(content[8 : 8 + size])
+                header["__metadata__"] = {**header.get("__metadata__", {}), "copy": f"{n}"}
+                written = json.dumps(header).encode()
+                written += b" " * (-len(written) % 8)
+                rest = content[8 + size :]
+                (folder / file.name).write_bytes(struct.pack("<Q", len(written)) + written + rest)
+            else:
+                shutil.copy(file, folder)
+        repos[f"copies/{folder.name}"] = folder
+    return repos
+
+
+def corpora(into: Path) -> Path:
+    """A store with two subjects and some background."""
+    for subject in SUBJECTS:
+        shutil.copytree(ZOO / "images/subjects" / subject, into / "subjects" / subject)
+    (into / "background").mkdir()
+    for path in sorted((ZOO / "images/background").iterdir())[:BACKGROUND]:
+        shutil.copy(path, into / "background")
+    for name, extra in (("subjects", []), ("background", ["--background"])):
+        subprocess.run(
+            [SCANNER, "corpus", "add", name, into / name, "--store", into / "store", *extra],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    return into / "store"
+
+
+def rows(store: Path) -> list[dict[str, Any]]:
+    """Every scan row that was ever written, with the repository's name."""
+    from scanner.store import Store
+
+    return Store(store).query(
+        "SELECT repo, checkpoint_id, verdict, stage, reason, best_similarity, q_value FROM all_scans "
+        "JOIN checkpoints USING (checkpoint_id)"
+    )
+
+
+@contextmanager
+def cluster(workers: int = 2) -> Iterator[Any]:
+    """A head without GPU, and nodes with one made-up GPU each."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.update(RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_USAGE_STATS_ENABLED="0",
+                      RAY_worker_register_timeout_seconds="120")  # fmt: skip
+    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
+    running = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(workers):
+            running.add_node(**NODE)
+        yield running
+    finally:
+        running.shutdown()
+
+
+def start(store: Path, cache: Path, hub: Hub, address: str, log: Path) -> subprocess.Popen[bytes]:
+    """The driver, in a session of its own."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(cache)}
+    environment.pop("HF_TOKEN", None)
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            [str(SCANNER), "crawl", "--source", "hf", "--limit", "1000", "--store", str(store),
+             "--ray-address", address, "--json", *BUDGET],
+            env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
+        )  # fmt: skip
+
+
+def scanners() -> list[psutil.Process]:
+    """Worker processes that hold a scanner."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "ray::Scanner" in " ".join(process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def disturb(
+    rng: random.Random, tally: Tally, running: Any, outage: Outage, over: threading.Event,
+    deaths: list[float], kill: Any,
+) -> None:  # fmt: skip
+    """One disturbance after another until it is over; `deaths` are when the driver dies."""
+    began, away = time.monotonic(), 0
+    while not over.wait(rng.uniform(LEAST_S, MOST_S)):
+        if deaths and time.monotonic() - began > deaths[0]:
+            deaths.pop(0)
+            kill()
+            continue
+        what = rng.choice(["worker", "worker", "node", "outage"])
+        if away:
+            running.add_node(**NODE)
+            tally.nodes_added += 1
+            away -= 1
+        elif what == "worker" and (alive := scanners()):
+            rng.choice(alive).kill()
+            tally.workers_killed += 1
+        elif what == "node":
+            running.remove_node(rng.choice(sorted(running.worker_nodes, key=id)), allow_graceful=False)
+            tally.nodes_removed += 1
+            away += 1
+        elif what == "outage":
+            outage.until = time.monotonic() + rng.uniform(1, OUTAGE_S)
+            tally.outages += 1
+
+
+def disturbed(
+    seed: int, repos: dict[str, Path], prepared: Path, calm: dict[str, dict[str, Any]], folder: Path,
+    span_s: float,
+) -> Tally:  # fmt: skip
+    """One seed: a crawl, disturbed; run again until nothing is left, as a person would."""
+    rng, tally, began = random.Random(seed), Tally(seed, len(repos) - 1), time.monotonic()
+    store = Path(shutil.copytree(prepared, folder / "store"))
+    outage, over = Outage(), threading.Event()
+    troubled = type("Troubled", (Misbehaving, Handler), {"plan": outage})
+    deaths = sorted(rng.uniform(0.1, 0.9) * span_s for _ in range(2))
+    driver: list[subprocess.Popen[bytes]] = []
+
+    def kill() -> None:
+        driver[-1].send_signal(signal.SIGKILL)
+        tally.drivers_killed += 1
+
+    with Hub(repos, handler=troubled) as hub, cluster() as running:
+        disturbing = threading.Thread(
+            target=disturb, args=(rng, tally, running, outage, over, deaths, kill), daemon=True
+        )
+        while tally.driver_starts < STARTS:
+            driver.append(start(store, folder / "cache", hub, running.address, folder / "log"))
+            tally.driver_starts += 1
+            if tally.driver_starts == 1:
+                disturbing.start()
+            if driver[-1].wait() == 0:
+                break
+            time.sleep(2)
+        over.set()
+        disturbing.join()
+    written = rows(store)
+    tally.failed_then_tried_again = sum(row["verdict"] == "failed" for row in written)
+    count = Counter(row["repo"] for row in written if row["verdict"] != "failed")
+    tally.lost = sorted(set(calm) - set(count))
+    tally.twice = sorted(repo for repo, n in count.items() if n > 1)
+    for row in written:
+        if row["verdict"] != "failed" and not _same(row, calm[row["repo"]]):
+            tally.different.append(f"{row['repo']}: {row['verdict']} {row['reason']}")
+    tally.seconds = round(time.monotonic() - began, 1)
+    return tally
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    alike = all(
+        (one[name] is None) == (other[name] is None) and abs((one[name] or 0) - (other[name] or 0)) < 1e-4
+        for name in ("best_similarity", "q_value")
+    )
+    return bool(one["verdict"] == other["verdict"]) and alike
+
+
+def undisturbed(
+    repos: dict[str, Path], prepared: Path, folder: Path
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """The verdicts of a crawl that nothing happens to, by repository, and its seconds."""
+    store, began = Path(shutil.copytree(prepared, folder / "store")), time.monotonic()
+    with Hub(repos) as hub, cluster() as running:
+        driver = start(store, folder / "cache", hub, running.address, folder / "log")
+        assert driver.wait() == 0, (folder / "log").read_text()
+    written = rows(store)
+    assert len(written) == len({row["repo"] for row in written}), "one row each"
+    return {row["repo"]: row for row in written}, time.monotonic() - began
+
+
+def study(seeds: list[int], count: int, results: Path | None, folder: Path) -> list[Tally]:
+    """Every seed; each is told on stdout, and appended to the results."""
+    repos = copies(count, folder / "hub")
+    prepared = corpora(folder / "corpora")
+    calm, span_s = undisturbed(repos, prepared, _made(folder / "calm"))
+    told = Counter(row["verdict"] for row in calm.values())
+    print(f"undisturbed: {dict(told)} in {span_s:.0f} s", flush=True)
+    tallies = []
+    for seed in seeds:
+        tally = disturbed(seed, repos, prepared, calm, _made(folder / f"seed-{seed}"), span_s)
+        tallies.append(tally)
+        print(f"{'held' if tally.held else 'BROKEN'}: {json.dumps(asdict(tally))}", flush=True)
+        if results is not None:
+            with results.open("a") as file:
+                file.write(json.dumps(asdict(tally)) + "\n")
+    return tallies
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", default="0-19", help="N or FIRST-LAST")
+    parser.add_argument("--checkpoints", type=int, default=60)
+    parser.add_argument("--results", type=Path, help="a JSON-lines file to append to")
+    parser.add_argument("--folder", type=Path, help="keep stores and logs there")
+    options = parser.parse_args()
+    first, _, last = options.seeds.partition("-")
+    with tempfile.TemporaryDirectory(prefix="reliability-") as scratch:
+        folder = options.folder or Path(scratch)
+        tallies = study(
+            list(range(int(first), int(last or first) + 1)), options.checkpoints, options.results, folder
+        )
+    if not all(tally.held for tally in tallies):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
