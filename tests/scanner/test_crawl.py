@@ -16,6 +16,7 @@ import pytest
 from servers.hub import Hub, zoo_repositories
 from servers.trouble import troublesome_repositories
 
+from scanner.logs import log_path
 from scanner.records import Scan, Verdict
 from scanner.store import Store
 from scanner.summary import latest_config, sum_up
@@ -133,6 +134,11 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
     assert row.tau is not None
     assert row.alpha == 0.05
     assert row.num_background == BACKGROUND
+    log = store.storage.read(log_path(row.scan_id)).decode()
+    assert [line.split()[2] for line in log.splitlines() if line.endswith(" ...")] == [
+        "fetch", "load", "sample", "match",
+    ]  # fmt: skip
+    assert log.splitlines()[-1].split()[2] == row.verdict
     assert not list((tmp_path / "cache" / "scans").glob("*/*.safetensors")), "weights go after their scan"
     images = list((folder / "images").rglob("*.png"))
     assert images

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,9 @@ import ray
 from ray import cloudpickle
 from stub_worker import CONFIG, ended, task
 
-from scanner import engine
+from scanner import compaction, engine
 from scanner.engine import Progress, crawl
-from scanner.errors import StoreError
+from scanner.errors import NoWorkers, StoreError
 from scanner.planning import Plan
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, now
 from scanner.store import Store
@@ -247,3 +248,64 @@ def test_what_a_dead_crawl_held_is_taken_over(
     assert set(verdicts(store).values()) == {"nothing_found"}
     assert len(verdicts(store)) == 2
     assert max(elsewhere) == 1
+
+
+class Stillborn(Stub):
+    """A worker that does not come up where its store holds a file `broken`, the first times or ever."""
+
+    def ready(self) -> None:
+        tries = Path(self.task.cache) / "starts"
+        with tries.open("a") as file:
+            file.write("x")
+        if len(tries.read_text()) <= int((Path(self.task.store) / "broken").read_text()):
+            raise ImportError("no module named torch")
+
+
+def test_workers_that_do_not_come_up_are_no_checkpoint_s_fault_and_end_the_crawl_where_none_does(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = plan_of(store, [("", "a"), ("", "a")])
+    (store.root / "broken").write_text("99")
+    with pytest.raises(NoWorkers, match=r"did not come up.*no module named torch"):
+        crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stillborn)
+    assert verdicts(store) == {}
+    assert store.storage.names("leases") == []
+    (tmp_path / "log" / "starts").unlink()
+    (store.root / "broken").write_text("2")
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stillborn)
+    assert verdicts(store) == {"id000": "nothing_found", "id001": "nothing_found"}
+
+
+def test_a_crawl_tidies_the_store_that_it_writes_to(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "TIDY_S", 0.2)
+    monkeypatch.setattr(compaction, "TIDY_PARTS", 5)
+    monkeypatch.setattr(compaction, "GRACE_S", 0.5)
+    plan = plan_of(store, [("slow", "ab"[n % 2]) for n in range(30)])
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 30
+    assert any(name.startswith("compacted-") for name in store.storage.names("scans"))
+    assert len(store.storage.names("scans")) < 25
+
+
+def test_a_monitor_is_told_verdicts_stages_and_what_is_left(store: Store, tmp_path: Path) -> None:
+    plan = plan_of(store, [("", "a"), ("", "a"), ("dies", "b"), ("", None)])
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    (node,) = ray.nodes()
+    address, told = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", ""
+    until = time.monotonic() + 60  # Ray's agent gathers every few seconds
+    while 'verdict="failed"' not in told and time.monotonic() < until:
+        time.sleep(0.5)
+        with urllib.request.urlopen(address) as answer:
+            told = answer.read().decode()
+    ours = (line for line in told.splitlines() if line.startswith("ray_finextract_"))
+    lines = [line for line in ours if 'source="stub"' in line]
+    by_verdict = {
+        verdict: float(line.rsplit(" ", 1)[1])
+        for line in lines
+        for verdict in Verdict
+        if line.startswith("ray_finextract_scans") and f'verdict="{verdict}"' in line
+    }
+    assert by_verdict.keys() >= {Verdict.NOTHING_FOUND, Verdict.FAILED, Verdict.SKIPPED}
+    assert any(line.startswith("ray_finextract_left") for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 
 from scanner import client
 from scanner.commands.crawl import command
+from scanner.config import ScanConfig
 from scanner.planning import Plan, last_finished, make_plan
-from scanner.records import Checkpoint, Evidence, Prospect, Scan
+from scanner.records import Checkpoint, Evidence, Prospect, Scan, Verdict, now
 from scanner.sources.base import Query, open_source
 from scanner.sources.civitai import Civitai
 from scanner.sources.huggingface import HuggingFace
@@ -260,6 +262,41 @@ def test_an_option_that_cannot_be_used_is_told_at_once(words: list[str], why: st
     assert "scanner: error:" in told
     assert why in told
     assert "Traceback" not in told
+
+
+def test_status_shows_the_strongest_first_and_says_how_many_more_there_are(hub: Hub, store: Store) -> None:
+    make_plan(HuggingFace(), store, Query(100))
+    first = store.query("SELECT checkpoint_id, repo FROM checkpoints ORDER BY repo DESC LIMIT 1")[0]
+    store.append([ScanConfig().row()])
+    at = now()
+    for n, (id_, verdict) in enumerate([(first["checkpoint_id"], Verdict.FLAGGED), ("gone", Verdict.FAILED)]):
+        store.append([Scan(f"s{n}", id_, ScanConfig().config_id, "r", verdict, "", "match", at, at)])
+    planned = len(store.query("SELECT * FROM checkpoints"))
+    code, told = crawl("status", "--limit", "2", "--store", str(store.root))
+    lines = told.splitlines()
+    assert code == 0
+    assert lines[1].split()[:2] == [first["repo"], "FLAGGED"]
+    assert f"... and {planned - 2} more" in told
+    assert lines[-1] == (
+        f"{planned} planned = 1 flagged + 0 nothing found + 0 skipped + 0 failed + {planned - 1} to do"
+    )
+
+
+def test_a_watched_status_tells_the_sum_again_when_the_store_has_news(hub: Hub, store: Store) -> None:
+    make_plan(HuggingFace(), store, Query(100))
+    command = [Path(sys.executable).parent / "scanner", "status", "--watch", "--store", str(store.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        before = watching.stdout.readline()
+        store.append([ScanConfig().row()])
+        (row, *_) = store.query("SELECT checkpoint_id FROM checkpoints")
+        at, id_ = now(), row["checkpoint_id"]
+        store.append([Scan("s", id_, ScanConfig().config_id, "r", Verdict.FLAGGED, "", "", at, at)])
+        after = next(line for line in watching.stdout if "1 flagged" in line)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait() == 0
+    assert "0 flagged" in before
+    assert after.split()[1:4] == before.split()[1:4]
 
 
 def test_a_configuration_that_the_store_never_saw_is_refused(store: Store) -> None:
