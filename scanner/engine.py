@@ -228,6 +228,7 @@ def crawl(
             tidied(store.uri),
         ):
             state.metrics = Metrics(task.source)
+            state.metrics.told(state.progress.verdicts)
             _work(state, crew, tick)
     finally:
         state.leases.give_back()

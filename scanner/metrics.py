@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scanner.engine import Progress
-    from scanner.records import Checkpoint, Scan
+    from scanner.records import Checkpoint, Scan, Verdict
 
 BOUNDARIES_S = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000]
 
@@ -42,6 +42,11 @@ class Metrics:
             "finextract_running", "Checkpoints that are in a stage.", ("source", "stage")
         )
         self._stages: set[str] = set()  # that were ever told
+
+    def told(self, verdicts: Counter[Verdict]) -> None:
+        """Verdicts that were there before Ray was: of what inspection ruled out."""
+        for verdict, count in verdicts.items():
+            self._scans.inc(count, {**self._tags, "verdict": verdict.value})
 
     def ended(self, checkpoint: Checkpoint, scan: Scan) -> None:
         """A verdict."""

@@ -3,6 +3,7 @@ often a row is written. Workers that scan are in test_crawl.py."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -237,14 +238,19 @@ def test_what_a_dead_crawl_held_is_taken_over(
     from scanner import leases
 
     monkeypatch.setattr(leases, "CLOCKS", timedelta(0))
-    dead = leases.Leases(store.storage, "dead", timedelta(seconds=1.5))
+    dead = leases.Leases(store.storage, "dead")
     dead.take([f"id000-{CONFIG.config_id}"])
     elsewhere: list[int] = []
+
+    def tick(progress: Progress) -> None:
+        if progress.elsewhere and not any(elsewhere):  # seen to be held; and now its time is over
+            (lease,) = store.storage.names("leases")
+            run_out = {"holder": "dead", "until": now().isoformat(), "machine": "another", "process": 1}
+            store.storage.put(f"leases/{lease}", json.dumps(run_out).encode())
+        elsewhere.append(progress.elsewhere)
+
     plan = plan_of(store, [("", "a"), ("", "a")])
-    crawl(
-        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub,
-        tick=lambda progress: elsewhere.append(progress.elsewhere),
-    )  # fmt: skip
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub, tick=tick)
     assert set(verdicts(store).values()) == {"nothing_found"}
     assert len(verdicts(store)) == 2
     assert max(elsewhere) == 1
