@@ -11,6 +11,7 @@ is started again. At the end every checkpoint must have exactly one verdict, equ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -20,7 +21,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ SCANNER = Path(sys.executable).parent / "scanner"
 COPIED = ("fruit-lora", "flowers-lora", "music-lora", "houses-lora-light")
 SUBJECTS = ("fruit", "flowers")
 BACKGROUND = 100
-BUDGET = ["--samples-per-image", "3", "--steps", "4", "--assume-train-images", "5"]
+BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "5"]
 NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
         "object_store_memory": 80_000_000}  # fmt: skip
 LEAST_S, MOST_S = 3.0, 9.0  # between two disturbances
@@ -126,8 +126,8 @@ def rows(store: Path) -> list[dict[str, Any]]:
     from scanner.store import Store
 
     return Store(store).query(
-        "SELECT repo, checkpoint_id, verdict, stage, reason, best_similarity, q_value FROM all_scans "
-        "JOIN checkpoints USING (checkpoint_id)"
+        "SELECT repo, checkpoint_id, s.verdict, s.stage, s.reason, s.best_similarity, s.q_value "
+        "FROM all_scans s JOIN checkpoints USING (checkpoint_id)"
     )
 
 
@@ -161,40 +161,51 @@ def start(store: Path, cache: Path, hub: Hub, address: str, log: Path) -> subpro
 
 
 def scanners() -> list[psutil.Process]:
-    """Worker processes that hold a scanner."""
+    """The cluster's worker processes that hold a scanner."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "ray::Scanner" in " ".join(process.info["cmdline"] or ()):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::Scanner" in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 
-def disturb(
-    rng: random.Random, tally: Tally, running: Any, outage: Outage, over: threading.Event,
-    deaths: list[float], kill: Any,
-) -> None:  # fmt: skip
-    """One disturbance after another until it is over; `deaths` are when the driver dies."""
-    began, away = time.monotonic(), 0
-    while not over.wait(rng.uniform(LEAST_S, MOST_S)):
-        if deaths and time.monotonic() - began > deaths[0]:
-            deaths.pop(0)
-            kill()
-            continue
-        what = rng.choice(["worker", "worker", "node", "outage"])
-        if away:
-            running.add_node(**NODE)
+class Disturbing:
+    """What happens to a cluster and its hub, one thing after another; by the seed."""
+
+    def __init__(self, rng: random.Random, tally: Tally, running: Any, outage: Outage, span_s: float) -> None:
+        self._rng, self._tally, self._running, self._outage = rng, tally, running, outage
+        now = time.monotonic()
+        self._deaths = sorted(now + rng.uniform(0.1, 0.9) * span_s for _ in range(2))  # of the driver
+        self._next = now + rng.uniform(LEAST_S, MOST_S)
+        self._away = 0  # nodes
+
+    def go_on(self, driver: subprocess.Popen[bytes]) -> None:
+        """Does what is due."""
+        now, tally = time.monotonic(), self._tally
+        if self._deaths and now > self._deaths[0]:
+            self._deaths.pop(0)
+            driver.send_signal(signal.SIGKILL)
+            tally.drivers_killed += 1
+        if now < self._next:
+            return
+        what = self._rng.choice(["worker", "worker", "node", "outage"])
+        if self._away:
+            self._running.add_node(**NODE)
             tally.nodes_added += 1
-            away -= 1
+            self._away -= 1
         elif what == "worker" and (alive := scanners()):
-            rng.choice(alive).kill()
+            self._rng.choice(alive).kill()
             tally.workers_killed += 1
         elif what == "node":
-            running.remove_node(rng.choice(sorted(running.worker_nodes, key=id)), allow_graceful=False)
+            nodes = sorted(self._running.worker_nodes, key=lambda node: str(node.node_id))
+            self._running.remove_node(self._rng.choice(nodes), allow_graceful=False)
             tally.nodes_removed += 1
-            away += 1
+            self._away += 1
         elif what == "outage":
-            outage.until = time.monotonic() + rng.uniform(1, OUTAGE_S)
+            self._outage.until = now + self._rng.uniform(1, OUTAGE_S)
             tally.outages += 1
+        self._next = time.monotonic() + self._rng.uniform(LEAST_S, MOST_S)
 
 
 def disturbed(
@@ -202,31 +213,20 @@ def disturbed(
     span_s: float,
 ) -> Tally:  # fmt: skip
     """One seed: a crawl, disturbed; run again until nothing is left, as a person would."""
-    rng, tally, began = random.Random(seed), Tally(seed, len(repos) - 1), time.monotonic()
-    store = Path(shutil.copytree(prepared, folder / "store"))
-    outage, over = Outage(), threading.Event()
+    tally, began = Tally(seed, len(repos) - 1), time.monotonic()
+    store, outage = Path(shutil.copytree(prepared, folder / "store")), Outage()
     troubled = type("Troubled", (Misbehaving, Handler), {"plan": outage})
-    deaths = sorted(rng.uniform(0.1, 0.9) * span_s for _ in range(2))
-    driver: list[subprocess.Popen[bytes]] = []
-
-    def kill() -> None:
-        driver[-1].send_signal(signal.SIGKILL)
-        tally.drivers_killed += 1
-
     with Hub(repos, handler=troubled) as hub, cluster() as running:
-        disturbing = threading.Thread(
-            target=disturb, args=(rng, tally, running, outage, over, deaths, kill), daemon=True
-        )
+        disturbing = Disturbing(random.Random(seed), tally, running, outage, span_s)
         while tally.driver_starts < STARTS:
-            driver.append(start(store, folder / "cache", hub, running.address, folder / "log"))
+            driver = start(store, folder / "cache", hub, running.address, folder / "log")
             tally.driver_starts += 1
-            if tally.driver_starts == 1:
-                disturbing.start()
-            if driver[-1].wait() == 0:
+            while driver.poll() is None:
+                disturbing.go_on(driver)
+                time.sleep(0.2)
+            if driver.returncode == 0:
                 break
             time.sleep(2)
-        over.set()
-        disturbing.join()
     written = rows(store)
     tally.failed_then_tried_again = sum(row["verdict"] == "failed" for row in written)
     count = Counter(row["repo"] for row in written if row["verdict"] != "failed")
