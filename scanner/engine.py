@@ -79,9 +79,12 @@ class Crawl:
         self.progress = Progress(len(todo))
         self.ready = [p for p in todo if p.prospect is Prospect.READY]
         self.ruled_out = [p for p in todo if p.prospect is not Prospect.READY]
-        self.schedule = Schedule(self.ready)
+        self.suspects = [
+            p for p in self.ready if p.checkpoint_id in plan.suspects
+        ]  # one try each, at the end
+        self.schedule = Schedule(p for p in self.ready if p.checkpoint_id not in plan.suspects)
         self.leases = Leases(store.storage, task.run_id)
-        self.attempts: Counter[str] = Counter()
+        self.attempts = Counter({p.checkpoint_id: ATTEMPTS - 1 for p in self.suspects})
         self.nodes_lost: Counter[str] = Counter()
         self.later: list[tuple[float, Planned]] = []  # (when it may be tried again, checkpoint)
         self.elsewhere: list[Planned] = []  # held by another crawl
@@ -153,7 +156,7 @@ class Crawl:
         """Whether anything may still be handed out."""
         if self.budget.is_spent:
             return False
-        return bool(self.schedule or self.later or self.elsewhere)
+        return bool(self.schedule or self.later or self.elsewhere or self.suspects)
 
     def claim(self, worker: Worker) -> None:
         """Fills a worker's queue with checkpoints that nobody else is at, or has finished meanwhile."""
@@ -184,6 +187,8 @@ class Crawl:
         """What may be tried again now goes back to the schedule."""
         at = time.monotonic()
         due = [p for when, p in self.later if when <= at]
+        if not self.schedule and not self.later:
+            due, self.suspects = self.suspects, []
         self.later = [(when, p) for when, p in self.later if when > at]
         for planned in due:
             self.schedule.give_back(planned)
@@ -314,7 +319,7 @@ def _failed(task: Task, checkpoint: Checkpoint, outcome: WorkerDied | WorkerFail
     """The row of a checkpoint that no worker came to an end with."""
     first_line = (str(outcome).strip().splitlines() or ["no reason told"])[0][:300]
     if isinstance(outcome, WorkerDied):
-        reason = f"its worker died {ATTEMPTS} times: {first_line}"
+        reason = f"its worker died {ATTEMPTS} times or more: {first_line}"
         return _without_scan(task, checkpoint, Verdict.FAILED, reason, "worker")
     return _without_scan(task, checkpoint, Verdict.FAILED, f"{first_line} ({ATTEMPTS} times)", "scan")
 

@@ -44,6 +44,7 @@ class Plan:
     inspected: int = 0  # of them, those that were asked about now; the others were known
     planned: dict[str, Planned] = field(default_factory=dict)  # by id, in listing order
     finished: set[str] = field(default_factory=set)  # ids that need no scan
+    suspects: set[str] = field(default_factory=set)  # ids that may have killed workers: they come last
     resumed: Listing | None = None  # the interrupted listing that this one went on with
 
     @property
@@ -110,7 +111,8 @@ def make_plan(
         inspectors.shutdown(cancel_futures=True)
     if write:
         store.append([dataclasses.replace(listing, updated_at=now(), position={}, finished=True)])
-    plan.finished = store.finished(config_id) if config_id else set()
+    if config_id:
+        plan.finished, plan.suspects = store.finished(config_id), store.suspects(config_id)
     return plan
 
 
@@ -124,7 +126,7 @@ def plan_of_store(source: str, store: Store, config_id: str) -> Plan:
         "WHERE source = ? AND prospect <> 'unknown' GROUP BY checkpoint_id ORDER BY checkpoint_id",
         [source],
     )
-    plan = Plan(listed=rows.num_rows, finished=store.finished(config_id))
+    plan = Plan(rows.num_rows, finished=store.finished(config_id), suspects=store.suspects(config_id))
     for batch in rows.to_batches():
         for id_, base, prospect in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             plan.planned[id_] = Planned(id_, sys.intern(base) if base else None, Prospect(prospect))

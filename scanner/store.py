@@ -272,14 +272,20 @@ class Store:
     def finished(self, config_id: str) -> set[str]:
         """Ids of the checkpoints that need no scan under this configuration; `failed` ones do.
 
-        One that killed its workers is not let at the next ones. What inspection once ruled out and now does
-        not needs one: a gate was opened, a token given.
+        What inspection once ruled out and now does not needs one, too: a gate was opened, a token given.
         """
         rows = self.query(
-            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND "
-            "(verdict <> 'failed' OR stage = 'worker') AND NOT "
+            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict <> 'failed' AND NOT "
             "(verdict = 'skipped' AND stage = 'inspect' AND checkpoint_id IN "
             "(SELECT checkpoint_id FROM checkpoints WHERE prospect = 'ready'))",
+            [config_id],
+        )
+        return {row["checkpoint_id"] for row in rows}
+
+    def suspects(self, config_id: str) -> set[str]:
+        """Ids of the checkpoints whose workers died, as often as was tried: they may be why."""
+        rows = self.query(
+            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict = 'failed' AND stage = 'worker'",
             [config_id],
         )
         return {row["checkpoint_id"] for row in rows}

@@ -116,7 +116,7 @@ def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
     for row in rows:
         plan.add(row, lambda _: None)
     plan.listed = len(rows)
-    plan.finished = store.finished(CONFIG.config_id)
+    plan.finished, plan.suspects = store.finished(CONFIG.config_id), store.suspects(CONFIG.config_id)
     return plan
 
 
@@ -165,7 +165,7 @@ def test_what_fails_for_a_reason_of_ours_is_tried_three_times(store: Store, tmp_
     ]
 
 
-def test_a_checkpoint_that_kills_its_workers_costs_three_and_is_not_let_at_more(
+def test_a_checkpoint_that_kills_its_workers_costs_three_and_one_more_at_the_end_of_each_later_crawl(
     store: Store, tmp_path: Path
 ) -> None:
     told = [("dies", "a"), *[("", "a")] * 5]
@@ -174,7 +174,16 @@ def test_a_checkpoint_that_kills_its_workers_costs_three_and_is_not_let_at_more(
     assert tries(tmp_path / "log")["id000"] == 3
     (row,) = store.query("SELECT * FROM scans WHERE verdict = 'failed'")
     assert row["reason"].startswith("its worker died 3 times")
-    assert plan_of(store, told).todo == []
+    later = plan_of(store, [*told, ("", "b")])
+    assert later.suspects == {"id000"}
+    done: list[str] = []
+    counts = crawl(
+        task(store, tmp_path / "log"), later, store, workers=1, kind=Stub,
+        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+    )  # fmt: skip
+    assert counts == {Verdict.NOTHING_FOUND: 1, Verdict.FAILED: 1}
+    assert done == ["id006", "id000"]
+    assert tries(tmp_path / "log")["id000"] == 4
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_same(
