@@ -79,9 +79,8 @@ class Crawl:
         self.progress = Progress(len(todo))
         self.ready = [p for p in todo if p.prospect is Prospect.READY]
         self.ruled_out = [p for p in todo if p.prospect is not Prospect.READY]
-        self.suspects = [
-            p for p in self.ready if p.checkpoint_id in plan.suspects
-        ]  # one try each, at the end
+        # What may have killed its workers has one try, when all others are handed out.
+        self.suspects = [p for p in self.ready if p.checkpoint_id in plan.suspects]
         self.schedule = Schedule(p for p in self.ready if p.checkpoint_id not in plan.suspects)
         self.leases = Leases(store.storage, task.run_id)
         self.attempts = Counter({p.checkpoint_id: ATTEMPTS - 1 for p in self.suspects})
