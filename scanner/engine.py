@@ -254,12 +254,12 @@ def _work(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
             if isinstance(outcome, WorkerDied):
                 _lose(state, crew, worker)
             state.settle(worker.at, outcome)
-        if not busy:
-            time.sleep(0.2 if state.later else TICK_S)
-            state.look_elsewhere()
         if time.monotonic() - looked >= TICK_S:
             looked = time.monotonic()
             _look(state, crew, tick)
+        if not busy:
+            time.sleep(0.2 if state.later else TICK_S)
+            state.look_elsewhere()
 
 
 def _hand_out(state: Crawl, crew: Crew, worker: Worker) -> None:
