@@ -48,7 +48,7 @@ def tidied(uri: str) -> Iterator[None]:
 
     def tidy() -> None:
         while not over.wait(TIDY_S):
-            with suppress(StoreError):  # the crawl itself meets a store that does not answer, and tells
+            with suppress(StoreError, OSError):  # the crawl meets the same, and tells
                 for _ in compact(Store(uri), fewest_parts=TIDY_PARTS):
                     pass
 

@@ -173,8 +173,7 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
     ended: list[float] = []
 
     def report(checkpoint: Checkpoint, scan: Scan, progress: object) -> None:
-        if scan.reason != "ruled out":
-            ended.append(time.perf_counter())
+        ended.append(time.perf_counter())
 
     for planned in list(plan.planned.values()):
         if planned.prospect != "ready":
