@@ -29,7 +29,7 @@ TIDY_S = 60.0  # between two looks at a store that a crawl writes to
 TIDY_PARTS = 1000  # of a table: every question opens them all
 GRACE_S = 10.0  # a reader lists a table's files and opens them within it
 FEWEST_PARTS = 2  # written since: fewer are left
-ROWS_IN_A_GROUP = 50_000
+ROWS_IN_A_GROUP = 20_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ ATTEMPTS = 3  # of a checkpoint
 NODES_LOST = 20  # of a checkpoint, before it counts
 CHUNK = 200  # rows that are read or written at once
 AHEAD = 2  # checkpoints that a worker has claimed beyond the one that it is at,
-AHEAD_S = 10.0  # or as many as take it that long: claiming costs questions to the store
+AHEAD_S = 10.0  # or as many as take it that long: claiming costs questions to the store;
+AHEAD_MOST = 1000  # but no more than these
 AHEAD_BYTES = 20_000_000_000  # fetched ahead at once
 SETTLED_S = 5.0  # of sampling, before files are fetched ahead: short scans do without
 TICK_S = 2.0  # between two looks at what is running
@@ -75,6 +76,7 @@ class Crawl:
 
     def __init__(self, task: Task, plan: Plan, store: Store, report: Report, budget: Budget) -> None:
         self.task, self.store, self._report, self.budget = task, store, report, budget
+        self._config_id = task.config.config_id
         todo = plan.todo
         self.progress = Progress(len(todo))
         self.ready = [p for p in todo if p.prospect is Prospect.READY]
@@ -159,7 +161,7 @@ class Crawl:
 
     def claim(self, worker: Worker) -> None:
         """Fills a worker's queue with checkpoints that nobody else is at, or has finished meanwhile."""
-        count = 1 + min(CHUNK, max(AHEAD, int(AHEAD_S / max(worker.seconds, 1e-3))))
+        count = 1 + min(AHEAD_MOST, max(AHEAD, int(AHEAD_S / max(worker.seconds, 1e-3))))
         while self.schedule and len(worker.queue) < 1 + AHEAD and not self.budget.is_spent:
             worker.queue += self._claimed(self.schedule.take(worker, count))
 
@@ -170,7 +172,7 @@ class Crawl:
         self.elsewhere += [p for p in fresh if self._key(p.checkpoint_id) not in held]
         ids = [p.checkpoint_id for p in mine]
         rows = {row.checkpoint_id: row for row in self.store.of_source(self.task.source, ids)} if ids else {}
-        for scan in self.store.scans_of(self.task.config.config_id, ids) if ids else ():
+        for scan in self.store.scans_of(self._config_id, ids) if ids else ():
             if scan.verdict is not Verdict.FAILED and scan.run_id != self.task.run_id:  # another crawl's
                 self._close(rows.pop(scan.checkpoint_id), scan)
         self.rows |= rows
@@ -200,7 +202,7 @@ class Crawl:
                 self.schedule.give_back(planned)
 
     def _key(self, checkpoint_id: str) -> str:
-        return f"{checkpoint_id}-{self.task.config.config_id}"
+        return f"{checkpoint_id}-{self._config_id}"
 
 
 def crawl(
@@ -257,7 +259,7 @@ def _work(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
         if time.monotonic() - looked >= TICK_S:
             looked = time.monotonic()
             _look(state, crew, tick)
-        if not busy:
+        if not busy and state.left:
             time.sleep(0.2 if state.later else TICK_S)
             state.look_elsewhere()
 

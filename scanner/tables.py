@@ -13,6 +13,7 @@ import typing
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -84,16 +85,22 @@ def _arrow_type(annotation: Any) -> pa.DataType:
     return _ARROW[annotation]
 
 
+@cache
 def arrow_schema(record_type: type[Any]) -> pa.Schema:
     """The Parquet schema of a record's table, one column a field."""
-    hints = typing.get_type_hints(record_type)
+    hints = _hints(record_type)
     return pa.schema([(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(record_type)])
 
 
 def record[T](record_type: type[T], row: dict[str, Any]) -> T:
     """A row as its record."""
-    hints = typing.get_type_hints(record_type)
+    hints = _hints(record_type)
     return record_type(**{name: _from_arrow(row[name], hint) for name, hint in hints.items()})
+
+
+@cache
+def _hints(record_type: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(record_type)
 
 
 def _from_arrow(value: Any, annotation: Any) -> Any:
@@ -119,7 +126,7 @@ def views(table: str, compacted: str | None, parts: Sequence[str], fresh: bool) 
         old = f"read_parquet({_quoted(compacted)})"
         stored = f"SELECT * EXCLUDE ({MARK}) FROM {old} UNION ALL BY NAME {new}"
         if not fresh:
-            counting = f"SELECT * EXCLUDE ({MARK}) FROM {old} WHERE {MARK}"
+            counting = f"SELECT * EXCLUDE ({MARK}) FROM {old}{f' WHERE {MARK}' if table in KEPT else ''}"
         else:
             counting = _merged(table, old, new)
     return (

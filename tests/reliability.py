@@ -42,10 +42,10 @@ SCANNER = Path(sys.executable).parent / "scanner"
 COPIED = ("fruit-lora", "flowers-lora", "music-lora", "houses-lora-light")
 SUBJECTS = ("fruit", "flowers")
 BACKGROUND = 100
-BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "5"]
+BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "3"]
 NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
         "object_store_memory": 80_000_000}  # fmt: skip
-LEAST_S, MOST_S = 3.0, 9.0  # between two disturbances
+LEAST_S, MOST_S = 5.0, 13.0  # between two disturbances
 OUTAGE_S = 12.0
 STARTS = 12  # of the driver, before something is taken to be wrong
 

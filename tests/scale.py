@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -166,7 +166,7 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
     from scanner.records import Checkpoint, Scan
     from scanner.store import Store
 
-    store = Store(folder)
+    store = Store(shutil.copytree(folder, scratch / "store", copy_function=os.link))
     plan = plan_of_store(SOURCE, store, "none is finished")
     task = stub_worker.task(store, scratch / "cache", SOURCE)
     task = replace(task, config=replace(task.config, seed=task.run_id.__hash__() % 2**31))
@@ -211,7 +211,9 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """Of this process alone; `getrusage` would count what its parent held when it began."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) / 1e6
 
 
 def _alone(*words: str) -> dict[str, Any]:
@@ -228,12 +230,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoints", type=int, default=1_000_000)
-    parser.add_argument("--dispatched", type=int, default=2_000)
+    parser.add_argument("--dispatched", type=int, default=5_000)
     parser.add_argument("--store", type=Path, default=ROOT.parent / "build/scale")
     parser.add_argument("--only", choices=["planning", "dispatch", "desk", "status"])
     options = parser.parse_args()
     if options.only:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(dir=options.store.parent) as scratch:  # links stay on a disk
             extra = (options.dispatched, Path(scratch)) if options.only == "dispatch" else ()
             print(json.dumps(globals()[options.only](options.store, *extra)))
         return

@@ -32,45 +32,47 @@ SELECT
     count(*) FILTER (verdict = 'failed') AS failed,
     (SELECT count(*) FROM checkpoints) - count(*) AS to_do
 FROM spoken"""
-# Best first: verdicts in the order of `rank`, then the least q, then the greatest similarity. What is flagged
-# stays flagged whatever else was found, so of the flagged ones the other scans need not be read.
-LISTED = f"""
-WITH latest AS (
-    SELECT scan_id, checkpoint_id, verdict, reason, best_similarity, q_value, finished_at
+# Best first: verdicts in the order of `rank`, then the least q, then the greatest similarity.
+ORDER = """rank, CASE verdict WHEN 'flagged' THEN q_value END NULLS LAST, best_similarity DESC NULLS LAST"""
+LATEST = f"""
+    SELECT scan_id, checkpoint_id, verdict, reason, best_similarity, q_value, finished_at,
+        coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], verdict), 5) AS rank
     FROM scans WHERE $verdict <> 'flagged' OR verdict = 'flagged'
-    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {SPEAKS} DESC) = 1
-),
-listed AS (
-    SELECT
-        c.checkpoint_id, c.repo, c.source, c.file, c.kind, c.family, c.base,
-        s.scan_id, s.verdict, s.reason, s.best_similarity, s.q_value, s.finished_at,
-        coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], s.verdict), 5) AS rank,
+    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {SPEAKS} DESC) = 1"""
+# What is flagged stays flagged whatever else was found: to know the best of those, neither other scans nor any
+# checkpoint need be read. What is shown of a checkpoint is read for the best alone.
+BEST_FLAGGED = f"""
+    SELECT *, count(*) OVER () AS total FROM latest ORDER BY {ORDER}, checkpoint_id LIMIT $limit"""
+BEST = f"""
+    SELECT checkpoint_id, latest.* EXCLUDE (checkpoint_id, rank), coalesce(rank, 5) AS rank,
         count(*) OVER () AS total
-    FROM checkpoints c LEFT JOIN latest s USING (checkpoint_id)
-    WHERE contains(lower(c.repo), lower($part))
-    AND ($verdict = 'all' OR coalesce(s.verdict, 'to_do') = $verdict)
-    ORDER BY rank, CASE s.verdict WHEN 'flagged' THEN s.q_value END NULLS LAST,
-        s.best_similarity DESC NULLS LAST, c.repo, c.checkpoint_id
-    LIMIT $limit
+    FROM checkpoints LEFT JOIN latest USING (checkpoint_id)
+    WHERE contains(lower(repo), lower($part)) AND ($verdict = 'all' OR coalesce(verdict, 'to_do') = $verdict)
+    ORDER BY {ORDER}, repo, checkpoint_id LIMIT $limit"""
+LISTED = f"""
+WITH latest AS ({LATEST}
 ),
+best AS MATERIALIZED ({{best}}
+),
+flags AS MATERIALIZED (SELECT match_id, scan_id FROM matches WHERE flagged),
 words AS (
     SELECT
         m.scan_id, count(*) AS flagged_matches,
         count(*) FILTER (d.decision = 'confirm') AS confirmed,
         count(*) FILTER (d.decision = 'dismiss') AS dismissed,
         count(*) FILTER (d.decision = 'unsure') AS unsure
-    FROM matches m LEFT JOIN decisions d ON d.subject_id = m.match_id
-    WHERE m.flagged AND m.scan_id IN (SELECT scan_id FROM listed)
+    FROM flags m LEFT JOIN decisions d ON d.subject_id = m.match_id
+    WHERE m.scan_id IN (SELECT scan_id FROM best)
     GROUP BY m.scan_id
 )
 SELECT
-    listed.* EXCLUDE (rank),
+    checkpoint_id, c.repo, c.source, c.file, c.kind, c.family, c.base, best.* EXCLUDE (checkpoint_id, rank),
     coalesce(flagged_matches, 0) AS flagged_matches, coalesce(confirmed, 0) AS confirmed,
     coalesce(dismissed, 0) AS dismissed, coalesce(unsure, 0) AS unsure,
     nullif(d.decision, 'withdrawn') AS word, coalesce(d.note, '') AS note
-FROM listed LEFT JOIN words USING (scan_id) LEFT JOIN decisions d ON d.subject_id = listed.scan_id
-ORDER BY rank, CASE verdict WHEN 'flagged' THEN q_value END NULLS LAST, best_similarity DESC NULLS LAST,
-    repo, checkpoint_id"""
+FROM best JOIN checkpoints c USING (checkpoint_id)
+LEFT JOIN words USING (scan_id) LEFT JOIN decisions d ON d.subject_id = best.scan_id
+ORDER BY {ORDER}, repo, checkpoint_id"""
 # A reference is looked up by corpus and id; under several descriptors it is still one file.
 MATCHES = """
 WITH shown AS (
@@ -222,8 +224,12 @@ def sum_up(store: Store) -> Sum:
 
 def page(store: Store, listing: Listing, part: str = "", limit: int = PAGE) -> Page:
     """The best `limit` rows of a listing whose repo contains `part`."""
-    asked = {"part": part, "verdict": str(listing), "limit": limit}
-    rows = tuple(_row(row) for row in store.query(LISTED, asked))
+    asked: dict[str, Any] = {"verdict": str(listing), "limit": limit}
+    if listing is Listing.FLAGGED and not part:
+        best = BEST_FLAGGED
+    else:
+        best, asked["part"] = BEST, part
+    rows = tuple(_row(row) for row in store.query(LISTED.format(best=best), asked))
     return Page(rows, rows[0].total if rows else 0)
 
 

@@ -67,7 +67,9 @@ def test_control_characters_of_strangers_do_not_reach_the_terminal(filled: Store
     assert "\x1b" not in run("sql", "SELECT reason FROM all_scans", store=filled).stdout
 
 
-@pytest.mark.parametrize("query", ["SELEC 1", "SELECT nothing FROM scans", "SELECT 1 FROM nowhere"])
+@pytest.mark.parametrize(
+    "query", ["SELEC 1", "SELECT nothing FROM scans", "SELECT 1 FROM nowhere", "SELECT CAST('a' AS INTEGER)"]
+)
 def test_a_question_that_is_no_sql_is_answered_without_a_traceback(filled: Store, query: str) -> None:
     done = subprocess.run(
         [BIN / "scanner", "sql", query, "--store", filled.root], capture_output=True, text=True, check=False
