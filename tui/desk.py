@@ -39,7 +39,7 @@ LATEST = f"""
         coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], verdict), 5) AS rank
     FROM scans WHERE $verdict <> 'flagged' OR verdict = 'flagged'
     QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {SPEAKS} DESC) = 1"""
-# What is flagged stays flagged whatever else was found: to know the best of those, neither other scans nor any
+# What is flagged stays flagged whatever else was found: to know the best of those neither other scans nor any
 # checkpoint need be read. What is shown of a checkpoint is read for the best alone.
 BEST_FLAGGED = f"""
     SELECT *, count(*) OVER () AS total FROM latest ORDER BY {ORDER}, checkpoint_id LIMIT $limit"""
