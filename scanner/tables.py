@@ -13,7 +13,6 @@ import typing
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -85,22 +84,22 @@ def _arrow_type(annotation: Any) -> pa.DataType:
     return _ARROW[annotation]
 
 
-@cache
+# Asked for at each write and each row that is read.
+_HINTS = {record_type: typing.get_type_hints(record_type) for record_type in TABLES}
+_SCHEMAS = {
+    record_type: pa.schema([(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(record_type)])
+    for record_type, hints in _HINTS.items()
+}
+
+
 def arrow_schema(record_type: type[Any]) -> pa.Schema:
     """The Parquet schema of a record's table, one column a field."""
-    hints = _hints(record_type)
-    return pa.schema([(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(record_type)])
+    return _SCHEMAS[record_type]
 
 
 def record[T](record_type: type[T], row: dict[str, Any]) -> T:
     """A row as its record."""
-    hints = _hints(record_type)
-    return record_type(**{name: _from_arrow(row[name], hint) for name, hint in hints.items()})
-
-
-@cache
-def _hints(record_type: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(record_type)
+    return record_type(**{name: _from_arrow(row[name], hint) for name, hint in _HINTS[record_type].items()})
 
 
 def _from_arrow(value: Any, annotation: Any) -> Any:
