@@ -45,7 +45,9 @@ BACKGROUND = 100
 BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "3"]
 NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
         "object_store_memory": 80_000_000}  # fmt: skip
-LEAST_S, MOST_S = 5.0, 13.0  # between two disturbances
+PACE_S = (5.0, 13.0)  # between two disturbances, at least and at most
+MOST = 1000  # disturbances
+DEATHS = 2  # of the driver
 OUTAGE_S = 12.0
 STARTS = 12  # of the driver, before something is taken to be wrong
 
@@ -176,9 +178,10 @@ class Disturbing:
     def __init__(self, rng: random.Random, tally: Tally, running: Any, outage: Outage, span_s: float) -> None:
         self._rng, self._tally, self._running, self._outage = rng, tally, running, outage
         now = time.monotonic()
-        self._deaths = sorted(now + rng.uniform(0.1, 0.9) * span_s for _ in range(2))  # of the driver
-        self._next = now + rng.uniform(LEAST_S, MOST_S)
+        self._deaths = sorted(now + rng.uniform(0.1, 0.9) * span_s for _ in range(DEATHS))
+        self._next = now + rng.uniform(*PACE_S)
         self._away = 0  # nodes
+        self._left = MOST
 
     def go_on(self, driver: subprocess.Popen[bytes]) -> None:
         """Does what is due."""
@@ -189,12 +192,21 @@ class Disturbing:
             tally.drivers_killed += 1
         if now < self._next:
             return
-        what = self._rng.choice(["worker", "worker", "node", "outage"])
+        self._next = now + self._rng.uniform(*PACE_S)
         if self._away:
             self._running.add_node(**NODE)
             tally.nodes_added += 1
             self._away -= 1
-        elif what == "worker" and (alive := scanners()):
+        elif self._left:
+            self._left -= self._disturb()
+
+    def _disturb(self) -> bool:
+        """One thing goes wrong, unless what was chosen is not there."""
+        tally = self._tally
+        what = self._rng.choice(["worker", "worker", "node", "outage"])
+        if what == "worker":
+            if not (alive := scanners()):
+                return False
             self._rng.choice(alive).kill()
             tally.workers_killed += 1
         elif what == "node":
@@ -202,10 +214,10 @@ class Disturbing:
             self._running.remove_node(self._rng.choice(nodes), allow_graceful=False)
             tally.nodes_removed += 1
             self._away += 1
-        elif what == "outage":
-            self._outage.until = now + self._rng.uniform(1, OUTAGE_S)
+        else:
+            self._outage.until = time.monotonic() + self._rng.uniform(1, OUTAGE_S)
             tally.outages += 1
-        self._next = time.monotonic() + self._rng.uniform(LEAST_S, MOST_S)
+        return True
 
 
 def disturbed(
@@ -230,13 +242,18 @@ def disturbed(
     written = rows(store)
     tally.failed_then_tried_again = sum(row["verdict"] == "failed" for row in written)
     count = Counter(row["repo"] for row in written if row["verdict"] != "failed")
-    tally.lost = sorted(set(calm) - set(count))
+    tally.lost = sorted(set(repos) - set(count))
     tally.twice = sorted(repo for repo, n in count.items() if n > 1)
     for row in written:
-        if row["verdict"] != "failed" and not _same(row, calm[row["repo"]]):
+        if row["verdict"] != "failed" and not _same(row, calm[original(row["repo"])]):
             tally.different.append(f"{row['repo']}: {row['verdict']} {row['reason']}")
     tally.seconds = round(time.monotonic() - began, 1)
     return tally
+
+
+def original(repo: str) -> str:
+    """What a repository is a copy of."""
+    return repo.rpartition("-")[0] if repo.startswith("copies/") else repo
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -250,23 +267,30 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def undisturbed(
     repos: dict[str, Path], prepared: Path, folder: Path
 ) -> tuple[dict[str, dict[str, Any]], float]:
-    """The verdicts of a crawl that nothing happens to, by repository, and its seconds."""
+    """The verdicts of a crawl that nothing happens to, by what was copied, and its seconds."""
     store, began = Path(shutil.copytree(prepared, folder / "store")), time.monotonic()
     with Hub(repos) as hub, cluster() as running:
         driver = start(store, folder / "cache", hub, running.address, folder / "log")
         assert driver.wait() == 0, (folder / "log").read_text()
     written = rows(store)
-    assert len(written) == len({row["repo"] for row in written}), "one row each"
-    return {row["repo"]: row for row in written}, time.monotonic() - began
+    assert sorted(row["repo"] for row in written) == sorted(repos), "one row each"
+    calm = {original(row["repo"]): row for row in written}
+    assert all(_same(row, calm[original(row["repo"])]) for row in written), "copies come to the same"
+    return calm, time.monotonic() - began
 
 
-def study(seeds: list[int], count: int, results: Path | None, folder: Path) -> list[Tally]:
-    """Every seed; each is told on stdout, and appended to the results."""
+def study(
+    seeds: list[int], count: int, results: Path | None, folder: Path, undisturbed_too: int | None = None
+) -> list[Tally]:
+    """Every seed; each is told on stdout, and appended to the results.
+
+    The undisturbed run is of all copies, or of so many.
+    """
     repos = copies(count, folder / "hub")
     prepared = corpora(folder / "corpora")
-    calm, span_s = undisturbed(repos, prepared, _made(folder / "calm"))
-    told = Counter(row["verdict"] for row in calm.values())
-    print(f"undisturbed: {dict(told)} in {span_s:.0f} s", flush=True)
+    few = dict(list(repos.items())[: 1 + (undisturbed_too or count)])  # with the base
+    calm, span_s = undisturbed(few, prepared, _made(folder / "calm"))
+    print(f"undisturbed: {len(few)} in {span_s:.0f} s", flush=True)
     tallies = []
     for seed in seeds:
         tally = disturbed(seed, repos, prepared, calm, _made(folder / f"seed-{seed}"), span_s)
