@@ -244,7 +244,7 @@ def _start(ray: Any, address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = address or named_cluster()
     if address is None:
-        ray.init(include_dashboard=False, object_store_memory=100_000_000, **options)
+        ray.init(address="local", include_dashboard=False, object_store_memory=100_000_000, **options)
     else:
         passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         ray.init(address=address, runtime_env={"env_vars": passed}, **options)

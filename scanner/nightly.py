@@ -1,7 +1,8 @@
 """One night: every source since the last complete night, what is left from before, a budget, a summary.
 
-Idempotent for its date: a night that is complete is not begun again, one that was interrupted goes on. Knows
-no terminal; how a source is listed and scanned is brought along.
+Idempotent for its date: a night that is complete is not begun again, one that was interrupted goes on. A
+source that cannot be listed keeps no other from its night, but the night is not complete. Knows no terminal;
+how a source is listed and scanned is brought along.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from scanner.engine import Budget
+from scanner.errors import SourceError
 from scanner.records import Checkpoint, Night, Scan, Verdict, now
 from scanner.store import Store
 
@@ -43,7 +45,10 @@ def last_complete(store: Store) -> Night | None:
 
 
 def run(store: Store, date: str, config_id: str, shifts: Sequence[Shift], budget: Budget) -> Night:
-    """Works the shifts off, and records the night. Raises what they raise; then the night is not complete."""
+    """Works the shifts off, and records the night; it is complete where each source could be listed.
+
+    Raises what the shifts raise, but SourceError.
+    """
     before = last_complete(store)
     night = Night(
         date=date, started_at=now(), finished_at=None, sources=json.dumps([s.source for s in shifts]),
@@ -53,7 +58,12 @@ def run(store: Store, date: str, config_id: str, shifts: Sequence[Shift], budget
     begun = store.select(Night, "WHERE date = ?", [date])
     night = replace(night, started_at=begun[0].started_at) if begun else night
     store.append([night])
-    listed = sum(shift.enlist(before) for shift in shifts)
+    listed, missed = 0, {}
+    for shift in shifts:
+        try:
+            listed += shift.enlist(before)
+        except SourceError as error:
+            missed[shift.source] = str(error)
     verdicts: Counter[Verdict] = Counter()
     for shift in shifts:
         verdicts += shift.scan(budget)
@@ -63,8 +73,9 @@ def run(store: Store, date: str, config_id: str, shifts: Sequence[Shift], budget
     )
     night = replace(
         night,
-        finished_at=now(),
+        finished_at=None if missed else now(),
         listed=listed,
+        missed=json.dumps(missed),
         verdicts={verdict.value: float(n) for verdict, n in verdicts.items()},
         flagged=json.dumps(sorted(row["checkpoint_id"] for row in flagged)),
         left=sum(shift.left() for shift in shifts),
@@ -78,8 +89,7 @@ def run(store: Store, date: str, config_id: str, shifts: Sequence[Shift], budget
 
 def report(store: Store, night: Night) -> str:
     """The night for people, as Markdown."""
-    assert night.finished_at is not None, "a report is made of a complete night"
-    took = (night.finished_at - night.started_at).total_seconds() / 3600
+    took = ((night.finished_at or now()) - night.started_at).total_seconds() / 3600
     told = ", ".join(f"{n:.0f} {verdict.replace('_', ' ')}" for verdict, n in sorted(night.verdicts.items()))
     lines = [
         f"# The night of {night.date}",
@@ -89,6 +99,10 @@ def report(store: Store, night: Night) -> str:
         f"{took:.1f} hours, of workers {night.worker_seconds / 3600:.2f}; "
         f"{night.downloaded_bytes / 1e9:.2f} GB of checkpoints downloaded.",
     ]
+    missed = json.loads(night.missed or "{}")
+    if missed:
+        lines += ["", "## Not complete", "", "Run it again for this date when these can be listed:", ""]
+        lines += [f"- {_plain(source)}: {_plain(why)}" for source, why in missed.items()]
     ids = json.loads(night.flagged)
     if ids:
         lines += ["", "## Flagged", "", "A flag is a claim to be judged by a person: `finextract-tui`.", ""]

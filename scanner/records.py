@@ -229,7 +229,7 @@ class Night:
 
     date: str  # 2026-11-24; its id
     started_at: datetime
-    finished_at: datetime | None  # None while it runs, or where it was interrupted
+    finished_at: datetime | None  # None while it runs, or where it was interrupted or missed a source
     sources: str  # their specs, JSON
     config_id: str
     listed: int  # entries
@@ -238,6 +238,7 @@ class Night:
     left: int  # checkpoints without a verdict when it ended
     worker_seconds: float
     downloaded_bytes: int
+    missed: str | None = None  # sources that could not be listed: spec -> why, JSON
 
 
 Record = Checkpoint | Listing | Scan | Candidate | Match | Decision | Reference | ConfigRow | Night

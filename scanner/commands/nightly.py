@@ -43,7 +43,7 @@ def command(
     """Crawl every source since the last complete night, and go on with what is left.
 
     Scans as `scanner crawl` does: its options come from [crawl] in scanner.toml. Run twice for one date, the
-    second does nothing. Writes a report to STORE/reports/.
+    second does nothing, unless a source could not be listed before. Writes a report to STORE/reports/.
     """
     from scanner import nightly
     from scanner.compaction import compact
@@ -69,6 +69,9 @@ def command(
         if table.parts:
             click.echo(f"{table.table}: {table.parts:,} parts made into one", err=True)
     click.echo(nightly.report(opened, night), nl=False)
+    if night.finished_at is None:
+        click.echo(f"The night of {day} is not complete: not every source could be listed.", err=True)
+        return 2
     return 3 if night.verdicts.get(Verdict.FAILED.value) else 0
 
 

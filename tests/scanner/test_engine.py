@@ -72,8 +72,8 @@ class Stub:
 def cluster() -> Iterator[None]:
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     ray.init(
-        num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
-        logging_level="ERROR",
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000,
+        log_to_driver=False, logging_level="ERROR",
     )  # fmt: skip
     yield
     ray.shutdown()

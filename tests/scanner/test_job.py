@@ -40,6 +40,7 @@ class Head:
 
     jobs: str  # the job server's address
     store: Path
+    scratch: Path  # Ray's own files
     environment: dict[str, str]
 
     def submit(self, job_id: str) -> subprocess.CompletedProcess[str]:
@@ -76,11 +77,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2",
              "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={scratch}",
+             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
              "--object-store-memory=100000000"],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
-            running = Head(f"http://127.0.0.1:{dashboard}", store, environment)
+            running = Head(f"http://127.0.0.1:{dashboard}", store, scratch, environment)
             await_jobs(running, process)
             yield running
         finally:
@@ -143,3 +145,12 @@ def test_a_night_runs_as_a_job_of_a_cluster_and_the_second_of_its_date_does_noth
 def test_the_job_server_asks_for_the_token(head: Head) -> None:
     with pytest.raises(urllib.error.HTTPError, match=r"401|403"):
         urllib.request.urlopen(f"{head.jobs}/api/jobs/", timeout=5)
+
+
+def test_a_crawl_that_names_no_cluster_starts_its_own_beside_one_that_runs(head: Head) -> None:
+    asked = (
+        "import ray; from scanner.crew import _start; _start(ray, None); print(len(ray.nodes()), ray.nodes())"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 ")
+    assert head.scratch.name not in done.stdout

@@ -21,6 +21,7 @@ from stub_worker import CONFIG, ended, task
 from scanner import nightly
 from scanner.cli import cli
 from scanner.engine import Budget, crawl
+from scanner.errors import SourceError
 from scanner.nightly import OVERLAP, Shift
 from scanner.planning import make_plan, plan_of_store
 from scanner.records import Checkpoint, Night, Scan, Verdict, now
@@ -59,8 +60,8 @@ class Stub:
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     ray.init(
-        num_cpus=1, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
-        logging_level="ERROR",
+        address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000,
+        log_to_driver=False, logging_level="ERROR",
     )  # fmt: skip
     yield
     ray.shutdown()
@@ -142,6 +143,24 @@ def test_a_budget_leaves_the_rest_for_the_next_night(hub: Hub, store: Store, tmp
     assert night.left >= 2
     night, _ = work(store, tmp_path / "log", "2026-11-25")
     assert night.left == 1, "what fails stays to do"
+
+
+def test_a_source_that_cannot_be_listed_keeps_no_other_from_its_night_which_is_done_again(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    one, config_id = shift(store, tmp_path / "log", [])
+
+    def away(_: Night | None) -> int:
+        raise SourceError("the *hub* does not answer")
+
+    other = Shift("civitai", away, lambda _: Counter(), lambda: 0)
+    night = nightly.run(store, "2026-11-24", config_id, [other, one], Budget())
+    assert (night.listed, night.verdicts["flagged"], night.finished_at) == (4, 1, None)
+    report = store.storage.read("reports/night-2026-11-24.md").decode()
+    assert "## Not complete" in report
+    assert "- civitai: the \\*hub\\* does not answer" in report
+    night, since = work(store, tmp_path / "log", "2026-11-24")
+    assert (since, night.listed, night.finished_at is None) == (None, 4, False)
 
 
 def test_an_interrupted_night_goes_on_and_a_complete_one_is_left_alone(
