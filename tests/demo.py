@@ -2,6 +2,9 @@
 
 Prints and runs the public commands against a small HuggingFace Hub on loopback that serves the zoo's real
 models, at a reduced budget. Checks at the end that what came out is what must come out.
+
+    python tests/demo.py             # a store in a folder, below build/demo
+    python tests/demo.py bucket      # a store in an S3 server on loopback, and in a folder: the same rows?
 """
 
 from __future__ import annotations
@@ -13,6 +16,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scanner.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "tests" / "zoo"
@@ -35,13 +42,49 @@ def run(*words: str, env: dict[str, str], capture: bool = False) -> str:
 
 
 def main() -> None:
+    """The demo, and where it is asked for the same in a bucket."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    name = f"store-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = os.path.relpath(OUT / name, Path.cwd())
+    demonstrate(folder)
+    if sys.argv[1:] == ["bucket"]:
+        from servers.objects import Objects
+
+        from scanner.store import Store
+
+        with Objects() as server:
+            os.environ.update(server.environment())
+            demonstrate(f"s3://{server.bucket}/{name}")
+            same = outcome(Store(folder)) == outcome(Store(f"s3://{server.bucket}/{name}"))
+        print(f"demo: the rows in the bucket are {'' if same else 'NOT '}those in the folder.")
+        sys.exit(not same)
+    print(f"\nNext, look at what was flagged:\n\n  .venv/bin/finextract-tui --store {folder}\n")
+
+
+def outcome(store: Store) -> dict[str, object]:
+    """What a crawl came to, without what differs from run to run: random ids, times and seconds."""
+    return {
+        "scans": store.query(
+            "SELECT checkpoint_id, config_id, verdict, reason, stage, caption, base, guidance_scale, "
+            "correction, num_samples, num_candidates, num_references, num_background, "
+            "round(best_similarity, 4) AS best, "
+            "round(q_value, 4) AS q FROM scans ORDER BY ALL"
+        ),
+        "matches": store.query(
+            "SELECT checkpoint_id, corpus, reference_id, round(m.similarity, 3) AS similarity, "
+            "round(p_value, 4) AS p, round(m.q_value, 4) AS q, flagged, clique_size FROM matches m "
+            "JOIN scans USING (scan_id) JOIN candidates USING (candidate_id) ORDER BY ALL"
+        ),
+        "checkpoints": store.query("SELECT * EXCLUDE (listed_at, raw, url) FROM checkpoints ORDER BY ALL"),
+        "references": store.query('SELECT * EXCLUDE (added_at) FROM "references" ORDER BY ALL'),
+    }
+
+
+def demonstrate(shown: str) -> None:
     """Serve, ingest, crawl, check."""
-    start = time.monotonic()
-    sys.path.insert(0, str(ROOT / "tests"))
     from servers.hub import zoo_hub
 
-    store = OUT / f"store-{time.strftime('%Y%m%d-%H%M%S')}"
-    shown = os.path.relpath(store, Path.cwd())
+    start = time.monotonic()
     with zoo_hub(ZOO) as hub, hub:
         env = {
             **os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(OUT / "cache"),
@@ -64,7 +107,6 @@ def main() -> None:
     if wrong:
         sys.exit("demo: not as it must be:\n  " + "\n  ".join(wrong))
     print("demo: every strong checkpoint is flagged, no control is, pickled and corrupt entries are skipped.")
-    print(f"\nNext, look at what was flagged:\n\n  .venv/bin/finextract-tui --store {shown}\n")
 
 
 def check(verdicts: dict[str, dict[str, str]]) -> list[str]:

@@ -9,11 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import psutil
 import pytest
+from demo import outcome
 from servers.hub import Hub, zoo_repositories
+from servers.objects import Objects
 from servers.trouble import troublesome_repositories
 
 from scanner.logs import log_path
@@ -51,15 +56,41 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def few(zoo_path: Path, tmp_path: Path) -> Iterator[Hub]:
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A hub with the base, three checkpoints, and the troublesome entries."""
-    repos = {name: path for name, path in zoo_repositories(zoo_path).items() if name in REPOS}
-    with Hub(repos | troublesome_repositories(zoo_path, tmp_path / "trouble")) as running:
+    zoo = Path(__file__).resolve().parents[1] / "zoo"
+    repos = {name: path for name, path in zoo_repositories(zoo).items() if name in REPOS}
+    with Hub(repos | troublesome_repositories(zoo, tmp_path_factory.mktemp("trouble"))) as running:
         yield running
 
 
-def _command(store: Path, source: str = "hf") -> list[str]:
+@dataclass
+class Crawled:
+    """A crawl that came to its end."""
+
+    folder: Path  # its store
+    cache: Path
+    result: dict[str, Any]  # what it printed
+
+
+@pytest.fixture(scope="module")
+def crawled(few: Hub, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Crawled:
+    """One crawl of the hub into a folder."""
+    made = tmp_path_factory.mktemp("crawled")
+    folder = _fresh(corpora, made)
+    done = subprocess.run(
+        [*_command(folder), "--json"],
+        env=_environment(few, made),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Crawled(folder, made / "cache", json.loads(done.stdout))
+
+
+def _command(store: Path | str, source: str = "hf") -> list[str]:
     return [
         str(BIN / "scanner"), "crawl", "--source", source, "--limit", "50", "--store", str(store), *BUDGET,
     ]  # fmt: skip
@@ -108,18 +139,9 @@ def _copies(store: Store) -> int:
 
 
 def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up(
-    few: Hub, corpora: Path, tmp_path: Path
+    few: Hub, crawled: Crawled
 ) -> None:
-    folder = _fresh(corpora, tmp_path)
-    done = subprocess.run(
-        [*_command(folder), "--json"],
-        env=_environment(few, tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    folder, result = crawled.folder, crawled.result
     verdicts = {row["repo"]: row for row in result["checkpoints"]}
     assert result["planned"] == len(few.repositories) == len(verdicts)
     assert result["todo"] == result["failed"] == 0
@@ -139,10 +161,30 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
         "fetch", "load", "sample", "match",
     ]  # fmt: skip
     assert log.splitlines()[-1].split()[2] == row.verdict
-    assert not list((tmp_path / "cache" / "scans").glob("*/*.safetensors")), "weights go after their scan"
+    assert not list((crawled.cache / "scans").glob("*/*.safetensors")), "weights go after their scan"
     images = list((folder / "images").rglob("*.png"))
     assert images
     assert all(image.stat().st_mode & 0o777 == 0o600 for image in images)
+
+
+def test_a_crawl_into_an_object_store_gives_the_same_rows_as_into_a_folder(
+    few: Hub, corpora: Path, crawled: Crawled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Objects() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        fsspec.filesystem("s3").put(f"{corpora}/", f"{server.bucket}/crawled/", recursive=True)
+        uri = f"s3://{server.bucket}/crawled"
+        done = subprocess.run(
+            _command(uri), env=_environment(few, tmp_path), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        store, other = Store(uri), Store(crawled.folder)
+        assert outcome(store) == outcome(other)
+        (image,) = store.query("SELECT image_sha256 FROM candidates LIMIT 1")
+        assert store.image(image["image_sha256"]).startswith(b"\x89PNG")
+        (scan,) = store.select(Scan, "WHERE verdict = 'nothing_found' LIMIT 1")
+        assert b"nothing_found" in store.storage.read(log_path(scan.scan_id))
 
 
 def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped_though_a_worker_is_killed_too(
