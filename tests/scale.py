@@ -7,6 +7,7 @@ measures, each in a process of its own:
 - dispatch: a crawl on a real Ray whose workers scan nothing; time a checkpoint
 - `scanner status --quiet`, the real command
 - the desk's first page: the rows of the flagged listing, and the sum above it
+- what a scan costs wherever it runs: operations and bytes, for the arithmetic in docs/scale.md
 
     python tests/scale.py [--checkpoints 1000000] [--store DIR]      # a store that is there is used again
 """
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,47 @@ def status(folder: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start, "said": done.stdout.strip()}
 
 
+def costs(folder: Path) -> dict[str, Any]:
+    """Counts of Stable Diffusion 1.x at 512x512, on tensors without content; bytes of rows that are new."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from scanner.records import Candidate, new_id
+    from scanner.store import _parquet
+    from scanner.tables import arrow_schema
+
+    widths, down, up = (128, 256, 512, 512), ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            latent_channels=4, block_out_channels=widths, layers_per_block=2, down_block_types=down,
+            up_block_types=up,
+        )  # fmt: skip
+        latents, prompt = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 768)
+        with FlopCounterMode(display=False) as forward:
+            unet(latents, torch.tensor(1), prompt)
+        with FlopCounterMode(display=False) as decode:
+            vae.decode(latents)
+    rank_1 = sum(
+        layer.in_features + layer.out_features
+        for name, layer in unet.named_modules()
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+    )
+    embeddings = np.random.default_rng(0).standard_normal((1000, 512))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    rows = [
+        Candidate(new_id(), new_id(), 1, 50, 0.8, new_id() * 2, "sscd", tuple(map(float, e)))
+        for e in embeddings
+    ]
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=arrow_schema(Candidate))
+    return {
+        "forward_tflop": forward.get_total_flops() / 1e12, "decode_tflop": decode.get_total_flops() / 1e12,
+        "unet_parameters": sum(p.numel() for p in unet.parameters()),
+        "lora_parameters_a_rank": rank_1, "candidate_bytes": len(_parquet(table)) / len(rows),
+    }  # fmt: skip
+
+
 def _peak_gb() -> float:
     """Of this process alone; `getrusage` would count what its parent held when it began."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
@@ -232,7 +275,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=1_000_000)
     parser.add_argument("--dispatched", type=int, default=5_000)
     parser.add_argument("--store", type=Path, default=ROOT.parent / "build/scale")
-    parser.add_argument("--only", choices=["planning", "dispatch", "desk", "status"])
+    parser.add_argument("--only", choices=["planning", "dispatch", "desk", "status", "costs"])
     options = parser.parse_args()
     if options.only:
         with tempfile.TemporaryDirectory(dir=options.store.parent) as scratch:  # links stay on a disk
@@ -252,7 +295,7 @@ def main() -> None:
                 print(f"  {done.table}: {done.parts} parts, {done.rows} rows", flush=True)
         size = sum(path.stat().st_size for path in options.store.rglob("*") if path.is_file())
         print(f"compacted in {time.perf_counter() - start:.0f} s: {size / 1e9:.2f} GB", flush=True)
-    for name in ("planning", "status", "desk", "dispatch"):
+    for name in ("planning", "status", "desk", "dispatch", "costs"):
         told = _alone("--only", name, "--store", str(options.store), "--dispatched", str(options.dispatched))
         shown = (f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
         print(f"{name:10} {'; '.join(shown)}", flush=True)
