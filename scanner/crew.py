@@ -27,7 +27,8 @@ PASSED_ON = ("HF_ENDPOINT", "CIVITAI_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABL
 # GiB of a GPU by the name that Ray gives its kind; of others nothing is known, and one worker takes it whole.
 GPU_GIB = {"T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "A100-80G": 80, "L40S": 48, "H100": 80,
            "H200": 141, "B200": 192}  # fmt: skip
-WORKER_GIB = 12  # of a pair of Stable Diffusion 1.x in half precision, with a batch of 32 at 512x512
+# GiB that a worker needs by family: the pair in half precision, and a batch of 32 at 512x512. An estimate.
+WORKER_GIB = {"sd1": 12}
 STARTS = 5  # of workers that may fail in a row
 MOST_A_GPU = 4  # workers; beyond that they only wait for each other
 NODE_DEATH = re.compile(r"node (has )?(died|been terminated|was terminated)|its node|preempt", re.IGNORECASE)
@@ -103,8 +104,9 @@ class Crew:
         """The part of a GPU that a worker takes: as its memory allows on the smallest kind that is there."""
         kinds = [name.removeprefix("accelerator_type:") for name in self._ray.cluster_resources()
                  if name.startswith("accelerator_type:")]  # fmt: skip
-        least = min((GPU_GIB.get(kind, WORKER_GIB) for kind in kinds), default=WORKER_GIB)
-        return 1 / max(1, min(MOST_A_GPU, least // WORKER_GIB))
+        need = max(WORKER_GIB.values())  # a worker may be given any of them
+        least = min((GPU_GIB.get(kind, need) for kind in kinds), default=need)
+        return 1 / max(1, min(MOST_A_GPU, least // need))
 
     def grow(self, most: int) -> None:
         """Starts workers until there are as many as there is room for, or as `most`."""

@@ -36,6 +36,15 @@ settings.load_profile("untimed")
 NOWHERE = "http://127.0.0.1:9"  # refuses every connection
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What needs a GPU is listed as not run where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device here")
+
+
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No hub but the test's own, no settings of the person who runs the tests, no store but a fresh one."""
