@@ -39,6 +39,9 @@ DEADLINES_S = {"fetch": 7200.0, "load": 1800.0, "sample": 8 * 3600.0, "embed": 3
                "match": 1800.0}  # fmt: skip
 
 
+Running = tuple[Checkpoint, str, float]  # at which stage, and for how many seconds
+
+
 @dataclass
 class Progress:
     """How far a crawl has come: what its status line shows."""
@@ -46,7 +49,7 @@ class Progress:
     total: int  # checkpoints to do
     done: int = 0
     verdicts: Counter[Verdict] = field(default_factory=Counter)
-    running: list[tuple[Checkpoint, str, float]] = field(default_factory=list)  # stage, seconds in it
+    running: list[Running] = field(default_factory=list)
     elsewhere: int = 0  # that another crawl scans
     starting: int = 0  # workers that have not come up yet
     retried: int = 0

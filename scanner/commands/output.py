@@ -29,6 +29,17 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def told(
+    repo: str, verdict: str, best_similarity: float | None, q_value: float | None, reason: str, *more: str
+) -> str:
+    """A verdict on one line."""
+    parts = [f"{verdict.replace('_', ' '):13} {repo}"]
+    if best_similarity is not None and q_value is not None:
+        parts.append(f"best {best_similarity:.2f}, q {q_value:.3f}")
+    parts += [shorter(reason, repo)] if reason else []
+    return plain("  ".join([*parts, *more]))
+
+
 def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
     """Prints one row a checkpoint to stdout, and how many of the `total` are not shown."""
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from scanner import client
-from scanner.commands.output import plain
+from scanner.commands.output import plain, told
 from scanner.logs import log_path
 from scanner.records import Verdict, now
-from scanner.summary import shorter
 
 if TYPE_CHECKING:
-    from scanner.engine import Progress
+    from scanner.engine import Progress, Running
     from scanner.records import Checkpoint, Scan
 
 QUIET_S = 60.0  # between two signs of life where nobody watches
@@ -34,6 +33,7 @@ class Terminal:
         self._watched = sys.stderr.isatty()
         self._told = time.monotonic()
         self._waiting: client.Waiting | None = None
+        self._running: list[Running] = []  # at the last tick, less what has ended since
         self._listening = client.watched(self._limited)
 
     def __enter__(self) -> Terminal:
@@ -45,28 +45,30 @@ class Terminal:
     ) -> None:
         self._listening.__exit__(kind, error, trace)
         self._wipe()
+        if error is not None and self._running:
+            click.echo(f"Given up: {plain(', '.join(map(_at, self._running)))}.", err=True)
 
     def _limited(self, waiting: client.Waiting) -> None:
         self._waiting = waiting
 
     def report(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
         """One verdict."""
+        self._running = [r for r in self._running if r[0].checkpoint_id != checkpoint.checkpoint_id]
         seconds = (scan.finished_at - scan.started_at).total_seconds()
-        parts = [checkpoint.repo]
-        if scan.best_similarity is not None and scan.q_value is not None:
-            parts.append(f"best {scan.best_similarity:.2f}, q {scan.q_value:.3f}")
-        if scan.reason:
-            parts.append(shorter(scan.reason, checkpoint.repo))
+        more = []
         if scan.verdict is Verdict.FAILED and scan.seconds:  # a worker was at it
-            parts.append(f"see {log_path(scan.scan_id)} in the store")
-        verdict = scan.verdict.value.replace("_", " ")
-        told = "  ".join(plain(part) for part in parts)
+            more.append(f"see {log_path(scan.scan_id)} in the store")
+        line = told(
+            checkpoint.repo, scan.verdict, scan.best_similarity, scan.q_value, scan.reason, *more,
+            f"({seconds:.0f} s)",
+        )  # fmt: skip
         self._wipe()
-        click.echo(f"[{progress.done}/{progress.total}] {verdict:13} {told}  ({seconds:.0f} s)", err=True)
+        click.echo(f"[{progress.done}/{progress.total}] {line}", err=True)
         self._told = time.monotonic()
 
     def tick(self, progress: Progress) -> None:
         """How far it is: drawn over on a terminal, now and then elsewhere."""
+        self._running = progress.running
         if self._watched:
             width = shutil.get_terminal_size().columns - 1
             click.echo(f"\r\033[K{self.line(progress)[:width]}", nl=False, err=True)
@@ -84,7 +86,7 @@ class Terminal:
         parts += [f"{n} {verdict.value.replace('_', ' ')}" for verdict, n in progress.verdicts.items()]
         parts += [f"{progress.elsewhere} with another crawl"] if progress.elsewhere else []
         parts += [f"{progress.retried} tried again"] if progress.retried else []
-        running = [f"{c.repo} ({stage} {_duration(seconds)})" for c, stage, seconds in progress.running]
+        running = [_at(one) for one in progress.running]
         if progress.starting:
             parts.append(f"{progress.starting} worker{'s' * (progress.starting > 1)} starting")
         if running:
@@ -97,6 +99,12 @@ class Terminal:
     def _wipe(self) -> None:
         if self._watched:
             click.echo("\r\033[K", nl=False, err=True)
+
+
+def _at(running: Running) -> str:
+    """What is running, at which stage, and for how long."""
+    checkpoint, stage, seconds = running
+    return f"{checkpoint.repo} ({stage} {_duration(seconds)})"
 
 
 def _duration(seconds: float) -> str:

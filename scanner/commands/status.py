@@ -10,10 +10,10 @@ import time
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import SHOWN_ROWS, outcome_table, plain
+from scanner.commands.output import SHOWN_ROWS, outcome_table, told
 from scanner.errors import ConfigError
 from scanner.store import Store
-from scanner.summary import latest_config, newest, outcomes, shorter, sum_up
+from scanner.summary import latest_config, newest, outcomes, sum_up
 
 LOOK_S = 2.0  # between two looks at the store
 
@@ -35,8 +35,8 @@ def command(
     opened = Store(store)
     known = [c["config_id"] for c in opened.query("SELECT config_id FROM configs ORDER BY created_at DESC")]
     if config_id is not None and config_id not in known:
-        told = ", ".join(known[:10]) or "none yet"
-        raise ConfigError(f"--config {config_id} is no configuration of this store. It has: {told}.")
+        others = ", ".join(known[:10]) or "none yet"
+        raise ConfigError(f"--config {config_id} is no configuration of this store. It has: {others}.")
     if watch:
         if as_json:
             raise ConfigError("--watch is for people; ask for --json again and again instead.")
@@ -77,12 +77,8 @@ def _watch(store: Store, config_id: str | None, quiet: bool) -> None:
 
 def _newest(store: Store, config_id: str | None, count: int) -> list[str]:
     """The newest verdicts, a line each."""
-    lines = []
-    for row in newest(store, config_id, max(1, count)):
-        parts = [f"{row['finished_at'].astimezone():%H:%M:%S}", f"{row['verdict'].replace('_', ' '):13}"]
-        parts.append(row["repo"])
-        if row["best_similarity"] is not None and row["q_value"] is not None:
-            parts.append(f"best {row['best_similarity']:.2f}, q {row['q_value']:.3f}")
-        parts += [shorter(row["reason"], row["repo"])] if row["reason"] else []
-        lines.append(plain("  ".join(parts)))
-    return lines
+    return [
+        f"{row['finished_at'].astimezone():%H:%M:%S}  "
+        + told(row["repo"], row["verdict"], row["best_similarity"], row["q_value"], row["reason"])
+        for row in newest(store, config_id, max(1, count))
+    ]

@@ -1,0 +1,95 @@
+"""What a second actor brings on two cores, and how long actors wait for files.
+
+Crawls copies of the zoo's LoRA from a hub on loopback that takes its time over each file, with one actor of
+one thread, one of two, and two of one; each with a store and a cache of its own. From the scans' own
+rows: checkpoints a minute between the first scan's start and the last one's end, the ratio to one actor,
+and of the actors' time the share in `fetch` and between scans.
+
+    python tests/speedup.py [--checkpoints 16] [--latency 0.5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
+
+import reliability  # noqa: E402
+from servers.hub import Handler, Hub  # noqa: E402
+
+BUDGET = {"samples_per_image": 4, "steps": 25, "assumed_train_images": 5}
+ACTORS = ((1, 1), (1, 2), (2, 1))  # how many, and threads of each
+
+
+def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str, float]:
+    """One crawl; what its rows tell."""
+    from scanner.commands.crawling import with_corpora
+    from scanner.config import ScanConfig
+    from scanner.engine import crawl
+    from scanner.planning import make_plan
+    from scanner.records import Scan, Verdict, new_id
+    from scanner.sources.base import Query, open_source
+    from scanner.store import Store
+    from scanner.worker import Task
+
+    store = Store(shutil.copytree(prepared, folder / "store"))
+    config = with_corpora(store, replace(ScanConfig(), **BUDGET), [])
+    task = Task(
+        store=store.uri, source="hf", base=None, config=config, run_id=new_id(), cache=str(folder / "cache"),
+        max_download=10**9, cache_bytes=10**10, keep_weights=False, allow_pickle=False, threads=threads,
+    )  # fmt: skip
+    plan = make_plan(open_source("hf"), store, Query(1000), config_id=config.config_id)
+    counts = crawl(task, plan, store, workers=actors)
+    assert not counts[Verdict.FAILED], counts
+    scans = store.select(Scan, "WHERE stage = 'match'")
+    span = (max(s.finished_at for s in scans) - min(s.started_at for s in scans)).total_seconds()
+    return {
+        "a_minute": 60 * len(scans) / span,
+        "fetch": sum(s.seconds["fetch"] for s in scans) / (actors * span),
+        "between": 1 - sum(sum(s.seconds.values()) for s in scans) / (actors * span),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoints", type=int, default=16)
+    parser.add_argument("--latency", type=float, default=0.5, help="seconds that the hub takes over a file")
+    options = parser.parse_args()
+
+    class Slow(Handler):
+        def do_GET(self) -> None:
+            if "/resolve/" in self.path:
+                time.sleep(options.latency)
+            super().do_GET()
+
+    with tempfile.TemporaryDirectory(prefix="speedup-") as scratch:
+        folder = Path(scratch)
+        repos = reliability.copies(options.checkpoints, folder / "hub")
+        prepared = reliability.corpora(folder / "corpora")
+        with Hub(repos, handler=Slow) as hub:
+            os.environ["HF_ENDPOINT"] = hub.url
+            first = 0.0
+            for actors, threads in ACTORS:
+                told = crawled(prepared, folder / f"{actors}x{threads}", actors, threads)
+                first = first or told["a_minute"]
+                print(
+                    f"{actors} actors of {threads} threads: {told['a_minute']:.1f} checkpoints a minute, "
+                    f"{told['a_minute'] / first:.2f} times; waiting for files {told['fetch']:.1%}, "
+                    f"between scans {told['between']:.1%} of their time",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
