@@ -20,6 +20,7 @@ from ray import cloudpickle
 from stub_worker import CONFIG, ended, task
 
 from scanner import compaction, engine
+from scanner.commands.progress import Terminal
 from scanner.engine import Progress, crawl
 from scanner.errors import NoWorkers, StoreError
 from scanner.planning import Plan
@@ -324,3 +325,25 @@ def test_a_monitor_is_told_verdicts_stages_and_what_is_left(store: Store, tmp_pa
     }
     assert by_verdict.keys() >= {Verdict.NOTHING_FOUND, Verdict.FAILED, Verdict.SKIPPED}
     assert any(line.startswith("ray_finextract_left") for line in lines)
+
+
+def test_an_interrupted_crawl_tells_what_it_gave_up_but_not_what_had_ended(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_of(store, [("", "a"), ("", "a")])
+    ended_, running = store.select(Checkpoint, "ORDER BY checkpoint_id")
+    progress = Progress(2, running=[(ended_, "match", 1.0), (running, "sample", 5400.0)])
+    at = now()
+    scan = Scan("s", ended_.checkpoint_id, "c", "r", Verdict.NOTHING_FOUND, "", "match", at, at)
+
+    def interrupted() -> None:
+        with Terminal() as terminal:
+            terminal.tick(progress)
+            terminal.report(ended_, scan, progress)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    told = capsys.readouterr().err
+    assert "Given up: o/1 (sample 1.5 h).\n" in told
+    assert "o/0 (" not in told
