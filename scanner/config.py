@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import tomli_w
 
 from scanner.records import ConfigRow, now
 
+COMPARING = ("alpha", "tau", "tau_quantile", "corpora")  # the keys that come after sampling
 DESCRIPTOR = "sscd_disc_mixup-int8"
 
 
@@ -48,6 +50,11 @@ class ScanConfig:
         """The hash of the TOML text, 16 hex digits."""
         return hashlib.sha256(self.toml().encode()).hexdigest()[:16]
 
+    @property
+    def sampling_id(self) -> str:
+        """Of what shapes the samples and the candidates alone."""
+        return sampling_id(self.toml())
+
     def row(self) -> ConfigRow:
         """The configuration as a row of the store."""
         return ConfigRow(self.config_id, self.toml(), now())
@@ -56,6 +63,12 @@ class ScanConfig:
         """N0 to sample for: as told, or assumed, and never past `max_samples`."""
         count = told if told is not None else self.assumed_train_images
         return max(1, min(count, self.max_samples // self.samples_per_image))
+
+
+def sampling_id(toml: str) -> str:
+    """What a configuration, as TOML, says of sampling, hashed: without what samples are compared with."""
+    values = {k: v for k, v in tomllib.loads(toml).items() if k not in COMPARING}
+    return hashlib.sha256(tomli_w.dumps(values).encode()).hexdigest()[:16]
 
 
 def default_cache() -> Path:

@@ -21,6 +21,7 @@ from scanner.leases import Leases
 from scanner.metrics import Metrics
 from scanner.planning import Plan, Planned
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, new_id, now
+from scanner.rematching import Rematching
 from scanner.schedule import Schedule
 from scanner.store import Store
 from scanner.worker import Scanner, Task
@@ -84,9 +85,8 @@ class Crawl:
         self.progress = Progress(len(todo))
         self.ready = [p for p in todo if p.prospect is Prospect.READY]
         self.ruled_out = [p for p in todo if p.prospect is not Prospect.READY]
-        # What may have killed its workers has one try, when all others are handed out.
-        self.suspects = [p for p in self.ready if p.checkpoint_id in plan.suspects]
-        self.schedule = Schedule(p for p in self.ready if p.checkpoint_id not in plan.suspects)
+        self._suspected = plan.suspects
+        self._arrange()
         self.leases = Leases(store.storage, task.run_id)
         self.attempts = Counter({p.checkpoint_id: ATTEMPTS - 1 for p in self.suspects})
         self.nodes_lost: Counter[str] = Counter()
@@ -105,6 +105,26 @@ class Crawl:
             self.store.append(scans)
             for row, scan in zip(rows, scans, strict=True):
                 self._done(row, scan)
+
+    def record_rematched(self) -> None:
+        """The rows of what was sampled before under a configuration that samples alike: compared anew."""
+        before = Rematching(self.store, self.task.config, self.task.run_id)
+        done: set[str] = set()
+        for batch in batched([p.checkpoint_id for p in self.ready if p.checkpoint_id in before], CHUNK):
+            held = self.leases.take(self._key(id_) for id_ in batch)
+            mine = {id_ for id_ in batch if self._key(id_) in held}
+            mine -= {scan.checkpoint_id for scan in self.store.scans_of(self._config_id, sorted(mine))}
+            for row, scan in before.scans(self.store.of_source(self.task.source, sorted(mine))):
+                self._close(row, scan)
+                done.add(row.checkpoint_id)
+            self.leases.give_back(held)
+        self.ready = [p for p in self.ready if p.checkpoint_id not in done]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """What is ready goes into the schedule; what may have killed its workers comes last, with one try."""
+        self.suspects = [p for p in self.ready if p.checkpoint_id in self._suspected]
+        self.schedule = Schedule(p for p in self.ready if p.checkpoint_id not in self._suspected)
 
     def _done(self, checkpoint: Checkpoint, scan: Scan) -> None:
         self.progress.done += 1
@@ -228,6 +248,7 @@ def crawl(
     """
     state = Crawl(task, plan, store, report, budget or Budget())
     state.record_ruled_out()
+    state.record_rematched()
     if not state.ready:
         return state.progress.verdicts
     try:

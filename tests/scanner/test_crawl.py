@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from servers.hub import Hub, zoo_repositories
 from servers.objects import Objects
 from servers.trouble import troublesome_repositories
 
+from scanner.config import ScanConfig
 from scanner.logs import log_path
-from scanner.records import Scan, Verdict
+from scanner.records import Candidate, Checkpoint, ConfigRow, Scan, Verdict
+from scanner.rematching import Rematching
 from scanner.store import Store
 from scanner.summary import latest_config, sum_up
 
@@ -185,6 +188,64 @@ def test_a_crawl_into_an_object_store_gives_the_same_rows_as_into_a_folder(
         assert store.image(image["image_sha256"]).startswith(b"\x89PNG")
         (scan,) = store.select(Scan, "WHERE verdict = 'nothing_found' LIMIT 1")
         assert b"nothing_found" in store.storage.read(log_path(scan.scan_id))
+
+
+def test_a_corpus_that_grew_is_compared_with_what_was_sampled_before(
+    few: Hub, crawled: Crawled, zoo_path: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(crawled.folder, tmp_path / "crawled"))
+    late = zoo_path / "images/subjects/flowers"
+    subprocess.run([BIN / "scanner", "corpus", "add", "late", late, "--store", folder], check=True)
+    done = subprocess.run(
+        _command(folder), env=_environment(few, tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    store = Store(folder)
+    first, second = (c.config_id for c in store.select(ConfigRow, "ORDER BY created_at"))
+    scans = {
+        config: {
+            s.checkpoint_id: s
+            for s in store.select(Scan, "WHERE config_id = ? AND num_samples > 0", [config])
+        }
+        for config in (first, second)
+    }
+    assert scans[first].keys() == scans[second].keys() != set()
+    for id_, anew in scans[second].items():
+        before = scans[first][id_]
+        assert anew.seconds.keys() == {"match"}
+        assert anew.num_references == before.num_references + len(list(late.iterdir()))
+        assert (anew.num_samples, anew.device, anew.versions) == (
+            before.num_samples,
+            before.device,
+            before.versions,
+        )
+        images = [
+            {c.image_sha256 for c in store.select(Candidate, "WHERE scan_id = ?", [scan.scan_id])}
+            for scan in (before, anew)
+        ]
+        assert images[0] == images[1] != set()
+        assert anew.best_similarity is not None
+        assert anew.best_similarity >= before.best_similarity
+    kept = store.query(
+        "SELECT count(*) AS n, max(abs(a.similarity - b.similarity)) AS apart FROM matches a "
+        "JOIN scans s ON s.scan_id = a.scan_id JOIN scans t USING (checkpoint_id) "
+        "JOIN matches b ON b.scan_id = t.scan_id AND b.reference_id = a.reference_id "
+        "WHERE s.config_id = ? AND t.config_id = ?",
+        [first, second],
+    )
+    assert kept[0]["n"] > 0
+    assert kept[0]["apart"] < 1e-6
+
+
+def test_another_caption_or_base_asks_for_new_samples(crawled: Crawled) -> None:
+    store = Store(crawled.folder)
+    config = ScanConfig(**tomllib.loads(store.select(ConfigRow)[0].toml))
+    checkpoints = [c for c in store.select(Checkpoint) if c.repo in REPOS[1:]]
+    rematching = Rematching(store, replace(config, alpha=0.04), "run")
+    assert all(c.checkpoint_id in rematching for c in checkpoints)
+    assert len(Rematching(store, replace(config, steps=9), "run")) == 0
+    other = [replace(checkpoints[0], caption="another"), replace(checkpoints[1], base="an/other")]
+    assert list(rematching.scans(other)) == []
 
 
 def test_a_crawl_killed_in_the_middle_goes_on_where_it_stopped_though_a_worker_is_killed_too(
