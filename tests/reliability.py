@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,14 +150,14 @@ def cluster(workers: int = 2) -> Iterator[Any]:
         running.shutdown()
 
 
-def start(store: Path, cache: Path, hub: Hub, address: str, log: Path) -> subprocess.Popen[bytes]:
-    """The driver, in a session of its own."""
+def start(store: Path, cache: Path, hub: Hub, address: str | None, log: Path) -> subprocess.Popen[bytes]:
+    """The driver, in a session of its own; without an address it starts a Ray of its own."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(cache)}
     environment.pop("HF_TOKEN", None)
     with log.open("ab") as said:
         return subprocess.Popen(
             [str(SCANNER), "crawl", "--source", "hf", "--limit", "1000", "--store", str(store),
-             "--ray-address", address, "--json", *BUDGET],
+             *(("--ray-address", address) if address else ()), "--json", *BUDGET],
             env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
         )  # fmt: skip
 
@@ -265,12 +265,13 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def undisturbed(
-    repos: dict[str, Path], prepared: Path, folder: Path
+    repos: dict[str, Path], prepared: Path, folder: Path, *, on_cluster: bool = True
 ) -> tuple[dict[str, dict[str, Any]], float]:
     """The verdicts of a crawl that nothing happens to, by what was copied, and its seconds."""
     store, began = Path(shutil.copytree(prepared, folder / "store")), time.monotonic()
-    with Hub(repos) as hub, cluster() as running:
-        driver = start(store, folder / "cache", hub, running.address, folder / "log")
+    with Hub(repos) as hub, cluster() if on_cluster else nullcontext() as running:
+        address = running.address if running else None
+        driver = start(store, folder / "cache", hub, address, folder / "log")
         assert driver.wait() == 0, (folder / "log").read_text()
     written = rows(store)
     assert sorted(row["repo"] for row in written) == sorted(repos), "one row each"
@@ -280,16 +281,16 @@ def undisturbed(
 
 
 def study(
-    seeds: list[int], count: int, results: Path | None, folder: Path, undisturbed_too: int | None = None
+    seeds: list[int], count: int, results: Path | None, folder: Path, *, short: bool = False
 ) -> list[Tally]:
     """Every seed; each is told on stdout, and appended to the results.
 
-    The undisturbed run is of all copies, or of so many.
+    The undisturbed run is on a cluster and of all copies, or in short on one machine and of one of each.
     """
     repos = copies(count, folder / "hub")
     prepared = corpora(folder / "corpora")
-    few = dict(list(repos.items())[: 1 + (undisturbed_too or count)])  # with the base
-    calm, span_s = undisturbed(few, prepared, _made(folder / "calm"))
+    few = dict(list(repos.items())[: 1 + len(COPIED)]) if short else repos  # with the base
+    calm, span_s = undisturbed(few, prepared, _made(folder / "calm"), on_cluster=not short)
     print(f"undisturbed: {len(few)} in {span_s:.0f} s", flush=True)
     tallies = []
     for seed in seeds:

@@ -14,7 +14,7 @@ def test_on_a_cluster_where_everything_goes_wrong_each_checkpoint_has_one_verdic
 ) -> None:
     monkeypatch.setattr(reliability, "MOST", 2)
     monkeypatch.setattr(reliability, "DEATHS", 1)
-    (tally,) = reliability.study([3], 6, None, tmp_path, undisturbed_too=4)
+    (tally,) = reliability.study([3], 6, None, tmp_path, short=True)
     assert tally.held, tally
     assert tally.drivers_killed == 1, tally
-    assert tally.workers_killed + tally.nodes_removed + tally.outages == 2, tally
+    assert tally.workers_killed + tally.nodes_removed + tally.outages >= 1, tally
