@@ -111,6 +111,8 @@ class Crawl:
         before = Rematching(self.store, self.task.config, self.task.run_id)
         done: set[str] = set()
         for batch in batched([p.checkpoint_id for p in self.ready if p.checkpoint_id in before], CHUNK):
+            if self.budget.is_spent:
+                break
             held = self.leases.take(self._key(id_) for id_ in batch)
             mine = {id_ for id_ in batch if self._key(id_) in held}
             mine -= {scan.checkpoint_id for scan in self.store.scans_of(self._config_id, sorted(mine))}
@@ -248,10 +250,11 @@ def crawl(
     """
     state = Crawl(task, plan, store, report, budget or Budget())
     state.record_ruled_out()
-    state.record_rematched()
-    if not state.ready:
-        return state.progress.verdicts
     try:
+        with tidied(store.uri):
+            state.record_rematched()
+        if not state.ready:
+            return state.progress.verdicts
         fetchers = 0 if task.source.startswith("folder:") else 1
         with (
             Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew,

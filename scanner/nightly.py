@@ -8,14 +8,13 @@ how a source is listed and scanned is brought along.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from scanner.engine import Budget
 from scanner.errors import SourceError
-from scanner.records import Checkpoint, Night, Scan, Verdict, now
+from scanner.records import Checkpoint, Night, Scan, now
 from scanner.store import Store
 
 OVERLAP = timedelta(days=1)  # a hub's listing may lag behind its clock
@@ -23,13 +22,12 @@ OVERLAP = timedelta(days=1)  # a hub's listing may lag behind its clock
 
 @dataclass
 class Shift:
-    """What is done for one source: list and inspect, then scan; each gives back what came of it."""
+    """What is done for one source: list and inspect, then scan."""
 
     source: str
     enlist: Callable[[Night | None], int]  # since that night -> entries listed
-    scan: Callable[[Budget], Counter[Verdict]]
+    scan: Callable[[Budget], object]
     left: Callable[[], int]  # checkpoints without a verdict
-    run_ids: list[str] = field(default_factory=list)  # of its scans
 
 
 def complete(store: Store, date: str) -> Night | None:
@@ -56,31 +54,43 @@ def run(store: Store, date: str, config_id: str, shifts: Sequence[Shift], budget
         downloaded_bytes=0,
     )  # fmt: skip
     begun = store.select(Night, "WHERE date = ?", [date])
-    night = replace(night, started_at=begun[0].started_at) if begun else night
-    store.append([night])
+    night = replace(begun[0], finished_at=None) if begun else night
+    spent_seconds, spent_bytes = (begun[0].worker_seconds, begun[0].downloaded_bytes) if begun else (0.0, 0)
+    store.append([replace(night, recorded_at=now())])
     listed, missed = 0, {}
     for shift in shifts:
         try:
             listed += shift.enlist(before)
         except SourceError as error:
             missed[shift.source] = str(error)
-    verdicts: Counter[Verdict] = Counter()
     for shift in shifts:
-        verdicts += shift.scan(budget)
-    runs = [run_id for shift in shifts for run_id in shift.run_ids]
+        if shift.source not in missed:  # its hub is away: what is left of it would fail, and cost the others
+            shift.scan(budget)
+    since = {"config": config_id, "since": night.started_at}
+    verdicts = store.query(
+        "SELECT verdict, count(*) AS n FROM scans WHERE config_id = $config AND finished_at >= $since "
+        "GROUP BY verdict ORDER BY verdict",
+        since,
+    )
     flagged = store.query(
-        "SELECT checkpoint_id FROM scans WHERE verdict = 'flagged' AND run_id IN (SELECT unnest(?))", [runs]
+        "SELECT checkpoint_id FROM scans WHERE verdict = 'flagged' AND config_id = $config AND "
+        "finished_at >= $since AND checkpoint_id NOT IN "
+        "(SELECT checkpoint_id FROM all_scans WHERE verdict = 'flagged' AND finished_at < $since)",
+        since,
     )
     night = replace(
         night,
         finished_at=None if missed else now(),
+        recorded_at=now(),
+        sources=json.dumps([s.source for s in shifts]),
+        config_id=config_id,
         listed=listed,
         missed=json.dumps(missed),
-        verdicts={verdict.value: float(n) for verdict, n in verdicts.items()},
+        verdicts={row["verdict"]: float(row["n"]) for row in verdicts},
         flagged=json.dumps(sorted(row["checkpoint_id"] for row in flagged)),
         left=sum(shift.left() for shift in shifts),
-        worker_seconds=round(budget.spent_seconds, 1),
-        downloaded_bytes=budget.spent_bytes,
+        worker_seconds=round(spent_seconds + budget.spent_seconds, 1),
+        downloaded_bytes=spent_bytes + budget.spent_bytes,
     )
     store.append([night])
     store.storage.put(f"reports/night-{date}.md", report(store, night).encode())
@@ -105,7 +115,8 @@ def report(store: Store, night: Night) -> str:
         lines += [f"- {_plain(source)}: {_plain(why)}" for source, why in missed.items()]
     ids = json.loads(night.flagged)
     if ids:
-        lines += ["", "## Flagged", "", "A flag is a claim to be judged by a person: `finextract-tui`.", ""]
+        lines += ["", "## Flagged for the first time", ""]
+        lines += ["A flag is a claim to be judged by a person: `finextract-tui`.", ""]
         scans = {s.checkpoint_id: s for s in store.scans_of(night.config_id, ids)}
         rows = store.select(Checkpoint, "WHERE checkpoint_id IN (SELECT unnest(?))", [ids])
         rows.sort(key=lambda c: -(scans[c.checkpoint_id].best_similarity or 0))

@@ -239,6 +239,7 @@ class Night:
     worker_seconds: float
     downloaded_bytes: int
     missed: str | None = None  # sources that could not be listed: spec -> why, JSON
+    recorded_at: datetime | None = None  # when this row was written
 
 
 Record = Checkpoint | Listing | Scan | Candidate | Match | Decision | Reference | ConfigRow | Night

@@ -1,22 +1,22 @@
 """What was sampled before, compared anew: a corpus that grew asks for no new samples. Numpy only.
 
-Samples and candidates depend on the checkpoint, its caption and base, and on what a configuration says of
-sampling; which references and which background they are compared with comes after. The candidates of such a
-scan stand in the store with their embeddings, so a scan under the new configuration is made of them.
+Samples and candidates depend on the checkpoint, its caption and base, on N0, and on what a configuration says
+of sampling; what they are compared with comes after. The candidates of such a scan stand in the store with
+their embeddings, so a scan under the new configuration is made of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from scanner.config import ScanConfig, sampling_id
-from scanner.corpus import Corpus, load_corpora
-from scanner.matching import Floats, compare, split
-from scanner.records import Candidate, Checkpoint, ConfigRow, Scan, Verdict, new_id, now
+from scanner.corpus import load_corpora
+from scanner.matching import compare, split
+from scanner.records import Candidate, Checkpoint, ConfigRow, Match, Scan, Verdict, new_id, now
 from scanner.store import Store
 
 
@@ -32,10 +32,11 @@ class Rematching:
         ]
         rows = store.query(
             "SELECT checkpoint_id, arg_max(scan_id, finished_at) AS scan_id FROM scans "
-            "WHERE verdict IN ('flagged', 'nothing_found') AND num_candidates > 0 "
+            "WHERE verdict IN ('flagged', 'nothing_found') AND num_samples > 0 "
             "AND list_contains(?, config_id) GROUP BY checkpoint_id",
             [alike],
         )
+        self._corpora = split(load_corpora(store, list(config.corpora), config.descriptor)) if rows else None
         self._sampled: dict[str, str] = {row["checkpoint_id"]: row["scan_id"] for row in rows}
 
     def __contains__(self, checkpoint_id: str) -> bool:
@@ -45,35 +46,46 @@ class Rematching:
     def __len__(self) -> int:
         return len(self._sampled)
 
-    def scans(self, checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Scan]]:
-        """Compares and writes; leaves out what must be sampled anew after all: other base, other caption.
+    def scans(self, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Scan]]:
+        """Compares and writes; leaves out what must be sampled anew after all.
 
-        Raises CorpusError and StoreError.
+        Other base, other caption, other number of samples. Raises StoreError.
         """
-        references, background = split(
-            load_corpora(self._store, list(self._config.corpora), self._config.descriptor)
-        )
         wanted = " ".join(self._sampled[c.checkpoint_id] for c in checkpoints)
         among = "WHERE scan_id IN (SELECT unnest(string_split(?, ' ')))"
         earlier = {scan.checkpoint_id: scan for scan in self._store.select(Scan, among, [wanted])}
         found: dict[str, list[Candidate]] = {}
         for candidate in self._store.select(Candidate, f"{among} ORDER BY candidate_id", [wanted]):
             found.setdefault(candidate.scan_id, []).append(candidate)
+        done: list[tuple[Checkpoint, Scan, list[Candidate], tuple[Match, ...]]] = []
         for checkpoint in checkpoints:
             scan = earlier.get(checkpoint.checkpoint_id)
-            if scan is None or (scan.base, scan.caption) != (checkpoint.base, checkpoint.caption):
+            if scan is None or not self._samples_alike(scan, checkpoint):
                 continue
             candidates = found.get(scan.scan_id, [])
             if len(candidates) == scan.num_candidates:
-                yield checkpoint, self._anew(scan, candidates, references, background)
+                done.append((checkpoint, *self._anew(scan, candidates)))
+        self._store.append([candidate for _, _, own, _ in done for candidate in own])
+        self._store.append([match for *_, matches in done for match in matches])
+        self._store.append([scan for _, scan, *_ in done])
+        return [(checkpoint, scan) for checkpoint, scan, *_ in done]
+
+    def _samples_alike(self, scan: Scan, checkpoint: Checkpoint) -> bool:
+        config = self._config
+        count = config.samples_per_image * config.num_samples_images(checkpoint.num_train_images)
+        told = (checkpoint.base, checkpoint.caption, count)
+        return (scan.base, scan.caption, scan.num_samples) == told
 
     def _anew(
-        self, earlier: Scan, candidates: list[Candidate], references: list[Corpus], background: Floats
-    ) -> Scan:
+        self, earlier: Scan, candidates: list[Candidate]
+    ) -> tuple[Scan, list[Candidate], tuple[Match, ...]]:
+        """The scan of an earlier one's candidates, and its own rows of candidates and matches."""
+        assert self._corpora is not None, "what was sampled is there"
+        references, background = self._corpora
         started_at, began, config = now(), time.perf_counter(), self._config
         scan_id = new_id()
         own = [replace(c, candidate_id=new_id(), scan_id=scan_id) for c in candidates]
-        embeddings = np.array([c.embedding for c in own], np.float32)
+        embeddings = np.array([c.embedding for c in own], np.float32).reshape(len(own), -1)
         evidence = compare(
             scan_id, [c.candidate_id for c in own], embeddings, references, background, config.tau,
             config.alpha,
@@ -94,7 +106,4 @@ class Rematching:
             alpha=config.alpha,
             seconds={"match": round(time.perf_counter() - began, 3)},
         )
-        self._store.append(own)
-        self._store.append(evidence.matches)
-        self._store.append([scan])
-        return scan
+        return scan, own, evidence.matches

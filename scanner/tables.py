@@ -52,7 +52,7 @@ KEPT: dict[str, tuple[tuple[str, str], ...]] = {
     "decisions": (("subject_id", "decided_at DESC"),),
     "references": (("corpus, reference_id, descriptor", "added_at DESC"),),
     "configs": (("config_id", "created_at DESC"),),
-    "nights": (("date", "coalesce(finished_at, started_at) DESC"),),
+    "nights": (("date", "coalesce(recorded_at, finished_at, started_at) DESC"),),
 }
 # Of these a compaction keeps one row of the first key; of the others all: attempts and a person's words.
 REPLACED = ("checkpoints", "listings", "configs", "nights")

@@ -13,7 +13,7 @@ import click
 
 from scanner.commands import crawl as crawl_verb
 from scanner.commands.options import store_option
-from scanner.errors import ConfigError
+from scanner.errors import ConfigError, SourceError
 from scanner.fetch import parse_size
 from scanner.records import Night, Verdict
 from scanner.store import Store
@@ -62,7 +62,10 @@ def command(
     )
     shifts, config_id = [], ""
     for source in sources or ("hf", "civitai"):
-        shift, config_id = _shift(ctx, opened, source, limit)
+        try:
+            shift, config_id = _shift(ctx, opened, source, limit)
+        except SourceError as error:  # a folder that is not there
+            shift = _away(source, error)
         shifts.append(shift)
     night = nightly.run(opened, day, config_id, shifts, budget)
     for table in compact(opened):
@@ -102,7 +105,17 @@ def _shift(ctx: click.Context, store: Store, spec: str, limit: int) -> tuple[Shi
     def left() -> int:
         return len(plan_of_store(source.name, store, config.config_id).todo)
 
-    return Shift(spec, list_since, scan_rest, left, [task.run_id]), config.config_id
+    return Shift(spec, list_since, scan_rest, left), config.config_id
+
+
+def _away(spec: str, error: SourceError) -> Shift:
+    """The part of a source that cannot even be opened."""
+    from scanner.nightly import Shift
+
+    def enlist(_: Night | None) -> int:
+        raise error
+
+    return Shift(spec, enlist, lambda _: None, lambda: 0)
 
 
 def _date(text: str | None) -> str:

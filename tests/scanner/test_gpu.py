@@ -52,12 +52,12 @@ class Poisoned(Scanner):
     def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
         once = Path(self._task.cache) / "poisoned"
         if not once.exists():
-            once.touch()
-            if self.real:
-                import torch
+            once.write_text(str(os.getpid()))
+            if not self.real:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            import torch
 
-                torch.zeros(4, device="cuda")[torch.tensor([99], device="cuda")].cpu()
-            raise RuntimeError("CUDA error: device-side assert triggered")
+            torch.zeros(4, device="cuda")[torch.tensor([99], device="cuda")].cpu()
         return attempt.end(Verdict.NOTHING_FOUND, str(os.getpid()))
 
 
@@ -110,7 +110,8 @@ def test_a_worker_whose_cuda_context_is_gone_ends_its_process_and_a_fresh_one_ta
     )  # fmt: skip
     assert counts == {Verdict.NOTHING_FOUND: 1}
     assert told == [1]
-    assert (tmp_path / "cache" / "poisoned").exists()
+    (scan,) = store.select(Scan)
+    assert (tmp_path / "cache" / "poisoned").read_text() != scan.reason, "another process"
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from click.testing import CliRunner
@@ -20,11 +21,12 @@ from stub_worker import CONFIG, ended, task
 
 from scanner import nightly
 from scanner.cli import cli
+from scanner.config import DESCRIPTOR
 from scanner.engine import Budget, crawl
 from scanner.errors import SourceError
 from scanner.nightly import OVERLAP, Shift
 from scanner.planning import make_plan, plan_of_store
-from scanner.records import Checkpoint, Night, Scan, Verdict, now
+from scanner.records import Checkpoint, Night, Reference, Role, Scan, Verdict, now
 from scanner.sources.base import Query
 from scanner.sources.huggingface import HuggingFace
 from scanner.store import Store
@@ -102,7 +104,7 @@ def shift(store: Store, cache: Path, since: list[datetime | None]) -> tuple[Shif
     def left() -> int:
         return len(plan_of_store("hf", store, CONFIG.config_id).todo)
 
-    return Shift("hf", enlist, scan, left, [told.run_id]), CONFIG.config_id
+    return Shift("hf", enlist, scan, left), CONFIG.config_id
 
 
 def work(store: Store, cache: Path, date: str, budget: Budget | None = None) -> tuple[Night, datetime | None]:
@@ -159,8 +161,39 @@ def test_a_source_that_cannot_be_listed_keeps_no_other_from_its_night_which_is_d
     report = store.storage.read("reports/night-2026-11-24.md").decode()
     assert "## Not complete" in report
     assert "- civitai: the \\*hub\\* does not answer" in report
+    assert store.select(Night) == [night]
+    spent = night.worker_seconds
     night, since = work(store, tmp_path / "log", "2026-11-24")
     assert (since, night.listed, night.finished_at is None) == (None, 4, False)
+    assert night.verdicts["flagged"] == 1, "of the whole night"
+    assert len(json.loads(night.flagged)) == 1
+    assert night.worker_seconds > spent
+    assert store.select(Night) == [night]
+
+
+def add_references(store: Store) -> None:
+    """A reference and a background, by their embeddings alone."""
+    rng = np.random.default_rng(0)
+    for corpus, role, count in (("mine", Role.REFERENCE, 1), ("background", Role.BACKGROUND, 30)):
+        vectors = rng.standard_normal((count, 512))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        store.append([
+            Reference(f"{corpus}{n}", corpus, role, f"{n}.png", "0", 64, 64, DESCRIPTOR, tuple(vector), now())
+            for n, vector in enumerate(vectors.tolist())
+        ])  # fmt: skip
+
+
+def test_a_folder_that_is_not_there_keeps_no_other_source_from_its_night(
+    store: Store, tmp_path: Path
+) -> None:
+    add_references(store)
+    (tmp_path / "tree").mkdir()
+    words = ["--source", f"folder:{tmp_path / 'away'}", "--source", f"folder:{tmp_path / 'tree'}"]
+    command = [Path(sys.executable).parent / "scanner", "nightly", *words, "--date", "2026-11-24"]
+    done = subprocess.run([*command, "--store", store.uri], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "## Not complete" in done.stdout
+    assert "is no folder" in done.stdout
 
 
 def test_an_interrupted_night_goes_on_and_a_complete_one_is_left_alone(

@@ -1,6 +1,7 @@
 """The list of checkpoints, by keys pressed on the real app over a real store."""
 
 import threading
+from dataclasses import replace
 
 from filled_store import Crawl, Opener
 
@@ -24,6 +25,14 @@ async def test_flagged_checkpoints_are_listed_with_the_strongest_evidence_first(
         assert "0.943" in seen.text
         assert "0.0040" in seen.text
         assert "undecided" in seen.text
+
+
+def test_a_flag_whose_checkpoint_was_replaced_keeps_no_other_from_the_list(crawl: Crawl) -> None:
+    crawl.many(5)
+    crawl.store.append([replace(crawl.scans["many/0"], scan_id="gone", checkpoint_id="gone", q_value=0.001)])
+    shown = page(crawl.store, Listing.FLAGGED, limit=3)
+    assert (len(shown.rows), shown.total) == (3, 5)
+    assert sum_up(crawl.store).flagged == 5
 
 
 async def test_the_sum_of_verdicts_adds_up(filled: Crawl, desk: Opener) -> None:
