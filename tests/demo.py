@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from servers.hub import Hub
+
     from scanner.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,19 +48,27 @@ def main() -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     name = f"store-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = os.path.relpath(OUT / name, Path.cwd())
-    demonstrate(folder)
-    if sys.argv[1:] == ["bucket"]:
-        from servers.objects import Objects
+    from servers.hub import zoo_hub
 
-        from scanner.store import Store
-
-        with Objects() as server:
-            os.environ.update(server.environment())
-            demonstrate(f"s3://{server.bucket}/{name}")
-            same = outcome(Store(folder)) == outcome(Store(f"s3://{server.bucket}/{name}"))
-        print(f"demo: the rows in the bucket are {'' if same else 'NOT '}those in the folder.")
-        sys.exit(not same)
+    with zoo_hub(ZOO) as hub, hub:
+        demonstrate(hub, folder)
+        if sys.argv[1:] == ["bucket"]:
+            sys.exit(demonstrate_bucket(hub, folder, name))
     print(f"\nNext, look at what was flagged:\n\n  .venv/bin/finextract-tui --store {folder}\n")
+
+
+def demonstrate_bucket(hub: Hub, folder: str, name: str) -> int:
+    """The same from the same hub into a bucket; 0 where the rows are the same."""
+    from servers.objects import Objects
+
+    from scanner.store import Store
+
+    with Objects() as server:
+        os.environ.update(server.environment())
+        demonstrate(hub, f"s3://{server.bucket}/{name}")
+        same = outcome(Store(folder)) == outcome(Store(f"s3://{server.bucket}/{name}"))
+    print(f"demo: the rows in the bucket are {'' if same else 'NOT '}those in the folder.")
+    return 0 if same else 1
 
 
 def outcome(store: Store) -> dict[str, object]:
@@ -80,27 +90,24 @@ def outcome(store: Store) -> dict[str, object]:
     }
 
 
-def demonstrate(shown: str) -> None:
-    """Serve, ingest, crawl, check."""
-    from servers.hub import zoo_hub
-
+def demonstrate(hub: Hub, shown: str) -> None:
+    """Ingest, crawl, check."""
     start = time.monotonic()
-    with zoo_hub(ZOO) as hub, hub:
-        env = {
-            **os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(OUT / "cache"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }  # fmt: skip
-        env.pop("HF_TOKEN", None)
-        print(f"A HuggingFace Hub on loopback serves the zoo: HF_ENDPOINT={hub.url}")
-        print(f"Reduced budget: {' '.join(BUDGET)} (the method's own is 50, 50 and what the author tells).")
-        images = os.path.relpath(ZOO / "images", Path.cwd())
-        run("scanner", "corpus", "add", "mine", f"{images}/subjects", "--store", shown, env=env)
-        run(
-            "scanner", "corpus", "add", "background", f"{images}/background", "--background",
-            "--store", shown, env=env,
-        )  # fmt: skip
-        run("scanner", "crawl", "--source", "hf", "--limit", "100", "--store", shown, *BUDGET, env=env)
-        status = run("scanner", "status", "--store", shown, "--json", env=env, capture=True)
+    env = {
+        **os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(OUT / "cache"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    env.pop("HF_TOKEN", None)
+    print(f"A HuggingFace Hub on loopback serves the zoo: HF_ENDPOINT={hub.url}")
+    print(f"Reduced budget: {' '.join(BUDGET)} (the method's own is 50, 50 and what the author tells).")
+    images = os.path.relpath(ZOO / "images", Path.cwd())
+    run("scanner", "corpus", "add", "mine", f"{images}/subjects", "--store", shown, env=env)
+    run(
+        "scanner", "corpus", "add", "background", f"{images}/background", "--background",
+        "--store", shown, env=env,
+    )  # fmt: skip
+    run("scanner", "crawl", "--source", "hf", "--limit", "100", "--store", shown, *BUDGET, env=env)
+    status = run("scanner", "status", "--store", shown, "--json", env=env, capture=True)
     verdicts = {row["repo"]: row for row in json.loads(status)["checkpoints"]}
     wrong = check(verdicts)
     print(f"\ndemo: {len(verdicts)} checkpoints in {time.monotonic() - start:.0f} s, in the store {shown}")
