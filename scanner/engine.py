@@ -253,16 +253,13 @@ def crawl(
     try:
         with tidied(store.uri):
             state.record_rematched()
-        if not state.ready:
-            return state.progress.verdicts
-        fetchers = 0 if task.source.startswith("folder:") else 1
-        with (
-            Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew,
-            tidied(store.uri),
-        ):
-            state.metrics = Metrics(task.source)
-            state.metrics.told(state.progress.verdicts)
-            _work(state, crew, tick)
+            if not state.ready:
+                return state.progress.verdicts
+            fetchers = 0 if task.source.startswith("folder:") else 1
+            with Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew:
+                state.metrics = Metrics(task.source)
+                state.metrics.told(state.progress.verdicts)
+                _work(state, crew, tick)
     finally:
         state.leases.give_back()
     return state.progress.verdicts

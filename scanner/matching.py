@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from finextract.significance import benjamini_hochberg, conformal_p_values, minimum_background
 from scanner.corpus import Corpus
 from scanner.errors import CorpusError
-from scanner.records import Match, Role, new_id
+from scanner.records import Match, Role, Verdict, new_id
 
 KEPT_MATCHES = 10  # rows a scan keeps beside its flagged ones, nearest first
 Floats = NDArray[np.float32]
@@ -31,6 +31,11 @@ class Evidence:
     num_background: int
     best_similarity: float | None  # None where nothing could be compared
     q_value: float | None  # the least among the references
+
+    @property
+    def verdict(self) -> Verdict:
+        """Flagged where some reference is."""
+        return Verdict.FLAGGED if any(match.flagged for match in self.matches) else Verdict.NOTHING_FOUND
 
 
 def split(corpora: list[Corpus]) -> tuple[list[Corpus], Floats]:

@@ -16,7 +16,7 @@ import numpy as np
 from scanner.config import ScanConfig, sampling_id
 from scanner.corpus import load_corpora
 from scanner.matching import compare, split
-from scanner.records import Candidate, Checkpoint, ConfigRow, Match, Scan, Verdict, new_id, now
+from scanner.records import Candidate, Checkpoint, ConfigRow, Match, Scan, new_id, now
 from scanner.store import Store
 
 
@@ -95,7 +95,7 @@ class Rematching:
             scan_id=scan_id,
             config_id=config.config_id,
             run_id=self._run_id,
-            verdict=Verdict.FLAGGED if any(m.flagged for m in evidence.matches) else Verdict.NOTHING_FOUND,
+            verdict=evidence.verdict,
             started_at=started_at,
             finished_at=now(),
             num_references=evidence.num_references,

@@ -235,8 +235,7 @@ class Scanner:
             best_similarity=evidence.best_similarity,
             q_value=evidence.q_value,
         )
-        flagged = any(match.flagged for match in evidence.matches)
-        return attempt.end(Verdict.FLAGGED if flagged else Verdict.NOTHING_FOUND, "")
+        return attempt.end(evidence.verdict, "")
 
     def _load_base(self, base: Base) -> Any:
         """The base model; the last one stays loaded for the checkpoints that share it."""

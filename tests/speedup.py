@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -41,7 +40,7 @@ def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str
     from scanner.worker import Task
 
     store = Store(shutil.copytree(prepared, folder / "store"))
-    config = with_corpora(store, replace(ScanConfig(), **BUDGET), [])
+    config = with_corpora(store, ScanConfig(**BUDGET), [])
     task = Task(
         store=store.uri, source="hf", base=None, config=config, run_id=new_id(), cache=str(folder / "cache"),
         max_download=10**9, cache_bytes=10**10, keep_weights=False, allow_pickle=False, threads=threads,

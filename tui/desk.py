@@ -230,7 +230,8 @@ def page(store: Store, listing: Listing, part: str = "", limit: int = PAGE) -> P
     else:
         best, asked["part"] = BEST, part
     rows = tuple(_row(row) for row in store.query(LISTED.format(best=best), asked))
-    if best is BEST_FLAGGED and len(rows) < limit:  # few, or the row of a scan's checkpoint is gone
+    if best is BEST_FLAGGED and len(rows) < min(limit, rows[0].total if rows else limit):
+        # None is flagged, or the row of a scan's checkpoint is gone: a file of a folder was replaced.
         rows = tuple(_row(row) for row in store.query(LISTED.format(best=BEST), asked | {"part": part}))
     return Page(rows, rows[0].total if rows else 0)
 
