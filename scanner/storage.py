@@ -145,7 +145,10 @@ class Bucket:
         self.uri = uri.rstrip("/")
         self.scheme, _, self._prefix = self.uri.partition("://")
         try:
-            self._files: Any = fsspec.filesystem(self.scheme, use_listings_cache=False)
+            # One of its own: fsspec would hand out the first one made, whatever the settings have become.
+            self._files: Any = fsspec.filesystem(
+                self.scheme, use_listings_cache=False, skip_instance_cache=True
+            )
         except (ImportError, ValueError) as error:
             raise StoreError(
                 f"the store {uri} cannot be opened: {error}.\n"

@@ -176,7 +176,8 @@ def test_a_crawl_into_an_object_store_gives_the_same_rows_as_into_a_folder(
     with Objects() as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        fsspec.filesystem("s3").put(f"{corpora}/", f"{server.bucket}/crawled/", recursive=True)
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        files.put(f"{corpora}/", f"{server.bucket}/crawled/", recursive=True)
         uri = f"s3://{server.bucket}/crawled"
         done = subprocess.run(
             _command(uri), env=_environment(few, tmp_path), capture_output=True, text=True, check=False
