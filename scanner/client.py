@@ -53,6 +53,10 @@ class Fault(httpx2.HTTPError):
     """A server's own trouble: tried a few times more."""
 
 
+class Interrupted(Exception):
+    """What was asked for is not wanted any more; see `abandoned`. Nothing may be concluded from it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """Who is limiting, and until when. What a status line shows."""
@@ -77,6 +81,8 @@ class Patience:
 _trusted: set[tuple[str, str, int | None]] = set()  # (scheme, host, port) of endpoints that a person named
 _until: dict[str, tuple[float, str]] = {}  # host -> (time.monotonic() until which it wants no request, limit)
 _lock = threading.Lock()
+_leaving = threading.Event()  # set while `abandoned`
+_leavers = 0
 _listeners: list[Callable[[Waiting], None]] = []
 
 
@@ -183,10 +189,12 @@ def persist[T](request: Callable[[], T], host: str, patience: Patience = Patienc
     """Makes a request until it is answered, within both budgets.
 
     `request` raises Throttled, Fault, Refused or httpx2.TransportError for what may be tried again; the last
-    one is raised where its budget is spent. A wait that the throttle budget cannot pay is not begun.
+    one is raised where its budget is spent. A wait that the throttle budget cannot pay is not begun. Raises
+    Interrupted.
     """
     faults, throttles, waited_s = 0, 0, 0.0
     while True:
+        pause(0)
         waited_s += _wait_for(host, patience.throttle_s - waited_s)
         try:
             return request()
@@ -202,7 +210,7 @@ def persist[T](request: Callable[[], T], host: str, patience: Patience = Patienc
             faults += 1
             if faults > patience.faults:
                 raise
-            time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (faults - 1)) / 2)
+            pause(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (faults - 1)) / 2)
 
 
 def _hold(host: str, wait_s: float, limit: str) -> None:
@@ -224,8 +232,33 @@ def _wait_for(host: str, budget_s: float) -> float:
     waiting = Waiting(host, datetime.fromtimestamp(time.time() + wait_s, UTC), limit)
     for tell in list(_listeners):
         tell(waiting)
-    time.sleep(wait_s)
+    pause(wait_s)
     return wait_s
+
+
+def pause(seconds: float) -> None:
+    """Sleeps. Raises Interrupted where the work is abandoned meanwhile."""
+    if _leaving.wait(seconds):
+        raise Interrupted
+
+
+@contextmanager
+def abandoned() -> Iterator[None]:
+    """While the block runs, every thread that waits for a host or would ask one is interrupted instead.
+
+    A request that is under way is not: it ends by itself, within `TIMEOUT_S` where nothing comes.
+    """
+    global _leavers
+    with _lock:
+        _leavers += 1
+        _leaving.set()
+    try:
+        yield
+    finally:
+        with _lock:
+            _leavers -= 1
+            if not _leavers:
+                _leaving.clear()
 
 
 @contextmanager

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import batched
 
+from scanner.ahead import Ahead
 from scanner.compaction import tidied
 from scanner.crew import Crew, Worker, WorkerDied, WorkerFailed
+from scanner.errors import SourceError
 from scanner.leases import Leases
 from scanner.metrics import Metrics
 from scanner.planning import Plan, Planned
@@ -29,6 +31,7 @@ from scanner.worker import Scanner, Task
 ATTEMPTS = 3  # of a checkpoint
 NODES_LOST = 20  # of a checkpoint, before it counts
 CHUNK = 200  # rows that are read or written at once
+LISTED_AHEAD = 10_000  # checkpoints that the listing may be ahead of the workers
 AHEAD = 2  # checkpoints that a worker has claimed beyond the one that it is at,
 AHEAD_S = 10.0  # or as many as take it that long: claiming costs questions to the store;
 AHEAD_MOST = 1000  # but no more than these
@@ -47,7 +50,9 @@ Running = tuple[Checkpoint, str, float]  # at which stage, and for how many seco
 class Progress:
     """How far a crawl has come: what its status line shows."""
 
-    total: int  # checkpoints to do
+    total: int = 0  # checkpoints to do, as far as they are listed
+    listed: int = 0  # entries
+    listing: bool = False  # more may come
     done: int = 0
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     running: list[Running] = field(default_factory=list)
@@ -73,60 +78,99 @@ class Budget:
 
 
 Report = Callable[[Checkpoint, Scan, Progress], None]
+Listed = Callable[[Plan], None]
 
 
 class Crawl:
     """One crawl of a plan: its state between two ticks."""
 
-    def __init__(self, task: Task, plan: Plan, store: Store, report: Report, budget: Budget) -> None:
-        self.task, self.store, self._report, self.budget = task, store, report, budget
+    def __init__(
+        self, task: Task, plan: Plan, listing: Ahead[list[Planned]], store: Store, report: Report,
+        listed: Listed, budget: Budget,
+    ) -> None:  # fmt: skip
+        self.task, self.plan, self.store, self.budget = task, plan, store, budget
+        self._listing, self._report, self._listed = listing, report, listed
         self._config_id = task.config.config_id
-        todo = plan.todo
-        self.progress = Progress(len(todo))
-        self.ready = [p for p in todo if p.prospect is Prospect.READY]
-        self.ruled_out = [p for p in todo if p.prospect is not Prospect.READY]
-        self._suspected = plan.suspects
-        self._arrange()
+        self.progress = Progress()
+        self.schedule = Schedule()
+        self.suspects: list[Planned] = []  # what may have killed its workers comes last, with one try
+        self._before = Rematching(store, task.config, task.run_id)
         self.leases = Leases(store.storage, task.run_id)
-        self.attempts = Counter({p.checkpoint_id: ATTEMPTS - 1 for p in self.suspects})
+        self.attempts: Counter[str] = Counter()
         self.nodes_lost: Counter[str] = Counter()
         self.later: list[tuple[float, Planned]] = []  # (when it may be tried again, checkpoint)
         self.elsewhere: list[Planned] = []  # held by another crawl
         self.rows: dict[str, Checkpoint] = {}  # of what is claimed
         self.metrics: Metrics | None = None  # once Ray is there
 
+    # --- what there is to do
+
+    @property
+    def listing(self) -> bool:
+        """Whether more may be listed."""
+        return not self._listing.ended
+
+    def look_at_listing(self, wait_s: float = 0) -> None:
+        """Takes in what was listed meanwhile, unless enough waits for a worker: then the listing waits."""
+        self.progress.listed, self.progress.listing = self.plan.listed, self.listing
+        while self.listing and len(self.schedule) < LISTED_AHEAD:
+            try:
+                batch = self._listing.take(wait_s)
+            except SourceError as error:  # what was listed is scanned all the same
+                self.plan.cut_short, batch = error, None
+            if batch is None and self.listing:
+                return  # it is at it
+            self.progress.listed, self.progress.listing = self.plan.listed, self.listing
+            self.take_in(batch or [])
+            wait_s = 0
+
+    def take_in(self, todo: Sequence[Planned]) -> None:
+        """What was listed: rows for what needs no worker, the rest into the schedule."""
+        self.progress.total += len(todo)
+        self._listed(self.plan)
+        self._record_ruled_out([p for p in todo if p.prospect is not Prospect.READY])
+        for planned in self._record_rematched([p for p in todo if p.prospect is Prospect.READY]):
+            if planned.checkpoint_id in self.plan.suspects:
+                self.suspects.append(planned)
+                self.attempts[planned.checkpoint_id] = ATTEMPTS - 1
+            else:
+                self.schedule.add(planned)
+
     # --- outcomes
 
-    def record_ruled_out(self) -> None:
-        """The rows of what inspection ruled out."""
-        for batch in batched(self.ruled_out, CHUNK):
-            rows = self.store.of_source(self.task.source, [p.checkpoint_id for p in batch])
-            scans = [_ruled_out(self.task, row) for row in rows]
+    def _record_ruled_out(self, ruled_out: Sequence[Planned]) -> None:
+        """The rows of what inspection ruled out, unless another crawl has written them meanwhile."""
+        for batch in batched(ruled_out, CHUNK):
+            ids = [p.checkpoint_id for p in batch]
+            rows = {row.checkpoint_id: row for row in self.store.of_source(self.task.source, ids)}
+            there = {scan.checkpoint_id: scan for scan in self._written_elsewhere(ids)}
+            scans = [_ruled_out(self.task, row) for id_, row in rows.items() if id_ not in there]
             self.store.append(scans)
-            for row, scan in zip(rows, scans, strict=True):
-                self._done(row, scan)
+            for scan in (*there.values(), *scans):
+                self._done(rows[scan.checkpoint_id], scan)
 
-    def record_rematched(self) -> None:
-        """The rows of what was sampled before under a configuration that samples alike: compared anew."""
-        before = Rematching(self.store, self.task.config, self.task.run_id)
+    def _record_rematched(self, ready: Sequence[Planned]) -> list[Planned]:
+        """The rows of what was sampled before under a configuration that samples alike: compared anew.
+
+        Gives back what is left.
+        """
         done: set[str] = set()
-        for batch in batched([p.checkpoint_id for p in self.ready if p.checkpoint_id in before], CHUNK):
+        for batch in batched([p.checkpoint_id for p in ready if p.checkpoint_id in self._before], CHUNK):
             if self.budget.is_spent:
                 break
             held = self.leases.take(self._key(id_) for id_ in batch)
             mine = {id_ for id_ in batch if self._key(id_) in held}
             mine -= {scan.checkpoint_id for scan in self.store.scans_of(self._config_id, sorted(mine))}
-            for row, scan in before.scans(self.store.of_source(self.task.source, sorted(mine))):
+            for row, scan in self._before.scans(self.store.of_source(self.task.source, sorted(mine))):
                 self._close(row, scan)
                 done.add(row.checkpoint_id)
             self.leases.give_back(held)
-        self.ready = [p for p in self.ready if p.checkpoint_id not in done]
-        self._arrange()
+        return [p for p in ready if p.checkpoint_id not in done]
 
-    def _arrange(self) -> None:
-        """What is ready goes into the schedule; what may have killed its workers comes last, with one try."""
-        self.suspects = [p for p in self.ready if p.checkpoint_id in self._suspected]
-        self.schedule = Schedule(p for p in self.ready if p.checkpoint_id not in self._suspected)
+    def _written_elsewhere(self, ids: Sequence[str]) -> list[Scan]:
+        """Verdicts that another crawl has come to meanwhile."""
+        scans = self.store.scans_of(self._config_id, ids) if ids else []
+        return [s for s in scans if s.verdict is not Verdict.FAILED and s.run_id != self.task.run_id]
 
     def _done(self, checkpoint: Checkpoint, scan: Scan) -> None:
         self.progress.done += 1
@@ -182,7 +226,7 @@ class Crawl:
         """Whether anything may still be handed out."""
         if self.budget.is_spent:
             return False
-        return bool(self.schedule or self.later or self.elsewhere or self.suspects)
+        return bool(self.listing or self.schedule or self.later or self.elsewhere or self.suspects)
 
     def claim(self, worker: Worker) -> None:
         """Fills a worker's queue with checkpoints that nobody else is at, or has finished meanwhile."""
@@ -197,9 +241,8 @@ class Crawl:
         self.elsewhere += [p for p in fresh if self._key(p.checkpoint_id) not in held]
         ids = [p.checkpoint_id for p in mine]
         rows = {row.checkpoint_id: row for row in self.store.of_source(self.task.source, ids)} if ids else {}
-        for scan in self.store.scans_of(self._config_id, ids) if ids else ():
-            if scan.verdict is not Verdict.FAILED and scan.run_id != self.task.run_id:  # another crawl's
-                self._close(rows.pop(scan.checkpoint_id), scan)
+        for scan in self._written_elsewhere(ids):
+            self._close(rows.pop(scan.checkpoint_id), scan)
         self.rows |= rows
         return [p for p in taken if p.checkpoint_id in self.rows]
 
@@ -213,18 +256,18 @@ class Crawl:
         """What may be tried again now goes back to the schedule."""
         at = time.monotonic()
         due = [p for when, p in self.later if when <= at]
-        if not self.schedule and not self.later:
+        if not self.schedule and not self.later and not self.listing:
             due, self.suspects = self.suspects, []
         self.later = [(when, p) for when, p in self.later if when > at]
         for planned in due:
-            self.schedule.give_back(planned)
+            self.schedule.add(planned)
 
     def look_elsewhere(self) -> None:
         """What another crawl was at: its verdict counts; what it let go of is ours."""
         if self.elsewhere:
             held, self.elsewhere = self.elsewhere, []
             for planned in held:
-                self.schedule.give_back(planned)
+                self.schedule.add(planned)
 
     def _key(self, checkpoint_id: str) -> str:
         return f"{checkpoint_id}-{self._config_id}"
@@ -235,39 +278,53 @@ def crawl(
     plan: Plan,
     store: Store,
     *,
+    growth: Iterable[list[Planned]] = (),
     address: str | None = None,
     workers: int | None = None,
+    listed: Listed = lambda _: None,
     report: Report = lambda *_: None,
     tick: Callable[[Progress], None] = lambda _: None,
     budget: Budget | None = None,
     kind: type = Scanner,
 ) -> Counter[Verdict]:
-    """Scans what a plan has left to do.
+    """Scans what a plan has left to do, and what it grows by meanwhile.
 
-    `report` is told of each outcome, `tick` every few seconds how far it is. Raises StoreError where the
-    store does not answer, NoWorkers where no worker comes up; what was recorded stays, and the next crawl
-    goes on. `kind` is what workers hold.
+    `growth` (scanner.planning.grow) is listed while workers scan, at most `LISTED_AHEAD` checkpoints ahead of
+    them. Where its source cannot be listed to the end, what was listed is scanned, and the plan says why.
+    `listed` is told of each batch and of the end, `report` of each outcome, `tick` every few seconds how far
+    it is. Raises StoreError where the store does not answer, NoWorkers where no worker comes up; what was
+    recorded stays, and the next crawl goes on. `kind` is what workers hold.
     """
-    state = Crawl(task, plan, store, report, budget or Budget())
-    state.record_ruled_out()
-    try:
-        with tidied(store.uri):
-            state.record_rematched()
-            if not state.ready:
-                return state.progress.verdicts
-            fetchers = 0 if task.source.startswith("folder:") else 1
-            with Crew(task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew:
-                state.metrics = Metrics(task.source)
-                state.metrics.told(state.progress.verdicts)
-                _work(state, crew, tick)
-    finally:
-        state.leases.give_back()
+    todo = plan.todo
+    with Ahead(growth) as listing:
+        state = Crawl(task, plan, listing, store, report, listed, budget or Budget())
+        try:
+            with tidied(store.uri):
+                state.take_in(todo)
+                while state.left and not state.schedule and state.listing:  # nothing to hand out yet
+                    state.look_at_listing(TICK_S)
+                    tick(state.progress)
+                if state.left:
+                    _with_workers(state, address, workers, tick, kind)
+        finally:
+            state.leases.give_back()
     return state.progress.verdicts
+
+
+def _with_workers(
+    state: Crawl, address: str | None, workers: int | None, tick: Callable[[Progress], None], kind: type
+) -> None:
+    fetchers = 0 if state.task.source.startswith("folder:") else 1
+    with Crew(state.task, address=address, workers=workers, fetchers=fetchers, kind=kind) as crew:
+        state.metrics = Metrics(state.task.source)
+        state.metrics.told(state.progress.verdicts)
+        _work(state, crew, tick)
 
 
 def _work(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
     looked = 0.0
     while state.left or any(w.queue or w.answer is not None for w in crew.workers):
+        state.look_at_listing()
         state.wake()
         if not crew.workers:
             crew.grow(most=max(1, state.progress.total - state.progress.done))
@@ -284,7 +341,11 @@ def _work(state: Crawl, crew: Crew, tick: Callable[[Progress], None]) -> None:
             looked = time.monotonic()
             _look(state, crew, tick)
         if not busy and state.left:
-            time.sleep(0.2 if state.later else TICK_S)
+            pause_s = 0.2 if state.later else TICK_S
+            if state.listing:
+                state.look_at_listing(pause_s)
+            else:
+                time.sleep(pause_s)
             state.look_elsewhere()
 
 
@@ -303,7 +364,7 @@ def _hand_out(state: Crawl, crew: Crew, worker: Worker) -> None:
 def _lose(state: Crawl, crew: Crew, worker: Worker) -> None:
     """A worker is gone: what it had claimed is handed out anew."""
     for planned in worker.queue:
-        state.schedule.give_back(planned)
+        state.schedule.add(planned)
     worker.queue.clear()
     state.schedule.forget(worker)
     crew.dismiss(worker)

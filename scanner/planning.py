@@ -10,14 +10,15 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import NamedTuple
 
-from scanner.errors import Skipped, Unavailable
+from scanner import client
+from scanner.errors import Skipped, SourceError, Unavailable
 from scanner.records import Checkpoint, Evidence, Listing, Prospect, now
 from scanner.sources.base import Query, Source
 from scanner.store import Store
@@ -25,6 +26,7 @@ from scanner.store import Store
 BATCH = 200  # entries, a part of the store
 INSPECTORS = 8  # threads; each waits for a hub nearly all of its time
 Place = tuple[str, str, str]  # repo, revision, file
+RETRIES_S = (30.0, 120.0, 600.0)  # before a source that broke off is listed on, while nothing more comes
 STALE = timedelta(days=1)  # an interrupted listing older than that begins again
 
 
@@ -38,7 +40,7 @@ class Planned(NamedTuple):
 
 @dataclass
 class Plan:
-    """What one crawl listed, and what of it is left to do."""
+    """What one crawl listed, and what of it is left to do. It may still be growing."""
 
     listed: int = 0  # entries
     inspected: int = 0  # of them, those that were asked about now; the others were known
@@ -46,6 +48,8 @@ class Plan:
     finished: set[str] = field(default_factory=set)  # ids that need no scan
     suspects: set[str] = field(default_factory=set)  # ids that may have killed workers: they come last
     resumed: Listing | None = None  # the interrupted listing that this one went on with
+    complete: bool = False  # nothing more will be listed
+    cut_short: SourceError | None = None  # why the source could not be listed to its end
 
     @property
     def todo(self) -> list[Planned]:
@@ -53,14 +57,104 @@ class Plan:
         left = [p for p in self.planned.values() if p.checkpoint_id not in self.finished]
         return sorted(left, key=lambda p: p.base or "")
 
-    def add(self, checkpoint: Checkpoint, tell: Callable[[Checkpoint], None]) -> None:
-        """Takes a checkpoint in, unless it is there; `tell` is told of each that is new."""
-        if checkpoint.checkpoint_id not in self.planned:
-            base = sys.intern(checkpoint.base) if checkpoint.base else None
-            self.planned[checkpoint.checkpoint_id] = Planned(
-                checkpoint.checkpoint_id, base, checkpoint.prospect
-            )
-            tell(checkpoint)
+    def add(self, checkpoint: Checkpoint) -> Planned | None:
+        """Takes a checkpoint in; None where it is there."""
+        if checkpoint.checkpoint_id in self.planned:
+            return None
+        base = sys.intern(checkpoint.base) if checkpoint.base else None
+        planned = Planned(checkpoint.checkpoint_id, base, checkpoint.prospect)
+        self.planned[checkpoint.checkpoint_id] = planned
+        return planned
+
+
+def grow(
+    plan: Plan,
+    source: Source,
+    store: Store,
+    query: Query,
+    *,
+    base_given: bool = False,
+    write: bool = True,
+    tell: Callable[[Checkpoint], None] = lambda _: None,
+) -> Iterator[list[Planned]]:
+    """Lists, inspects and records up to `query.limit` entries, batch by batch; gives what of each is to do.
+
+    Nothing is asked before the next batch is asked for. `base_given` says that the person named a base, which
+    may make more of what is known. Without `write` nothing is recorded, and an interrupted listing is left
+    alone. `tell` is told of every checkpoint once. Raises SourceError, StoreError.
+    """
+
+    def taken_in(rows: Iterable[Checkpoint]) -> list[Planned]:
+        todo = []
+        for row in rows:
+            if (planned := plan.add(row)) is not None:
+                tell(row)
+                if planned.checkpoint_id not in plan.finished:
+                    todo.append(planned)
+        return todo
+
+    listing = _interrupted(store, source, query) if write else None
+    seen: set[Place] = set()
+    if listing is None:
+        listing = _new_listing(source, query)
+    else:
+        source.position.clear()
+        source.position.update(listing.position)
+        plan.resumed, plan.listed = listing, listing.listed
+        yield taken_in(_recorded(listing, store, seen))
+    # What a page repeats is not counted, so more may be asked for than is wanted.
+    entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
+    inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix="inspect")
+    try:
+        while not plan.complete:
+            batch = list(islice(entries, BATCH)) if plan.listed < query.limit else []
+            position = dict(source.position)  # all before it is in this batch or in earlier ones
+            fresh = [c for c in batch if _place(c) not in seen][: query.limit - plan.listed]
+            seen.update(_place(c) for c in fresh)
+            rows = list(_looked_at(source, store, fresh, base_given, inspectors, plan))
+            todo = taken_in(rows)
+            plan.listed += len(fresh)
+            plan.complete = len(batch) < BATCH or plan.listed >= query.limit
+            if write:
+                listing = dataclasses.replace(
+                    listing, updated_at=now(), listed=plan.listed, finished=plan.complete,
+                    position={} if plan.complete else position,
+                )  # fmt: skip
+                store.append(rows)
+                store.append([listing])
+            yield todo
+    except BaseException:
+        with client.abandoned():  # nobody waits for an inspection
+            inspectors.shutdown(cancel_futures=True)
+        raise
+    inspectors.shutdown()
+
+
+def keep_growing(
+    plan: Plan,
+    source: Source,
+    store: Store,
+    query: Query,
+    *,
+    base_given: bool = False,
+    retries: Callable[[SourceError, float], None] = lambda *_: None,
+) -> Iterator[list[Planned]]:
+    """`grow`, which goes on after a while where a source that was listed in part breaks off.
+
+    `retries` is told why, and after how many seconds. Raises SourceError where that does not help.
+    """
+    tries = 0
+    while not plan.complete:
+        listed = plan.listed
+        try:
+            yield from grow(plan, source, store, query, base_given=base_given)
+        except SourceError as error:
+            tries = tries if plan.listed == listed else 0
+            if not plan.listed or tries == len(RETRIES_S):
+                raise
+            retries(error, RETRIES_S[tries])
+            client.pause(RETRIES_S[tries])
+            tries += 1
 
 
 def make_plan(
@@ -74,46 +168,16 @@ def make_plan(
     report: Callable[[Plan], None] = lambda _: None,
     tell: Callable[[Checkpoint], None] = lambda _: None,
 ) -> Plan:
-    """Lists, inspects and records up to `query.limit` entries, and subtracts what is finished.
-
-    `base_given` says that the person named a base, which may make more of what is known. Without `write`
-    nothing is recorded, and an interrupted listing is left alone. `report` is told of every batch, `tell` of
-    every checkpoint once. Raises SourceError.
-    """
-    plan = Plan()
-    listing = _interrupted(store, source, query) if write else None
-    seen: set[Place] = set()
-    if listing is None:
-        listing = _new_listing(source, query)
-    else:
-        _go_on(plan, listing, source, store, seen, tell)
+    """The whole plan, when all is listed; see `grow`. `report` is told of every batch. Raises SourceError."""
+    plan = begin_plan(store, config_id) if config_id else Plan()
+    for _ in grow(plan, source, store, query, base_given=base_given, write=write, tell=tell):
         report(plan)
-    # What a page repeats is not counted, so more may be asked for than is wanted.
-    entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
-    inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix="inspect")
-    try:
-        while plan.listed < query.limit and (batch := list(islice(entries, BATCH))):
-            position = dict(source.position)  # all before it is in this batch or in earlier ones
-            fresh = [c for c in batch if _place(c) not in seen][: query.limit - plan.listed]
-            seen.update(_place(c) for c in fresh)
-            rows = list(_looked_at(source, store, fresh, base_given, inspectors, plan))
-            for row in rows:
-                plan.add(row, tell)
-            plan.listed += len(fresh)
-            if write:
-                listing = dataclasses.replace(
-                    listing, updated_at=now(), listed=plan.listed, position=position
-                )
-                store.append(rows)
-                store.append([listing])
-            report(plan)
-    finally:
-        inspectors.shutdown(cancel_futures=True)
-    if write:
-        store.append([dataclasses.replace(listing, updated_at=now(), position={}, finished=True)])
-    if config_id:
-        plan.finished, plan.suspects = store.finished(config_id), store.suspects(config_id)
     return plan
+
+
+def begin_plan(store: Store, config_id: str) -> Plan:
+    """A plan that nothing was listed for yet, with what needs no scan."""
+    return Plan(finished=store.finished(config_id), suspects=store.suspects(config_id))
 
 
 def plan_of_store(source: str, store: Store, config_id: str) -> Plan:
@@ -126,27 +190,22 @@ def plan_of_store(source: str, store: Store, config_id: str) -> Plan:
         "WHERE source = ? AND prospect <> 'unknown' GROUP BY checkpoint_id ORDER BY checkpoint_id",
         [source],
     )
-    plan = Plan(rows.num_rows, finished=store.finished(config_id), suspects=store.suspects(config_id))
+    plan = begin_plan(store, config_id)
+    plan.listed, plan.complete = rows.num_rows, True
     for batch in rows.to_batches():
         for id_, base, prospect in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             plan.planned[id_] = Planned(id_, sys.intern(base) if base else None, Prospect(prospect))
     return plan
 
 
-def _go_on(
-    plan: Plan, listing: Listing, source: Source, store: Store, seen: set[Place],
-    tell: Callable[[Checkpoint], None],
-) -> None:  # fmt: skip
-    """Takes over what an interrupted listing recorded, and the place that it had come to."""
-    plan.resumed, plan.listed = listing, listing.listed
-    source.position.update(listing.position)
-    since = [source.name, listing.started_at]
-    for checkpoint in store.select(Checkpoint, "WHERE source = ? AND listed_at >= ?", since):
-        plan.add(checkpoint, tell)
+def _recorded(listing: Listing, store: Store, seen: set[Place]) -> list[Checkpoint]:
+    """What an interrupted listing recorded; all of its places are then `seen`."""
+    since = [listing.source, listing.started_at]
     for row in store.query(
         "SELECT repo, revision, file FROM all_checkpoints WHERE source = ? AND listed_at >= ?", since
     ):
         seen.add((row["repo"], row["revision"], row["file"]))
+    return store.select(Checkpoint, "WHERE source = ? AND listed_at >= ?", since)
 
 
 def last_finished(store: Store, source: Source) -> datetime | None:

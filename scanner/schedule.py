@@ -15,13 +15,12 @@ from scanner.planning import Planned
 class Schedule:
     """The checkpoints that are left, by base."""
 
-    def __init__(self, todo: Iterable[Planned]) -> None:
+    def __init__(self, todo: Iterable[Planned] = ()) -> None:
         self._queues: dict[str | None, deque[Planned]] = {}
         self._left = 0
         self._on: dict[Hashable, str | None] = {}  # worker -> the base that it took work of last
         for planned in todo:
-            self._queues.setdefault(planned.base, deque()).append(planned)
-            self._left += 1
+            self.add(planned)
 
     def __len__(self) -> int:
         """Checkpoints that are left."""
@@ -43,8 +42,8 @@ class Schedule:
         self._on[worker] = base
         return taken
 
-    def give_back(self, planned: Planned) -> None:
-        """A checkpoint that was taken and not done: it comes last of its base."""
+    def add(self, planned: Planned) -> None:
+        """A checkpoint that is new, or was taken and not done: it comes last of its base."""
         self._queues.setdefault(planned.base, deque()).append(planned)
         self._left += 1
 

@@ -117,7 +117,7 @@ def command(**given: Any) -> int:
 
     Can be stopped at any moment: the same command goes on where it stopped.
     """
-    from scanner.commands.crawling import Options, list_and_inspect, scan
+    from scanner.commands.crawling import Options, list_and_scan
 
     catch_signals()
     options = Options(**given)
@@ -129,10 +129,11 @@ def command(**given: Any) -> int:
     task = options.task(store, source)
     config_id = task.config.config_id
     store.append([task.config.row()])  # again where it is known: the newest is the one used last
-    plan = list_and_inspect(source, store, query, config_id, options.base, write=True)
+    plan, verdicts = list_and_scan(source, store, query, task, options)
+    if plan.cut_short is not None and not plan.listed:
+        raise plan.cut_short
     if not plan.listed:
         click.echo("Nothing was listed. Loosen --since, --filter or --base-model.", err=True)
-    verdicts = scan(store, task, plan, options)
     planned = list(plan.planned)
     total, here = sum_up(store, config_id), sum_up(store, config_id, among=planned)
     if options.as_json:
@@ -145,6 +146,8 @@ def command(**given: Any) -> int:
         click.echo(f"Look at what was flagged: finextract-tui --store {store.uri}", err=True)
     if verdicts[Verdict.FAILED]:
         click.echo("The failed ones are tried again when the same command is run again.", err=True)
+    if plan.cut_short is not None:
+        raise plan.cut_short
     return 3 if here.failed else 1 if here.flagged and options.fail_on_flag else 0
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import click
 
 from scanner.commands.progress import Terminal
 from scanner.config import ScanConfig, default_cache
-from scanner.errors import ConfigError
+from scanner.errors import ConfigError, SourceError
 from scanner.fetch import parse_size
 from scanner.records import Checkpoint, Verdict, new_id
 from scanner.store import Store
@@ -26,7 +26,8 @@ from scanner.summary import sum_up
 
 if TYPE_CHECKING:
     from scanner.engine import Budget
-    from scanner.planning import Plan
+    from scanner.planning import Plan, Planned
+    from scanner.records import Listing
     from scanner.sources.base import Query, Source
     from scanner.worker import Task
 
@@ -158,14 +159,11 @@ def list_and_inspect(
     from scanner import client
     from scanner.planning import make_plan
 
-    click.echo(f"listing {source.name} (at most {query.limit} entries) ...", err=True)
+    click.echo(_begins(source, query), err=True)
 
     def told(plan: Plan) -> None:
         if plan.resumed is not None and plan.listed == plan.resumed.listed:
-            began = plan.resumed.started_at.astimezone()
-            click.echo(
-                f"going on with the listing of {began:%Y-%m-%d %H:%M}, from entry {plan.listed:,}", err=True
-            )
+            click.echo(_goes_on(plan.resumed), err=True)
         if sys.stderr.isatty():
             click.echo(f"\r{plan.listed} listed, {plan.inspected} inspected ", nl=False, err=True)
 
@@ -192,24 +190,58 @@ def list_and_inspect(
     return plan
 
 
+def list_and_scan(
+    source: Source, store: Store, query: Query, task: Task, options: Options
+) -> tuple[Plan, Counter[Verdict]]:
+    """Scans while it lists; gives back the plan, which tells too where the listing was cut short."""
+    from scanner.planning import begin_plan, keep_growing
+
+    def retries(error: SourceError, pause_s: float) -> None:
+        click.echo(f"\r{error}\nThe listing goes on in {pause_s:.0f} s.", err=True)
+
+    plan = begin_plan(store, task.config.config_id)
+    growth = keep_growing(plan, source, store, query, base_given=options.base is not None, retries=retries)
+    click.echo(_begins(source, query), err=True)
+    return plan, scan(store, task, plan, options, growth=growth, source=source)
+
+
 def scan(
-    store: Store, task: Task, plan: Plan, options: Options, budget: Budget | None = None
-) -> Counter[Verdict]:
-    """Scans what a plan has left to do; gives back this run's verdicts. Interrupted, it says how to go on."""
+    store: Store, task: Task, plan: Plan, options: Options, budget: Budget | None = None, *,
+    growth: Iterable[list[Planned]] = (), source: Source | None = None,
+) -> Counter[Verdict]:  # fmt: skip
+    """Scans what a plan has left to do, and what it grows by; gives back this run's verdicts.
+
+    Interrupted, it says how to go on.
+    """
     from scanner.engine import crawl
 
-    config, todo = task.config, plan.todo
-    click.echo(
-        f"{plan.listed} entries, {len(plan.planned)} checkpoints, "
-        f"{len(plan.planned) - len(todo)} finished before, {len(todo)} to do; "
-        f"a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}",
-        err=True,
-    )
+    config, said = task.config, set[str]()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            terminal.say(text)
+
+    def listed(plan: Plan) -> None:
+        if plan.resumed is not None:
+            say_once(_goes_on(plan.resumed))
+        if plan.cut_short is not None and plan.listed:
+            say_once(f"The listing ends here: {plan.cut_short}\nWhat was listed is scanned.")
+        if plan.complete or (plan.cut_short is not None and plan.listed):
+            if source is not None and (coverage := source.coverage()):
+                say_once(f"{source.name}: {coverage}")
+            todo = len(plan.todo)
+            say_once(
+                f"{plan.listed} entries, {len(plan.planned)} checkpoints, "
+                f"{len(plan.planned) - todo} finished before, {todo} to do; "
+                f"a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}"
+            )
+
     try:
         with Terminal() as terminal:
             return crawl(
-                task, plan, store, address=options.ray_address, workers=options.workers, budget=budget,
-                report=terminal.report, tick=terminal.tick,
+                task, plan, store, growth=growth, address=options.ray_address, workers=options.workers,
+                budget=budget, listed=listed, report=terminal.report, tick=terminal.tick,
             )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(
@@ -218,3 +250,12 @@ def scan(
             err=True,
         )
         sys.exit(130)
+
+
+def _begins(source: Source, query: Query) -> str:
+    return f"listing {source.name} (at most {query.limit} entries) ..."
+
+
+def _goes_on(listing: Listing) -> str:
+    began = listing.started_at.astimezone()
+    return f"going on with the listing of {began:%Y-%m-%d %H:%M}, from entry {listing.listed:,}"

@@ -62,8 +62,12 @@ class Terminal:
             checkpoint.repo, scan.verdict, scan.best_similarity, scan.q_value, scan.reason, *more,
             f"({seconds:.0f} s)",
         )  # fmt: skip
+        self.say(f"[{_of_all(progress)}] {line}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
         self._wipe()
-        click.echo(f"[{progress.done}/{progress.total}] {line}", err=True)
+        click.echo(text, err=True)
         self._told = time.monotonic()
 
     def tick(self, progress: Progress) -> None:
@@ -79,10 +83,12 @@ class Terminal:
     def line(self, progress: Progress) -> str:
         """The status line: done, rate, time left, verdicts, what is running and for how long, who limits."""
         took = time.monotonic() - progress.started
-        parts = [f"{progress.done}/{progress.total}"]
+        parts = [_of_all(progress)]
         if progress.done and took > 1:
             rate = progress.done / took
-            parts.append(f"{rate * 60:.1f}/min, {_duration((progress.total - progress.done) / rate)} left")
+            left = _duration((progress.total - progress.done) / rate)
+            parts.append(f"{rate * 60:.1f}/min" + (f", {left} left" if not progress.listing else ""))
+        parts += [f"{progress.listed:,} listed so far"] if progress.listing else []
         parts += [f"{n} {verdict.value.replace('_', ' ')}" for verdict, n in progress.verdicts.items()]
         parts += [f"{progress.elsewhere} with another crawl"] if progress.elsewhere else []
         parts += [f"{progress.retried} tried again"] if progress.retried else []
@@ -99,6 +105,11 @@ class Terminal:
     def _wipe(self) -> None:
         if self._watched:
             click.echo("\r\033[K", nl=False, err=True)
+
+
+def _of_all(progress: Progress) -> str:
+    """How many are done, and of how many; "+" while more are being listed."""
+    return f"{progress.done}/{progress.total}{'+' if progress.listing else ''}"
 
 
 def _at(running: Running) -> str:

@@ -13,7 +13,17 @@ import httpx2
 import pytest
 
 from scanner import client
-from scanner.client import Fault, Patience, Refused, Throttled, check_address, is_public, persist, retry_after
+from scanner.client import (
+    Fault,
+    Interrupted,
+    Patience,
+    Refused,
+    Throttled,
+    check_address,
+    is_public,
+    persist,
+    retry_after,
+)
 from scanner.errors import ConfigError
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -200,6 +210,30 @@ def test_a_wait_that_is_too_long_is_not_begun(serve: Serve) -> None:
     with pytest.raises(Throttled):
         persist(lambda: get(hub), "127.0.0.1", Patience(throttle_s=10))
     assert time.monotonic() - began < 5
+
+
+def test_who_waits_for_a_limit_is_interrupted_where_the_work_is_abandoned(serve: Serve) -> None:
+    url = serve((429, {"Retry-After": "600"}, b""), (200, {}, b"late"))
+    ends: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            persist(lambda: get(url), "127.0.0.1")
+        except BaseException as error:
+            ends.append(error)
+
+    waiting = threading.Event()
+    with client.watched(lambda _: waiting.set()):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert waiting.wait(5)
+    with client.abandoned():
+        thread.join(5)
+        with pytest.raises(Interrupted), client.abandoned():  # nor is anything begun
+            persist(lambda: get(url), "127.0.0.1")
+    assert [type(error) for error in ends] == [Interrupted]
+    client._until.clear()
+    assert get(url).content == b"late", "and afterwards all is as before"
 
 
 def test_a_limit_that_is_used_up_is_respected_before_the_next_request(serve: Serve) -> None:

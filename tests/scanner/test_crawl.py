@@ -17,12 +17,16 @@ from typing import Any
 import fsspec
 import psutil
 import pytest
+from click.testing import CliRunner
 from demo import outcome
-from servers.hub import Hub, zoo_repositories
+from servers.hub import Handler, Hub, zoo_repositories
+from servers.misbehaviour import Misbehaving, Script
 from servers.objects import Objects
-from servers.trouble import troublesome_repositories
+from servers.trouble import troublesome_repositories, write_card, write_pickle
 
+from scanner.commands.crawl import command as crawl_command
 from scanner.config import ScanConfig
+from scanner.errors import SourceError
 from scanner.logs import log_path
 from scanner.records import Candidate, Checkpoint, ConfigRow, Scan, Verdict
 from scanner.rematching import Rematching
@@ -168,6 +172,48 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
     images = list((folder / "images").rglob("*.png"))
     assert images
     assert all(image.stat().st_mode & 0o777 == 0o600 for image in images)
+
+
+def test_a_hub_that_goes_away_while_it_is_listed_keeps_nothing_from_its_verdict(
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is pickled, so no worker is needed; two entries make a batch, and a page."""
+    repos = {}
+    for n in range(5):
+        folder = tmp_path / f"{n}"
+        write_card(folder, tags=["lora", "text-to-image"], base_model="lab/base")
+        write_pickle(folder / "model.ckpt")
+        with (folder / "model.ckpt").open("ab") as file:
+            file.write(bytes([n]))
+        repos[f"o/{n}"] = folder
+    monkeypatch.setattr("scanner.planning.BATCH", 2)
+    monkeypatch.setattr("scanner.client.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("scanner.planning.RETRIES_S", (0.1,))
+    store, outage = _fresh(corpora, tmp_path), Script(["503"] * 99, "cursor=")
+    words = ["--source", "hf", "--store", str(store), *BUDGET]
+    with Hub(repos, page_size=2, handler=type("Away", (Misbehaving, Handler), {"plan": outage})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        done = CliRunner().invoke(crawl_command, words)
+    assert isinstance(done.exception, SourceError)
+    assert "The listing ends here: " in done.stderr
+    assert "answered 503" in done.stderr
+    assert [s.verdict for s in Store(store).select(Scan)] == [Verdict.SKIPPED] * 2
+    with Hub(repos, page_size=2, port=hub.port) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        done = CliRunner().invoke(crawl_command, words)
+    assert done.exception is None
+    assert "going on with the listing of" in done.stderr
+    assert "5 entries, 5 checkpoints, 2 finished before, 3 to do" in done.stderr
+    assert len(Store(store).query("SELECT * FROM all_scans")) == 5
+    again, outage = tmp_path / "again", Script(["503"] * 5, "cursor=")  # as often as a request is tried
+    shutil.copytree(corpora, again)
+    with Hub(repos, page_size=2, handler=type("Away", (Misbehaving, Handler), {"plan": outage})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        done = CliRunner().invoke(crawl_command, [*words[:3], str(again), *BUDGET])
+    assert done.exception is None
+    assert "The listing goes on in 0 s." in done.stderr
+    assert "5 entries, 5 checkpoints, 0 finished before, 5 to do" in done.stderr
+    assert len(Store(again).query("SELECT * FROM all_scans")) == 5
 
 
 def test_a_crawl_into_an_object_store_gives_the_same_rows_as_into_a_folder(

@@ -11,7 +11,8 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import batched
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from stub_worker import CONFIG, ended, task
 from scanner import compaction, engine
 from scanner.commands.progress import Terminal
 from scanner.engine import Progress, crawl
-from scanner.errors import NoWorkers, StoreError
-from scanner.planning import Plan
+from scanner.errors import NoWorkers, SourceError, StoreError
+from scanner.planning import Plan, Planned, begin_plan
 from scanner.records import Checkpoint, Prospect, Scan, Verdict, now
 from scanner.store import Store
 from scanner.worker import Stage, Task
@@ -86,9 +87,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "TICK_S", 0.3)
 
 
-def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
-    """A plan of checkpoints by (caption, base); what has no base is ruled out."""
-    plan = Plan()
+def rows_of(store: Store, told: list[tuple[str, str | None]]) -> list[Checkpoint]:
+    """Listed checkpoints by (caption, base); what has no base is ruled out."""
     rows = [
         Checkpoint(
             checkpoint_id=f"id{n:03}",
@@ -114,11 +114,28 @@ def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
         for n, (caption, base) in enumerate(told)
     ]
     store.append(rows)
+    return rows
+
+
+def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
+    """A whole plan of them."""
+    rows = rows_of(store, told)
+    plan = begin_plan(store, CONFIG.config_id)
     for row in rows:
-        plan.add(row, lambda _: None)
-    plan.listed = len(rows)
-    plan.finished, plan.suspects = store.finished(CONFIG.config_id), store.suspects(CONFIG.config_id)
+        plan.add(row)
+    plan.listed, plan.complete = len(rows), True
     return plan
+
+
+def growth_of(
+    plan: Plan, rows: list[Checkpoint], size: int, given: Callable[[], None] = lambda: None
+) -> Iterator[list[Planned]]:
+    """A listing of them in batches; `given` is told before each."""
+    for batch in batched(rows, size):
+        given()
+        plan.listed += len(batch)
+        yield [planned for row in batch if (planned := plan.add(row)) is not None]
+    plan.complete = True
 
 
 def verdicts(store: Store) -> dict[str, str]:
@@ -149,6 +166,76 @@ def test_every_checkpoint_is_scanned_once_and_workers_stay_with_their_base(
     loads = {(process, base) for process, base in seen}
     assert len(loads) <= 5, "three bases on two workers: at most two are loaded twice"
     assert store.storage.names("leases") == []
+
+
+def test_scanning_begins_while_the_source_is_listed_and_the_listing_waits_for_the_workers(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "LISTED_AHEAD", 6)
+    monkeypatch.setattr(engine, "AHEAD_MOST", 2)
+    rows = rows_of(store, [("", "abc"[n % 3] if n % 5 else None) for n in range(100)])
+    plan, done, ahead = Plan(), list[str](), list[int]()
+    counts = crawl(
+        task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub,
+        growth=growth_of(plan, rows, 4, lambda: ahead.append(plan.listed - len(done))),
+        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+    )  # fmt: skip
+    assert counts == {Verdict.NOTHING_FOUND: 80, Verdict.SKIPPED: 20}
+    assert sorted(done) == sorted(plan.planned)
+    assert len(store.query("SELECT * FROM all_scans")) == 100
+    assert len(ahead) == 25
+    # 6 wait for a worker and a batch beyond, two batches wait to be taken, each worker holds a few
+    assert max(ahead) <= 6 + 4 + 2 * 4 + 2 * 6
+
+
+def test_what_was_listed_is_scanned_where_its_source_breaks_off(store: Store, tmp_path: Path) -> None:
+    rows = rows_of(store, [("", "a")] * 6)
+
+    def broken(plan: Plan) -> Iterator[list[Planned]]:
+        yield from growth_of(plan, rows[:4], 2)
+        raise SourceError("the hub is away")
+
+    plan, told = Plan(), list[str]()
+
+    def listed(plan: Plan) -> None:
+        told.append(str(plan.cut_short))
+
+    counts = crawl(
+        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub, growth=broken(plan), listed=listed
+    )
+    assert counts == {Verdict.NOTHING_FOUND: 4}
+    assert sorted(verdicts(store)) == [row.checkpoint_id for row in rows[:4]]
+    assert told[-1] == str(plan.cut_short) == "the hub is away"
+
+
+def test_a_listing_that_fails_for_a_reason_of_ours_ends_the_crawl(store: Store, tmp_path: Path) -> None:
+    def broken() -> Iterator[list[Planned]]:
+        yield []
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        crawl(task(store, tmp_path / "log"), Plan(), store, workers=1, kind=Stub, growth=broken())
+
+
+def test_what_may_kill_workers_waits_for_the_end_of_the_listing(store: Store, tmp_path: Path) -> None:
+    rows = rows_of(store, [("", "a")] * 8)
+    plan, done = Plan(suspects={"id000"}), list[str]()
+    crawl(
+        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub,
+        growth=growth_of(plan, rows, 2, lambda: time.sleep(0.3)),
+        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+    )  # fmt: skip
+    assert len(done) == 8
+    assert done[-1] == "id000"
+
+
+def test_what_another_crawl_ruled_out_meanwhile_has_no_second_row(store: Store, tmp_path: Path) -> None:
+    told = [("", None), ("", None)]
+    late, early = plan_of(store, told), plan_of(store, told)
+    for plan in (early, late):
+        counts = crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub)
+        assert counts == {Verdict.SKIPPED: 2}
+    assert len(store.query("SELECT * FROM all_scans")) == 2
 
 
 def test_what_fails_for_a_reason_of_ours_is_tried_three_times(store: Store, tmp_path: Path) -> None:

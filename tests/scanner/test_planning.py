@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from servers.civitai import Civitai as CivitaiSite
 from servers.civitai import lora_bytes, model
-from servers.hub import FIRST_CREATED, Hub
+from servers.hub import FIRST_CREATED, Handler, Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
 from scanner import client
@@ -237,6 +237,31 @@ def test_what_is_larger_than_may_be_downloaded_is_not_counted_as_scannable(hub: 
         "crawl", "--source", "hf", "--dry-run", "--max-download", "10", "--store", str(tmp_path / "s")
     )
     assert "14 checkpoints = 0 can be scanned + 3 skipped + 11 larger than --max-download" in told
+
+
+def test_a_listing_that_is_interrupted_does_not_wait_for_the_hub_s_limits(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = json.dumps({"error": "later"}).encode()
+
+    class Limiting(Handler):
+        def do_GET(self) -> None:
+            if "/resolve/" in self.path:
+                self.send_bytes(429, limits, {"Content-Type": "application/json", "Retry-After": "600"})
+            else:
+                super().do_GET()
+
+    command = [Path(sys.executable).parent / "scanner", "crawl", "--source", "hf", "--list-only"]
+    command += ["--store", tmp_path / "s"]
+    with Hub({"o/05": tmp_path / "05"}, handler=Limiting) as limiting:
+        monkeypatch.setenv("HF_ENDPOINT", limiting.url)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as listing:
+            assert listing.stderr is not None
+            assert any("limits requests" in line for line in listing.stderr)
+            listing.send_signal(signal.SIGINT)
+            assert listing.wait(20) == 130
+            assert "interrupted" in listing.stderr.read()
+    assert Store(tmp_path / "s").select(Checkpoint) == [], "what was not asked is not recorded"
 
 
 def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_free_worker_helps_where_most_is_left() -> None:
 def test_what_is_given_back_comes_again() -> None:
     schedule = Schedule(planned("aaa"))
     (first,) = schedule.take("w")
-    schedule.give_back(first)
+    schedule.add(first)
     assert [p.checkpoint_id for p in (schedule.take("w", 9))] == ["1", "2", "0"]
 
 
@@ -50,7 +50,7 @@ def test_each_checkpoint_is_taken_exactly_once(bases: str, steps: list[tuple[int
         batch = schedule.take(worker, count)
         assert len({p.base for p in batch}) <= 1
         if back and batch:
-            schedule.give_back(batch[0])
+            schedule.add(batch[0])
             batch = batch[1:]
         taken += [p.checkpoint_id for p in batch]
     while batch := schedule.take("last", 5):
