@@ -18,7 +18,8 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -143,7 +144,7 @@ class Store:
         Raises duckdb.Error.
         """
         target = str(path).replace("'", "''")
-        with duckdb.connect(":memory:") as connection:
+        with _interruptible(), duckdb.connect(":memory:") as connection:
             connection.execute("SET TimeZone = 'UTC'")
             self.storage.attach(connection)
             connection.execute(self._views(table, files))
@@ -186,10 +187,11 @@ class Store:
         """Rows of a query over the views, as an Arrow table."""
         for attempt in range(3):
             try:
-                self._refresh()
-                with self._connection.cursor() as cursor:
-                    cursor.execute("SET TimeZone = 'UTC'")
-                    return cursor.execute(sql, parameters).to_arrow_table()
+                with _interruptible():
+                    self._refresh()
+                    with self._connection.cursor() as cursor:
+                        cursor.execute("SET TimeZone = 'UTC'")
+                        return cursor.execute(sql, parameters).to_arrow_table()
             except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
                 raise QueryError(str(error).strip()) from error
             except (duckdb.IOException, duckdb.InvalidInputException, OSError) as error:
@@ -210,7 +212,7 @@ class Store:
         name, target = table.replace('"', '""'), str(path).replace("'", "''")
         try:
             self._refresh()
-            with self._connection.cursor() as cursor:
+            with _interruptible(), self._connection.cursor() as cursor:
                 cursor.execute("SET TimeZone = 'UTC'")
                 if form == "duckdb":
                     cursor.execute(f"ATTACH '{target}' AS exported")
@@ -306,6 +308,17 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         return [at if at is None else at.replace(tzinfo=UTC) for at in naive]
     values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
     return values
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """DuckDB makes an error of its own of a signal that comes while it is asked; here it is one again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _image(sha256: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -232,6 +233,15 @@ def test_a_place_without_a_store_is_told(make: Make, tmp_path: Path) -> None:
         Store(there + "-not")
     with pytest.raises(StoreError, match="cannot be opened"):
         Store("nowhere://bucket/prefix")
+
+
+def test_a_signal_while_the_store_is_asked_interrupts(store: Store) -> None:
+    endless = "SELECT count(*) AS n FROM range(1000000000) a, range(1000) b WHERE a.range % 7 = b.range % 5"
+    timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        store.query(endless)
+    assert store.query("SELECT 1 AS one") == [{"one": 1}], "and it can be asked again"
 
 
 def test_the_verb_tells_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
