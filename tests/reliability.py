@@ -3,7 +3,8 @@
 A local Ray of several nodes with made-up GPUs, a hub on loopback that serves copies of the zoo's checkpoints
 under their own ids, and `scanner crawl` as a person runs it. While it scans, and by the seed: workers get
 SIGKILL, nodes are taken away and added, the hub does not answer for a while, and the driver gets SIGKILL and
-is started again. At the end every checkpoint must have exactly one verdict, equal to the undisturbed run's.
+is started again. The listing keeps little ahead of the workers, so it is met as well. At the end every
+checkpoint must have exactly one verdict, equal to the undisturbed run's.
 
     python tests/reliability.py --seeds 0-19 [--checkpoints 60] [--results FILE]      # a line a seed
 """
@@ -39,6 +40,15 @@ from servers.misbehaviour import Misbehaving  # noqa: E402
 
 ZOO = ROOT / "zoo"
 SCANNER = Path(sys.executable).parent / "scanner"
+PAGE = 10  # entries of a page of the hub, and of a batch of the listing
+# The command, with steps so small that the listing goes on for most of the crawl.
+CRAWL = f"""
+import scanner.engine, scanner.planning
+from scanner.cli import main
+scanner.planning.BATCH = {PAGE}
+scanner.engine.LISTED_AHEAD = {PAGE}
+main()
+"""
 COPIED = ("fruit-lora", "flowers-lora", "music-lora", "houses-lora-light")
 SUBJECTS = ("fruit", "flowers")
 BACKGROUND = 100
@@ -156,7 +166,7 @@ def start(store: Path, cache: Path, hub: Hub, address: str | None, log: Path) ->
     environment.pop("HF_TOKEN", None)
     with log.open("ab") as said:
         return subprocess.Popen(
-            [str(SCANNER), "crawl", "--source", "hf", "--limit", "1000", "--store", str(store),
+            [sys.executable, "-c", CRAWL, "crawl", "--source", "hf", "--limit", "1000", "--store", str(store),
              *(("--ray-address", address) if address else ()), "--json", *BUDGET],
             env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
         )  # fmt: skip
@@ -228,7 +238,7 @@ def disturbed(
     tally, began = Tally(seed, len(repos) - 1), time.monotonic()
     store, outage = Path(shutil.copytree(prepared, folder / "store")), Outage()
     troubled = type("Troubled", (Misbehaving, Handler), {"plan": outage})
-    with Hub(repos, handler=troubled) as hub, cluster() as running:
+    with Hub(repos, page_size=PAGE, handler=troubled) as hub, cluster() as running:
         disturbing = Disturbing(random.Random(seed), tally, running, outage, span_s)
         while tally.driver_starts < STARTS:
             driver = start(store, folder / "cache", hub, running.address, folder / "log")
@@ -269,7 +279,7 @@ def undisturbed(
 ) -> tuple[dict[str, dict[str, Any]], float]:
     """The verdicts of a crawl that nothing happens to, by what was copied, and its seconds."""
     store, began = Path(shutil.copytree(prepared, folder / "store")), time.monotonic()
-    with Hub(repos) as hub, cluster() if on_cluster else nullcontext() as running:
+    with Hub(repos, page_size=PAGE) as hub, cluster() if on_cluster else nullcontext() as running:
         address = running.address if running else None
         driver = start(store, folder / "cache", hub, address, folder / "log")
         assert driver.wait() == 0, (folder / "log").read_text()

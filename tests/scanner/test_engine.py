@@ -341,7 +341,7 @@ def test_what_a_dead_crawl_held_is_taken_over(
 
     def tick(progress: Progress) -> None:
         if progress.elsewhere and not any(elsewhere):  # seen to be held; and now its time is over
-            (lease,) = store.storage.names("leases")
+            (lease,) = (name for name in store.storage.names("leases") if name.startswith("id000"))
             run_out = {"holder": "dead", "until": now().isoformat(), "machine": "another", "process": 1}
             store.storage.put(f"leases/{lease}", json.dumps(run_out).encode())
         elsewhere.append(progress.elsewhere)
