@@ -160,7 +160,7 @@ class Crawl:
                 break
             held = self.leases.take(self._key(id_) for id_ in batch)
             mine = {id_ for id_ in batch if self._key(id_) in held}
-            mine -= {scan.checkpoint_id for scan in self.store.scans_of(self._config_id, sorted(mine))}
+            mine -= {scan.checkpoint_id for scan in self._written_elsewhere(sorted(mine))}
             for row, scan in self._before.scans(self.store.of_source(self.task.source, sorted(mine))):
                 self._close(row, scan)
                 done.add(row.checkpoint_id)
@@ -168,9 +168,18 @@ class Crawl:
         return [p for p in ready if p.checkpoint_id not in done]
 
     def _written_elsewhere(self, ids: Sequence[str]) -> list[Scan]:
-        """Verdicts that another crawl has come to meanwhile."""
-        scans = self.store.scans_of(self._config_id, ids) if ids else []
-        return [s for s in scans if s.verdict is not Verdict.FAILED and s.run_id != self.task.run_id]
+        """Verdicts that another crawl has come to meanwhile.
+
+        What inspection once ruled out and now does not has none: a gate was opened, a token given.
+        """
+
+        def counts(scan: Scan) -> bool:
+            ready = self.plan.planned[scan.checkpoint_id].prospect is Prospect.READY
+            if scan.verdict is Verdict.FAILED or (scan.stage == "inspect" and ready):
+                return False
+            return scan.run_id != self.task.run_id
+
+        return [scan for scan in self.store.scans_of(self._config_id, ids) if counts(scan)] if ids else []
 
     def _done(self, checkpoint: Checkpoint, scan: Scan) -> None:
         self.progress.done += 1

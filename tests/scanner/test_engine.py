@@ -238,6 +238,15 @@ def test_what_another_crawl_ruled_out_meanwhile_has_no_second_row(store: Store, 
     assert len(store.query("SELECT * FROM all_scans")) == 2
 
 
+def test_what_inspection_once_ruled_out_and_now_does_not_is_scanned(store: Store, tmp_path: Path) -> None:
+    crawl(task(store, tmp_path / "log"), plan_of(store, [("", None)]), store, workers=1, kind=Stub)
+    assert verdicts(store) == {"id000": "skipped"}
+    plan = plan_of(store, [("", "a")])
+    assert len(plan.todo) == 1
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub)
+    assert verdicts(store) == {"id000": "nothing_found"}
+
+
 def test_what_fails_for_a_reason_of_ours_is_tried_three_times(store: Store, tmp_path: Path) -> None:
     told = [("fails 2", "a"), ("fails", "a"), ("raises 1", "a"), ("raises", "a"), ("dies 2", "a"), ("", "a")]
     plan = plan_of(store, told)
