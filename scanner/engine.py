@@ -112,7 +112,6 @@ class Crawl:
 
     def look_at_listing(self, wait_s: float = 0) -> None:
         """Takes in what was listed meanwhile, unless enough waits for a worker: then the listing waits."""
-        self.progress.listed, self.progress.listing = self.plan.listed, self.listing
         while self.listing and len(self.schedule) < LISTED_AHEAD:
             try:
                 batch = self._listing.take(wait_s)
@@ -120,13 +119,16 @@ class Crawl:
                 self.plan.cut_short, batch = error, None
             if batch is None and self.listing:
                 return  # it is at it
-            self.progress.listed, self.progress.listing = self.plan.listed, self.listing
             self.take_in(batch or [])
             wait_s = 0
 
     def take_in(self, todo: Sequence[Planned]) -> None:
         """What was listed: rows for what needs no worker, the rest into the schedule."""
         self.progress.total += len(todo)
+        self.progress.listed, self.progress.listing = (
+            self.plan.listed,
+            self.listing and not self.plan.complete,
+        )
         self._listed(self.plan)
         self._record_ruled_out([p for p in todo if p.prospect is not Prospect.READY])
         for planned in self._record_rematched([p for p in todo if p.prospect is Prospect.READY]):

@@ -45,7 +45,8 @@ class Plan:
     listed: int = 0  # entries
     inspected: int = 0  # of them, those that were asked about now; the others were known
     planned: dict[str, Planned] = field(default_factory=dict)  # by id, in listing order
-    finished: set[str] = field(default_factory=set)  # ids that need no scan
+    finished: set[str] = field(default_factory=set)  # ids that need no scan,
+    ruled_out: set[str] = field(default_factory=set)  # nor these, where inspection still says so
     suspects: set[str] = field(default_factory=set)  # ids that may have killed workers: they come last
     resumed: Listing | None = None  # the interrupted listing that this one went on with
     complete: bool = False  # nothing more will be listed
@@ -54,8 +55,13 @@ class Plan:
     @property
     def todo(self) -> list[Planned]:
         """The checkpoints that still need a verdict; those that share a base come together."""
-        left = [p for p in self.planned.values() if p.checkpoint_id not in self.finished]
-        return sorted(left, key=lambda p: p.base or "")
+        return sorted(filter(self.is_todo, self.planned.values()), key=lambda p: p.base or "")
+
+    def is_todo(self, planned: Planned) -> bool:
+        """Whether it needs a verdict. What is ruled out no more does: a gate was opened, a token given."""
+        if planned.checkpoint_id in self.finished:
+            return False
+        return planned.prospect is Prospect.READY or planned.checkpoint_id not in self.ruled_out
 
     def add(self, checkpoint: Checkpoint) -> Planned | None:
         """Takes a checkpoint in; None where it is there."""
@@ -89,7 +95,7 @@ def grow(
         for row in rows:
             if (planned := plan.add(row)) is not None:
                 tell(row)
-                if planned.checkpoint_id not in plan.finished:
+                if plan.is_todo(planned):
                     todo.append(planned)
         return todo
 
@@ -177,7 +183,11 @@ def make_plan(
 
 def begin_plan(store: Store, config_id: str) -> Plan:
     """A plan that nothing was listed for yet, with what needs no scan."""
-    return Plan(finished=store.finished(config_id), suspects=store.suspects(config_id))
+    return Plan(
+        finished=store.finished(config_id),
+        ruled_out=store.ruled_out(config_id),
+        suspects=store.suspects(config_id),
+    )
 
 
 def plan_of_store(source: str, store: Store, config_id: str) -> Plan:

@@ -280,25 +280,20 @@ class Store:
         return [record(Scan, row) for row in found]
 
     def finished(self, config_id: str) -> set[str]:
-        """Ids of the checkpoints that need no scan under this configuration; `failed` ones do.
+        """Ids of the checkpoints that a worker came to a verdict on; `failed` is none."""
+        return self._ids("config_id = ? AND verdict <> 'failed' AND stage <> 'inspect'", config_id)
 
-        What inspection once ruled out and now does not needs one, too: a gate was opened, a token given.
-        """
-        rows = self.query(
-            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict <> 'failed' AND NOT "
-            "(verdict = 'skipped' AND stage = 'inspect' AND checkpoint_id IN "
-            "(SELECT checkpoint_id FROM checkpoints WHERE prospect = 'ready'))",
-            [config_id],
-        )
-        return {row["checkpoint_id"] for row in rows}
+    def ruled_out(self, config_id: str) -> set[str]:
+        """Ids of the checkpoints that inspection ruled out."""
+        return self._ids("config_id = ? AND verdict = 'skipped' AND stage = 'inspect'", config_id)
 
     def suspects(self, config_id: str) -> set[str]:
         """Ids of the checkpoints whose workers died, as often as was tried: they may be why."""
-        rows = self.query(
-            "SELECT checkpoint_id FROM scans WHERE config_id = ? AND verdict = 'failed' AND stage = 'worker'",
-            [config_id],
-        )
-        return {row["checkpoint_id"] for row in rows}
+        return self._ids("config_id = ? AND verdict = 'failed' AND stage = 'worker'", config_id)
+
+    def _ids(self, where: str, config_id: str) -> set[str]:
+        ids = self.query_arrow(f"SELECT checkpoint_id FROM scans WHERE {where}", [config_id])
+        return set(ids.column(0).to_pylist())
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

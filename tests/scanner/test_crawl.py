@@ -311,25 +311,28 @@ def test_an_interrupted_crawl_says_how_to_go_on(few: Hub, corpora: Path, tmp_pat
     assert sum_up(store, latest_config(store)).todo > 0
 
 
-def test_a_folder_is_crawled_with_the_base_that_was_given(
+def test_a_folder_is_crawled_as_soon_as_its_base_is_given(
     corpora: Path, zoo_path: Path, few: Hub, tmp_path: Path
 ) -> None:
     folder = _fresh(corpora, tmp_path)
     models = tmp_path / "models"
     (models / "cats").mkdir(parents=True)
-    for file in (zoo_path / "checkpoints/fruit-lora").iterdir():
+    for file in (zoo_path / "checkpoints/fruit-lora").glob("*.safetensors"):
         (models / "cats" / file.name).symlink_to(file)
     (models / "loose.ckpt").write_bytes(b"\x80\x02nothing here is ever unpickled")
-    done = subprocess.run(
-        [*_command(folder, f"folder:{models}"), "--base", str(zoo_path / "base"), "--json"],
-        env={**_environment(few, tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["planned"] == 2
-    assert result["skipped"] == 1
-    assert result["flagged"] + result["nothing_found"] == 1
+    command = [*_command(folder, f"folder:{models}"), "--json"]
+    results = []
+    for given in ([], ["--base", str(zoo_path / "base")]):
+        done = subprocess.run(
+            [*command, *given], env={**_environment(few, tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    without, based = results
+    assert without["planned"] == without["skipped"] == based["planned"] == 2
+    assert based["skipped"] == 1
+    assert based["flagged"] + based["nothing_found"] == 1
 
 
 def test_a_store_without_background_says_how_to_add_one(zoo_path: Path, tmp_path: Path) -> None:

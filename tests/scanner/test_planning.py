@@ -20,7 +20,7 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 from scanner import client
 from scanner.commands.crawl import command
 from scanner.config import ScanConfig
-from scanner.planning import Plan, last_finished, make_plan
+from scanner.planning import Plan, begin_plan, grow, last_finished, make_plan
 from scanner.records import Checkpoint, Evidence, Prospect, Scan, Verdict, now
 from scanner.sources.base import Query, open_source
 from scanner.sources.civitai import Civitai
@@ -94,6 +94,21 @@ def test_a_base_that_is_given_makes_more_of_what_was_skipped(hub: Hub, store: St
     assert (baseless.prospect, baseless.base) == (Prospect.READY, "lab/other")
     told = next(c for c in seen if c.repo == "o/03")
     assert (told.base, told.base_evidence) == ("lab/base", Evidence.CARD)
+
+
+def test_what_was_ruled_out_is_to_do_as_soon_as_inspection_rules_it_out_no_more(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    folder, config = f"folder:{tmp_path / 'baseless'}", ScanConfig().config_id
+    (id_,) = make_plan(open_source(folder), store, Query(9)).planned
+    at = now()
+    store.append([Scan("s", id_, config, "r", Verdict.SKIPPED, "its base is unknown", "inspect", at, at)])
+    assert make_plan(open_source(folder), store, Query(9), config_id=config).todo == []
+    growing = begin_plan(store, config)
+    based = open_source(folder, base="lab/base")
+    ((planned,),) = grow(growing, based, store, Query(9), base_given=True)
+    assert growing.todo == [planned]
+    assert (planned.checkpoint_id, planned.prospect) == (id_, Prospect.READY)
 
 
 def test_an_entry_that_could_not_be_identified_leaves_no_second_row(hub: Hub, store: Store) -> None:
