@@ -59,6 +59,7 @@ PACE_S = (5.0, 13.0)  # between two disturbances, at least and at most
 MOST = 1000  # disturbances
 DEATHS = 2  # of the driver
 OUTAGE_S = 12.0
+DISTURBED = 8  # starts of the driver; where something is still `failed` then, it is tried in peace
 STARTS = 12  # of the driver, before something is taken to be wrong
 
 
@@ -210,6 +211,13 @@ class Disturbing:
         elif self._left:
             self._left -= self._disturb()
 
+    def end(self) -> None:
+        """Brings back what is away."""
+        while self._away:
+            self._running.add_node(**NODE)
+            self._tally.nodes_added += 1
+            self._away -= 1
+
     def _disturb(self) -> bool:
         """One thing goes wrong, unless what was chosen is not there."""
         tally = self._tally
@@ -244,7 +252,10 @@ def disturbed(
             driver = start(store, folder / "cache", hub, running.address, folder / "log")
             tally.driver_starts += 1
             while driver.poll() is None:
-                disturbing.go_on(driver)
+                if tally.driver_starts <= DISTURBED:
+                    disturbing.go_on(driver)
+                else:
+                    disturbing.end()
                 time.sleep(0.2)
             if driver.returncode == 0:
                 break
