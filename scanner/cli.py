@@ -1,8 +1,8 @@
 """`scanner`: one verb, one file in scanner/commands, loaded when it is asked for.
 
 stdout is data, stderr is words. Exit codes: 0 every planned checkpoint has a verdict and none failed; 1 the
-same, and something was flagged and --fail-on-flag was given; 2 usage or configuration; 3 finished, some
-failed; 130 interrupted.
+same, and something was flagged and --fail-on-flag was given; 2 usage or configuration, or a source that
+could not be listed to its end; 3 finished, some failed; 130 interrupted.
 """
 
 from __future__ import annotations

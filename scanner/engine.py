@@ -1,6 +1,7 @@
 """The crawl: keep workers busy with a plan, and record exactly one outcome a checkpoint.
 
-What inspection ruled out gets its row at once; the rest goes to workers, which write images and rows to the
+The plan may grow meanwhile: the listing is a bounded number of checkpoints ahead of the workers. What
+inspection ruled out gets its row at once; the rest goes to workers, which write images and rows to the
 store themselves: the driver moves records and counters. What failed for a reason of ours (a dead worker or
 node, a hub or a store that does not answer, a deadline) is tried `ATTEMPTS` times. Loss of a node is nobody's
 fault and is not counted, up to `NODES_LOST`.
