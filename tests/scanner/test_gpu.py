@@ -75,7 +75,7 @@ def plan_of_one(store: Store) -> Plan:
     )  # fmt: skip
     store.append([row])
     plan = Plan(1)
-    plan.add(row, lambda _: None)
+    plan.add(row)
     return plan
 
 
