@@ -101,10 +101,10 @@ def grow(
 
     listing = _interrupted(store, source, query) if write else None
     seen: set[Place] = set()
-    if listing is None:
-        listing = _new_listing(source, query)
+    source.position.clear()
+    if listing is None:  # or one that stood still for too long
+        listing, plan.listed = _new_listing(source, query), 0
     else:
-        source.position.clear()
         source.position.update(listing.position)
         plan.resumed, plan.listed = listing, listing.listed
         yield taken_in(_recorded(listing, store, seen))

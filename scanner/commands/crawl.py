@@ -162,7 +162,7 @@ def _list(options: Options, source: Source) -> int:
             place = held.enter_context(tempfile.TemporaryDirectory())  # nothing is known, or will be written
         store = Store(place, create=True)
         list_and_inspect(
-            source, store, options.query(store, source), None, options.base, write=not options.dry_run,
+            source, store, options.query(store, source), options.base, write=not options.dry_run,
             tell=found.add,
         )  # fmt: skip
     found.show(dry_run=options.dry_run)

@@ -152,7 +152,7 @@ def since_of(text: str | None, store: Store, source: Source) -> datetime | None:
 
 
 def list_and_inspect(
-    source: Source, store: Store, query: Query, config_id: str | None, base: str | None, *, write: bool,
+    source: Source, store: Store, query: Query, base: str | None, *, write: bool,
     tell: Callable[[Checkpoint], None] = lambda _: None,
 ) -> Plan:  # fmt: skip
     """Lists and inspects, and tells how far it has come and whom it waits for."""
@@ -177,8 +177,7 @@ def list_and_inspect(
     with client.watched(limited):
         try:
             plan = make_plan(
-                source, store, query, config_id=config_id, base_given=base is not None, write=write,
-                report=told, tell=tell,
+                source, store, query, base_given=base is not None, write=write, report=told, tell=tell
             )  # fmt: skip
         except KeyboardInterrupt:
             click.echo("\nscanner: interrupted. Run the same command again to go on.", err=True)

@@ -97,7 +97,7 @@ def _shift(ctx: click.Context, store: Store, spec: str, limit: int) -> tuple[Shi
         since = before.started_at - OVERLAP if before is not None and known else None
         query = Query(limit, since, options.filters, options.base_model, changed=True)
         store.append([config.row()])
-        return list_and_inspect(source, store, query, None, options.base, write=True).listed
+        return list_and_inspect(source, store, query, options.base, write=True).listed
 
     def scan_rest(budget: Budget) -> Counter[Verdict]:
         return scan(store, task, plan_of_store(source.name, store, config.config_id), options, budget)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,12 +15,13 @@ from click.testing import CliRunner
 from servers.civitai import Civitai as CivitaiSite
 from servers.civitai import lora_bytes, model
 from servers.hub import FIRST_CREATED, Handler, Hub
+from servers.misbehaviour import Misbehaving, Script
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
 from scanner import client
 from scanner.commands.crawl import command
 from scanner.config import ScanConfig
-from scanner.planning import Plan, begin_plan, grow, last_finished, make_plan
+from scanner.planning import Plan, begin_plan, grow, keep_growing, last_finished, make_plan
 from scanner.records import Checkpoint, Evidence, Prospect, Scan, Verdict, now
 from scanner.sources.base import Query, open_source
 from scanner.sources.civitai import Civitai
@@ -158,6 +159,28 @@ def test_an_interrupted_listing_goes_on_where_it_had_come_to(
     lists = [path for _, path, _ in hub.requests if path.startswith("/api/models?")]
     assert any("cursor=" in path for path in lists[:1]), "the pages before are not asked for again"
     assert make_plan(HuggingFace(), store, Query(13)).resumed is None
+
+
+@pytest.mark.parametrize("stale", [timedelta(days=1), timedelta(0)])
+def test_a_listing_that_breaks_off_goes_on_or_begins_again_where_it_stood_still_for_too_long(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch, stale: timedelta
+) -> None:
+    for name, value in [("planning.BATCH", 2), ("planning.RETRIES_S", (0.1,)), ("planning.STALE", stale)]:
+        monkeypatch.setattr(f"scanner.{name}", value)
+    monkeypatch.setattr("scanner.client.FIRST_WAIT_S", 0.01)
+    repos = {name: repository.folder for name, repository in hub.repositories.items()}
+    away = {"plan": Script(["503"] * 5, "cursor=")}  # as often as a request is tried
+    plan, pauses = Plan(), list[float]()
+    with Hub(repos, page_size=4, handler=type("Away", (Misbehaving, Handler), away)) as breaking:
+        monkeypatch.setenv("HF_ENDPOINT", breaking.url)
+        growth = keep_growing(
+            plan, HuggingFace(), store, Query(100), retries=lambda _, pause_s: pauses.append(pause_s)
+        )
+        given = [planned.checkpoint_id for batch in growth for planned in batch]
+    assert pauses == [0.1]
+    assert plan.complete
+    assert plan.listed == len(plan.planned) == len(repos)
+    assert sorted(given) == sorted(plan.planned), "each once"
 
 
 def test_another_query_does_not_take_over_an_interrupted_listing(hub: Hub, store: Store) -> None:
