@@ -1,9 +1,9 @@
 """FineXtract: extract training images from personalised diffusion checkpoints by model guidance.
 
-    from finextract import load_pair, extract, Settings, load_embedder
+    from finextract import load_pair, extract, ExtractionSettings, load_embedder
 
-The names above are imported when they are first used, so `finextract.formats`, `finextract.cards` and
-`finextract.significance` stay free of torch.
+The names above are imported when they are first used, so `finextract.weights.formats`,
+`finextract.metadata.cards` and `finextract.significance` stay free of torch.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load_pair": "finextract.pairs",
-    "ModelPair": "finextract.pairs",
-    "Settings": "finextract.extract",
+    "load_pair": "finextract.models.loading",
+    "Pair": "finextract.models.loading",
+    "ExtractionSettings": "finextract.extract",
     "extract": "finextract.extract",
     "audit": "finextract.audit",
     "load_embedder": "finextract.sscd",

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 
 from finextract import metrics
 from finextract.errors import RequestError
-from finextract.extract import Extraction, Settings, extract
-from finextract.pairs import ModelPair
+from finextract.extract import Extraction, ExtractionSettings, extract
+from finextract.models.loading import Pair
 from finextract.sscd import Embedder, flatten
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -101,11 +101,11 @@ def read_images(folder: Path) -> tuple[tuple[str, ...], tuple[Image.Image, ...]]
 
 
 def audit(
-    pair: ModelPair,
+    pair: Pair,
     caption: str,
     names: tuple[str, ...],
     references: tuple[Image.Image, ...],
-    settings: Settings,
+    settings: ExtractionSettings,
     embedder: Embedder,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:

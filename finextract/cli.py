@@ -140,14 +140,14 @@ def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | Non
 
 
 def _prepare(checkpoint: Path, base: Path, options: dict[str, Any]) -> tuple[Any, str, Any, Any]:
-    from finextract.captions import caption_for
-    from finextract.extract import Settings
-    from finextract.pairs import find_weights, load_pair
+    from finextract.extract import ExtractionSettings
+    from finextract.metadata.captions import caption_for
+    from finextract.models.loading import find_weights, load_pair
     from finextract.sscd import load_embedder
 
     _quieten()
     caption = caption_for(find_weights(checkpoint), options.pop("caption"))
-    settings = Settings(**options)
+    settings = ExtractionSettings(**options)
     pair = load_pair(base, checkpoint)
     settings.resolved(pair.kind)
     click.echo(f"caption: {caption!r}, {pair.kind} weights on {pair.tuned.device}", err=True)

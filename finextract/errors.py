@@ -8,8 +8,13 @@ FinextractError
     ├── UnsupportedWeights  a kind, family or adapter that the method cannot scan yet
     └── BaseMismatch        the tuned weights do not fit the base model
 
-Imports nothing but the standard library. Each message says what is wrong, where, and what to do next.
+Imports nothing beyond the standard library and the reason codes. Each message says what is wrong, where,
+and what to do next.
 """
+
+from typing import ClassVar
+
+from finextract.reasons import ReasonCode
 
 
 class FinextractError(Exception):
@@ -21,20 +26,37 @@ class RequestError(FinextractError):
 
 
 class CheckpointError(FinextractError):
-    """The weights cannot be scanned, for a reason of their own."""
+    """The weights cannot be scanned, for a reason of their own.
+
+    `reason_code` is the error's own where it is given, else that of its class.
+    """
+
+    default_code: ClassVar[ReasonCode] = ReasonCode.DAMAGED
+
+    def __init__(self, message: str, reason_code: ReasonCode | None = None) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code or self.default_code
 
 
 class PickledWeights(CheckpointError):
     """The weights are a pickle, which can run code when it is opened."""
 
+    default_code = ReasonCode.PICKLE
+
 
 class CorruptWeights(CheckpointError):
     """The file is not a whole safetensors file."""
+
+    default_code = ReasonCode.DAMAGED
 
 
 class UnsupportedWeights(CheckpointError):
     """The method cannot scan this kind of weights yet."""
 
+    default_code = ReasonCode.UNSUPPORTED_KIND
+
 
 class BaseMismatch(CheckpointError):
     """The tuned weights do not fit the base model."""
+
+    default_code = ReasonCode.BASE_MISMATCH

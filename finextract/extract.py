@@ -20,8 +20,8 @@ from torch import Tensor
 from finextract.cliques import Clique, find_cliques, similarity_matrix
 from finextract.errors import RequestError
 from finextract.guidance import classifier_free_guidance, model_guidance
-from finextract.pairs import ModelPair
-from finextract.pictures import is_picture
+from finextract.images import is_picture
+from finextract.models.loading import Pair
 from finextract.sampling import Predictor, ddim, initial_noise
 from finextract.sscd import Embedder
 
@@ -43,7 +43,7 @@ CFG = Preset(guidance_scale=3.0, correction=0.0)  # their baseline, DreamBooth s
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExtractionSettings:
     """What an extraction costs and how it guides. None means the method's preset."""
 
     method: Method = "finextract"
@@ -55,7 +55,7 @@ class Settings:
     seed: int = 0  # of the first sample; the others follow
     batch_size: int = 32
 
-    def resolved(self, kind: Literal["full", "lora"]) -> Settings:
+    def resolved(self, kind: Literal["full", "lora"]) -> ExtractionSettings:
         """The same settings with the preset's numbers in the places left open.
 
         Raises RequestError for a number that cannot be used.
@@ -82,7 +82,7 @@ class Settings:
 class Extraction:
     """What came out, and what it cost."""
 
-    settings: Settings  # resolved
+    settings: ExtractionSettings  # resolved
     caption: str
     images: NDArray[np.uint8]  # [N, 3, H, W]
     seeds: tuple[int, ...]  # [N]
@@ -103,10 +103,10 @@ class Extraction:
 
 
 def extract(
-    pair: ModelPair,
+    pair: Pair,
     caption: str,
     num_train_images: int,
-    settings: Settings,
+    settings: ExtractionSettings,
     embedder: Embedder,
     progress: Callable[[int, int], None] | None = None,
 ) -> Extraction:
@@ -147,7 +147,7 @@ def extract(
     )
 
 
-def sample(pair: ModelPair, caption: str, seeds: range, settings: Settings) -> NDArray[np.uint8]:
+def sample(pair: Pair, caption: str, seeds: range, settings: ExtractionSettings) -> NDArray[np.uint8]:
     """One batch of samples, uint8 [len(seeds), 3, H, W]. `settings` are resolved."""
     tuned = pair.tuned
     noise = initial_noise(seeds, tuned.latent_shape).to(tuned.device)
@@ -164,7 +164,7 @@ def sample(pair: ModelPair, caption: str, seeds: range, settings: Settings) -> N
         return tuned.decode(latents).numpy()
 
 
-def predictor(pair: ModelPair, caption: str, settings: Settings) -> Predictor:
+def predictor(pair: Pair, caption: str, settings: ExtractionSettings) -> Predictor:
     """The guided noise prediction of a method."""
     base, tuned = pair.base, pair.tuned
     scale, correction = settings.guidance_scale, settings.correction

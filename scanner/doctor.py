@@ -13,11 +13,12 @@ from pathlib import Path
 
 import httpx2
 
-from scanner import client
 from scanner.config import default_cache
 from scanner.errors import ScannerError
-from scanner.fetch import show_size
-from scanner.storage import open_storage
+from scanner.hubs import http
+from scanner.store.storage import open_storage
+from scanner.text import first_line
+from scanner.units import show_size
 
 TIMEOUT_S = 8.0
 LITTLE_BYTES = 20_000_000_000  # of disk: less holds few checkpoints at a time
@@ -64,7 +65,7 @@ def examine(store: str, ray_address: str | None) -> Iterator[Check]:
 
 def check_torch() -> Check:
     """torch's version, and the GPUs that it can use."""
-    from scanner.worker import devices
+    from scanner.crawl.worker import devices
 
     try:
         found = devices()
@@ -80,7 +81,7 @@ def check_torch() -> Check:
 
 def check_sscd() -> Check:
     """The descriptor's weights, and their SHA256."""
-    from scanner.worker import sscd_weights
+    from scanner.crawl.worker import sscd_weights
 
     try:
         name, path = sscd_weights()
@@ -92,7 +93,7 @@ def check_sscd() -> Check:
 
 def check_ray(address: str | None) -> Check:
     """The cluster that is named, or that a crawl starts one here."""
-    from scanner.crew import check_cluster, named_cluster
+    from scanner.crawl.pool import check_cluster, named_cluster
 
     address = address or named_cluster()
     if not address:
@@ -113,7 +114,7 @@ def check_store(uri: str) -> Check:
         there = bool(open_storage(uri).names("scans"))
     except (OSError, ScannerError) as error:
         remedy = "Check AWS_ENDPOINT_URL, the credentials, and the bucket's name."
-        return Check("store", State.BAD, f"{uri} does not answer: {client.brief(error)}", remedy)
+        return Check("store", State.BAD, f"{uri} does not answer: {first_line(error)}", remedy)
     return Check("store", State.GOOD, f"{uri}{'' if there else ', not made yet'}")
 
 
@@ -137,13 +138,13 @@ def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
     """Whether a hub answers like one, and what it tells of its limits."""
     endpoint = os.environ.get(variable) or usual
     try:
-        endpoint = client.trust(endpoint)
-        with client.new_session() as session:
+        endpoint = http.trust(endpoint)
+        with http.new_session() as session:
             answer = session.get(endpoint + path, timeout=TIMEOUT_S)
         limits = answer.headers.get("RateLimit") or answer.headers.get("Retry-After") or ""
         kind = answer.headers.get("Content-Type", "")
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ScannerError) as error:
-        why = client.brief(error)
+        why = first_line(error)
         remedy = f"Check the network and its proxy, or {variable}."
         return Check(name, State.BAD, f"{endpoint} does not answer: {why}", remedy)
     shown = f"; limits: {''.join(c for c in limits if c.isprintable())[:100]}" if limits else ""
@@ -169,7 +170,7 @@ def check_token(name: str) -> Check:
 
 def check_isolation() -> Check:
     """Whether a pickle could be opened in a process without network, as --allow-pickle does."""
-    from scanner.pickles import can_isolate
+    from scanner.hubs.pickles import can_isolate
 
     if can_isolate():
         return Check("--allow-pickle", State.GOOD, "a process can be cut off from the network here")

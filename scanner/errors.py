@@ -14,6 +14,10 @@ ScannerError                exit code 2: usage, configuration, or surroundings
 Each message says what is wrong, where, and what to do next.
 """
 
+from typing import ClassVar
+
+from finextract.reasons import ReasonCode
+
 
 class ScannerError(Exception):
     """Something a person can mend; printed on one or two lines, without a traceback."""
@@ -44,12 +48,25 @@ class SourceError(ScannerError):
 
 
 class EntryError(ScannerError):
-    """One listed entry cannot be scanned; the crawl goes on."""
+    """One listed entry cannot be scanned; the crawl goes on.
+
+    `reason_code` is stored beside the message, so that entries can be counted by reason.
+    """
+
+    default_code: ClassVar[ReasonCode] = ReasonCode.INTERNAL_ERROR
+
+    def __init__(self, message: str, reason_code: ReasonCode | None = None) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code or self.default_code
 
 
 class Skipped(EntryError):
     """The entry cannot be scanned for a reason of its own: pickled, corrupt, unsupported, no base."""
 
+    default_code = ReasonCode.UNSUPPORTED_KIND
+
 
 class Unavailable(EntryError):
     """The entry could not be fetched or scanned this time; a later crawl tries it again."""
+
+    default_code = ReasonCode.HUB_UNREACHABLE

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import uuid4
 
+from finextract.reasons import ReasonCode
+
 
 class Verdict(StrEnum):
     """What one scan ended in. Nothing found is never called clean."""
@@ -33,7 +35,7 @@ class Word(StrEnum):
     WITHDRAWN = "withdrawn"  # an undone decision: as if nothing had been said
 
 
-class Prospect(StrEnum):
+class InspectionStatus(StrEnum):
     """What inspection says of a checkpoint's chances to be scanned."""
 
     UNKNOWN = "unknown"  # listed, not inspected
@@ -42,7 +44,7 @@ class Prospect(StrEnum):
     UNAVAILABLE = "unavailable"  # it could not be asked; the next crawl asks again
 
 
-class Evidence(StrEnum):
+class BaseOrigin(StrEnum):
     """What tells a checkpoint's base, the surest first."""
 
     GIVEN = "given"  # a person's --base
@@ -97,18 +99,19 @@ class Checkpoint:
     size_bytes: int  # of all weights that a scan downloads
     kind: str  # "full", "lora", or "unknown"
     family: str  # "sd1", "sdxl", ..., or "unknown"
-    base: str | None  # OWNER/NAME or path of the base model, as `base_evidence` tells it
+    base: str | None  # OWNER/NAME or path of the base model, as `base_origin` tells it
     caption: str | None  # the training caption, as the card or metadata tells it
     num_train_images: int | None  # N0, as the metadata tells it
     license: str | None
     created_at: datetime | None
     listed_at: datetime
     raw: str  # the source's own entry, JSON
-    prospect: Prospect = Prospect.UNKNOWN
+    inspection_status: InspectionStatus = InspectionStatus.UNKNOWN
     reason: str = ""  # why it is skipped or unavailable
-    base_evidence: Evidence | None = None
+    base_origin: BaseOrigin | None = None
     training: str = "{}"  # what is told of the training, JSON: repeats, steps, resolution, learning rate, ...
     public_images: int = 0  # training images that its author published beside it
+    reason_code: ReasonCode | None = None  # `reason` as a code that can be counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ class Scan:
     precision: str = ""  # of the weights: float32, float16, bfloat16
     versions: dict[str, str] = field(default_factory=dict)  # of the libraries that shape the result
     seed: int = 0  # of the first sample
+    reason_code: ReasonCode | None = None  # `reason` as a code that can be counted; None without a reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ os.environ.pop("HF_TOKEN", None)
 from servers.hub import Hub, zoo_repositories  # noqa: E402
 from servers.trouble import troublesome_repositories  # noqa: E402
 
-from scanner.store import Store  # noqa: E402
+from scanner.store.store import Store  # noqa: E402
 
 # How fast a machine makes examples is no behaviour of ours.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from servers.hub import Hub
 
-    from scanner.store import Store
+    from scanner.store.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "tests" / "zoo"
@@ -61,7 +61,7 @@ def demonstrate_bucket(hub: Hub, folder: str, name: str) -> int:
     """The same from the same hub into a bucket; 0 where the rows are the same."""
     from servers.objects import Objects
 
-    from scanner.store import Store
+    from scanner.store.store import Store
 
     with Objects() as server:
         os.environ.update(server.environment())

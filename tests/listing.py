@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent
 SERVERS = {"hf": "hub.py", "civitai": "civitai.py"}
 ENDPOINTS = {"hf": "HF_ENDPOINT", "civitai": "CIVITAI_ENDPOINT"}
 COMPARED = ("source", "repo", "revision", "file", "checkpoint_id", "size_bytes", "kind", "family", "base",
-            "base_evidence", "caption", "prospect", "reason")  # fmt: skip
+            "base_origin", "caption", "inspection_status", "reason")  # fmt: skip
 MEMORY_KIB = 400_000  # what a listing may take
 
 
@@ -98,7 +98,7 @@ def _peak_kib(pid: int) -> int:
 def rows(store: Path) -> list[tuple[Any, ...]]:
     """What a store says of each file that was listed, in order."""
     sys.path.insert(0, str(ROOT.parent))
-    from scanner.store import Store
+    from scanner.store.store import Store
 
     found = Store(store).query(
         "SELECT * FROM all_checkpoints QUALIFY row_number() OVER "
@@ -128,7 +128,7 @@ def compare(source: str, entries: int, kills: int, misbehave: float, seed: int) 
         "rows": len(found),
         "same_rows": expected == found,
         "twice": max(Counter(row[:4] for row in found).values(), default=0) > 1,
-        "by_prospect": dict(Counter(row[COMPARED.index("prospect")] for row in found)),
+        "by_prospect": dict(Counter(row[COMPARED.index("inspection_status")] for row in found)),
         "killed": [run.returncode for run in runs].count(-signal.SIGKILL),
         "resumed": sum("going on with the listing" in run.words for run in runs),
         "returncode": runs[-1].returncode,
@@ -146,14 +146,14 @@ def bench(entries: int) -> dict[str, Any]:
         "import json, os, sys, time\n"
         "os.sched_setaffinity(0, {0})\n"
         f"sys.path.insert(0, {str(ROOT.parent)!r})\n"
-        "from scanner.sources.base import Query\n"
-        "from scanner.sources.huggingface import HuggingFace\n"
+        "from scanner.hubs.base import Query\n"
+        "from scanner.hubs.huggingface.source import HuggingFaceSource\n"
         "from huggingface_hub import HfApi\n"
         "def timed(made):\n"
         "    began = time.perf_counter(); count = sum(1 for _ in made)\n"
         "    return count / (time.perf_counter() - began)\n"
         f"query = Query({entries}, filters=('lora',))\n"
-        "ours = lambda: timed(HuggingFace().list(query))\n"
+        "ours = lambda: timed(HuggingFaceSource().list(query))\n"
         "bare = lambda: timed(HfApi().list_models(filter='lora', sort='created_at', full=True, "
         f"limit={entries}))\n"
         "ours(), bare()\n"

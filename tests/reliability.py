@@ -43,10 +43,10 @@ SCANNER = Path(sys.executable).parent / "scanner"
 PAGE = 10  # entries of a page of the hub, and of a batch of the listing
 # The command, with steps so small that the listing goes on for most of the crawl.
 CRAWL = f"""
-import scanner.engine, scanner.planning
+import scanner.crawl.engine, scanner.crawl.planning
 from scanner.cli import main
-scanner.planning.BATCH = {PAGE}
-scanner.engine.LISTED_AHEAD = {PAGE}
+scanner.crawl.planning.BATCH = {PAGE}
+scanner.crawl.engine.LISTED_AHEAD = {PAGE}
 main()
 """
 COPIED = ("fruit-lora", "flowers-lora", "music-lora", "houses-lora-light")
@@ -136,7 +136,7 @@ def corpora(into: Path) -> Path:
 
 def rows(store: Path) -> list[dict[str, Any]]:
     """Every scan row that was ever written, with the repository's name."""
-    from scanner.store import Store
+    from scanner.store.store import Store
 
     return Store(store).query(
         "SELECT repo, checkpoint_id, s.verdict, s.stage, s.reason, s.best_similarity, s.q_value "

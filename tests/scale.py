@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT.parent), str(ROOT / "scanner")]  # `finextract` is a folder of tests too
+sys.path[:0] = [str(ROOT.parent), str(ROOT / "scanner" / "crawl")]  # `finextract` is a folder of tests too
 
 SOURCE = "hf"
 BASES = 40
@@ -62,8 +62,8 @@ def ids(rng: np.random.Generator, count: int, size: int) -> pa.Array:
 def write(store: Any, record_type: type[Any], columns: dict[str, Any], count: int, at_once: int) -> None:
     """Columns as parts of a table; one value stands for all rows, what is missing is null or 0."""
     from scanner.records import new_id
-    from scanner.store import _parquet
-    from scanner.tables import TABLES, arrow_schema
+    from scanner.store.store import _parquet
+    from scanner.store.tables import TABLES, arrow_schema
 
     arrays = []
     for field in arrow_schema(record_type):
@@ -84,7 +84,7 @@ def fill(folder: Path, count: int, seed: int = 0) -> None:
     """A store of `count` checkpoints; nine in ten have a scan."""
     from scanner.config import ScanConfig
     from scanner.records import Checkpoint, ConfigRow, Match, Scan
-    from scanner.store import Store
+    from scanner.store.store import Store
 
     rng = np.random.default_rng(seed)
     store, config = Store(folder, create=True), ScanConfig()
@@ -99,13 +99,13 @@ def fill(folder: Path, count: int, seed: int = 0) -> None:
     listed_at = np.array([at] * count)
     common = {"source": SOURCE, "revision": "0" * 40, "file": "pytorch_lora_weights.safetensors",
               "size_bytes": 3_240_000, "kind": "lora", "family": "sd1", "caption": "a photo of sks dog",
-              "num_train_images": 5, "license": "creativeml-openrail-m", "base_evidence": "card",
+              "num_train_images": 5, "license": "creativeml-openrail-m", "base_origin": "card",
               "training": json.dumps({"resolution": 512, "max_train_steps": 500, "rank": 4})}  # fmt: skip
     write(store, Checkpoint, {
         **common, "checkpoint_id": checkpoint_ids, "sha256": checkpoint_ids, "listed_at": listed_at,
         "repo": pa.array(repos), "url": pa.array([f"https://huggingface.co/{repo}" for repo in repos]),
         "base": pa.array([f"bases/base-{n}" for n in popular]),
-        "prospect": np.where(verdict == "skipped", "skipped", "ready").astype(object),
+        "inspection_status": np.where(verdict == "skipped", "skipped", "ready").astype(object),
         "raw": pa.array([RAW.replace("somebody/some-model-lora", repo) for repo in repos]),
     }, count, AT_ONCE)  # fmt: skip
     which = np.flatnonzero(scanned)
@@ -143,9 +143,9 @@ def fill(folder: Path, count: int, seed: int = 0) -> None:
 def planning(folder: Path) -> dict[str, Any]:
     """From the store's rows to an ordered plan."""
     from scanner.config import ScanConfig
-    from scanner.planning import plan_of_store
-    from scanner.schedule import Schedule
-    from scanner.store import Store
+    from scanner.crawl.backlog import Schedule
+    from scanner.crawl.planning import plan_of_store
+    from scanner.store.store import Store
 
     start = time.perf_counter()
     plan = plan_of_store(SOURCE, Store(folder), ScanConfig().config_id)
@@ -163,10 +163,10 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
 
     import stub_worker
 
-    from scanner.engine import Budget, crawl
-    from scanner.planning import plan_of_store
+    from scanner.crawl.engine import Budget, crawl
+    from scanner.crawl.planning import plan_of_store
     from scanner.records import Checkpoint, Scan
-    from scanner.store import Store
+    from scanner.store.store import Store
 
     store = Store(shutil.copytree(folder, scratch / "store", copy_function=os.link))
     plan = plan_of_store(SOURCE, store, "none is finished")
@@ -178,7 +178,7 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
         ended.append(time.perf_counter())
 
     for planned in list(plan.planned.values()):
-        if planned.prospect != "ready":
+        if planned.inspection_status != "ready":
             plan.finished.add(planned.checkpoint_id)
     budget = Budget(size_bytes=3_240_000 * count)
     crawl(task, plan, store, workers=2, report=report, budget=budget, kind=stub_worker.Quick)
@@ -188,15 +188,15 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
 
 def desk(folder: Path) -> dict[str, Any]:
     """The desk's first page and the sum above it, asked six times of an open store."""
-    from scanner.store import Store
-    from tui.desk import Listing, page, sum_up
+    from scanner.store.store import Store
+    from tui.desk import ListFilter, count_verdicts, page
 
     store, pages, sums = Store(folder), [], []
     for _ in range(6):
         start = time.perf_counter()
-        shown = page(store, Listing.FLAGGED)
+        shown = page(store, ListFilter.FLAGGED)
         paged = time.perf_counter()
-        total = sum_up(store)
+        total = count_verdicts(store)
         pages.append(1000 * (paged - start))
         sums.append(1000 * (time.perf_counter() - paged))
     return {"rows": len(shown.rows), "of": shown.total, "planned": total.planned, "page_first_ms": pages[0],
@@ -219,8 +219,8 @@ def costs(folder: Path) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from scanner.records import Candidate, new_id
-    from scanner.store import _parquet
-    from scanner.tables import arrow_schema
+    from scanner.store.store import _parquet
+    from scanner.store.tables import arrow_schema
 
     widths, down, up = (128, 256, 512, 512), ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     with torch.device("meta"):
@@ -286,8 +286,8 @@ def main() -> None:
         start = time.perf_counter()
         fill(options.store, options.checkpoints)
         print(f"filled {options.store} in {time.perf_counter() - start:.0f} s", flush=True)
-        from scanner.compaction import compact
-        from scanner.store import Store
+        from scanner.store.compaction import compact
+        from scanner.store.store import Store
 
         start = time.perf_counter()
         for done in compact(Store(options.store), grace_s=0):

@@ -30,14 +30,14 @@ ACTORS = ((1, 1), (1, 2), (2, 1))  # how many, and threads of each
 
 def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str, float]:
     """One crawl; what its rows tell."""
-    from scanner.commands.crawling import with_corpora
     from scanner.config import ScanConfig
-    from scanner.engine import crawl
-    from scanner.planning import make_plan
+    from scanner.crawl.engine import crawl
+    from scanner.crawl.planning import make_plan
+    from scanner.crawl.service import with_corpora
+    from scanner.crawl.worker import Task
+    from scanner.hubs.base import Query, open_source
     from scanner.records import Scan, Verdict, new_id
-    from scanner.sources.base import Query, open_source
-    from scanner.store import Store
-    from scanner.worker import Task
+    from scanner.store.store import Store
 
     store = Store(shutil.copytree(prepared, folder / "store"))
     config = with_corpora(store, ScanConfig(**BUDGET), [])

@@ -39,9 +39,9 @@ def measure(manifest: Path, results: Path, samples_per_image: int, steps: int, o
     import torch
 
     from finextract.audit import audit, read_images
-    from finextract.extract import Settings
-    from finextract.families.stable_diffusion import load_pipeline
-    from finextract.pairs import tune
+    from finextract.extract import ExtractionSettings
+    from finextract.models.loading import tune
+    from finextract.models.stable_diffusion import load_pipeline
     from finextract.sscd import load_embedder
 
     zoo = json.loads(manifest.read_text())
@@ -59,7 +59,7 @@ def measure(manifest: Path, results: Path, samples_per_image: int, steps: int, o
         names, references = read_images((manifest.parent / entry["train_images"]).resolve())
         for arm, options in arms.items():
             start = time.perf_counter()
-            settings = Settings(samples_per_image=samples_per_image, steps=steps, **options)
+            settings = ExtractionSettings(samples_per_image=samples_per_image, steps=steps, **options)
             result = audit(pair, entry["caption"], names, references, settings, embedder)
             row = {
                 "path": entry["path"], "kind": entry["kind"], "subject": Path(entry["train_images"]).name,

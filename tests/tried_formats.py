@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # tests/finextract is a folder too
-HEADERS = ROOT / "tests" / "finextract" / "headers"
+HEADERS = ROOT / "tests" / "finextract" / "weights" / "headers"
 OURS = "our own helper, from the published keys"
 Shapes = dict[str, tuple[int, ...]]
 Says = tuple[str, str, str, str]  # kind, family, style, detail
@@ -54,7 +54,7 @@ def shapes_of(state: Mapping[str, Any]) -> Shapes:
 
 def saved(save: Callable[[Path], object]) -> tuple[Shapes, dict[str, str]]:
     """Shapes and metadata of the one safetensors file that a tool saves."""
-    from finextract.formats import read_header
+    from finextract.weights.formats import read_header
 
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder))

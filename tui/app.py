@@ -13,7 +13,7 @@ from textual.screen import Screen
 
 from scanner.config import default_store
 from scanner.errors import ScannerError
-from scanner.store import Store
+from scanner.store.store import Store
 from tui.keys import EVERYWHERE, bindings
 from tui.review import Review, reviewer_name
 from tui.screens.help import HelpScreen

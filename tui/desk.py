@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from scanner.records import Checkpoint, Decision, Scan, Verdict, Word
-from scanner.store import Store
+from scanner.store.store import Store
 
 PAGE = 200  # rows asked for at first, and again each time the cursor reaches the last one
 
@@ -104,7 +104,7 @@ WHERE subject_id = $scan_id OR subject_id IN (SELECT match_id FROM matches WHERE
 ORDER BY decided_at, decision_id"""
 
 
-class Listing(StrEnum):
+class ListFilter(StrEnum):
     """What the list shows; the values are verdicts, but for `all` and `to_do`."""
 
     FLAGGED = "flagged"
@@ -114,14 +114,14 @@ class Listing(StrEnum):
     FAILED = "failed"
     TO_DO = "to_do"
 
-    def turned(self, step: int) -> Listing:
+    def turned(self, step: int) -> ListFilter:
         """The listing that comes `step` places later, round and round."""
-        every = list(Listing)
+        every = list(ListFilter)
         return every[(every.index(self) + step) % len(every)]
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
+class VerdictCounts:
     """How many of the planned checkpoints have which verdict; it always adds up."""
 
     flagged: int
@@ -216,16 +216,16 @@ def standing(history: tuple[Decision, ...]) -> Decision | None:
     return None if newest is None or newest.decision is Word.WITHDRAWN else newest
 
 
-def sum_up(store: Store) -> Sum:
+def count_verdicts(store: Store) -> VerdictCounts:
     """The sum of verdicts. The slowest question of all: it reads every checkpoint's id."""
     (counts,) = store.query(SUM)
-    return Sum(**counts)
+    return VerdictCounts(**counts)
 
 
-def page(store: Store, listing: Listing, part: str = "", limit: int = PAGE) -> Page:
+def page(store: Store, listing: ListFilter, part: str = "", limit: int = PAGE) -> Page:
     """The best `limit` rows of a listing whose repo contains `part`."""
     asked: dict[str, Any] = {"verdict": str(listing), "limit": limit}
-    if listing is Listing.FLAGGED and not part:
+    if listing is ListFilter.FLAGGED and not part:
         best = BEST_FLAGGED
     else:
         best, asked["part"] = BEST, part

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from scanner.records import Decision, Word, new_id, now
-from scanner.store import Store
+from scanner.store.store import Store
 
 
 def reviewer_name() -> str:

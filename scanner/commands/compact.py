@@ -11,8 +11,8 @@ from scanner.commands.options import store_option
 @store_option
 def command(store: str) -> None:
     """Make the many small files that crawls write into one a table; safe while others read and write."""
-    from scanner.compaction import compact
-    from scanner.store import Store
+    from scanner.store.compaction import compact
+    from scanner.store.store import Store
 
     parts = 0
     for done in compact(Store(store)):

@@ -14,7 +14,7 @@ from scanner.commands.options import store_option
 from scanner.errors import CorpusError
 
 if TYPE_CHECKING:
-    from scanner.corpus import Added
+    from scanner.match.corpus import Added
 
 SHOWN = 5  # images that were left out; the rest is counted
 
@@ -37,11 +37,11 @@ def add(name: str, folder: Path, background: bool, store: str) -> None:
     Run it again when DIR has changed: only new images are read.
     """
     from scanner.commands.output import plain
-    from scanner.corpus import add as add_images
-    from scanner.corpus import image_files
+    from scanner.crawl.worker import Embedder
+    from scanner.match.corpus import add as add_images
+    from scanner.match.corpus import image_files
     from scanner.records import Role
-    from scanner.store import Store
-    from scanner.worker import Embedder
+    from scanner.store.store import Store
 
     if not name.isprintable() or not name.strip() or len(name) > 100:
         raise CorpusError("a corpus needs a printable name of at most 100 characters.")
@@ -88,8 +88,8 @@ def _shown(progress: Iterator[Added]) -> Added:
 @store_option
 def list_(as_json: bool, store: str) -> None:
     """Show the corpora of the store."""
-    from scanner.corpus import summaries
-    from scanner.store import Store
+    from scanner.match.corpus import summaries
+    from scanner.store.store import Store
 
     rows = summaries(Store(store))
     if as_json:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import SHOWN_ROWS, Listed, outcome_table
-from scanner.fetch import parse_size
-from scanner.records import Prospect, Verdict
-from scanner.store import Store
-from scanner.summary import outcomes, sum_up
+from scanner.commands.output import SHOWN_ROWS, ListingSummary, outcome_table
+from scanner.records import InspectionStatus, Verdict
+from scanner.store.queries import count_verdicts, outcomes
+from scanner.store.store import Store
+from scanner.units import parse_size
 
 if TYPE_CHECKING:
-    from scanner.commands.crawling import Options
-    from scanner.sources.base import Source
+    from scanner.crawl.service import Options
+    from scanner.hubs.base import Source
 
 
 @click.command("crawl")
@@ -117,7 +117,7 @@ def command(**given: Any) -> int:
 
     Can be stopped at any moment: the same command goes on where it stopped.
     """
-    from scanner.commands.crawling import Options, list_and_scan
+    from scanner.crawl.service import Options, list_and_scan
 
     catch_signals()
     options = Options(**given)
@@ -135,7 +135,7 @@ def command(**given: Any) -> int:
     if not plan.listed:
         click.echo("Nothing was listed. Loosen --since, --filter or --base-model.", err=True)
     planned = list(plan.planned)
-    total, here = sum_up(store, config_id), sum_up(store, config_id, among=planned)
+    total, here = count_verdicts(store, config_id), count_verdicts(store, config_id, among=planned)
     if options.as_json:
         rows = outcomes(store, config_id, among=planned)
         click.echo(json.dumps({"config_id": config_id, **total.as_dict(), "checkpoints": rows}, indent=2))
@@ -153,9 +153,9 @@ def command(**given: Any) -> int:
 
 def _list(options: Options, source: Source) -> int:
     """Lists and inspects alone."""
-    from scanner.commands.crawling import list_and_inspect
+    from scanner.crawl.service import list_and_inspect
 
-    found = Listed(parse_size(options.max_download), as_json=options.as_json)
+    found = ListingSummary(parse_size(options.max_download), as_json=options.as_json)
     with contextlib.ExitStack() as held:
         place = options.store
         if options.dry_run and "://" not in place and not Path(place).is_dir():
@@ -166,7 +166,7 @@ def _list(options: Options, source: Source) -> int:
             tell=found.add,
         )  # fmt: skip
     found.show(dry_run=options.dry_run)
-    return 3 if found.counts[Prospect.UNAVAILABLE] else 0
+    return 3 if found.counts[InspectionStatus.UNAVAILABLE] else 0
 
 
 def catch_signals() -> None:

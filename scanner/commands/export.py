@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from scanner.commands.options import store_option
-from scanner.store import EXPORTS, Store
-from scanner.tables import TABLES
+from scanner.store.store import EXPORTS, Store
+from scanner.store.tables import TABLES
 
 
 @click.command("export")

@@ -14,13 +14,13 @@ import click
 from scanner.commands import crawl as crawl_verb
 from scanner.commands.options import store_option
 from scanner.errors import ConfigError, SourceError
-from scanner.fetch import parse_size
 from scanner.records import Night, Verdict
-from scanner.store import Store
+from scanner.store.store import Store
+from scanner.units import parse_size
 
 if TYPE_CHECKING:
-    from scanner.engine import Budget
-    from scanner.nightly import Shift
+    from scanner.crawl.engine import Budget
+    from scanner.crawl.nightly import Shift
 
 
 @click.command("nightly")
@@ -45,9 +45,9 @@ def command(
     Scans as `scanner crawl` does: its options come from [crawl] in scanner.toml. Run twice for one date, the
     second does nothing, unless a source could not be listed before. Writes a report to STORE/reports/.
     """
-    from scanner import nightly
-    from scanner.compaction import compact
-    from scanner.engine import Budget
+    from scanner.crawl import nightly
+    from scanner.crawl.engine import Budget
+    from scanner.store.compaction import compact
 
     crawl_verb.catch_signals()
     day = _date(date)
@@ -80,10 +80,10 @@ def command(
 
 def _shift(ctx: click.Context, store: Store, spec: str, limit: int) -> tuple[Shift, str]:
     """One source's part of the night, with the crawl's own options."""
-    from scanner.commands.crawling import Options, list_and_inspect, scan
-    from scanner.nightly import OVERLAP, Shift
-    from scanner.planning import plan_of_store
-    from scanner.sources.base import Query
+    from scanner.crawl.nightly import OVERLAP, Shift
+    from scanner.crawl.planning import plan_of_store
+    from scanner.crawl.service import Options, list_and_inspect, scan
+    from scanner.hubs.base import Query
 
     words = ["--source", spec, "--store", store.uri, "--limit", str(limit)]
     given = crawl_verb.command.make_context("crawl", words, parent=ctx.parent).params
@@ -110,7 +110,7 @@ def _shift(ctx: click.Context, store: Store, spec: str, limit: int) -> tuple[Shi
 
 def _away(spec: str, error: SourceError) -> Shift:
     """The part of a source that cannot even be opened."""
-    from scanner.nightly import Shift
+    from scanner.crawl.nightly import Shift
 
     def enlist(_: Night | None) -> int:
         raise error

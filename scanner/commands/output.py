@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scanner.fetch import show_size
-from scanner.records import Checkpoint, Prospect
-from scanner.summary import shorter
+from scanner.records import Checkpoint, InspectionStatus
+from scanner.store.queries import shorter
+from scanner.units import show_size
 
 SHOWN_REASONS = 50  # on a terminal
 SHOWN_ROWS = 100  # checkpoints, on a terminal
@@ -82,10 +82,10 @@ def _console() -> Console:
 
 
 FIELDS = ("checkpoint_id", "source", "repo", "revision", "file", "size_bytes", "kind", "family", "base",
-          "base_evidence", "caption", "num_train_images", "prospect", "reason")  # fmt: skip
+          "base_origin", "caption", "num_train_images", "inspection_status", "reason")  # fmt: skip
 
 
-class Listed:
+class ListingSummary:
     """What was listed: how much can be scanned and what it would download, and why the rest cannot.
 
     Takes one checkpoint after another, and keeps the counts and what will be shown.
@@ -93,22 +93,22 @@ class Listed:
 
     def __init__(self, max_bytes: int, *, as_json: bool) -> None:
         self._max_bytes, self._as_json = max_bytes, as_json
-        self.counts: Counter[Prospect] = Counter()
+        self.counts: Counter[InspectionStatus] = Counter()
         self._larger = self._size_bytes = 0
         self._bases: set[str | None] = set()
         self._rows: list[dict[str, Any]] = []  # for --json
-        self._reasons: dict[Prospect, list[tuple[str, str]]] = {
-            Prospect.SKIPPED: [],
-            Prospect.UNAVAILABLE: [],
+        self._reasons: dict[InspectionStatus, list[tuple[str, str]]] = {
+            InspectionStatus.SKIPPED: [],
+            InspectionStatus.UNAVAILABLE: [],
         }
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Takes one in."""
-        self.counts[checkpoint.prospect] += 1
+        self.counts[checkpoint.inspection_status] += 1
         if self._as_json:
             self._rows.append({name: getattr(checkpoint, name) for name in FIELDS})
-        if checkpoint.prospect is not Prospect.READY:
-            shown = self._reasons.setdefault(checkpoint.prospect, [])
+        if checkpoint.inspection_status is not InspectionStatus.READY:
+            shown = self._reasons.setdefault(checkpoint.inspection_status, [])
             if len(shown) < SHOWN_REASONS:
                 shown.append((checkpoint.repo, shorter(checkpoint.reason, checkpoint.repo)))
         elif checkpoint.size_bytes > self._max_bytes:
@@ -120,7 +120,8 @@ class Listed:
     def show(self, *, dry_run: bool) -> None:
         """Prints it to stdout."""
         ready, skipped, unavailable = (
-            self.counts[p] for p in (Prospect.READY, Prospect.SKIPPED, Prospect.UNAVAILABLE)
+            self.counts[p]
+            for p in (InspectionStatus.READY, InspectionStatus.SKIPPED, InspectionStatus.UNAVAILABLE)
         )
         if self._as_json:
             told = {"ready": ready, "skipped": skipped, "unavailable": unavailable,
@@ -142,11 +143,11 @@ class Listed:
                 f"They hold {show_size(self._size_bytes)} of weights, and need {bases} "
                 f"base{'s' if bases != 1 else ''} beside, which may be larger."
             )
-        for prospect, some in self._reasons.items():
+        for inspection_status, some in self._reasons.items():
             if some:
-                rows_table((prospect.value, "why"), (map(plain, pair) for pair in some))
-            if self.counts[prospect] > len(some):
-                click.echo(f"... and {self.counts[prospect] - len(some)} more: --json tells all")
+                rows_table((inspection_status.value, "why"), (map(plain, pair) for pair in some))
+            if self.counts[inspection_status] > len(some):
+                click.echo(f"... and {self.counts[inspection_status] - len(some)} more: --json tells all")
         click.echo(
             "Nothing was written." if dry_run else "Recorded. To scan: the same command without --list-only."
         )

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scanner import client
 from scanner.commands.output import plain, told
-from scanner.logs import log_path
+from scanner.crawl.logs import log_path
+from scanner.hubs import http
 from scanner.records import Verdict, now
+from scanner.units import show_duration
 
 if TYPE_CHECKING:
-    from scanner.engine import Progress, Running
+    from scanner.crawl.engine import Progress, Running
     from scanner.records import Checkpoint, Scan
 
 QUIET_S = 60.0  # between two signs of life where nobody watches
@@ -32,9 +33,9 @@ class Terminal:
     def __init__(self) -> None:
         self._watched = sys.stderr.isatty()
         self._told = time.monotonic()
-        self._waiting: client.Waiting | None = None
+        self._waiting: http.RateLimitWait | None = None
         self._running: list[Running] = []  # at the last tick, less what has ended since
-        self._listening = client.watched(self._limited)
+        self._listening = http.on_rate_limit(self._limited)
 
     def __enter__(self) -> Terminal:
         self._listening.__enter__()
@@ -48,7 +49,7 @@ class Terminal:
         if error is not None and self._running:
             click.echo(f"Given up: {plain(', '.join(map(_at, self._running)))}.", err=True)
 
-    def _limited(self, waiting: client.Waiting) -> None:
+    def _limited(self, waiting: http.RateLimitWait) -> None:
         self._waiting = waiting
 
     def report(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
@@ -86,7 +87,7 @@ class Terminal:
         parts = [_of_all(progress)]
         if progress.done and took > 1:
             rate = progress.done / took
-            left = _duration((progress.total - progress.done) / rate)
+            left = show_duration((progress.total - progress.done) / rate)
             parts.append(f"{rate * 60:.1f}/min" + (f", {left} left" if not progress.listing else ""))
         parts += [f"{progress.listed:,} listed so far"] if progress.listing else []
         parts += [f"{n} {verdict.value.replace('_', ' ')}" for verdict, n in progress.verdicts.items()]
@@ -115,11 +116,4 @@ def _of_all(progress: Progress) -> str:
 def _at(running: Running) -> str:
     """What is running, at which stage, and for how long."""
     checkpoint, stage, seconds = running
-    return f"{checkpoint.repo} ({stage} {_duration(seconds)})"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds for people: "34 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{checkpoint.repo} ({stage} {show_duration(seconds)})"

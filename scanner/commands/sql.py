@@ -11,8 +11,8 @@ import click
 
 from scanner.commands.options import store_option
 from scanner.commands.output import plain, rows_table
-from scanner.store import Store
-from scanner.tables import TABLES
+from scanner.store.store import Store
+from scanner.store.tables import TABLES
 
 VIEWS = ", ".join(TABLES.values())
 

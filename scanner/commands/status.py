@@ -12,8 +12,8 @@ import click
 from scanner.commands.options import store_option
 from scanner.commands.output import SHOWN_ROWS, outcome_table, told
 from scanner.errors import ConfigError
-from scanner.store import Store
-from scanner.summary import latest_config, newest, outcomes, sum_up
+from scanner.store.queries import count_verdicts, latest_config, newest, outcomes
+from scanner.store.store import Store
 
 LOOK_S = 2.0  # between two looks at the store
 
@@ -43,7 +43,7 @@ def command(
         _watch(opened, config_id, quiet)
         return
     config_id = config_id or latest_config(opened)
-    total = sum_up(opened, config_id)
+    total = count_verdicts(opened, config_id)
     if as_json:
         rows = [] if quiet else outcomes(opened, config_id)
         click.echo(json.dumps({"config_id": config_id, **total.as_dict(), "checkpoints": rows}, indent=2))
@@ -63,7 +63,7 @@ def _watch(store: Store, config_id: str | None, quiet: bool) -> None:
             if stamp != seen:
                 seen = stamp
                 current = config_id or latest_config(store)
-                lines = [f"{time.strftime('%H:%M:%S')}  {sum_up(store, current)}"]
+                lines = [f"{time.strftime('%H:%M:%S')}  {count_verdicts(store, current)}"]
                 if drawn:
                     click.clear()
                     width, height = shutil.get_terminal_size()

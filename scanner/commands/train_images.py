@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from scanner.errors import ConfigError
-from scanner.fetch import parse_size
+from scanner.units import parse_size
 
 
 @click.command("train-images")
@@ -22,10 +22,10 @@ def command(repo: str, folder: Path, max_download: str) -> None:
     They are ground truth: `finextract audit --train-images DIR` measures what the checkpoint gives back of
     them. A crawl counts them, and never fetches them.
     """
-    from scanner.sources.base import is_repo
-    from scanner.sources.huggingface import HuggingFace
+    from scanner.hubs.base import is_repo
+    from scanner.hubs.huggingface.source import HuggingFaceSource
 
     if not is_repo(repo):
         raise ConfigError(f"{repo} is no OWNER/NAME of a repository.")
-    fetched = HuggingFace().fetch_train_images(repo, folder, parse_size(max_download))
+    fetched = HuggingFaceSource().fetch_train_images(repo, folder, parse_size(max_download))
     click.echo(f"{len(fetched)} training images of {repo} in {folder}", err=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from finextract.cliques import find_cliques, similarity_matrix
+from finextract.images import is_picture
 from finextract.metrics import average_similarity, best_similarity, extraction_success_rate
-from finextract.pictures import is_picture
 
 
 def _unit(rows: list[list[float]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Evidence: p-values that hold on chance, and control of false discoveries."""
+"""BaseOrigin: p-values that hold on chance, and control of false discoveries."""
 
 import numpy as np
 import pytest

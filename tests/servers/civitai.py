@@ -1,6 +1,6 @@
 """A small Civitai on loopback: the listing by cursor, versions, versions by hash, and downloads.
 
-Downloads are answered as the site answers them, with a redirect to a signed address; it leads to a second
+DownloadCache are answered as the site answers them, with a redirect to a signed address; it leads to a second
 server on a port of its own, which refuses requests that bring a login along, as object stores do. Answers
 have the shapes of `civitai_models_list_docs2026.json` and of the older sample.
 

@@ -12,7 +12,7 @@ from filled_store import Crawl, Desk, Opener
 from scanner.records import (
     Verdict,
 )
-from scanner.store import Store
+from scanner.store.store import Store
 from tui.app import DeskApp
 
 

@@ -26,7 +26,7 @@ from scanner.records import (
     Scan,
     Verdict,
 )
-from scanner.store import Store
+from scanner.store.store import Store
 from tui.app import DeskApp
 
 BEGAN = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from filled_store import Crawl, Opener
 
 from scanner.records import Verdict
-from tui.desk import PAGE, Listing, Sum, page, sum_up
+from tui.desk import PAGE, ListFilter, VerdictCounts, count_verdicts, page
 from tui.widgets.table import Table
 
 
@@ -30,9 +30,9 @@ async def test_flagged_checkpoints_are_listed_with_the_strongest_evidence_first(
 def test_a_flag_whose_checkpoint_was_replaced_keeps_no_other_from_the_list(crawl: Crawl) -> None:
     crawl.many(5)
     crawl.store.append([replace(crawl.scans["many/0"], scan_id="gone", checkpoint_id="gone", q_value=0.001)])
-    shown = page(crawl.store, Listing.FLAGGED, limit=3)
+    shown = page(crawl.store, ListFilter.FLAGGED, limit=3)
     assert (len(shown.rows), shown.total) == (3, 5)
-    assert sum_up(crawl.store).flagged == 5
+    assert count_verdicts(crawl.store).flagged == 5
 
 
 async def test_the_sum_of_verdicts_adds_up(filled: Crawl, desk: Opener) -> None:
@@ -144,11 +144,13 @@ async def test_the_list_is_paged_and_grows_when_its_end_is_reached(crawl: Crawl,
 def test_a_flag_under_one_configuration_is_not_hidden_by_another(crawl: Crawl) -> None:
     flagged = crawl.flagged("anna/shoe", [0.9], 0.01)
     crawl.scan("anna/shoe", Verdict.NOTHING_FOUND, config_id="another", scan_id="later")
-    for listing in (Listing.ALL, Listing.FLAGGED):
+    for listing in (ListFilter.ALL, ListFilter.FLAGGED):
         seen = page(crawl.store, listing)
         assert [(row.repo, row.scan_id) for row in seen.rows] == [("anna/shoe", flagged.scan_id)]
-    assert page(crawl.store, Listing.NOTHING_FOUND).rows == ()
-    assert sum_up(crawl.store) == Sum(flagged=1, nothing_found=0, skipped=0, failed=0, to_do=0)
+    assert page(crawl.store, ListFilter.NOTHING_FOUND).rows == ()
+    assert count_verdicts(crawl.store) == VerdictCounts(
+        flagged=1, nothing_found=0, skipped=0, failed=0, to_do=0
+    )
 
 
 async def test_a_wide_terminal_shows_source_and_base_and_a_narrow_one_fits(

@@ -13,7 +13,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 
 from scanner.errors import ScannerError
 from scanner.records import Decision, Verdict, Word, now
-from tui.desk import PAGE, Listing, Page, Row, Sum, page, sum_up
+from tui.desk import PAGE, ListFilter, Page, Row, VerdictCounts, count_verdicts, page
 from tui.keys import DECIDE, LIST, bindings
 from tui.review import Subject
 from tui.screens.checkpoint import CheckpointScreen
@@ -32,11 +32,11 @@ class ListScreen(DecidingScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.listing = Listing.FLAGGED
+        self.listing = ListFilter.FLAGGED
         self.part = ""  # of the repo's name
         self.limit = PAGE
         self.shown: Page | None = None
-        self.sum: Sum | None = None
+        self.sum: VerdictCounts | None = None
         self.asking = 0  # questions to the store that are not answered yet
         self.stamp: tuple[object, ...] = ()  # of the store, when it was last asked
         self.typing: Timer | None = None
@@ -79,7 +79,7 @@ class ListScreen(DecidingScreen):
                 return
             answer = await asyncio.to_thread(page, self.desk.store, *asked)
             self.show(answer)  # the sum takes longer
-            self.sum = await asyncio.to_thread(sum_up, self.desk.store)
+            self.sum = await asyncio.to_thread(count_verdicts, self.desk.store)
         except ScannerError as error:
             self.query_one("#sum", Static).update(Text(f"The store does not answer: {plain(str(error))}"))
             return

@@ -8,18 +8,18 @@ from datetime import datetime
 from rich.text import Text
 
 from scanner.records import Verdict, Word
-from scanner.summary import shorter
-from tui.desk import Listing, Page, Row, Sum
+from scanner.store.queries import shorter
+from tui.desk import ListFilter, Page, Row, VerdictCounts
 from tui.widgets.table import Column, Line
 from tui.words import NOTHING, VERDICTS, WORDS, cell, count, plain, probability, similarity, when
 
 TITLES = {
-    Listing.FLAGGED: "Flagged, strongest evidence first",
-    Listing.ALL: "All verdicts",
-    Listing.NOTHING_FOUND: "Nothing found, nearest first (which proves nothing clean)",
-    Listing.SKIPPED: "Skipped, and why",
-    Listing.FAILED: "Failed through our own fault; tried again by the next crawl",
-    Listing.TO_DO: "To do",
+    ListFilter.FLAGGED: "Flagged, strongest evidence first",
+    ListFilter.ALL: "All verdicts",
+    ListFilter.NOTHING_FOUND: "Nothing found, nearest first (which proves nothing clean)",
+    ListFilter.SKIPPED: "Skipped, and why",
+    ListFilter.FAILED: "Failed through our own fault; tried again by the next crawl",
+    ListFilter.TO_DO: "To do",
 }
 
 
@@ -31,7 +31,7 @@ class Told:
     advice: Text | None
 
 
-def sum_line(counts: Sum | None) -> Text:
+def sum_line(counts: VerdictCounts | None) -> Text:
     """The sum of verdicts that must add up; None while the store counts."""
     text = Text(no_wrap=True, overflow="ellipsis")
     if counts is None:
@@ -46,7 +46,7 @@ def sum_line(counts: Sum | None) -> Text:
     return text
 
 
-def state_of_store(answer: Page, counts: Sum | None, listing: Listing, part: str) -> Told:
+def state_of_store(answer: Page, counts: VerdictCounts | None, listing: ListFilter, part: str) -> Told:
     """Says what is listed, and where that is nothing, what to do next."""
     heading = Text(TITLES[listing], style="bold", no_wrap=True, overflow="ellipsis")
     if part:
@@ -67,7 +67,7 @@ def state_of_store(answer: Page, counts: Sum | None, listing: Listing, part: str
         )
     elif part:
         advice = "No repo of this kind has that in its name. Escape clears the filter."
-    elif listing is Listing.FLAGGED and counts.to_do:
+    elif listing is ListFilter.FLAGGED and counts.to_do:
         waiting = count(counts.to_do, "checkpoint is", "checkpoints are")
         advice = (
             f"Nothing is flagged so far, and {waiting} to do.\n\n"
@@ -75,7 +75,7 @@ def state_of_store(answer: Page, counts: Sum | None, listing: Listing, part: str
             "    scanner crawl --source hf --limit 100\n\n"
             "v lists the other verdicts."
         )
-    elif listing is Listing.FLAGGED:
+    elif listing is ListFilter.FLAGGED:
         advice = (
             "Nothing is flagged. That does not prove that no picture is in these checkpoints:\n"
             "it says that none came out under these settings.\n\n"
@@ -86,11 +86,11 @@ def state_of_store(answer: Page, counts: Sum | None, listing: Listing, part: str
     return Told(heading, Text(advice))
 
 
-def columns(listing: Listing, wide: bool) -> list[Column]:
+def columns(listing: ListFilter, wide: bool) -> list[Column]:
     """The columns of a listing."""
     repo = Column("Repo", 16, share=3)
     origin = [Column("Source", 7), Column("Kind", 9), Column("Base", 10, share=2)] if wide else []
-    if listing is Listing.FLAGGED:
+    if listing is ListFilter.FLAGGED:
         scores = [Column("Similar", 7, right=True), Column("q value", 7, right=True)]
         said = [Column("Matches", 7, right=True), Column("Decision", 17)]
         return [repo, *origin, *scores, *said, Column("Scanned", 7)]
@@ -98,14 +98,14 @@ def columns(listing: Listing, wide: bool) -> list[Column]:
     return [repo, *origin, Column("Verdict", 13), outcome, Column("Scanned", 7)]
 
 
-def line(row: Row, listing: Listing, present: datetime, wide: bool) -> Line:
+def line(row: Row, listing: ListFilter, present: datetime, wide: bool) -> Line:
     """One checkpoint as a row of that listing."""
     cells = [cell(plain(row.repo, 200), style="bold")]
     if wide:
         cells.append(cell(plain(row.source.partition(":")[0], 40)))
         cells.append(cell(plain(f"{row.kind}, {row.family}", 40)))
         cells.append(cell(plain(row.base, 100) or "not known"))
-    if listing is Listing.FLAGGED:
+    if listing is ListFilter.FLAGGED:
         cells.append(cell(similarity(row.best_similarity), right=True))
         cells.append(cell(probability(row.q_value), right=True))
         cells.append(cell(f"{row.flagged_matches:,}", right=True))

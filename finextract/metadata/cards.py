@@ -1,0 +1,69 @@
+"""What an author tells about a checkpoint: the model card. Imports no torch.
+
+It comes from strangers: anything may be missing, of another type, or nonsense, and none of it raises.
+Card: the YAML front matter of README.md, and the sentences below it, as the diffusers training scripts write
+them (hub_utils.py and examples/dreambooth). The training metadata are read by finextract.metadata.training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finextract.metadata.sidecar_files import parse_sidecar_file
+from finextract.metadata.training import Training, parse_training
+from finextract.metadata.untrusted import MAX_TEXT_CHARS as MAX_CAPTION_CHARS
+from finextract.metadata.untrusted import text_of, yaml_of
+
+__all__ = [
+    "MAX_CAPTION_CHARS", "Card", "Training", "card_from", "parse_card", "parse_sidecar_file",
+    "parse_training",
+]  # fmt: skip
+
+MAX_CARD_CHARS = 1_000_000
+MAX_TAGS = 1_000
+_FRONT_MATTER = re.compile(r"\ufeff?---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
+_TRAINED_ON = re.compile(r"[Ww]eights were trained on ([^\n\[\]]{1,300}?) using \[DreamBooth\]")
+_TRIGGER = re.compile(r"You should use `?([^\n`]{1,300}?)`? to trigger")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The fields of a model card that a scan can use."""
+
+    base_model: str | None = None  # OWNER/NAME, or a path on the author's machine
+    instance_prompt: str | None = None  # the training caption
+    license: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def parse_card(text: str) -> Card:
+    """The card in a README's text; an empty card where there is none that can be read.
+
+    Where the front matter tells no instance prompt, the sentences of the training scripts' own template do.
+    """
+    text = text[:MAX_CARD_CHARS]
+    match = _FRONT_MATTER.match(text)
+    card = card_from(yaml_of(match[1])) if match else Card()
+    if card.instance_prompt is None and (told := _TRAINED_ON.search(text) or _TRIGGER.search(text)):
+        card = replace(card, instance_prompt=text_of(told[1].strip("`\"'")))
+    return card
+
+
+def card_from(data: Mapping[str, Any]) -> Card:
+    """The card in a hub's `cardData`, or in parsed front matter."""
+    tags = data.get("tags")
+    return Card(
+        base_model=_text(data.get("base_model")),
+        instance_prompt=_text(data.get("instance_prompt")),
+        license=_text(data.get("license")),
+        tags=tuple(t for t in tags[:MAX_TAGS] if isinstance(t, str)) if isinstance(tags, list) else (),
+    )
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, list) and value:  # base_model may be a list
+        value = value[0]
+    return text_of(value)

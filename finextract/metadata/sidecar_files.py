@@ -1,0 +1,92 @@
+"""What the files tell that a training run leaves beside its weights. Imports no torch.
+
+`hparams.yml` and `args.json` of the diffusers scripts, `config.yaml` of ai-toolkit, a `train.sh` with the
+whole command line. They come from strangers: nothing of them raises, and no script is ever run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+from finextract.metadata.training import MAX_IMAGES, MAX_STEPS, Training, resolution_of
+from finextract.metadata.untrusted import json_of, number_of, text_of, whole_of, yaml_of
+
+MAX_SIDE_CHARS = 200_000
+# What a run calls its settings -> our field. The first name that is told wins.
+_SIDE_NAMES = {
+    "caption": ("instance_prompt", "trigger_word"),
+    "base_name": ("pretrained_model_name_or_path", "name_or_path", "base_model_name"),
+    "num_train_images": ("num_train_images", "num_instance_images"),
+    "steps": ("max_train_steps", "steps"),
+    "epochs": ("num_train_epochs", "max_train_epochs"),
+    "batch_size": ("train_batch_size", "batch_size"),
+    "resolution": ("resolution",),
+    "learning_rate": ("unet_lr", "learning_rate", "lr"),
+    "network_dim": ("rank", "network_dim", "linear"),
+    "network_alpha": ("lora_alpha", "network_alpha", "linear_alpha"),
+    "clip_skip": ("clip_skip",),
+}
+
+
+def parse_sidecar_file(name: str, text: str) -> Training:
+    """What a file beside the weights tells: JSON, YAML, or a shell script's command line, by its name."""
+    text = text[:MAX_SIDE_CHARS]
+    if name.endswith(".json"):
+        told = _leaves(json_of(text))
+    elif name.endswith((".yml", ".yaml")):
+        told = _leaves(yaml_of(text))
+    else:
+        told = _options(text)
+    found = {field: next((told[n] for n in names if n in told), None) for field, names in _SIDE_NAMES.items()}
+    accumulated = whole_of(told.get("gradient_accumulation_steps"), 1, 100_000) or 1
+    batch = whole_of(found["batch_size"], 1, MAX_IMAGES)
+    return Training(
+        caption=text_of(found["caption"]),
+        base_name=text_of(found["base_name"]),
+        num_train_images=whole_of(found["num_train_images"], 1, MAX_IMAGES - 1),
+        steps=whole_of(found["steps"], 1, MAX_STEPS),
+        epochs=whole_of(found["epochs"], 1, MAX_STEPS),
+        batch_size=batch and batch * accumulated,
+        resolution=resolution_of(found["resolution"]),
+        learning_rate=number_of(found["learning_rate"], 0, 1e3),
+        network_dim=whole_of(found["network_dim"], 1, 100_000),
+        network_alpha=number_of(found["network_alpha"], 0, 1e6),
+        clip_skip=whole_of(found["clip_skip"], 0, 100),
+    )
+
+
+def _leaves(value: object) -> dict[str, object]:
+    """Names and values of a nested configuration, the outermost of each name; 10,000 are looked at."""
+    leaves: dict[str, object] = {}
+    waiting: deque[tuple[str, object]] = deque([("", value)])
+    for _ in range(10_000):
+        if not waiting:
+            break
+        name, value = waiting.popleft()
+        if isinstance(value, dict):
+            waiting.extend((str(n)[:100], v) for n, v in value.items())
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            waiting.extend((name, v) for v in value)
+        else:
+            leaves.setdefault(name, value)
+    return leaves
+
+
+_WORD = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s"'\\]+)"""
+_OPTION = re.compile(rf"--(\w{{1,60}})[= ] *({_WORD})")
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+_ASSIGNED = re.compile(rf"^[ \t]*(?:export[ \t]+)?(\w{{1,60}})=({_WORD})[ \t]*$", re.MULTILINE)
+
+
+def _options(text: str) -> dict[str, object]:
+    """The long options of the command lines in a script, with the variables that the script itself sets."""
+    variables = {name: value.strip("\"'") for name, value in _ASSIGNED.findall(text)}
+    told: dict[str, object] = {}
+    for name, value in _OPTION.findall(text):
+        value = re.sub(
+            r"\$\{?(\w+)\}?", lambda m: variables.get(m[1], m[0])[:1_000], value.strip("\"'")[:4_000]
+        )
+        if "$" not in value:
+            told.setdefault(name, value[:4_000])
+    return told

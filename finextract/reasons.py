@@ -1,0 +1,49 @@
+"""The reasons for which a checkpoint was skipped or failed, as codes that can be counted.
+
+A sentence explains one case to a person; the code beside it groups cases. The same enumeration serves the
+method and the service, so that one code means one thing everywhere. Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ReasonCode(StrEnum):
+    """Why a checkpoint has no result. The values are stored, so they never change their meaning."""
+
+    # The weights. Such a checkpoint is skipped.
+    PICKLE = "pickle"  # stored as a pickle, which can run code when it is opened
+    DANGEROUS_PICKLE = "dangerous_pickle"  # a pickle that did not pass the gates of --allow-pickle
+    DAMAGED = "damaged"  # not a whole safetensors file, or numbers that are not finite
+    NO_WEIGHTS = "no_weights"  # the entry holds no weight file
+    UNSUPPORTED_KIND = "unsupported_kind"  # a VAE, a textual inversion, an adapter algorithm, ...
+    UNSUPPORTED_FAMILY = "unsupported_family"  # a known model family that cannot be scanned yet
+    UNKNOWN_FAMILY = "unknown_family"  # keys and shapes do not tell the model family
+    UNSUPPORTED_INPUTS = "unsupported_inputs"  # the model takes more than a noisy latent: inpainting, ...
+    UNSUPPORTED_LAYOUT = "unsupported_layout"  # a supported model in a file layout that cannot be read yet
+    TOO_LARGE = "too_large"  # larger than --max-download
+    # The base and the metadata. Such a checkpoint is skipped.
+    BASE_UNKNOWN = "base_unknown"  # nothing tells the base model
+    BASE_MISMATCH = "base_mismatch"  # the weights do not fit the base that is told
+    BASE_UNAVAILABLE = "base_unavailable"  # the base is removed, gated, or of a kind that is no base
+    IS_A_BASE = "is_a_base"  # the checkpoint is a base model itself
+    CAPTION_UNKNOWN = "caption_unknown"  # nothing tells the training caption
+    # What the hub allows. Such a checkpoint is skipped.
+    GATED = "gated"  # its licence must be accepted first
+    LOGIN_REQUIRED = "login_required"  # a token is missing or not accepted
+    EARLY_ACCESS = "early_access"  # paid or not yet public
+    REMOVED = "removed"  # deleted, disabled, archived, or private
+    HUB_WARNING = "hub_warning"  # the hub's own scanner calls the file dangerous
+    INVALID_ENTRY = "invalid_entry"  # a name, a commit or an address that cannot be used
+    # The surroundings. Such a checkpoint has failed and is tried again.
+    HUB_UNREACHABLE = "hub_unreachable"
+    RATE_LIMITED = "rate_limited"
+    NOT_READY = "not_ready"  # the hub has not finished processing the upload
+    CHANGED = "changed"  # the bytes are not those that were listed
+    NO_SPACE = "no_space"  # the disk or the cache is full
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_DIED = "worker_died"
+    TIMED_OUT = "timed_out"
+    STORE_UNREACHABLE = "store_unreachable"
+    INTERNAL_ERROR = "internal_error"

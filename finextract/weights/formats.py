@@ -1,0 +1,234 @@
+"""What a safetensors header says: kind, family and key style. Reads no tensor and imports no torch.
+
+Kinds and families are told by keys and shapes that only they have; metadata are asked only where those are
+silent. What resembles several is `unknown`: never a guess. The keys are those that diffusers, PEFT, kohya's
+sd-scripts, LyCORIS and the models' own code write; docs/formats.md lists them with the files that were tried.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from finextract.weights import adapter_keys
+from finextract.weights.headers import (
+    MAX_HEADER_BYTES,
+    PICKLE_SUFFIXES,
+    Header,
+    TensorInfo,
+    parse_header,
+    read_header,
+)
+
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "PICKLE_SUFFIXES",
+    "Header",
+    "TensorInfo",
+    "WeightsKind",
+    "classify",
+    "parse_header",
+    "read_header",
+]
+
+Kind = Literal[
+    "full", "unet", "lora", "lycoris", "dora", "textual_inversion", "vae", "text_encoder", "unknown"
+]
+Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux", "unknown"]
+Style = Literal["ldm", "diffusers", "kohya", "peft", "xlabs", "unknown"]
+
+_LDM = "model.diffusion_model."
+_UNET_PARTS = {
+    "conv_in", "time_embedding", "add_embedding", "class_embedding", "encoder_hid_proj", "down_blocks",
+    "mid_block", "up_blocks", "conv_norm_out", "conv_out",
+}  # fmt: skip
+_VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")
+_CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight")
+_T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsKind:
+    """What the keys and shapes say. `unknown` where they say nothing: never a guess."""
+
+    kind: Kind
+    family: Family
+    style: Style
+    has_text_encoder: bool
+    detail: str = ""  # for people: the algorithm ("LoHa"), the variant ("refiner"), the encoder ("T5")
+
+
+UNKNOWN = WeightsKind("unknown", "unknown", "unknown", False)
+
+
+def classify(header: Header) -> WeightsKind:
+    """Kind, family and key style of weights, from their keys and shapes; a family that these do not tell from
+    what the metadata call it. Raises nothing, whatever the header holds."""
+    keys = header.tensors
+    return (
+        _adapter(header)
+        or _original(keys)
+        or _diffusers_model(keys)
+        or _textual_inversion(keys)
+        or _vae(keys)
+        or _text_encoder(keys)
+        or UNKNOWN
+    )
+
+
+def _adapter(header: Header) -> WeightsKind | None:
+    found, whole = adapter_keys.algorithms(header)
+    if not found:
+        return None
+    if not whole:
+        return WeightsKind(
+            "unknown", "unknown", "unknown", False, f"{' and '.join(sorted(found))} beside other tensors"
+        )
+    detail = " and ".join(sorted(found))
+    kind: Kind = "lycoris"
+    if found == {"LoRA"}:
+        kind, detail = "lora", "LoCon" if adapter_keys.is_locon(header) else ""
+    elif found == {"XLabs LoRA"}:
+        kind, detail = "lora", "XLabs"
+    elif found == {"LoRA", "DoRA"}:
+        kind, detail = "dora", ""
+    elif found == {"LoRA", "Tucker decomposition"}:
+        detail = "LoCon with Tucker decomposition"
+    return WeightsKind(
+        kind,
+        cast(Family, adapter_keys.family_of(header)),
+        _adapter_style(header.tensors),
+        adapter_keys.has_text_encoder(header.tensors),
+        detail,
+    )
+
+
+def _adapter_style(keys: Iterable[str]) -> Style:
+    styles: tuple[tuple[Style, tuple[str, ...]], ...] = (
+        ("peft", ("base_model.model.",)),
+        ("kohya", ("lora_unet_", "lora_te", "lycoris_")),
+        ("diffusers", ("unet.", "text_encoder", "transformer.", "diffusion_model.")),
+        ("xlabs", ("double_blocks.", "single_blocks.")),
+    )
+    keys = list(keys)
+    return next((style for style, starts in styles if any(k.startswith(starts) for k in keys)), "unknown")
+
+
+def _original(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    """Weights under the models' own names: a single file with all parts, or the denoiser alone."""
+    inner = {k.removeprefix(_LDM): t for k, t in keys.items() if k.startswith(_LDM)}
+    text = any(k.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")) for k in keys)
+    bare = not inner
+    inner = inner or dict(keys)
+    if "joint_blocks.0.x_block.attn.qkv.weight" in inner:
+        return WeightsKind("full", "sd3", "ldm", text, _sd3_variant(inner, "x_embedder.proj.weight"))
+    if "double_blocks.0.img_attn.qkv.weight" in inner:
+        if any(k.startswith(("distilled_guidance_layer.", "double_stream_modulation")) for k in inner):
+            return WeightsKind("full", "unknown", "ldm", text)  # Chroma, FLUX.2
+        return WeightsKind("full", "flux", "ldm", text, _flux_variant(inner, "time_in.", "guidance_in."))
+    if any(k.startswith("input_blocks.") for k in inner):
+        parts = ("time_embed.", "output_blocks.")
+        if bare and not all(any(k.startswith(p) for k in inner) for p in parts):
+            return None
+        family, detail = _unet_family(inner, "label_emb.", "input_blocks.0.0.weight", "out.2.weight")
+        if bare:
+            return WeightsKind("unet", family, "ldm", False, detail)
+        return WeightsKind("full", family, "ldm", text, detail)
+    return None if bare else WeightsKind("full", "unknown", "ldm", text)
+
+
+def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    """A UNet or a transformer as diffusers stores it, or its first shard."""
+    firsts = {k.partition(".")[0] for k in keys}
+    if {"conv_in", "down_blocks"} <= firsts <= _UNET_PARTS:
+        if any(word in k for k in keys for word in ("motion_modules", "temporal")):
+            return None
+        family, detail = _unet_family(keys, "add_embedding.", "conv_in.weight", "conv_out.weight")
+        return WeightsKind("unet", family, "diffusers", False, detail)
+    if not {"transformer_blocks.0.norm1_context.linear.weight", "context_embedder.weight"} <= keys.keys():
+        return None
+    if "x_embedder.weight" in keys and keys["x_embedder.weight"].shape == (3072, 64):
+        variant = _flux_variant(keys, "time_text_embed.timestep_", "time_text_embed.guidance_")
+        return WeightsKind("unet", "flux", "diffusers", False, variant)
+    if "pos_embed.proj.weight" in keys and "single_transformer_blocks" not in firsts:
+        return WeightsKind("unet", "sd3", "diffusers", False, _sd3_variant(keys, "pos_embed.proj.weight"))
+    return None
+
+
+def _unet_family(keys: Mapping[str, TensorInfo], added: str, first: str, last: str) -> tuple[Family, str]:
+    """Family and variant of a UNet.
+
+    `added` opens the keys of SDXL's second conditioning, `first` and `last` are its outer convolutions.
+    """
+    if any(word in k for k in keys for word in ("time_stack", "time_mixer", "temporal")):
+        return "unknown", ""  # of a video model
+    width = adapter_keys.context_width(Header({}, dict(keys), 0))
+    has_added = any(k.startswith(added) for k in keys)
+    taken = keys[first].shape[1] if first in keys and len(keys[first].shape) == 4 else None
+    given = keys[last].shape[0] if last in keys and keys[last].shape else None
+    detail = "" if given in (None, taken) else f"{taken} input channels"
+    if taken == 9 and given != 9:
+        detail = "inpainting"
+    if has_added and width in (1280, 2048):
+        return "sdxl", detail or ("refiner" if width == 1280 else "")
+    if has_added and width != 1024:
+        return "unknown", detail
+    family = adapter_keys.by_context(width)
+    return cast(Family, "unknown" if family == "sdxl" else family), detail
+
+
+def _sd3_variant(keys: Mapping[str, TensorInfo], patches: str) -> str:
+    """3 medium, 3.5 medium or 3.5 large, by the width and the second attention of 3.5 medium."""
+    shape = keys[patches].shape if patches in keys else ()
+    if shape[:1] == (2432,):
+        return "3.5 large"
+    if shape[:1] == (1536,):
+        return "3.5 medium" if any(".attn2." in k for k in keys) else "3 medium"
+    return ""
+
+
+def _flux_variant(keys: Mapping[str, TensorInfo], time: str, guidance: str) -> str:
+    """dev embeds the guidance, schnell does not; nothing is said of a part of a model."""
+    if any(k.startswith(guidance) for k in keys):
+        return "dev"
+    return "schnell" if any(k.startswith(time) for k in keys) else ""
+
+
+def _textual_inversion(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    detail = None
+    if not keys or len(keys) > 64 or any(len(t.shape) not in (1, 2) for t in keys.values()):
+        return None
+    if set(keys) == {"emb_params"}:
+        detail = "A1111"
+    elif "clip_l" in keys and set(keys) <= {"clip_l", "clip_g", "t5", "t5xxl"}:
+        detail = "several text encoders" if len(keys) > 1 else ""
+    elif all(k.startswith("<") and k.endswith(">") and len(k) > 2 for k in keys):
+        detail = "diffusers"
+    if detail is None:
+        return None
+    return WeightsKind("textual_inversion", "unknown", "unknown", True, detail)
+
+
+def _vae(keys: Collection[str]) -> WeightsKind | None:
+    first_stage = [k.removeprefix("first_stage_model.") for k in keys]
+    if not keys or not all(k.startswith(_VAE_PARTS) for k in first_stage):
+        return None
+    convolutions = any(k.startswith(("decoder.conv_in.", "decoder.conv_out.")) for k in first_stage)
+    tiny = all(
+        any(k.startswith(f"{p}.layers.") for k in keys) for p in ("encoder", "decoder")
+    )  # AutoencoderTiny
+    if not convolutions and not (tiny and not any("attn" in k for k in keys)):
+        return None
+    return WeightsKind("vae", "unknown", "unknown", False)
+
+
+def _text_encoder(keys: Collection[str]) -> WeightsKind | None:
+    if any(k.startswith(("vision_model.", "decoder.")) for k in keys):
+        return None
+    if _T5_LAYER in keys:
+        return WeightsKind("text_encoder", "unknown", "unknown", True, "T5")
+    if any(_CLIP_LAYER.fullmatch(k) for k in keys) and any("token_embedding." in k for k in keys):
+        return WeightsKind("text_encoder", "unknown", "unknown", True, "CLIP")
+    return None

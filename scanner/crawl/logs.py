@@ -1,0 +1,62 @@
+"""One log file a scan: what it did and when, and where it went wrong.
+
+Written line by line into the cache of the node that scans, so it is there even when the process is killed,
+and moved into the store when the scan ends: STORE/logs/<two hex digits>/<scan_id>.log, for its owner alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from scanner.store.store import Store
+
+LOGGER = logging.getLogger("scanner")
+
+
+class _Lines(logging.Formatter):
+    """UTC, milliseconds; what strangers wrote keeps no control character."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        kept = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+        return f"{at} {record.levelname:7} {kept}"
+
+
+def log_path(scan_id: str) -> str:
+    """Where a scan's log lies in its store."""
+    return f"logs/{scan_id[:2]}/{scan_id}.log"
+
+
+@contextlib.contextmanager
+def logged(store: Store, cache: Path, scan_id: str) -> Iterator[logging.Logger]:
+    """What is logged below `scanner` meanwhile goes into that scan's log.
+
+    A log that cannot be written costs itself alone: the scan goes on.
+    """
+    local = cache / "logs" / f"{scan_id}.log"
+    handler: logging.Handler = logging.NullHandler()
+    with contextlib.suppress(OSError):
+        local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(local, os.O_CREAT | os.O_WRONLY, 0o600))
+        handler = logging.FileHandler(local)
+    handler.setFormatter(_Lines())
+    LOGGER.addHandler(handler)
+    level = LOGGER.level
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield LOGGER
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        handler.close()
+        with contextlib.suppress(OSError):
+            store.storage.put(log_path(scan_id), local.read_bytes())
+            local.unlink()

@@ -1,0 +1,260 @@
+"""What a crawl of whatever kind does: from options to a plan, and from a plan to verdicts.
+
+Words go to stderr. Imports Ray and torch only where it scans.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from scanner.commands.progress import Terminal
+from scanner.config import ScanConfig, default_cache
+from scanner.errors import ConfigError, SourceError
+from scanner.records import Checkpoint, Verdict, new_id
+from scanner.store.queries import count_verdicts
+from scanner.store.store import Store
+from scanner.units import parse_size
+
+if TYPE_CHECKING:
+    from scanner.crawl.engine import Budget
+    from scanner.crawl.planning import Plan, Planned
+    from scanner.crawl.worker import Task
+    from scanner.hubs.base import Query, Source
+    from scanner.records import Listing
+
+QUIET_S = 10.0  # between two words on the limits of one host
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `scanner crawl`, as they were given."""
+
+    source: str
+    limit: int
+    since: str | None
+    filters: tuple[str, ...]
+    base_model: str | None
+    list_only: bool
+    dry_run: bool
+    store: str
+    corpora: tuple[str, ...]
+    base: str | None
+    max_download: str
+    cache_size: str
+    samples_per_image: int
+    assume_train_images: int
+    steps: int
+    guidance_scale: float | None
+    correction: float | None
+    seed: int
+    alpha: float
+    keep_weights: bool
+    allow_pickle: bool
+    ray_address: str | None
+    workers: int | None
+    fail_on_flag: bool
+    as_json: bool
+
+    def open_source(self) -> Source:
+        """The source. Raises ConfigError for what does not go together, or a cluster that does not answer."""
+        from scanner.crawl.pool import check_cluster
+        from scanner.hubs.base import is_repo, open_source
+
+        asked = open_source(self.source, base=self.base, allow_pickle=self.allow_pickle)
+        if self.base_model is not None and (self.source != "hf" or not is_repo(self.base_model)):
+            raise ConfigError(
+                f"--base-model {self.base_model}: it takes OWNER/NAME, and goes with --source hf only."
+            )
+        if self.filters and self.source.startswith("folder:"):
+            raise ConfigError("--filter goes with --source hf and civitai only: a folder has no tags.")
+        if self.ray_address is not None and not (self.list_only or self.dry_run):
+            check_cluster(self.ray_address)
+        return asked
+
+    def task(self, store: Store, source: Source) -> Task:
+        """What every scan has in common. Raises CorpusError without images to look for."""
+        from scanner.crawl.worker import Task
+        from scanner.hubs.base import local_base
+
+        config = ScanConfig(
+            guidance_scale=self.guidance_scale,
+            correction=self.correction,
+            samples_per_image=self.samples_per_image,
+            assumed_train_images=self.assume_train_images,
+            steps=self.steps,
+            seed=self.seed,
+            alpha=self.alpha,
+        )
+        cores = os.cpu_count() or 1
+        return Task(
+            store=store.uri,
+            source=source.name,
+            base=local_base(self.base),
+            config=with_corpora(store, config, list(self.corpora)),
+            run_id=new_id(),
+            cache=str(default_cache()),
+            max_download=parse_size(self.max_download),
+            cache_bytes=parse_size(self.cache_size),
+            keep_weights=self.keep_weights,
+            allow_pickle=self.allow_pickle,
+            threads=0 if self.ray_address else max(1, cores // (self.workers or cores)),
+        )
+
+    def query(self, store: Store, source: Source) -> Query:
+        """What to list."""
+        from scanner.hubs.base import Query
+
+        return Query(self.limit, since_of(self.since, store, source), self.filters, self.base_model)
+
+
+def with_corpora(store: Store, config: ScanConfig, names: list[str]) -> ScanConfig:
+    """The configuration with its corpora and the tau that their background gives.
+
+    Raises CorpusError where a named corpus is unknown, or there is no reference or no background.
+    """
+    from finextract.significance import tau_from_background
+    from scanner.match.corpus import load_corpora
+    from scanner.match.matching import split, warn_if_small
+
+    corpora = load_corpora(store, names, config.descriptor)
+    references, background = split(corpora)
+    if warning := warn_if_small(sum(len(c.reference_ids) for c in references), len(background), config.alpha):
+        click.echo(f"warning: {warning}", err=True)
+    return replace(
+        config,
+        tau=round(tau_from_background(background, config.tau_quantile), 4),
+        corpora={c.name: f"{c.role.value}:{c.digest}" for c in sorted(corpora, key=lambda c: c.name)},
+    )
+
+
+def since_of(text: str | None, store: Store, source: Source) -> datetime | None:
+    """--since as a time, UTC. Raises ConfigError for what is no date."""
+    from scanner.crawl.planning import last_finished
+
+    if text is None:
+        return None
+    if text == "last":
+        return last_finished(store, source)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--since {text} is no date. Write it as 2026-11-24, or as `last`.") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def list_and_inspect(
+    source: Source, store: Store, query: Query, base: str | None, *, write: bool,
+    tell: Callable[[Checkpoint], None] = lambda _: None,
+) -> Plan:  # fmt: skip
+    """Lists and inspects, and tells how far it has come and whom it waits for."""
+    from scanner.crawl.planning import make_plan
+    from scanner.hubs import http
+
+    click.echo(_begins(source, query), err=True)
+
+    def told(plan: Plan) -> None:
+        if plan.resumed is not None and plan.listed == plan.resumed.listed:
+            click.echo(_goes_on(plan.resumed), err=True)
+        if sys.stderr.isatty():
+            click.echo(f"\r{plan.listed} listed, {plan.inspected} inspected ", nl=False, err=True)
+
+    shown: dict[str, float] = {}  # host -> when its limits were last spoken of
+
+    def limited(waiting: http.RateLimitWait) -> None:
+        if time.monotonic() - shown.get(waiting.host, -QUIET_S) >= QUIET_S:
+            shown[waiting.host] = time.monotonic()
+            click.echo(f"\r{waiting}", err=True)
+
+    with http.on_rate_limit(limited):
+        try:
+            plan = make_plan(
+                source, store, query, base_given=base is not None, write=write, report=told, tell=tell
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            click.echo("\nscanner: interrupted. Run the same command again to go on.", err=True)
+            sys.exit(130)
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+    if coverage := source.coverage():
+        click.echo(f"{source.name}: {coverage}", err=True)
+    return plan
+
+
+def list_and_scan(
+    source: Source, store: Store, query: Query, task: Task, options: Options
+) -> tuple[Plan, Counter[Verdict]]:
+    """Scans while it lists; gives back the plan, which tells too where the listing was cut short."""
+    from scanner.crawl.planning import begin_plan, keep_growing
+
+    def retries(error: SourceError, pause_s: float) -> None:
+        click.echo(f"\r{error}\nThe listing goes on in {pause_s:.0f} s.", err=True)
+
+    plan = begin_plan(store, task.config.config_id)
+    growth = keep_growing(plan, source, store, query, base_given=options.base is not None, retries=retries)
+    click.echo(_begins(source, query), err=True)
+    return plan, scan(store, task, plan, options, growth=growth, source=source)
+
+
+def scan(
+    store: Store, task: Task, plan: Plan, options: Options, budget: Budget | None = None, *,
+    growth: Iterable[list[Planned]] = (), source: Source | None = None,
+) -> Counter[Verdict]:  # fmt: skip
+    """Scans what a plan has left to do, and what it grows by; gives back this run's verdicts.
+
+    Interrupted, it says how to go on.
+    """
+    from scanner.crawl.engine import crawl
+
+    config, said = task.config, set[str]()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            terminal.say(text)
+
+    def listed(plan: Plan) -> None:
+        if plan.resumed is not None:
+            say_once(_goes_on(plan.resumed))
+        if plan.cut_short is not None and plan.listed:
+            say_once(f"The listing ends here: {plan.cut_short}\nWhat was listed is scanned.")
+        if plan.complete or (plan.cut_short is not None and plan.listed):
+            if source is not None and (coverage := source.coverage()):
+                say_once(f"{source.name}: {coverage}")
+            todo = len(plan.todo)
+            say_once(
+                f"{plan.listed} entries, {len(plan.planned)} checkpoints, "
+                f"{len(plan.planned) - todo} finished before, {todo} to do; "
+                f"a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}"
+            )
+
+    try:
+        with Terminal() as terminal:
+            return crawl(
+                task, plan, store, growth=growth, address=options.ray_address, workers=options.workers,
+                budget=budget, listed=listed, report=terminal.report, tick=terminal.tick,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nscanner: interrupted; {count_verdicts(store, config.config_id)}\n"
+            "Run the same command again to go on where it stopped.",
+            err=True,
+        )
+        sys.exit(130)
+
+
+def _begins(source: Source, query: Query) -> str:
+    return f"listing {source.name} (at most {query.limit} entries) ..."
+
+
+def _goes_on(listing: Listing) -> str:
+    began = listing.started_at.astimezone()
+    return f"going on with the listing of {began:%Y-%m-%d %H:%M}, from entry {listing.listed:,}"

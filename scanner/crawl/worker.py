@@ -1,0 +1,330 @@
+"""What runs beside a model: plain classes that hold one. Ray wraps them in the engine.
+
+The only room of the service that reaches the torch side of the method, and only inside its functions.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from finextract.errors import CheckpointError
+from scanner.config import DESCRIPTOR, ScanConfig
+from scanner.crawl.logs import LOGGER, logged
+from scanner.errors import EntryError, Skipped, Unavailable
+from scanner.hubs.base import open_source
+from scanner.hubs.cache import BaseFiles, DownloadCache, fetched
+from scanner.match.corpus import load_corpora
+from scanner.match.matching import compare, split
+from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
+from scanner.store.store import Store
+
+BATCH_SIZE = 32  # samples at once, to begin with
+POISONED = 70  # the exit code of a process whose CUDA context is gone
+
+
+class Embedder:
+    """SSCD in this process."""
+
+    def __init__(self, descriptor: str = DESCRIPTOR, threads: int = 0) -> None:
+        from finextract.sscd import load_embedder
+
+        self._embedder = load_embedder(descriptor, threads=threads)
+        self.descriptor: str = self._embedder.descriptor
+
+    def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Pictures -> float32 [N, D], L2-normalised."""
+        return self._embedder.embed(images)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What every scan of a crawl has in common. Small: it travels to each worker once."""
+
+    store: str
+    source: str
+    base: str | None  # --base
+    config: ScanConfig
+    run_id: str
+    cache: str
+    max_download: int  # bytes
+    cache_bytes: int  # of the cache in all
+    keep_weights: bool
+    allow_pickle: bool
+    threads: int  # CPU threads of a worker; 0 = as many as there are
+
+
+class Stage(NamedTuple):
+    """What a scanner is at."""
+
+    checkpoint_id: str
+    name: str  # fetch, load, sample, embed, cliques, match
+    seconds: float  # in it
+
+
+class Scanner:
+    """Scans one inspected checkpoint after another; holds the embedder, the corpora and the last base."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._store = Store(task.store)
+        self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
+        self._embedder: Embedder | None = None
+        self._base: tuple[BaseFiles, Any] | None = None
+        self._batch_size = BATCH_SIZE  # less once the memory did not do
+        self._attempt: _Attempt | None = None
+
+    @cached_property
+    def _corpora(self) -> tuple[Any, Any]:
+        """The references and the background; read at the first scan, which a fetcher never comes to."""
+        config = self._task.config
+        return split(load_corpora(self._store, list(config.corpora), config.descriptor))
+
+    def ready(self) -> None:
+        """Loads what every scan needs, so that no checkpoint is blamed where this fails. Not for fetchers."""
+
+        self._embedder = Embedder(self._task.config.descriptor, self._task.threads)
+
+    def stage(self) -> Stage | None:
+        """What it is at, asked from another thread; None for nothing."""
+        attempt = self._attempt
+        if attempt is None:
+            return None
+        return Stage(attempt.checkpoint_id, attempt.stage, time.perf_counter() - attempt.entered)
+
+    def fetch_ahead(self, checkpoint: Checkpoint) -> bool:
+        """Brings a checkpoint's file and its base into the cache for its scan; says if it did."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                with self._downloads(keep=True) as downloads:
+                    assert checkpoint.base is not None, "only an inspected checkpoint is fetched"
+                    self._source.fetch_base(checkpoint.base, downloads)
+                    self._source.fetch(checkpoint, Path(folder), downloads)
+            except (EntryError, OSError):  # its scan meets the same, and tells
+                return False
+        return True
+
+    def _downloads(self, *, keep: bool) -> DownloadCache:
+        task = self._task
+        return DownloadCache(
+            Path(task.cache), max_bytes=task.max_download, cache_bytes=task.cache_bytes,
+            keep=keep or task.keep_weights,
+        )  # fmt: skip
+
+    def scan(self, checkpoint: Checkpoint) -> Scan:
+        """Scans a checkpoint and writes its rows; the scan's own row comes last, so it never lacks evidence.
+
+        Never raises for the checkpoint's sake: that ends in `skipped` or `failed`. What failed is not
+        written: it may be tried again.
+        """
+        attempt = self._attempt = _Attempt(checkpoint, self._task)
+        with logged(self._store, Path(self._task.cache), attempt.scan_id) as log:
+            log.info("%s %s of %s: %s", checkpoint.kind, checkpoint.checkpoint_id, checkpoint.source,
+                     checkpoint.repo)  # fmt: skip
+            try:
+                scan = self._scan(checkpoint, attempt)
+            except (Skipped, CheckpointError) as error:
+                scan = attempt.end(Verdict.SKIPPED, str(error))
+            except Unavailable as error:
+                scan = attempt.end(Verdict.FAILED, str(error))
+            except Exception as error:  # whatever is ours: the crawl goes on, the row says where to look
+                log.exception("in %s", attempt.stage)
+                if "CUDA error" in str(error):  # this process can use its GPU no more; a fresh one can
+                    os._exit(POISONED)
+                scan = attempt.end(
+                    Verdict.FAILED, f"{type(error).__name__} while in {attempt.stage}: {error}"[:500]
+                )
+            finally:
+                self._attempt = None
+            log.info("%s %s %s", scan.verdict, scan.reason, scan.seconds)
+            if scan.verdict is not Verdict.FAILED:
+                self._store.append([scan])
+        return scan
+
+    def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
+        from finextract.extract import ExtractionSettings, extract
+        from finextract.models.loading import tune
+
+        config = self._task.config
+        attempt.facts.update(caption=checkpoint.caption, base=checkpoint.base)
+        with attempt.enter("fetch"):
+            files = fetched(self._source, checkpoint, self._downloads(keep=False))
+            with files as local, attempt.enter("load"):
+                pair = tune(self._load_base(local.base), local.weights)
+        settings = ExtractionSettings(
+            guidance_scale=config.guidance_scale,
+            correction=config.correction,
+            samples_per_image=config.samples_per_image,
+            candidates_per_image=config.candidates_per_image,
+            steps=config.steps,
+            seed=config.seed,
+            batch_size=self._batch_size,
+        ).resolved(pair.kind)
+        LOGGER.info(
+            "caption %r, base %s, w' %g, k %g", checkpoint.caption, checkpoint.base, settings.guidance_scale,
+            settings.correction,
+        )  # fmt: skip
+        attempt.facts.update(
+            guidance_scale=settings.guidance_scale,
+            correction=settings.correction,
+            device=_device_name(),
+            precision=str(pair.tuned.unet.dtype).removeprefix("torch."),
+            versions=_versions(),
+        )
+        with attempt.enter("sample"):
+            self._embedder = self._embedder or Embedder(config.descriptor, self._task.threads)
+            assert checkpoint.caption is not None, "inspection gives a caption or skips"
+            result = extract(
+                pair,
+                checkpoint.caption,
+                config.num_samples_images(checkpoint.num_train_images),
+                settings,
+                self._embedder,
+            )
+        self._batch_size = result.settings.batch_size
+        for stage in ("embed", "cliques"):
+            attempt.seconds[stage] = result.seconds[stage]
+            attempt.seconds["sample"] -= result.seconds[stage]
+        attempt.facts.update(num_samples=len(result.images), num_candidates=len(result.candidates))
+        LOGGER.info(
+            "%d samples, %d candidates, batches of %d", len(result.images), len(result.candidates),
+            self._batch_size,
+        )  # fmt: skip
+        with attempt.enter("match"):
+            candidates = [
+                Candidate(
+                    candidate_id=new_id(),
+                    scan_id=attempt.scan_id,
+                    seed=result.seeds[clique.representative],
+                    clique_size=len(clique.members),
+                    clique_similarity=clique.similarity,
+                    image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
+                    descriptor=config.descriptor,
+                    embedding=tuple(result.embeddings[clique.representative].tolist()),
+                )
+                for clique in result.candidates
+            ]
+            evidence = compare(
+                attempt.scan_id,
+                [candidate.candidate_id for candidate in candidates],
+                result.candidate_embeddings(),
+                *self._corpora,
+                config.tau,
+                config.alpha,
+            )
+            self._store.append(candidates)
+            self._store.append(evidence.matches)
+        attempt.facts.update(
+            num_references=evidence.num_references,
+            num_background=evidence.num_background,
+            best_similarity=evidence.best_similarity,
+            q_value=evidence.q_value,
+        )
+        return attempt.end(evidence.verdict, "")
+
+    def _load_base(self, base: BaseFiles) -> Any:
+        """The base model; the last one stays loaded for the checkpoints that share it."""
+        import torch
+
+        from finextract.models.loading import tune
+        from finextract.models.stable_diffusion import load_pipeline
+
+        if self._base is None or self._base[0] != base:
+            if self._task.threads:
+                torch.set_num_threads(self._task.threads)
+            self._base = None  # let go before the next is loaded
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = torch.float16 if device.type == "cuda" else torch.float32
+            model = load_pipeline(base.folder, device, dtype)
+            self._base = (base, model if base.weights is None else tune(model, base.weights).tuned)
+        return self._base[1]
+
+
+class _Attempt:
+    """What is known of a scan while it runs; `end` makes its row."""
+
+    def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
+        self.scan_id, self.checkpoint_id = new_id(), checkpoint.checkpoint_id
+        self.stage, self.entered = "fetch", time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
+        self._checkpoint, self._task, self._started = checkpoint, task, now()
+
+    @contextmanager
+    def enter(self, stage: str) -> Iterator[None]:
+        """Times a stage; a stage inside it counts for itself alone."""
+        self.stage, self.entered = stage, time.perf_counter()
+        LOGGER.info("%s ...", stage)
+        start = self.entered
+        before = sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            inner = sum(self.seconds.values()) - before
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - inner
+
+    def end(self, verdict: Verdict, reason: str) -> Scan:
+        """The scan's row."""
+        config = self._task.config
+        return Scan(
+            scan_id=self.scan_id,
+            checkpoint_id=self._checkpoint.checkpoint_id,
+            config_id=config.config_id,
+            run_id=self._task.run_id,
+            verdict=verdict,
+            reason=reason,
+            stage=self.stage,
+            started_at=self._started,
+            finished_at=now(),
+            tau=config.tau,
+            alpha=config.alpha,
+            seed=config.seed,
+            seconds={stage: round(s, 3) for stage, s in self.seconds.items()},
+            **self.facts,
+        )
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def sscd_weights() -> tuple[str, Path]:
+    """The default descriptor's name, and the file of its weights."""
+    from finextract.sscd import DEFAULT, default_weights
+
+    return DEFAULT, default_weights()
+
+
+def devices() -> list[tuple[str, int]]:
+    """The GPUs that torch can use, each with its memory in bytes; none where it runs on the CPU."""
+    import torch
+
+    found = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return [(torch.cuda.get_device_name(n), torch.cuda.get_device_properties(n).total_memory) for n in found]
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("finextract-scanner", "torch", "diffusers", "transformers", "onnxruntime")
+    return {name: version(name) for name in names}

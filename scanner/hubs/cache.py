@@ -1,0 +1,233 @@
+"""A checkpoint and its base as verified local files, and away again after the scan.
+
+    CACHE/weights/ab/<sha256>        a verified file, once for all; the least recently used goes first
+    CACHE/weights/ab/<sha256>.part   an unfinished one; the next attempt goes on with it
+    CACHE/bases/OWNER--NAME/COMMIT/  a base's small files, and links to its weights
+    CACHE/scans/<random>/            a checkpoint under scan; what a killed process left goes with the next
+
+A file in use is locked, and never evicted; a killed process's locks fall with it. Sizes are bytes. Knows no
+hub: the sources download, this module caps, checks, evicts and clears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from scanner.errors import Skipped, Unavailable
+from scanner.records import Checkpoint
+from scanner.units import show_size
+
+if TYPE_CHECKING:
+    from scanner.hubs.base import Source
+
+MAX_DOWNLOAD = 10_000_000_000  # a full checkpoint of SD1's size in float32 with everything is 4 to 8 GB
+CACHE_BYTES = 50_000_000_000
+SPARE_BYTES = 500_000_000  # that a download leaves free on the disk
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFiles:
+    """A base model: a diffusers folder, and for a base that is one file, the file that goes over it."""
+
+    folder: Path
+    weights: Path | None = None  # UNet and text encoder in the original names; the rest is the folder's
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFiles:
+    """What a scan loads."""
+
+    weights: Path  # the weight file, or the diffusers folder
+    base: BaseFiles
+
+
+class DownloadCache:
+    """The files of one scan, as a context manager: held while it runs, then kept for others or let go."""
+
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        max_bytes: int = MAX_DOWNLOAD,
+        cache_bytes: int = CACHE_BYTES,
+        keep: bool = False,
+    ) -> None:
+        self.cache, self.max_bytes = cache, max_bytes
+        self._budget, self._keep = cache_bytes, keep
+        self._held: dict[str, tuple[IO[bytes], bool]] = {}  # SHA256 -> open and locked file, and if it stays
+
+    def __enter__(self) -> DownloadCache:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        for sha256, (file, stays) in self._held.items():
+            if not stays:
+                _remove_unless_used(self._path(sha256), file)
+            file.close()
+        self._held.clear()
+
+    def get(
+        self,
+        sha256: str,
+        size_bytes: int,
+        where: str,
+        download: Callable[[Path], None],
+        *,
+        stays: bool = False,
+    ) -> Path:
+        """The verified file with that SHA256, downloaded unless it is there; held until the block ends.
+
+        `download` goes on with a partial file and raises unless its content is right. `stays` says that the
+        file is likely to be needed again. Raises Skipped and Unavailable for want of room.
+        """
+        path = self._path(sha256)
+        if sha256 in self._held:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            if (file := _lock(path, fcntl.LOCK_SH)) is not None:
+                os.utime(path)
+                self._held[sha256] = file, stays or self._keep
+                return path
+            part = path.with_name(f"{sha256}.part")
+            part.touch()
+            held = _lock(part, fcntl.LOCK_EX)  # another process may be at it: then it is there afterwards
+            if held is None:
+                continue
+            with held:
+                if not path.exists():
+                    missing = size_bytes - part.stat().st_size
+                    self.make_room(max(missing, 0), size_bytes, where)
+                    download(part)
+                    part.replace(path)
+                else:
+                    part.unlink(missing_ok=True)
+
+    def make_room(self, missing: int, size_bytes: int, where: str) -> None:
+        """Evicts until `missing` bytes fit the cache's budget.
+
+        Raises Skipped for a file beyond the cap, Unavailable where the disk or what is in use leaves no room.
+        """
+        check_room(size_bytes, self.cache, self.max_bytes, where, missing)
+        folder = self.cache / "weights"
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.cache / ".eviction.lock"):
+            files = sorted(_stats(folder), key=lambda found: found[1].st_mtime)
+            used = sum(stat.st_size for _, stat in files)
+            for path, stat in files:
+                if used + missing <= self._budget:
+                    return
+                file = _lock(path, fcntl.LOCK_EX, wait=False)
+                if file is not None:
+                    with file:
+                        path.unlink(missing_ok=True)
+                    used -= stat.st_size
+            if used + missing > self._budget:
+                raise Unavailable(
+                    f"{where} needs {show_size(missing)} more in the cache {self.cache}, where all "
+                    f"{show_size(used)} are in use and at most {show_size(self._budget)} may be. "
+                    "Pass a larger --cache-size, or fewer --workers."
+                )
+
+    def _path(self, sha256: str) -> Path:
+        return self.cache / "weights" / sha256[:2] / sha256
+
+
+def _stats(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            yield path, path.stat()
+
+
+def _lock(path: Path, how: int, *, wait: bool = True) -> IO[bytes] | None:
+    """The open and locked file; None where it is not there (any more), or is in use and not awaited."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    return None
+
+
+def _remove_unless_used(path: Path, file: IO[bytes]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # another scan reads it, and lets it go
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def fetched(source: Source, checkpoint: Checkpoint, downloads: DownloadCache) -> Iterator[LocalFiles]:
+    """The files of an inspected checkpoint, for as long as the block runs.
+
+    Raises Skipped and Unavailable as the source's `fetch` and `fetch_base` do.
+    """
+    assert checkpoint.base is not None, "only an inspected checkpoint is fetched"
+    with downloads, _scratch(downloads.cache) as into:
+        base = source.fetch_base(checkpoint.base, downloads)
+        yield LocalFiles(source.fetch(checkpoint, into, downloads), base)
+
+
+@contextlib.contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    """A folder of this scan's own. Its lock falls with its process, so that the next scan may clear it."""
+    scans = cache / "scans"
+    scans.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with locked(cache / ".scans.lock"):
+            for left in scans.iterdir():
+                with contextlib.suppress(BlockingIOError, OSError), locked(left / ".lock", wait=False):
+                    shutil.rmtree(left, ignore_errors=True)
+            name = held.enter_context(tempfile.TemporaryDirectory(dir=scans, ignore_cleanup_errors=True))
+            held.enter_context(locked(Path(name) / ".lock"))
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock file against other processes and threads; without `wait` raises BlockingIOError."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def check_room(size_bytes: int, folder: Path, max_bytes: int, where: str, missing: int | None = None) -> None:
+    """Raises Skipped for more than the cap, Unavailable where the disk has no room for what is missing."""
+    if size_bytes > max_bytes:
+        raise Skipped(
+            f"{where} is {show_size(size_bytes)}, and at most {show_size(max_bytes)} are fetched. "
+            "Pass a larger --max-download."
+        )
+    free = shutil.disk_usage(folder).free
+    if (size_bytes if missing is None else missing) + SPARE_BYTES > free:
+        raise Unavailable(
+            f"{where} is {show_size(size_bytes)}, and the disk of {folder} has {show_size(free)} free. "
+            "Make room there, or name another cache."
+        )
+
+
+def check_sha256(actual: str, listed: str | None, where: str) -> None:
+    """Raises Unavailable where bytes are not those that were listed. Without a listed SHA256 all pass."""
+    if listed is not None and actual != listed:
+        raise Unavailable(
+            f"{where} is not what was listed: its SHA256 is {actual[:12]}..., listed was {listed[:12]}.... "
+            "It was not opened; the next crawl lists and fetches it again."
+        )

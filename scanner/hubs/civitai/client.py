@@ -1,0 +1,233 @@
+"""The requests that are made to Civitai: a page of the listing, a version, a file or the start of one.
+
+The token goes along with downloads alone, in a header, to Civitai's own host: the redirect to the store of
+signed addresses loses it. Answers are strangers' data: bodies are read up to a cap, a download up to the
+told size, and an answer counts as weights only where its status, its type and its length say so.
+
+Raises Skipped for what is not offered, Unavailable for no answer, SourceError while listing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
+from scanner.hashing import sha256_of
+from scanner.hubs import http
+from scanner.hubs.cache import check_sha256
+from scanner.hubs.civitai.files import text
+from scanner.hubs.http import AddressRefused, RetryPolicy, TransientError
+from scanner.hubs.huggingface.entries import UNKNOWN_TIME, when
+from scanner.hubs.remote import Start
+from scanner.text import first_line
+
+DEFAULT_ENDPOINT = "https://civitai.com"
+Params = list[tuple[str, str | int | float | bool | None]]  # as the client takes it
+TOKENS = ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN")
+MAX_JSON_BYTES = 32_000_000  # of one page; a hundred models with all their versions are a few megabytes
+MAX_ERROR_BYTES = 10_000
+DOWNLOAD = RetryPolicy(faults=10)  # a download goes on where it broke
+
+
+class CivitaiClient:
+    """Civitai at one endpoint: CIVITAI_ENDPOINT as it is now, or civitai.com. Opens nothing when made."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self.endpoint = http.trust(endpoint or os.environ.get("CIVITAI_ENDPOINT") or DEFAULT_ENDPOINT)
+        self.host = urlsplit(self.endpoint).netloc
+        self._limited = urlsplit(self.endpoint).hostname or ""  # who limits: a host's ports are one
+        token = _token()
+        self._login = {"Authorization": f"Bearer {token}"} if token else {}
+
+    @cached_property
+    def _session(self) -> httpx2.Client:
+        return http.new_session()
+
+    def page(self, query: Params) -> dict[str, Any]:
+        """One page of the models: its `items`, a list, and its `metadata`. Raises SourceError for none."""
+        try:
+            page = self._json("/api/v1/models", query, holds="items")
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise SourceError(
+                f"{self.endpoint} could not be listed: {first_line(error)}.\n"
+                "Check the network, or CIVITAI_ENDPOINT if it is set, and run the same command again."
+            ) from error
+        if page is None:
+            raise SourceError(f"{self.endpoint} does not answer like Civitai. Check CIVITAI_ENDPOINT.")
+        return page
+
+    def version(self, version_id: int, where: str) -> dict[str, Any]:
+        """A version's own page. Raises Skipped where it is not published any more."""
+        with self._explained(where):
+            version = self._json(f"/api/v1/model-versions/{version_id}")
+        if version is None:
+            raise Skipped(f"{where} is not published on {self.host} any more.")
+        return version
+
+    def version_of(self, digest: str, where: str) -> dict[str, Any] | None:
+        """The version that holds the file with that hash; None where none does. `where` asks for it."""
+        with self._explained(where):
+            return self._json(f"/api/v1/model-versions/by-hash/{digest}")
+
+    def read_start(self, version_id: int, query: Mapping[str, str], size: int, where: str) -> Start:
+        """The first `size` bytes of a version's file, or all where it is smaller, by one range request."""
+
+        def read() -> Start:
+            with self._weights(version_id, query, {"Range": f"bytes=0-{size - 1}"}, where) as response:
+                first, whole = http.content_extent(response)
+                if first != 0:
+                    raise TransientError(f"{self.host} answered with another part of the file")
+                start = Start(http.read_at_most(response, size), whole)
+            if not start.is_sound(size):
+                raise TransientError(f"the answer ended after {len(start.content):,} bytes")
+            return start
+
+        with self._explained(where):
+            return http.with_retries(read, self._limited)
+
+    def download(
+        self, version_id: int, query: Mapping[str, str], part: Path, size_bytes: int, sha256: str, where: str
+    ) -> None:
+        """Completes a partial file of a known size, and checks the SHA256 of all of it.
+
+        A file that is not what was listed is removed.
+        """
+
+        @contextmanager
+        def ask(start: int) -> Iterator[httpx2.Response]:
+            wanted = {"Range": f"bytes={start}-"} if start else {}
+            with self._weights(version_id, query, wanted, where) as response:
+                whole = http.content_extent(response)[1]
+                if whole not in (None, size_bytes):
+                    part.unlink(missing_ok=True)
+                    raise Unavailable(
+                        f"{where} has {whole:,} bytes, and {size_bytes:,} were listed. It was not "
+                        "fetched; the next crawl lists it again."
+                    )
+                yield response
+
+        with self._explained(where):
+            http.complete_download(part, size_bytes, where, ask, self._limited, DOWNLOAD)
+        if (found := sha256_of(part)) != sha256:
+            part.unlink()
+            check_sha256(found, sha256, where)
+
+    def _json(self, path: str, query: Params | None = None, holds: str = "id") -> dict[str, Any] | None:
+        """An object that has the field `holds`; None for a 404."""
+
+        def read() -> dict[str, Any] | None:
+            with self._stream(path, query or [], {}) as response:
+                http.check_status(response)
+                if response.status_code == 404:
+                    return None
+                if response.status_code != 200:
+                    raise httpx2.HTTPError(f"{self.host} answered {response.status_code}{_words(response)}")
+                try:
+                    value = json.loads(http.read_at_most(response, MAX_JSON_BYTES))
+                except (ValueError, RecursionError) as error:  # a page of HTML, or half an answer
+                    raise TransientError(f"{self.host} answered with no JSON") from error
+                if not isinstance(value, dict) or holds not in value:
+                    raise TransientError(f"{self.host} does not answer like Civitai")
+                return value
+
+        return http.with_retries(read, self._limited)
+
+    @contextmanager
+    def _stream(self, path: str, query: Params, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        try:
+            request = self._session.build_request("GET", self.endpoint + path, params=query, headers=headers)
+            response = self._session.send(request, stream=True)
+        except AddressRefused as error:  # Civitai's own doing, which is no cause of the entry's
+            raise TransientError(first_line(error)) from error
+        try:
+            yield response
+        finally:
+            response.close()
+
+    @contextmanager
+    def _weights(
+        self, version_id: int, query: Mapping[str, str], headers: Mapping[str, str], where: str
+    ) -> Iterator[httpx2.Response]:
+        """An answer that holds weights. Every other answer has its own error."""
+        headers = {"Accept-Encoding": "identity", **headers, **self._login}
+        with self._stream(f"/api/download/models/{version_id}", list(query.items()), headers) as response:
+            http.check_status(response)
+            if response.url.origin == httpx2.URL(self.endpoint).origin:
+                self._check_offer(response, where)
+            elif response.status_code == 416:
+                raise Skipped(f"{where} is empty, or has fewer bytes than were listed; it was not fetched.")
+            elif response.status_code >= 400:  # a signed address that has run out: ask for a new one
+                raise TransientError(f"{response.url.host} answered {response.status_code}")
+            kind = response.headers.get("Content-Type", "").lower()
+            if response.status_code not in (200, 206) or kind.startswith(("text/", "application/json")):
+                raise TransientError(f"{response.url.host} answered with a page where weights were asked for")
+            yield response
+
+    def _check_offer(self, response: httpx2.Response, where: str) -> None:
+        """Raises what Civitai's own answer to a download means, other than the weights."""
+        status = 401 if response.url.path.startswith("/login") else response.status_code
+        if status == 401:
+            raise Skipped(
+                f"{where} cannot be downloaded with this {TOKENS[0]}: its author has disabled downloads, or "
+                "the token is not valid any more."
+                if self._login
+                else f"{where} asks for a login before it can be downloaded, or its downloads are disabled. "
+                f"Set {TOKENS[0]} to an API key of your Civitai account."
+            )
+        words = _words(response) if status >= 400 else ""
+        if status == 403 and words not in ("", " (Forbidden)"):  # which is said to addresses, not of entries
+            raise Skipped(f"{where} is not offered to you by {self.host}{words}.")
+        if status == 404:
+            raise Unavailable(
+                f"{where} could not be found on {self.host} just now. The next crawl tries again."
+            )
+        if status == 410:
+            raise Skipped(f"{where} was archived by its author, so its files cannot be had.")
+        if status >= 400:
+            raise httpx2.HTTPError(f"{self.host} answered {status}{words}")
+
+    @contextmanager
+    def _explained(self, where: str) -> Iterator[None]:
+        """Turns the client's errors about one entry into ours."""
+        try:
+            yield
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            raise Unavailable(
+                f"{where} could not be fetched from {self.host}: {first_line(error)}. "
+                "The next crawl tries again."
+            ) from error
+
+
+def _token() -> str | None:
+    """The token that the surroundings name. Raises ConfigError for one that no header can hold."""
+    name = next((n for n in TOKENS if os.environ.get(n, "").strip()), None)
+    if name is None:
+        return None
+    token = os.environ[name].strip()
+    if not re.fullmatch(r"[!-~]{1,500}", token):
+        raise ConfigError(f"{name} holds characters that no API key has. Copy the key again, on one line.")
+    return token
+
+
+def _words(response: httpx2.Response) -> str:
+    """What an error's JSON says, to put behind a sentence; "" for none."""
+    try:
+        told = json.loads(http.read_at_most(response, MAX_ERROR_BYTES))
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(told, dict):
+        return ""
+    words = [w for w in (text(told.get("error"), 100), text(told.get("message"), 200)) if w]
+    deadline = when(told.get("deadline"))
+    words += [f"until {deadline:%Y-%m-%d}"] if deadline != UNKNOWN_TIME else []
+    return f" ({', '.join(words).rstrip('. ')})" if words else ""

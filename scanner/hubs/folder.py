@@ -1,0 +1,237 @@
+"""A local tree of checkpoints as a source: diffusers folders, loose weight files, and the cards beside them.
+
+Nothing is copied: a fetched checkpoint is the file or folder itself, checked once more against what was
+listed. Links are followed for files, not for folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from finextract.errors import CheckpointError
+from finextract.metadata.cards import Card, parse_card
+from finextract.weights.formats import PICKLE_SUFFIXES, read_header
+from scanner.errors import Skipped, SourceError, Unavailable
+from scanner.hashing import sha256_of
+from scanner.hubs.base import Query, local_base
+from scanner.hubs.cache import BaseFiles, DownloadCache, check_sha256
+from scanner.hubs.huggingface.entries import UNKNOWN_TIME, placeholder_id
+from scanner.hubs.inspection import base_hint, refine, refine_unread
+from scanner.hubs.layout import COMPONENTS, DENOISERS, INTERMEDIATE, NO_WEIGHTS, Layout, is_safe, layouts
+from scanner.hubs.pickles import scannable
+from scanner.records import Checkpoint, identify, now
+from scanner.text import printable
+from scanner.units import show_size
+
+MAX_SMALL_FILE = 1_000_000  # bytes of a card or a configuration file
+MAX_SIZE = 1 << 50
+SIDECAR_FILES = ("hparams.yml", "args.json", "train.sh", "config.yaml")  # tell of the training
+
+
+class FolderSource:
+    """The checkpoints below a folder. `base` is the base of all of them, whatever their cards tell."""
+
+    def __init__(self, path: Path, base: str | None = None, *, allow_pickle: bool = False) -> None:
+        self.root = path.expanduser().absolute()
+        self.name = f"folder:{self.root}"
+        self.position: dict[str, str] = {}  # a folder is walked from its start
+        self._listed: dict[str, str] = {}  # SHA256 of a file that was listed -> its path
+        self._base, self._allow_pickle = local_base(base), allow_pickle
+        if not self.root.is_dir():
+            raise SourceError(
+                f"--source folder:{path} is no folder. Pass the folder that holds the checkpoints."
+            )
+
+    def list(self, query: Query) -> Iterator[Checkpoint]:
+        """The checkpoints, each read once for its SHA256. See `Source.list`.
+
+        Large files come first, for the base of a smaller one may be among them.
+        """
+        places = sorted(self._walk(), key=_weight, reverse=True)
+        found = (self._checkpoint(*place) for place in places)
+        wanted = (c for c in found if query.since is None or (c.created_at or UNKNOWN_TIME) >= query.since)
+        return islice(wanted, max(query.limit, 0))
+
+    def _walk(self) -> Iterator[tuple[Path, Layout]]:
+        """Every checkpoint: the folder that it is in, and its place there."""
+        for place, folders, names in os.walk(self.root, onerror=self._unreadable):
+            folder = Path(place)
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            parts = [f"{f}/{name}" for f in folders if f in COMPONENTS for name in _names(folder / f)]
+            found = layouts([*names, *parts])
+            whole = [f for f in found if not f.file or "/" in f.file]
+            if whole:
+                folders.clear()
+                yield folder, whole[0]
+                continue
+            weights = sorted(n for n in names if Path(n).suffix.lower() in {".safetensors", *PICKLE_SUFFIXES})
+            for name in (n for n in weights if is_safe(n) and not NO_WEIGHTS.fullmatch(n)):
+                pickled = not name.endswith(".safetensors")
+                hashed = not pickled or self._allow_pickle
+                yield folder, Layout(name, {name: name} if hashed else {}, pickled)
+            if weights:  # what a training run saved on its way is no checkpoint of its own
+                folders[:] = [f for f in folders if not INTERMEDIATE.fullmatch(f)]
+
+    def _unreadable(self, error: OSError) -> None:
+        if Path(error.filename) == self.root:
+            raise SourceError(f"{self.root} cannot be read: {error.strerror}.") from error
+
+    def _checkpoint(self, folder: Path, layout: Layout) -> Checkpoint:
+        repo = folder.relative_to(self.root).as_posix()
+        card = _card(folder, layout.file)
+        try:
+            hashes = [(path, sha256_of(folder / path)) for path in layout.weights]
+            sizes = {path: (folder / path).stat().st_size for path in layout.weights}
+            created = datetime.fromtimestamp((folder / layout.file).stat().st_mtime, UTC)
+        except OSError:  # inspect tries again, and tells
+            hashes, sizes, created = [], {}, None
+        if layout.file and hashes:
+            self._listed[hashes[0][1]] = str(folder / layout.file)
+        return Checkpoint(
+            checkpoint_id=identify(hashes) if hashes else placeholder_id(self.name, repo, "", layout.file),
+            source=self.name,
+            repo=printable(repo, 500),
+            revision="",
+            file=layout.file,
+            url=(folder / layout.file).as_uri(),
+            sha256=hashes[0][1] if hashes and layout.file else None,
+            size_bytes=min(sum(sizes.values()), MAX_SIZE),
+            kind="unknown",
+            family="unknown",
+            base=self._base or card.base_model,
+            caption=card.instance_prompt,
+            num_train_images=None,
+            license=card.license,
+            created_at=created,
+            listed_at=now(),
+            raw=json.dumps(
+                {"path": repo, "weights": dict(hashes), "sizes": sizes, "pickled": layout.pickled}
+            ),
+        )
+
+    def coverage(self) -> str:
+        """Nothing is told. See `Source.coverage`."""
+        return ""
+
+    def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Reads the header, the card and a configuration file. See `Source.inspect`."""
+        entry = json.loads(checkpoint.raw)
+        folder, where = self.root / entry["path"], f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
+        side = {name: _read_small(folder / name) for name in SIDECAR_FILES}
+        card = _card(folder, checkpoint.file)
+        hint = None
+        for name in ("adapter_config.json", "unet/config.json"):
+            hint = hint or base_hint(_small_json(folder / name))
+        if entry["pickled"] and self._allow_pickle:
+            return refine_unread(checkpoint, card, hint=hint, base=self._base, side=side)
+        if entry["pickled"]:
+            raise Skipped(
+                f"{where} is a pickle, which can run code when it is opened; it was not opened. "
+                "Convert it to safetensors, ask its author for that, or see --allow-pickle."
+            )
+        denoiser = checkpoint.file or next((p for p in entry["weights"] if p.startswith(DENOISERS)), "")
+        try:
+            header = read_header(folder / denoiser)
+        except CheckpointError as error:
+            raise Skipped(f"{checkpoint.repo}: {error}") from error
+        except OSError as error:
+            raise Unavailable(
+                f"{where} cannot be read: {error.strerror}. The next crawl tries again."
+            ) from error
+        return refine(
+            checkpoint,
+            header,
+            card,
+            hint=hint,
+            base=self._base,
+            base_by_hash=self._base_beside,
+            side=side,
+        )
+
+    def _base_beside(self, sha256: str) -> str | None:
+        """The file of the tree that is the base, if it has been listed."""
+        return self._listed.get(sha256)
+
+    def fetch(self, checkpoint: Checkpoint, into: Path, downloads: DownloadCache) -> Path:
+        """The file or folder where it is. See `Source.fetch`; nothing is written."""
+        entry = json.loads(checkpoint.raw)
+        folder = self.root / str(entry["path"])
+        if checkpoint.size_bytes > downloads.max_bytes:
+            raise Skipped(
+                f"{checkpoint.repo} is {show_size(checkpoint.size_bytes)}, at most "
+                f"{show_size(downloads.max_bytes)} are read. Pass a larger --max-download."
+            )
+        try:
+            for path, sha256 in entry["weights"].items():
+                check_sha256(sha256_of(folder / path), sha256, str(folder / path))
+        except OSError as error:
+            raise Unavailable(
+                f"{folder} cannot be read: {error.strerror}. The next crawl tries again."
+            ) from error
+        if entry["pickled"]:
+            name = checkpoint.file
+            return scannable(folder / name, into, name, f"{checkpoint.repo}/{name}")
+        return folder / checkpoint.file
+
+    def fetch_base(self, base: str, downloads: DownloadCache) -> BaseFiles:
+        """The local base, or the one of that name on the hub. See `Source.fetch_base`."""
+        from scanner.hubs.huggingface.source import HuggingFaceSource
+
+        return HuggingFaceSource().fetch_base(base, downloads)
+
+
+def _weight(place: tuple[Path, Layout]) -> int:
+    """Bytes of a loose weight file; 0 for a folder, which is nothing's base by its hash."""
+    folder, layout = place
+    try:
+        return (folder / layout.file).stat().st_size if layout.file else 0
+    except OSError:
+        return 0
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _read_small(path: Path) -> str:
+    """The text of a small file; empty where it is missing or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SMALL_FILE).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _card(folder: Path, file: str) -> Card:
+    """The card in README.md; its caption else from what A1111 or a download tool left beside the file."""
+    card = parse_card(_read_small(folder / "README.md"))
+    if card.instance_prompt or not file:
+        return card
+    beside = (folder / file).with_suffix("")
+    words = _small_json(beside.with_name(f"{beside.name}.json")).get("activation text")
+    told = _small_json(beside.with_name(f"{beside.name}.civitai.info")).get("trainedWords")
+    if not (isinstance(words, str) and words.strip()) and isinstance(told, list):
+        words = ", ".join(dict.fromkeys(w.strip(" ,") for w in told if isinstance(w, str)))
+    return (
+        replace(card, instance_prompt=printable(words.strip(), 1_000) or None)
+        if isinstance(words, str)
+        else card
+    )
+
+
+def _small_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_small(path) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

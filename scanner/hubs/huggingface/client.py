@@ -1,0 +1,188 @@
+"""The four requests that are made to a HuggingFace Hub, through the huggingface_hub client's own session.
+
+Its session is `scanner.hubs.http`'s guarded one; its headers bring the token, its errors tell what a status
+means. The reading is bounded here, because the hub's answers are strangers' data: a listing page, a small
+file or a header is read up to a cap, a download up to the listed size.
+
+Raises Skipped for what is gone, private or gated, Unavailable for no answer, SourceError while listing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx2
+from huggingface_hub import get_session, set_client_factory
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not exported for mypy
+    build_hf_headers,
+    hf_raise_for_status,
+)
+
+from scanner.errors import Skipped, SourceError, Unavailable
+from scanner.hashing import sha256_of
+from scanner.hubs import http
+from scanner.hubs.cache import check_sha256
+from scanner.hubs.remote import Start
+from scanner.text import first_line
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+MAX_JSON_BYTES = 64_000_000  # of one page or one repository's info
+
+set_client_factory(http.new_session)
+
+
+class HubClient:
+    """A hub at one endpoint: HF_ENDPOINT as it is now, or huggingface.co. Cheap to make; opens nothing."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self.endpoint = http.trust(endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
+        self.host = urlsplit(self.endpoint).netloc
+        self._limited = urlsplit(self.endpoint).hostname or ""  # who limits: a host's ports are one
+        self._headers = build_hf_headers(
+            library_name="finextract-scanner", library_version=version("finextract-scanner")
+        )
+
+    def listing(
+        self, filters: tuple[str, ...], expand: tuple[str, ...], page_size: int, order: str,
+        start: str | None = None,
+    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:  # fmt: skip
+        """The models with all those tags, newest first by `order`: each page's address and its raw entries.
+
+        `start` is the address of a page to begin at, as an earlier listing told it.
+        """
+        query = {"filter": filters, "expand": expand, "sort": order, "limit": page_size}
+        url: str | None = str(httpx2.URL(f"{self.endpoint}/api/models", params=query))
+        if start is not None and urlsplit(start)[:2] == urlsplit(self.endpoint)[:2]:
+            url = start
+        while url is not None:
+            try:
+                page, links = self._read_json(url, list)
+            except (httpx2.HTTPError, httpx2.InvalidURL, OSError, Skipped) as error:
+                raise SourceError(
+                    f"{self.endpoint} could not be listed: {first_line(error)}.\n"
+                    "Check the network, or HF_ENDPOINT if it is set, and run the same command again."
+                ) from error
+            yield url, [entry for entry in page if isinstance(entry, dict)]
+            url = links.get("next", {}).get("url")  # it holds the query
+            if url is not None and urlsplit(url)[:2] != urlsplit(self.endpoint)[:2]:
+                raise SourceError(
+                    f"{self.endpoint} sends its listing on to another host, which is not followed."
+                )
+
+    def info(self, repo: str, revision: str | None) -> dict[str, Any]:
+        """A repository's raw entry at a commit (or the newest), its files with sizes and SHA256."""
+        url = f"{self.endpoint}/api/models/{repo}" + (
+            f"/revision/{quote(revision, safe='')}" if revision else ""
+        )
+        with self._explained(repo):
+            entry: dict[str, Any] = self._read_json(f"{url}?blobs=true", dict)[0]
+            return entry
+
+    def read_start(self, repo: str, revision: str, path: str, size: int) -> Start:
+        """The first `size` bytes of a file, or all where it is smaller, by one range request."""
+        url = self._file_url(repo, revision, path)
+        headers = {"Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
+
+        def read() -> Start:
+            with self._stream(url, headers) as response:
+                kind = response.headers.get("Content-Type", "").lower()
+                if kind.startswith("text/html") or (
+                    kind.startswith("application/json") and not path.endswith(".json")
+                ):
+                    raise http.TransientError(f"{self.host} answered with a page where {path} was asked for")
+                told = [*(r.headers for r in response.history), response.headers]
+                linked = next((h for h in told if "X-Linked-Etag" in h), response.headers)
+                sha256 = linked.get("X-Linked-Etag", "").strip('"')
+                length = linked.get("X-Linked-Size", "")
+                start = Start(
+                    http.read_at_most(response, size),
+                    int(length) if re.fullmatch(r"\d{1,15}", length) else http.content_extent(response)[1],
+                    sha256 if re.fullmatch("[0-9a-f]{64}", sha256) else None,
+                )
+            if not start.is_sound(size):
+                raise http.TransientError(f"{path} came damaged from {self.host}")
+            return start
+
+        with self._explained(repo):
+            return http.with_retries(read, self._limited)
+
+    def download(
+        self, repo: str, revision: str, path: str, part: Path, size_bytes: int, sha256: str | None
+    ) -> None:
+        """Completes a partial file of a known size, and checks the SHA256 of all of it.
+
+        A file that is not what was listed is removed.
+        """
+
+        def ask(start: int) -> AbstractContextManager[httpx2.Response]:
+            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+            return self._stream(self._file_url(repo, revision, path), headers)
+
+        with self._explained(repo):
+            http.complete_download(part, size_bytes, f"{repo}/{path}", ask, self._limited)
+        if sha256 is not None and (found := sha256_of(part)) != sha256:
+            part.unlink()
+            check_sha256(found, sha256, f"{repo}/{path}")
+
+    def _file_url(self, repo: str, revision: str, path: str) -> str:
+        return f"{self.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+
+    @contextmanager
+    def _stream(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        with get_session().stream("GET", url, headers={**self._headers, **headers}) as response:
+            http.check_status(response)
+            hf_raise_for_status(response)
+            yield response
+
+    def _read_json(self, url: str, kind: type) -> tuple[Any, dict[str | None, dict[str, str]]]:
+        """A JSON answer of that kind, and its Link header. What is no such answer is asked for again."""
+
+        def read() -> tuple[Any, dict[str | None, dict[str, str]]]:
+            with self._stream(url, {}) as response:
+                content, links = http.read_at_most(response, MAX_JSON_BYTES), response.links
+            try:
+                value = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise http.TransientError(f"{self.host} answers, but not like a HuggingFace Hub") from error
+            if not isinstance(value, kind):
+                raise http.TransientError(f"{self.host} answers, but not like a HuggingFace Hub")
+            return value, links
+
+        return http.with_retries(read, self._limited)
+
+    @contextmanager
+    def _explained(self, repo: str) -> Iterator[None]:
+        """Turns the client's errors about one repository into ours."""
+        try:
+            yield
+        except GatedRepoError as error:
+            raise Skipped(
+                f"{repo} is gated: accept its terms at {self.endpoint}/{repo}, then set HF_TOKEN."
+            ) from error
+        except (
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+            EntryNotFoundError,
+            DisabledRepoError,
+        ) as error:
+            raise Skipped(f"{repo} is not on {self.host} any more, or is private, or lost a file.") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RecursionError) as error:
+            raise Unavailable(
+                f"{repo} could not be fetched from {self.host}: {first_line(error)}. "
+                "The next crawl tries again."
+            ) from error

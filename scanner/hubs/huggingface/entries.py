@@ -1,0 +1,175 @@
+"""A hub's raw entry as records. Every field is a stranger's: a wrong type counts as missing, text loses what
+cannot be printed, and numbers are held in bounds. Never raises for what an entry holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from finextract.metadata.cards import card_from
+from scanner.hubs.base import is_repo
+from scanner.hubs.layout import SIDE, Layout, is_safe, layouts, pipeline_configs
+from scanner.records import Checkpoint, InspectionStatus, identify, now
+from scanner.text import printable
+
+MAX_FILES = 20_000  # of one repository; the rest is not looked at
+MAX_SIZE = 1 << 50  # bytes; a larger number is nonsense
+CONCEPT_IMAGES = re.compile(r"concept_images/[^/]+\.(?:png|jpe?g|webp)", re.IGNORECASE)
+KEPT = ("id", "sha", "author", "gated", "disabled", "createdAt", "lastModified", "library_name",
+        "pipeline_tag", "tags", "cardData", "config")  # fmt: skip
+MAX_KEPT_CHARS = 100_000  # of one field in `raw`
+UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """What a hub tells of one file."""
+
+    size: int | None = None  # bytes
+    sha256: str | None = None  # 64 hex digits; files stored in git itself have none
+
+
+def remote_files(entry: Mapping[str, Any]) -> dict[str, Remote]:
+    """The files of an entry whose names are safe, by name."""
+    siblings = entry.get("siblings")
+    files: dict[str, Remote] = {}
+    for sibling in siblings[:MAX_FILES] if isinstance(siblings, list) else ():
+        if isinstance(sibling, dict) and is_safe(path := sibling.get("rfilename")):
+            lfs = sibling.get("lfs")
+            lfs = lfs if isinstance(lfs, dict) else {}
+            files[path] = Remote(_size(sibling.get("size", lfs.get("size"))), _sha256(lfs.get("sha256")))
+    return files
+
+
+def with_files(entry: Mapping[str, Any], told: Mapping[str, Remote]) -> dict[str, Any]:
+    """The entry with the sizes and hashes of the files that are told of, in the hub's own form."""
+    siblings = entry.get("siblings")
+    known = []
+    for sibling in siblings if isinstance(siblings, list) else ():
+        remote = told.get(str(sibling.get("rfilename"))) if isinstance(sibling, dict) else None
+        if remote is not None:
+            lfs = {} if remote.sha256 is None else {"lfs": {"sha256": remote.sha256, "size": remote.size}}
+            sibling = {"rfilename": sibling["rfilename"], "size": remote.size, **lfs}
+        known.append(sibling)
+    return {**entry, "siblings": known}
+
+
+def make_checkpoints(
+    entry: Mapping[str, Any], source: str, endpoint: str, *, allow_pickle: bool = False
+) -> list[Checkpoint]:
+    """A record for each checkpoint of a repository; one that stands for the entry where it holds none."""
+    files = remote_files(entry)
+    found: list[Layout | None] = [*layouts(files)] if is_repo(_string(entry.get("id"))) else []
+    return [_checkpoint(entry, files, layout, source, endpoint, allow_pickle) for layout in found or [None]]
+
+
+def _checkpoint(
+    entry: Mapping[str, Any],
+    files: dict[str, Remote],
+    layout: Layout | None,
+    source: str,
+    endpoint: str,
+    allow_pickle: bool,
+) -> Checkpoint:
+    repo = printable(_string(entry.get("id")) or "(an entry without a name)", 200)
+    revision = commit_of(entry) or ""
+    file = layout.file if layout else ""
+    weights = [(path, files[path]) for path in layout.weights] if layout else []
+    hashes = [(path, remote.sha256) for path, remote in weights if remote.sha256 is not None]
+    identified = bool(hashes) and len(hashes) == len(weights)
+    card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
+    page = f"/blob/{revision}/{file}" if file else f"/tree/{revision}"
+    created = when(entry.get("createdAt"))
+    reason = _ruled_out(entry, repo, revision, layout, allow_pickle)
+    return Checkpoint(
+        checkpoint_id=identify(hashes) if identified else placeholder_id(source, repo, revision, file),
+        source=source,
+        repo=repo,
+        revision=revision,
+        file=file,
+        url=f"{endpoint}/{repo}{page if revision else ''}",
+        sha256=hashes[0][1] if identified and file else None,
+        size_bytes=min(sum(remote.size or 0 for _, remote in weights), MAX_SIZE),
+        kind="unknown",
+        family="unknown",
+        base=card.base_model,
+        caption=card.instance_prompt,
+        num_train_images=None,
+        license=card.license,
+        created_at=None if created == UNKNOWN_TIME else created,
+        listed_at=now(),
+        raw=_raw(entry, layout),
+        inspection_status=InspectionStatus.SKIPPED if reason else InspectionStatus.UNKNOWN,
+        reason=reason,
+        public_images=sum(1 for path in files if CONCEPT_IMAGES.fullmatch(path)),
+    )
+
+
+def _ruled_out(
+    entry: Mapping[str, Any], repo: str, revision: str, layout: Layout | None, allow_pickle: bool
+) -> str:
+    """Why an entry cannot be scanned, as far as the listing tells; "" where nothing speaks against it."""
+    if entry.get("disabled") is True:
+        return f"{repo} was disabled by its hub."
+    if not is_repo(repo) or not revision:
+        return f"{repo} has no name or no commit that could be fetched from a hub."
+    if layout is None:
+        return f"{repo} holds no weights: no safetensors, and no pickle either."
+    if layout.pickled and not allow_pickle:
+        return (
+            f"{repo} holds its weights as a pickle ({layout.file}), which can run code when "
+            "it is opened; it was not opened. Ask its author for safetensors, or see --allow-pickle."
+        )
+    return ""
+
+
+def placeholder_id(source: str, repo: str, revision: str, file: str) -> str:
+    """The id of an entry whose weights have no known SHA256, so that it can be told from others."""
+    return hashlib.sha256("\n".join(("unidentified", source, repo, revision, file)).encode()).hexdigest()
+
+
+def commit_of(entry: Mapping[str, Any]) -> str | None:
+    """The commit that an entry names, 40 or 64 hex digits."""
+    sha = entry.get("sha")
+    return sha if isinstance(sha, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", sha) else None
+
+
+def _raw(entry: Mapping[str, Any], layout: Layout | None) -> str:
+    """The entry as JSON: the fields that describe the model, and those of its files that a scan could use."""
+    kept = {k: entry[k] for k in KEPT if k in entry and len(json.dumps(entry[k])) <= MAX_KEPT_CHARS}
+    siblings = entry.get("siblings")
+    siblings = [s for s in siblings if isinstance(s, dict)] if isinstance(siblings, list) else []
+    weights = layout.weights if layout else {}
+    names = [str(s.get("rfilename")) for s in siblings]
+    useful = {*weights, *pipeline_configs(names), "adapter_config.json", layout.file if layout else ""}
+    useful |= {name for name in names if SIDE.fullmatch(name)}
+    return json.dumps(
+        kept | {"siblings": [s for s, name in zip(siblings, names, strict=True) if name in useful]}
+    )
+
+
+def when(value: object) -> datetime:
+    """A time as a hub tells it, UTC; 1970 where it tells none that can be read."""
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else UNKNOWN_TIME
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return UNKNOWN_TIME
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _size(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value <= MAX_SIZE else None
+
+
+def _sha256(value: object) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else None

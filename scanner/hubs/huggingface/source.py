@@ -1,0 +1,336 @@
+"""HuggingFace as a source: fine-tunes of Stable Diffusion among the models of a hub.
+
+A listed entry is one checkpoint of one repository, pinned to the commit that the listing names. Listing costs
+one request a page. Inspecting costs one or two range reads, whose answer tells a file's size and SHA256 too,
+and for a pipeline of several files one request more. HF_ENDPOINT names another hub, HF_TOKEN opens what is
+gated.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from finextract.errors import CheckpointError
+from finextract.metadata.cards import Card, card_from
+from finextract.weights.formats import read_header
+from scanner.errors import Skipped
+from scanner.hubs.base import Query, is_repo, local_base
+from scanner.hubs.base_models import SD15
+from scanner.hubs.cache import BaseFiles, DownloadCache, check_room, locked
+from scanner.hubs.huggingface.client import HubClient
+from scanner.hubs.huggingface.entries import (
+    CONCEPT_IMAGES,
+    Remote,
+    commit_of,
+    make_checkpoints,
+    remote_files,
+    when,
+    with_files,
+)
+from scanner.hubs.inspection import base_hint, check_base, refine, refine_unread
+from scanner.hubs.layout import (
+    COMPONENTS,
+    SIDE,
+    TUNED,
+    Layout,
+    layouts,
+    pipeline_configs,
+    pipeline_weights,
+)
+from scanner.hubs.pickles import scannable
+from scanner.hubs.remote import read_header as read_remote_header
+from scanner.records import Checkpoint, InspectionStatus, identify
+
+RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
+BASES = (
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-v1-5",
+    "CompVis/stable-diffusion-v1-4",
+)
+# Tags that find fine-tunes of image models: as the trainers and people's own uploads set them, and as the hub
+# relates them to the bases that can be scanned. An entry that several find is listed once.
+FILTERS = (
+    ("lora", "text-to-image"),
+    ("lora", "stable-diffusion"),
+    ("dreambooth",),
+    ("diffusers-training",),
+    ("diffusers:StableDiffusionPipeline",),
+    *((f"base_model:{relation}:{base}",) for base in BASES for relation in RELATIONS),
+)
+EXPAND = ("author", "cardData", "config", "createdAt", "disabled", "gated", "lastModified", "library_name",
+          "pipeline_tag", "sha", "siblings", "tags")  # fmt: skip
+PAGE_SIZE = 200  # entries; with their files a page is a few megabytes
+MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file
+MAX_SIDECAR_FILES = 2  # that are read of what tells of a training
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A file to download."""
+
+    path: str  # in the repository
+    kept: str  # below the target folder
+    remote: Remote
+
+
+class HuggingFaceSource:
+    """The hub that HF_ENDPOINT names, or huggingface.co. `base` is that of the checkpoints that tell none."""
+
+    name = "hf"
+
+    def __init__(
+        self, base: str | None = None, endpoint: str | None = None, *, allow_pickle: bool = False
+    ) -> None:
+        self._default_base, self._allow_pickle = local_base(base), allow_pickle
+        self._hub = HubClient(endpoint)
+        self._bases: dict[str, dict[str, Any]] = {}  # entries of bases; each process asks once
+        self.position: dict[str, str] = {}  # query -> the page that its listing has come to
+
+    def list(self, query: Query) -> Iterator[Checkpoint]:
+        """The checkpoints of fine-tunes, newest repository first. See `Source.list`."""
+        return islice(self._list(query), max(query.limit, 0))
+
+    def _list(self, query: Query) -> Iterator[Checkpoint]:
+        """Several queries merged by time; what more than one finds comes once."""
+        page_size = min(query.limit, PAGE_SIZE)
+        order = "lastModified" if query.changed else "createdAt"
+        streams = [self._stream(tags, page_size, order) for tags in _tags(query)]
+        seen: set[str] = set()
+        for entry in heapq.merge(*streams, key=lambda e: when(e.get(order)), reverse=True):
+            if query.since is not None and when(entry.get(order)) < query.since:
+                return
+            repo = str(entry.get("id"))
+            if repo not in seen:
+                seen.add(repo)
+                yield from make_checkpoints(
+                    entry, self.name, self._hub.endpoint, allow_pickle=self._allow_pickle
+                )
+
+    def _stream(self, tags: tuple[str, ...], page_size: int, order: str) -> Iterator[dict[str, Any]]:
+        """One query's entries; of those that a page repeats or brings out of order, each as it comes."""
+        key = "&".join(tags)
+        for address, entries in self._hub.listing(tags, EXPAND, page_size, order, self.position.get(key)):
+            self.position[key] = address  # all before this page has been taken
+            yield from entries
+
+    def coverage(self) -> str:
+        """Nothing is told. See `Source.coverage`."""
+        return ""
+
+    def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Reads the header by range, a configuration where the card tells no base. See `Source.inspect`."""
+        if checkpoint.inspection_status is InspectionStatus.SKIPPED:
+            raise Skipped(checkpoint.reason)
+        repo, revision = checkpoint.repo, checkpoint.revision
+        entry, layout = self._layout(checkpoint)
+        card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
+        if layout.pickled:
+            return self._inspect_pickled(checkpoint, entry, card)
+        path, listed = layout.denoiser, remote_files(entry)[layout.denoiser]
+        read = partial(self._hub.read_start, repo, revision, path)
+        header, start = read_remote_header(read, f"{repo}/{path}", listed.size)
+        entry = with_files(entry, {path: Remote(header.size_bytes, start.sha256 or listed.sha256)})
+        files = remote_files(entry)
+        hashes = [(path, sha256) for path in layout.weights if (sha256 := files[path].sha256)]
+        if len(hashes) != len(layout.weights):
+            raise Skipped(f"{repo} does not tell the SHA256 of its weights, so they are not fetched.")
+        checkpoint = replace(
+            checkpoint,
+            checkpoint_id=identify(hashes),
+            sha256=hashes[0][1] if layout.file else None,
+            size_bytes=sum(files[path].size or 0 for path in layout.weights),
+            raw=json.dumps(entry),
+        )
+        hint, side = self._told_beside(checkpoint, files, card)
+        return refine(
+            checkpoint,
+            header,
+            card,
+            hint=hint,
+            default_base=self._default_base,
+            side=side,
+            family_default=True,
+        )
+
+    def _told_beside(
+        self, checkpoint: Checkpoint, files: dict[str, Remote], card: Card
+    ) -> tuple[str | None, dict[str, str]]:
+        """The base that a configuration names, where the card names none, and what tells of the training."""
+        repo, revision, hint = checkpoint.repo, checkpoint.revision, None
+        for path in ("adapter_config.json", "unet/config.json") if not is_repo(card.base_model) else ():
+            if path in files:
+                hint = hint or base_hint(self._small_json(repo, revision, path))
+        beside = [path for path in files if SIDE.fullmatch(path)][:MAX_SIDECAR_FILES]
+        return hint, {path: self._small(repo, revision, path).decode(errors="replace") for path in beside}
+
+    def _inspect_pickled(self, checkpoint: Checkpoint, entry: dict[str, Any], card: Card) -> Checkpoint:
+        """A pickle's size and SHA256; nothing of it is looked at before its gates."""
+        start = self._hub.read_start(checkpoint.repo, checkpoint.revision, checkpoint.file, 1)
+        if start.sha256 is None or start.size is None:
+            raise Skipped(
+                f"{checkpoint.repo} does not tell the SHA256 of its weights, so they are not fetched."
+            )
+        found = {checkpoint.file: Remote(start.size, start.sha256)}
+        checkpoint = replace(
+            checkpoint,
+            checkpoint_id=start.sha256,
+            sha256=start.sha256,
+            size_bytes=start.size,
+            raw=json.dumps(with_files(entry, found)),
+        )
+        hint, side = self._told_beside(checkpoint, remote_files(entry), card)
+        return refine_unread(checkpoint, card, hint=hint, default_base=self._default_base, side=side)
+
+    def _layout(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], Layout]:
+        """The checkpoint's entry with its files' sizes, and its place there. Raises Skipped for none."""
+        entry: dict[str, Any] = json.loads(checkpoint.raw)
+        found = layouts(remote_files(entry))
+        layout = next((f for f in found if f.file == checkpoint.file), found[0])
+        if not layout.file and any(remote_files(entry)[path].size is None for path in layout.weights):
+            entry = with_files(entry, remote_files(self._hub.info(checkpoint.repo, checkpoint.revision)))
+            if any(remote_files(entry).get(path, Remote()).size is None for path in layout.weights):
+                raise Skipped(
+                    f"{checkpoint.repo} does not tell the sizes of its files, so they are not fetched."
+                )
+        return entry, layout
+
+    def _small(self, repo: str, revision: str, path: str) -> bytes:
+        return self._hub.read_start(repo, revision, path, MAX_SMALL_FILE).content
+
+    def _small_json(self, repo: str, revision: str, path: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self._small(repo, revision, path))
+        except (ValueError, RecursionError):  # a stranger's broken file tells nothing
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def fetch(self, checkpoint: Checkpoint, into: Path, downloads: DownloadCache) -> Path:
+        """Downloads the weight file, or the pipeline's weights and configurations. See `Source.fetch`."""
+        entry, layout = self._layout(checkpoint)
+        files = remote_files(entry)
+        kept = layout.file.rpartition("/")[2] or "pipeline"
+        if layout.pickled:
+            wanted = [_Wanted(layout.file, kept, files[layout.file])]
+            self._download(checkpoint.repo, checkpoint.revision, wanted, into, downloads)
+            return scannable(into / kept, into, kept, f"{checkpoint.repo}/{layout.file}")
+        if layout.file:
+            wanted = [_Wanted(layout.file, kept, files[layout.file])]
+            if "adapter_config.json" in files:  # PEFT keeps a LoRA's alpha there
+                small = self._small_json(checkpoint.repo, checkpoint.revision, "adapter_config.json")
+                into.mkdir(parents=True, exist_ok=True)
+                (into / "adapter_config.json").write_text(json.dumps(small))
+        else:
+            wanted = _pipeline(files, f"{kept}/", TUNED)
+        self._download(checkpoint.repo, checkpoint.revision, wanted, into, downloads)
+        return into / kept
+
+    def fetch_base(self, base: str, downloads: DownloadCache) -> BaseFiles:
+        """A local base, or the pinned copy in the cache of one on the hub. See `Source.fetch_base`."""
+        path = Path(base)
+        if path.is_absolute() and not path.is_file():
+            return BaseFiles(path)
+        if path.is_absolute():
+            try:
+                check_base(read_header(path), base)
+            except CheckpointError as error:
+                raise Skipped(f"its base cannot be read: {error}") from error
+            return BaseFiles(self.fetch_base(SD15, downloads).folder, path)
+        if base not in self._bases:
+            try:
+                self._bases[base] = self._hub.info(base, None)
+            except Skipped as error:
+                raise Skipped(
+                    f"its base cannot be had: {error} Pass --base with another copy of it."
+                ) from error
+        entry = self._bases[base]
+        files = remote_files(entry)
+        wanted = _pipeline(files, "", COMPONENTS)
+        if "model_index.json" not in files or not pipeline_weights(files):
+            raise Skipped(
+                f"its base {base} is no diffusers pipeline with safetensors. Pass --base with one that is."
+            )
+        revision = commit_of(entry)
+        if revision is None:
+            raise Skipped(
+                f"its base {base} has no commit that could be fetched. Pass --base with another copy."
+            )
+        folder = downloads.cache / "bases" / base.replace("/", "--") / revision
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock"):
+            self._download(base, revision, wanted, folder, downloads, stays=True)
+        return BaseFiles(folder)
+
+    def fetch_train_images(self, repo: str, into: Path, max_bytes: int) -> tuple[Path, ...]:
+        """The training images that a repository publishes, as files below `into`; asked for by name alone.
+
+        Raises Skipped where it publishes none, or more than `max_bytes`, Unavailable for no answer.
+        """
+        entry = self._hub.info(repo, None)
+        images = {p: f for p, f in remote_files(entry).items() if CONCEPT_IMAGES.fullmatch(p)}
+        revision = commit_of(entry)
+        if not images or revision is None:
+            raise Skipped(f"{repo} publishes no training images (it has no concept_images/).")
+        into.mkdir(parents=True, exist_ok=True)
+        sizes = {path: remote.size or 0 for path, remote in images.items()}
+        check_room(sum(sizes.values()), into, max_bytes, f"{repo}/concept_images")
+        fetched = []
+        for path, remote in images.items():
+            target = into / path.rpartition("/")[2]
+            part = target.with_name(target.name + ".part")
+            self._hub.download(repo, revision, path, part, sizes[path], remote.sha256)
+            part.replace(target)
+            fetched.append(target)
+        return tuple(fetched)
+
+    def _download(
+        self,
+        repo: str,
+        revision: str,
+        wanted: Iterable[_Wanted],
+        into: Path,
+        downloads: DownloadCache,
+        *,
+        stays: bool = False,
+    ) -> None:
+        """Each file below `into`: weights as links into the cache, where they are held; small files whole."""
+        wanted = list(wanted)
+        if any(w.remote.size is None for w in wanted):
+            raise Skipped(f"{repo} does not tell the sizes of its files, so they are not fetched.")
+        downloads.cache.mkdir(parents=True, exist_ok=True)
+        check_room(sum(w.remote.size or 0 for w in wanted), downloads.cache, downloads.max_bytes, repo, 0)
+        for w in wanted:
+            target, size, sha256 = into / w.kept, w.remote.size or 0, w.remote.sha256
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if sha256 is None:
+                if stays and target.is_file() and target.stat().st_size == size:
+                    continue  # of the very commit that the folder is named after
+                part = target.with_name(target.name + ".part")
+                part.unlink(missing_ok=True)
+                self._hub.download(repo, revision, w.path, part, size, None)
+                part.replace(target)
+                continue
+            fetch = partial(self._hub.download, repo, revision, w.path, size_bytes=size, sha256=sha256)
+            file = downloads.get(sha256, size, f"{repo}/{w.path}", fetch, stays=stays)
+            target.unlink(missing_ok=True)
+            target.symlink_to(file.absolute())
+
+
+def _pipeline(files: dict[str, Remote], prefix: str, components: tuple[str, ...]) -> list[_Wanted]:
+    paths = {**{p: p for p in pipeline_configs(files)}, **pipeline_weights(files, components)}
+    return [_Wanted(path, prefix + kept, files[path]) for path, kept in paths.items()]
+
+
+def _tags(query: Query) -> list[tuple[str, ...]]:
+    """The tags of each listing that a query needs."""
+    asked = [query.filters] if query.filters else list(FILTERS)
+    if query.base_model is None:
+        return asked
+    bases = [f"base_model:{relation}:{query.base_model}" for relation in RELATIONS]
+    return [(*query.filters, base) for base in bases]

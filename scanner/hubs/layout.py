@@ -1,0 +1,110 @@
+"""What in a repository is a checkpoint. Works on file names alone; opens nothing.
+
+A checkpoint is a diffusers pipeline folder, or one file of weights at the top, or a lone UNet. Names come
+from strangers: only those that stay inside their repository are looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TypeGuard
+
+from finextract.weights.formats import PICKLE_SUFFIXES
+
+DENOISERS = ("unet", "transformer")
+TUNED = (*DENOISERS, "text_encoder")  # what fine-tuning changes
+COMPONENTS = (*TUNED, "vae")
+# Weights of a pipeline's component: NAME[.VARIANT][-SHARD].safetensors
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(?:\.(\w+))?(-\d{5}-of-\d{5})?\.safetensors")
+_CONFIG = re.compile(
+    r"model_index\.json|"
+    r"(?:unet|transformer|text_encoder|vae)/(?:config\.json|\w+\.safetensors\.index\.json)|"
+    r"scheduler/\w+\.json|"
+    r"tokenizer/(?:\w+\.json|merges\.txt)"
+)
+# What a training run leaves beside its weights, and what is part of something else.
+NO_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|random_states\w*|training_args|trainer_state|rng_state\w*)\.\w+"
+)
+SIDE = re.compile(
+    r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml"
+)  # tell of the training
+INTERMEDIATE = re.compile(r"checkpoint-\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One checkpoint of a repository."""
+
+    file: str  # the single weight file, or "" for a pipeline folder
+    weights: dict[str, str]  # weight files that a scan needs: path in the repository -> path as it is kept
+    pickled: bool = False  # `file` is a pickle and will not be opened
+
+    @property
+    def denoiser(self) -> str:
+        """The weight file whose header tells kind and family."""
+        return self.file or next(p for p in self.weights if p.startswith(DENOISERS))
+
+
+def is_safe(path: object) -> TypeGuard[str]:
+    """Whether a file name stays inside its repository and can be written on any file system."""
+    if (
+        not isinstance(path, str)
+        or not 0 < len(path) <= 500
+        or not path.isprintable()
+        or "\\" in path
+        or ":" in path
+    ):
+        return False
+    parts = PurePosixPath(path).parts
+    return "/".join(parts) == path and not any(p in ("/", "..", "~") or len(p.encode()) > 200 for p in parts)
+
+
+def layouts(paths: Iterable[str]) -> list[Layout]:
+    """The checkpoints of a repository: a pipeline, or the files at its top, or a lone UNet, or a pickle."""
+    paths = sorted(p for p in paths if is_safe(p))
+    if "model_index.json" in paths and (pipeline := pipeline_weights(paths)):
+        return [Layout("", pipeline)]
+    top = [p for p in paths if "/" not in p and not NO_WEIGHTS.fullmatch(p)]
+    single = [Layout(p, {p: p}) for p in top if p.endswith(".safetensors")]
+    if single:
+        return single
+    for path in _component(paths, "unet"):
+        return [Layout(path, {path: path})]
+    inside = [p for p in paths if p.startswith(COMPONENTS) and p.count("/") == 1]
+    pickles = [p for p in (*top, *inside) if PurePosixPath(p).suffix.lower() in PICKLE_SUFFIXES]
+    return [Layout(pickles[0], {}, pickled=True)] if pickles else []
+
+
+def pipeline_weights(paths: Iterable[str], components: tuple[str, ...] = TUNED) -> dict[str, str]:
+    """The safetensors of a pipeline's components: path in the repository -> path as it is kept.
+
+    A variant's mark (".fp16") is not kept. Empty where the denoiser has none.
+    """
+    paths = list(paths)
+    weights = {c: _component(paths, c) for c in components}
+    if not any(weights[c] for c in DENOISERS):
+        return {}
+    return {path: kept for component in weights.values() for path, kept in component.items()}
+
+
+def pipeline_configs(paths: Iterable[str]) -> list[str]:
+    """The small files that a pipeline folder needs beside its weights."""
+    return sorted(p for p in paths if _CONFIG.fullmatch(p))
+
+
+def _component(paths: Iterable[str], component: str) -> dict[str, str]:
+    """One component's weights. Full precision before half, one variant only."""
+    variants: dict[str, dict[str, str]] = {}
+    for path in sorted(paths):
+        folder, _, name = path.rpartition("/")
+        if folder == component and (match := _WEIGHTS.fullmatch(name)):
+            kept = f"{component}/{match[1]}{match[3] or ''}.safetensors"
+            variants.setdefault(match[2] or "", {})[path] = kept
+    for variant in ("", "fp32", "fp16", "bf16"):
+        if variant in variants:
+            return variants[variant]
+    return {}

@@ -1,0 +1,53 @@
+"""The start of a remote file, and the safetensors header in it. Knows no hub: sources bring the read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finextract.errors import CheckpointError
+from finextract.weights.formats import MAX_HEADER_BYTES, Header, parse_header
+from scanner.errors import Skipped
+
+FIRST_READ = 100_001  # bytes; most headers are shorter
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The start of a file, and what its server told of all of it."""
+
+    content: bytes
+    size: int | None = None  # bytes, of the whole file
+    sha256: str | None = None  # 64 hex digits
+
+    def is_sound(self, asked: int) -> bool:
+        """Whether as much came as was asked for, and the right bytes where that can be told."""
+        if self.size is not None and len(self.content) < min(asked, self.size):
+            return False
+        if self.sha256 is None or self.size != len(self.content):
+            return True
+        return hashlib.sha256(self.content).hexdigest() == self.sha256
+
+
+def read_header(read: Callable[[int], Start], where: str, listed_size: int | None) -> tuple[Header, Start]:
+    """A weight file's header by one range read of its first bytes, or two where it is long.
+
+    `listed_size` counts where the answer tells no size. Raises Skipped for a file that is no safetensors, or
+    whose header tells another size.
+    """
+    start = read(FIRST_READ)
+    length = 8 + int.from_bytes(start.content[:8], "little")
+    if len(start.content) >= 8 and len(start.content) < length <= MAX_HEADER_BYTES + 8:
+        start = read(length)
+    try:
+        header = parse_header(start.content, where)
+    except CheckpointError as error:
+        raise Skipped(str(error)) from error
+    size = start.size if start.size is not None else listed_size
+    if size is not None and header.size_bytes != size:
+        raise Skipped(
+            f"{where} is damaged: its header tells {header.size_bytes:,} bytes, the hub lists {size:,}. "
+            "Ask its author to upload it again."
+        )
+    return header, start

@@ -1,0 +1,255 @@
+"""Reference corpora: images somebody owns, or a background of others; read safely, embedded and stored.
+
+Adding is idempotent and incremental: an image is known by its file's SHA256, and one that is there under the
+same descriptor is not embedded again. Images come from anywhere: only plain formats are opened, and no
+decompression bomb.
+
+N = references, D = embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from scanner.errors import CorpusError
+from scanner.hashing import sha256_of
+from scanner.records import Reference, Role, now
+from scanner.store.store import Store
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+# What Pillow's decoders raise for damaged files.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, AttributeError, LookupError,
+          ArithmeticError, struct.error, zlib.error)  # fmt: skip
+MAX_ASPECT = 20  # a descriptor scales the short side up, which makes a thin strip huge
+BATCH_IMAGES = 16  # embedded at once
+BATCH_PIXELS = 40_000_000  # held at once
+PART_ROWS = 256  # references written together
+
+
+class ImageEmbedder(Protocol):
+    """What turns images into descriptors; `scanner.crawl.worker.ImageEmbedder` is the real one."""
+
+    descriptor: str  # names the model and its preprocessing
+
+    def embed(self, images: list[Image.Image]) -> npt.NDArray[np.float32]:
+        """L2-normalised descriptors of RGB images, float32 [N, D]."""
+        ...
+
+
+@dataclass(slots=True)
+class Added:
+    """What adding a folder did."""
+
+    found: int = 0  # images by their suffix
+    added: int = 0  # embedded and stored
+    unchanged: int = 0  # stored before, under the same descriptor
+    repeated: int = 0  # the same file again, under another name
+    left_out: dict[Path, str] = field(default_factory=dict)  # images that cannot be used, and why
+    removed: int = 0  # stored before, and not in the folder any more; they stay
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A named set of references, ready to be searched."""
+
+    name: str
+    role: Role
+    reference_ids: tuple[str, ...]  # N, sorted
+    embeddings: npt.NDArray[np.float32]  # [N, D], L2-normalised
+    digest: str  # of the reference ids: another set of images is another configuration
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every file below `folder` that calls itself an image, sorted. Raises CorpusError for none."""
+    if not folder.is_dir():
+        raise CorpusError(f"{folder} is no folder. Pass the folder that holds the images.")
+    found = [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    ]
+    if not found:
+        raise CorpusError(f"{folder} holds no images ({', '.join(sorted(s[1:] for s in SUFFIXES))}).")
+    return sorted(found)
+
+
+def open_image(path: Path) -> Image.Image:
+    """A file's first frame as RGB, the right way up; what is transparent is white.
+
+    Raises CorpusError for what is no image, is cut short, is a strip, or may be a decompression bomb.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                if max(opened.size) > MAX_ASPECT * min(opened.size):
+                    raise CorpusError(f"is a strip of {opened.width} x {opened.height} pixels")
+                opened.load()
+                return _flattened(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError as error:
+        raise CorpusError("is no image of a format that is read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CorpusError(f"has so many pixels that it may be a decompression bomb ({error})") from error
+    except DAMAGE as error:
+        raise CorpusError(f"cannot be read: {error or type(error).__name__}") from error
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """Any mode as RGB. Transparent pixels become white, 16-bit grey becomes 8-bit grey."""
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image, dtype=np.float32) / 256, 0, 255).astype(np.uint8)  # [H, W]
+        return Image.fromarray(grey).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    pixels = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+
+
+def add(
+    store: Store, name: str, folder: Path, embedder: ImageEmbedder, role: Role = Role.REFERENCE
+) -> Iterator[Added]:
+    """Embeds and stores the images of a folder that are not there yet.
+
+    Yields its progress after every batch, and the whole at the end. Raises CorpusError where the folder holds
+    no usable image, or the corpus has another role.
+    """
+    paths = image_files(folder)
+    known = _known(store, name, role, embedder.descriptor)
+    progress, seen = Added(found=len(paths)), set[str]()
+    rows: list[Reference] = []
+    for batch in _batches(_fresh(paths, known, seen, progress)):
+        embeddings = embedder.embed([image for _, _, image in batch])
+        for (path, sha256, image), embedding in zip(batch, embeddings, strict=True):
+            rows.append(
+                Reference(
+                    reference_id=sha256,
+                    corpus=name,
+                    role=role,
+                    path=str(path.absolute()),
+                    sha256=sha256,
+                    width=image.width,
+                    height=image.height,
+                    descriptor=embedder.descriptor,
+                    embedding=tuple(float(x) for x in embedding),
+                    added_at=now(),
+                )
+            )
+        if len(rows) >= PART_ROWS:
+            store.append(rows)
+            rows = []
+        progress.added += len(batch)
+        yield progress
+    store.append(rows)
+    progress.removed = len(known - seen)
+    if not progress.added and not progress.unchanged:
+        path, reason = next(iter(progress.left_out.items()))
+        raise CorpusError(f"{folder} holds no usable image: {path.name} {reason}.")
+    yield progress
+
+
+def _known(store: Store, name: str, role: Role, descriptor: str) -> set[str]:
+    rows = store.query('SELECT reference_id, role, descriptor FROM "references" WHERE corpus = ?', [name])
+    for other in {row["role"] for row in rows} - {role}:
+        raise CorpusError(
+            f"{name} is a {other} corpus already, and cannot be a {role} corpus too. Choose another name."
+        )
+    return {row["reference_id"] for row in rows if row["descriptor"] == descriptor}
+
+
+def _fresh(
+    paths: Sequence[Path], known: set[str], seen: set[str], progress: Added
+) -> Iterator[tuple[Path, str, Image.Image]]:
+    """The images that have to be embedded; the others are counted."""
+    for path in paths:
+        try:
+            if not path.is_file():
+                raise CorpusError("is no regular file")
+            sha256 = sha256_of(path)
+            if sha256 in seen:
+                progress.repeated += 1
+                continue
+            seen.add(sha256)
+            if sha256 in known:
+                progress.unchanged += 1
+                continue
+            yield path, sha256, open_image(path)
+        except OSError as error:
+            progress.left_out[path] = f"cannot be read: {error.strerror}"
+        except CorpusError as error:
+            progress.left_out[path] = str(error)
+
+
+def _batches(
+    images: Iterable[tuple[Path, str, Image.Image]],
+) -> Iterator[list[tuple[Path, str, Image.Image]]]:
+    batch: list[tuple[Path, str, Image.Image]] = []
+    pixels = 0
+    for item in images:
+        batch.append(item)
+        pixels += item[2].width * item[2].height
+        if len(batch) == BATCH_IMAGES or pixels >= BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+def summaries(store: Store) -> list[dict[str, object]]:
+    """One row a corpus: name, role, images, descriptors, and when the newest image was added."""
+    return store.query(
+        "SELECT corpus AS name, role, count(DISTINCT reference_id) AS images, "
+        "list(DISTINCT descriptor ORDER BY descriptor) AS descriptors, max(added_at) AS added_at "
+        'FROM "references" GROUP BY corpus, role ORDER BY corpus'
+    )
+
+
+def load_corpora(store: Store, names: Iterable[str] | None, descriptor: str) -> list[Corpus]:
+    """The named corpora, or all, with their embeddings under one descriptor.
+
+    Raises CorpusError for a name that is not there, or a corpus that was never embedded with that descriptor.
+    """
+    there = [str(row["name"]) for row in summaries(store)]
+    wanted = list(dict.fromkeys(names)) if names else there
+    for name in wanted:
+        if name not in there:
+            known = f"There are: {', '.join(there)}." if there else "There is none yet."
+            raise CorpusError(
+                f"there is no corpus {name}. {known} Make one with `scanner corpus add NAME DIR`."
+            )
+    return [_load(store, name, descriptor) for name in wanted]
+
+
+def _load(store: Store, name: str, descriptor: str) -> Corpus:
+    table = store.query_arrow(
+        'SELECT reference_id, role, embedding FROM "references" '
+        "WHERE corpus = ? AND descriptor = ? ORDER BY reference_id",
+        [name, descriptor],
+    )
+    if not table.num_rows:
+        raise CorpusError(
+            f"the corpus {name} was embedded with another descriptor than {descriptor}. "
+            f"Run `scanner corpus add {name} DIR` again."
+        )
+    ids = tuple(str(i) for i in table["reference_id"].to_pylist())
+    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in table["embedding"].chunks])
+    return Corpus(
+        name=name,
+        role=Role(table["role"][0].as_py()),
+        reference_ids=ids,
+        embeddings=flat.astype(np.float32).reshape(len(ids), -1),
+        digest=hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+    )

@@ -1,0 +1,110 @@
+"""The sum that must add up: planned = flagged + nothing found + skipped + failed + to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scanner.records import ConfigRow, Verdict
+from scanner.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictCounts:
+    """Checkpoints by verdict under one configuration."""
+
+    planned: int
+    flagged: int
+    nothing_found: int
+    skipped: int
+    failed: int
+
+    @property
+    def todo(self) -> int:
+        """Planned checkpoints without any verdict."""
+        return self.planned - self.flagged - self.nothing_found - self.skipped - self.failed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.planned} planned = {self.flagged} flagged + {self.nothing_found} nothing found "
+            f"+ {self.skipped} skipped + {self.failed} failed + {self.todo} to do"
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """For --json."""
+        return {**asdict(self), "todo": self.todo}
+
+
+def latest_config(store: Store) -> str | None:
+    """The id of the configuration that was used last, or None in a store that never saw a crawl."""
+    rows = store.select(ConfigRow, "ORDER BY created_at DESC LIMIT 1")
+    return rows[0].config_id if rows else None
+
+
+def count_verdicts(
+    store: Store, config_id: str | None, *, among: Sequence[str] | None = None
+) -> VerdictCounts:
+    """Every listed checkpoint has at most one verdict under a configuration: its newest scan's.
+
+    `among` are the ids to count, by default all.
+    """
+    given = {} if among is None else {"among": list(among)}
+    chosen = "" if among is None else "WHERE checkpoint_id IN (SELECT unnest($among))"
+    (row,) = store.query(f"SELECT count(*) AS planned FROM checkpoints {chosen}", given)
+    counts = {
+        r["verdict"]: r["n"]
+        for r in store.query(
+            f"SELECT verdict, count(*) AS n FROM (SELECT * FROM scans WHERE config_id = $config_id) "
+            f"SEMI JOIN (SELECT checkpoint_id FROM checkpoints {chosen}) USING (checkpoint_id) "
+            "GROUP BY verdict",
+            {"config_id": config_id, **given},
+        )
+    }
+    return VerdictCounts(row["planned"], *(counts.get(v, 0) for v in Verdict))
+
+
+OUTCOMES = """
+SELECT c.checkpoint_id, c.repo, c.kind, coalesce(s.verdict, 'to do') AS verdict, s.best_similarity, s.q_value,
+    coalesce(s.reason, c.reason) AS reason
+FROM checkpoints c {join} (SELECT * FROM scans WHERE config_id = $config_id {only}) s USING (checkpoint_id)
+WHERE {which}
+ORDER BY coalesce(s.best_similarity, 0) DESC, c.repo, c.checkpoint_id LIMIT $limit"""
+
+
+def outcomes(
+    store: Store, config_id: str | None, *, among: Sequence[str] | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Each listed checkpoint with its verdict: flagged first, the strongest evidence before weaker.
+
+    `among` are the ids to tell of, by default all.
+    """
+    rows: list[dict[str, Any]] = []
+    given = {} if among is None else {"among": list(among)}
+    chosen = "true" if among is None else "c.checkpoint_id IN (SELECT unnest($among))"
+    for verdict in (*Verdict, None):  # one at a time: a million rows need not be sorted for the first hundred
+        left = None if limit is None else limit - len(rows)
+        if left == 0:
+            break
+        if verdict is None:
+            asked = OUTCOMES.format(join="LEFT JOIN", only="", which=f"s.verdict IS NULL AND {chosen}")
+        else:
+            asked = OUTCOMES.format(join="JOIN", only=f"AND verdict = '{verdict}'", which=chosen)
+        rows += store.query(asked, {"config_id": config_id, "limit": left, **given})
+    return rows
+
+
+def newest(store: Store, config_id: str | None, limit: int) -> list[dict[str, Any]]:
+    """The newest verdicts with the names of their checkpoints, newest first."""
+    return store.query(
+        "WITH newest AS (SELECT checkpoint_id, verdict, best_similarity, q_value, reason, finished_at "
+        "FROM scans WHERE config_id = ? ORDER BY finished_at DESC LIMIT ?) "
+        "SELECT n.*, c.repo FROM newest n JOIN checkpoints c USING (checkpoint_id) ORDER BY finished_at DESC",
+        [config_id, limit],
+    )
+
+
+def shorter(reason: str, repo: str) -> str:
+    """A reason without the repository, and the file in it, that stand beside it already."""
+    rest = reason.removeprefix(repo)
+    return rest.partition(" ")[2] if rest != reason and rest[:1] in ("/", ":", " ") else reason

@@ -1,0 +1,226 @@
+"""Where the files of a store are: a folder (of this machine or of NFS), or a prefix in an object store.
+
+Every file appears whole or not at all, and is never changed afterwards: a folder's is written under a hidden
+name and then renamed, an object store's PUT is atomic by itself. Paths are relative, with slashes. Knows no
+table. Object stores are those that fsspec knows by their scheme; `s3://` needs the package s3fs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import duckdb
+
+from scanner.errors import StoreError
+
+NEWS_S = 1.0  # between two looks at an object store, which cost a request each
+UNSURE_NS = 100_000_000  # a folder that changed so lately may have changed again within its clock's tick
+
+
+class Storage(Protocol):
+    """The files of one store. Methods raise OSError; FileNotFoundError for a file that is not there."""
+
+    uri: str  # as a person names it
+
+    def names(self, folder: str) -> list[str]:
+        """The files right in a folder, unfinished ones left out; none where there is no such folder."""
+        ...
+
+    def put(self, path: str, content: bytes) -> None:
+        """Writes a file, over one of that name."""
+        ...
+
+    def take(self, path: str, local: Path) -> None:
+        """Makes a local file the store's own: moves it in, or uploads it."""
+        ...
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Writes a file unless one of that name is there; of several at once exactly one gets True."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """A file's content."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Removes a file, if it is there."""
+        ...
+
+    def address(self, path: str) -> str:
+        """What DuckDB reads the file by."""
+        ...
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Lets a connection read those addresses."""
+        ...
+
+    def stamp(self, folder: str) -> tuple[object, bool]:
+        """Another one after a file was added or removed; and whether an equal one says that none was."""
+        ...
+
+
+class FolderStorage:
+    """A folder, readable by its owner alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.uri = str(self.root)
+
+    def names(self, folder: str) -> list[str]:
+        """See `Storage.names`."""
+        try:
+            return [name for name in os.listdir(self.root / folder) if not name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def put(self, path: str, content: bytes) -> None:
+        """See `Storage.put`."""
+        hidden = self._hidden(path, content)
+        os.replace(hidden, self.root / path)
+
+    def take(self, path: str, local: Path) -> None:
+        """See `Storage.take`; `local` is on the same disk, see `scratch`."""
+        local.chmod(0o600)
+        self.make((self.root / path).parent)
+        os.replace(local, self.root / path)
+
+    def create(self, path: str, content: bytes) -> bool:
+        """See `Storage.create`."""
+        hidden = self._hidden(path, content)
+        try:
+            os.link(hidden, self.root / path)
+        except FileExistsError:
+            return False
+        finally:
+            hidden.unlink()
+        return True
+
+    def _hidden(self, path: str, content: bytes) -> Path:
+        target = self.root / path
+        self.make(target.parent)
+        hidden = target.with_name(f".{target.name}.{uuid4().hex}")
+        hidden.touch(mode=0o600)
+        hidden.write_bytes(content)
+        return hidden
+
+    def make(self, folder: Path) -> None:
+        """Makes a folder below the root, and the root, for its owner alone."""
+        missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True, mode=0o700)
+
+    def read(self, path: str) -> bytes:
+        """See `Storage.read`."""
+        return (self.root / path).read_bytes()
+
+    def remove(self, path: str) -> None:
+        """See `Storage.remove`."""
+        (self.root / path).unlink(missing_ok=True)
+
+    def address(self, path: str) -> str:
+        """See `Storage.address`."""
+        return str(self.root / path)
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """DuckDB reads a folder by itself."""
+
+    def stamp(self, folder: str) -> tuple[object, bool]:
+        """The time at which the folder changed last; not sure within its clock's tick."""
+        changed = (self.root / folder).stat().st_mtime_ns
+        return changed, time.time_ns() - changed >= UNSURE_NS
+
+
+class BucketStorage:
+    """A prefix in an object store. AWS_ENDPOINT_URL and the like name another than Amazon's."""
+
+    def __init__(self, uri: str) -> None:
+        import fsspec  # type: ignore[import-untyped]
+
+        self.uri = uri.rstrip("/")
+        self.scheme, _, self._prefix = self.uri.partition("://")
+        try:
+            # One of its own: fsspec would hand out the first one made, whatever the settings have become.
+            self._files: Any = fsspec.filesystem(
+                self.scheme, use_listings_cache=False, skip_instance_cache=True
+            )
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"the store {uri} cannot be opened: {error}.\n"
+                "A store is a folder, or s3://BUCKET/PREFIX once s3fs is installed."
+            ) from error
+        self._seen: dict[str, tuple[float, str]] = {}  # folder -> (when it was looked at, what was there)
+
+    def names(self, folder: str) -> list[str]:
+        """See `Storage.names`."""
+        try:
+            found = self._files.ls(self._at(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return [name for path in found if (name := path.rstrip("/").rpartition("/")[2])]
+
+    def put(self, path: str, content: bytes) -> None:
+        """See `Storage.put`."""
+        self._files.pipe_file(self._at(path), content)
+        self._seen.clear()
+
+    def take(self, path: str, local: Path) -> None:
+        """See `Storage.take`."""
+        self._files.put_file(str(local), self._at(path))
+        local.unlink()
+        self._seen.clear()
+
+    def create(self, path: str, content: bytes) -> bool:
+        """See `Storage.create`; by a conditional PUT."""
+        try:
+            self._files.pipe_file(self._at(path), content, mode="create")
+        except FileExistsError:
+            return False
+        self._seen.clear()
+        return True
+
+    def read(self, path: str) -> bytes:
+        """See `Storage.read`."""
+        content: bytes = self._files.cat_file(self._at(path))
+        return content
+
+    def remove(self, path: str) -> None:
+        """See `Storage.remove`."""
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._at(path))
+        self._seen.clear()
+
+    def address(self, path: str) -> str:
+        """See `Storage.address`."""
+        return f"{self.uri}/{path}"
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """See `Storage.attach`: DuckDB's own S3 reader would have to be downloaded."""
+        connection.execute("SET autoload_known_extensions = false")
+        connection.execute("SET autoinstall_known_extensions = false")
+        connection.register_filesystem(self._files)
+
+    def stamp(self, folder: str) -> tuple[object, bool]:
+        """A digest of the names; looked at anew after `NEWS_S`, or after a write of this process."""
+        at, digest = self._seen.get(folder, (-NEWS_S, ""))
+        if time.monotonic() - at >= NEWS_S:
+            digest = hashlib.sha256("\n".join(sorted(self.names(folder))).encode()).hexdigest()
+            self._seen[folder] = time.monotonic(), digest
+        return digest, True
+
+    def _at(self, path: str) -> str:
+        return f"{self._prefix}/{path}"
+
+
+def open_storage(uri: str | Path) -> Storage:
+    """The place that a store's name means: a path, file://PATH, or SCHEME://BUCKET/PREFIX.
+
+    Raises StoreError for a scheme that nothing here reads.
+    """
+    named = str(uri).removeprefix("file://")
+    return BucketStorage(named) if "://" in named else FolderStorage(Path(named))

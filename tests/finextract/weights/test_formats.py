@@ -1,0 +1,371 @@
+"""Headers of real files, of hostile ones, and what their keys say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tried_formats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers.trouble import (
+    encoded_header,
+    lora_shapes,
+    sdxl_lora_shapes,
+    small_tensors,
+    write_pickle,
+    write_safetensors,
+)
+
+from finextract.errors import CheckpointError, CorruptWeights, PickledWeights
+from finextract.weights.formats import (
+    MAX_HEADER_BYTES,
+    Header,
+    TensorInfo,
+    classify,
+    parse_header,
+    read_header,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+LDM_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def header_of(shapes: dict[str, tuple[int, ...]], **metadata: str) -> Header:
+    return Header(metadata, {name: TensorInfo("F16", shape) for name, shape in shapes.items()}, 0)
+
+
+def test_a_whole_file_has_the_size_that_its_header_tells(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "a.safetensors", small_tensors(lora_shapes()), {"ss_epoch": "3"})
+    header = read_header(path)
+    assert header.size_bytes == path.stat().st_size
+    assert header.metadata == {"ss_epoch": "3"}
+    assert {name: t.shape for name, t in header.tensors.items()} == lora_shapes()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 100, -1])
+def test_a_file_cut_anywhere_is_corrupt(tmp_path: Path, kept: int) -> None:
+    path = write_safetensors(tmp_path / "a.safetensors", small_tensors(lora_shapes()))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CorruptWeights):
+        read_header(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_is_told_from_damage(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(pickle.dumps({"weight": list(range(500))}, protocol=protocol))
+    with pytest.raises(PickledWeights, match="was not opened"):
+        read_header(path)
+
+
+def test_a_zip_archive_of_a_pickle_is_a_pickle(tmp_path: Path) -> None:
+    write_pickle(tmp_path / "a.safetensors")
+    with pytest.raises(PickledWeights):
+        read_header(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580, 0x4B50])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(length: int) -> None:
+    empty = json.dumps({"__metadata__": {"a": ""}})
+    text = json.dumps({"__metadata__": {"a": "x" * (length - len(empty))}}).encode()
+    assert len(text) == length
+    assert parse_header(struct.pack("<Q", length) + text, "a").tensors == {}
+
+
+def tensor(shape: object = (2,), offsets: object = (0, 4), dtype: object = "F16") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def as_json(entries: object) -> bytes:
+    return json.dumps(entries).encode()
+
+
+HOSTILE_HEADERS = {
+    "a list instead of an object": as_json([]),
+    "a text instead of an object": as_json("text"),
+    "a number as a tensor": as_json({"a": 1}),
+    "a tensor without a dtype": as_json({"a": {"shape": [2], "data_offsets": [0, 4]}}),
+    "a list as dtype": as_json({"a": tensor(dtype=["F16"])}),
+    "half a place": as_json({"a": tensor(offsets=[0])}),
+    "a place that runs backwards": as_json({"a": tensor(offsets=[4, 0], dtype="X9")}),
+    "a negative shape": as_json({"a": tensor(shape=[-2])}),
+    "a truth value as shape": as_json({"a": tensor(shape=[True], offsets=[0, 2])}),
+    "a text as shape": as_json({"a": tensor(shape=["2"])}),
+    "a shape of fractions": as_json({"a": tensor(shape=[2.0])}),
+    "a shape of a thousand axes": as_json({"a": tensor(shape=[1] * 1000, offsets=[0, 2])}),
+    "a shape of huge numbers": as_json({"a": tensor(shape=[10**300, 10**300])}),
+    "a shape that overflows 64 bits": as_json({"a": tensor(shape=[2**40, 2**40])}),
+    "a place larger than the tensor": as_json({"a": tensor(offsets=[0, 400])}),
+    "a number of 5,000 digits": b'{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,' + b"9" * 5000 + b"]}}",
+    "two tensors in one place": as_json({"a": tensor(), "b": tensor()}),
+    "a hole between tensors": as_json({"a": tensor(), "b": tensor(offsets=[8, 12])}),
+    "a hole before the first tensor": as_json({"a": tensor(offsets=[4, 8])}),
+    "metadata that are a list": as_json({"__metadata__": ["x"], "a": tensor()}),
+    "metadata that are a number": as_json({"__metadata__": 7}),
+    "brackets nested 100,000 deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "JSON cut in the middle": as_json({"a": tensor()})[:-9],
+    "bytes that are no UTF-8": b'{"a\xff": 1}',
+    "JSON in UTF-16": json.dumps({"a": tensor()}).encode("utf-16"),
+    "numbers that are not finite": b'{"a": NaN}',
+    "nothing at all": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_HEADERS)
+def test_a_hostile_header_is_corrupt_and_soon_so(name: str) -> None:
+    text = HOSTILE_HEADERS[name]
+    started = time.perf_counter()
+    with pytest.raises(CorruptWeights) as refused:
+        parse_header(struct.pack("<Q", len(text)) + text, "a.safetensors")
+    assert len(str(refused.value)) < 500
+    assert time.perf_counter() - started < 2
+
+
+def test_a_dtype_that_is_not_known_is_taken_at_its_word() -> None:
+    header = parse_header(encoded_header({"a": tensor(dtype="F4", offsets=[0, 1])}), "a.safetensors")
+    assert header.tensors["a"].dtype == "F4"
+
+
+def test_a_header_of_absurd_length_is_not_read() -> None:
+    with pytest.raises(CorruptWeights, match="at most"):
+        parse_header(struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{", "a.safetensors")
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_parse_or_are_refused(start: bytes) -> None:
+    with contextlib.suppress(CheckpointError):
+        parse_header(start, "a")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "family", "style"),
+    [
+        (lora_shapes(), "lora", "sd1", "diffusers"),
+        (lora_shapes(width=320, context=768), "lora", "sd1", "diffusers"),
+        (lora_shapes(width=320, context=1024), "lora", "sd2", "diffusers"),
+        (sdxl_lora_shapes(), "lora", "sdxl", "kohya"),
+        ({LDM_KEY: (320, 768), "cond_stage_model.transformer.x": (1,)}, "full", "sd1", "ldm"),
+        ({LDM_KEY: (320, 1024), "cond_stage_model.model.x": (1,)}, "full", "sd2", "ldm"),
+        (
+            {LDM_KEY: (640, 2048), "model.diffusion_model.label_emb.0.0.weight": (1280, 2816)},
+            "full",
+            "sdxl",
+            "ldm",
+        ),
+        (
+            {
+                "conv_in.weight": (32, 4, 3, 3),
+                "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (32, 96),
+            },
+            "unet",
+            "sd1",
+            "diffusers",
+        ),
+        ({"lora_unet_x.hada_w1_a": (4, 4), "lora_unet_x.hada_w1_b": (4, 4)}, "lycoris", "unknown", "kohya"),
+        (
+            {"lora_unet_x.lora_down.weight": (4, 4), "lora_unet_x.dora_scale": (4,)},
+            "dora",
+            "unknown",
+            "kohya",
+        ),
+        ({"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "full", "flux", "ldm"),
+        ({"emb_params": (2, 768)}, "textual_inversion", "unknown", "unknown"),
+        ({"encoder.conv_in.weight": (1,), "decoder.conv_out.weight": (1,)}, "vae", "unknown", "unknown"),
+        ({"something.else": (1,)}, "unknown", "unknown", "unknown"),
+    ],
+)
+def test_keys_and_shapes_tell_kind_family_and_style(
+    shapes: dict[str, tuple[int, ...]], kind: str, family: str, style: str
+) -> None:
+    found = classify(header_of(shapes))
+    assert (found.kind, found.family, found.style) == (kind, family, style)
+
+
+def test_a_lora_without_cross_attention_is_told_by_its_metadata() -> None:
+    shapes = {"lora_unet_conv.lora_down.weight": (4, 32), "lora_unet_conv.lora_up.weight": (32, 4)}
+    assert classify(header_of(shapes)).family == "unknown"
+    assert classify(header_of(shapes, ss_base_model_version="sd_v1")).family == "sd1"
+
+
+@pytest.mark.parametrize("name", tried_formats.MAKERS)
+def test_inspection_says_of_every_tried_file_what_it_is(name: str) -> None:
+    row = tried_formats.read(name)
+    if "start" in row:
+        with pytest.raises(PickledWeights):
+            parse_header(bytes.fromhex(row["start"]), name)
+        return
+    header = header_of({key: tuple(shape) for key, shape in row["tensors"].items()}, **row["metadata"])
+    found = classify(header)
+    assert [found.kind, found.family, found.style, found.detail] == row["says"]
+
+
+def test_the_table_of_formats_is_that_of_the_tried_files() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 6]
+    assert rows[1:] == [tried_formats.table_row(name) for name in tried_formats.MAKERS]
+    assert {p.stem for p in tried_formats.HEADERS.glob("*.json")} == set(tried_formats.MAKERS)
+
+
+BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "family"),
+    [
+        ({"x.a1.weight": (4, 4), "x.b1.weight": (4, 4)}, "unknown", "unknown"),
+        ({"lora_down.weight": (4, 4), "lora_up.weight": (4, 4)}, "unknown", "unknown"),
+        ({"x.my_lora_down.weight.backup": (4, 4)}, "unknown", "unknown"),
+        ({"x.alpha": ()}, "unknown", "unknown"),
+        ({"x.scalar": ()}, "unknown", "unknown"),
+        ({"x.lora_down.weight": (4, 4), "x.lora_up.weight": (4, 4), "x.scalar": ()}, "lycoris", "unknown"),
+        ({"x.weight": (4,), "y.on_input": ()}, "unknown", "unknown"),
+        ({"x.lora_A.weight": (4, 4), "x.lora_B.weight": (4, 4), "x.bias": (4,)}, "unknown", "unknown"),
+        ({"encoder.x": (1,), "decoder.x": (1,)}, "unknown", "unknown"),
+        ({"encoder.layers.0.weight": (1, 1)}, "unknown", "unknown"),
+        ({"joint_transformer_blocks.0.x": (1,)}, "unknown", "unknown"),
+        ({"my_double_blocks.0.img_attn.qkv.weight": (9216, 3072)}, "unknown", "unknown"),
+        (
+            {"down_blocks.0.x": (1,), "conv_in.weight": (1,), "controlnet_mid_block.weight": (1,)},
+            "unknown",
+            "unknown",
+        ),
+        ({"down_blocks.0.x": (1,), "conv_in.weight": (1,)}, "unet", "unknown"),
+        ({"<": (1, 768)}, "unknown", "unknown"),
+        ({"sks": (1, 768)}, "unknown", "unknown"),
+        ({"model.diffusion_model.layers.0.x": (1,)}, "full", "unknown"),
+        ({f"{BLOCK}.lora_down.weight": (4, 4096)}, "lora", "unknown"),
+        ({f"{BLOCK}.lora_down.weight": (4,)}, "lora", "unknown"),
+        ({f"{BLOCK}.lora_down.weight": ()}, "lora", "unknown"),
+    ],
+)
+def test_what_only_resembles_is_not_guessed_at(
+    shapes: dict[str, tuple[int, ...]], kind: str, family: str
+) -> None:
+    found = classify(header_of(shapes))
+    assert (found.kind, found.family) == (kind, family)
+
+
+@pytest.mark.parametrize(
+    ("told", "family"),
+    [
+        ("flux1", "flux"),
+        ("flux-1-dev/lora", "flux"),
+        ("chroma", "unknown"),
+        ("hunyuan", "unknown"),
+        ("", "flux"),
+    ],
+)
+def test_shared_names_of_transformers_are_not_read_against_the_metadata(told: str, family: str) -> None:
+    shapes = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)}
+    assert classify(header_of(shapes, ss_base_model_version=told)).family == family
+
+
+NAMES = st.sampled_from(
+    [key for name in tried_formats.MAKERS for key in tried_formats.read(name).get("tensors", ())]
+)
+PIECES = st.sampled_from(
+    [
+        ".lora_down.weight",
+        ".lokr_w1",
+        ".lokr_w2_b",
+        "attn2.to_k",
+        "down_blocks.0.",
+        "<x>",
+        "emb_params",
+        ".a1.weight",
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.dictionaries(
+        NAMES | st.text(max_size=30) | st.lists(PIECES, max_size=4).map("".join),
+        st.lists(st.integers(0, 2**50), max_size=5).map(tuple),
+        max_size=12,
+    ),
+    st.dictionaries(
+        st.sampled_from(["ss_base_model_version", "modelspec.architecture", "x"]), st.text(max_size=20)
+    ),
+)
+def test_any_header_is_classified(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str]) -> None:
+    found = classify(header_of(shapes, **metadata))
+    assert found.detail.isprintable()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.dictionaries(
+        st.text(max_size=10) | st.just("__metadata__"),
+        JSON | st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON}),
+        max_size=5,
+    )
+    | JSON
+)
+def test_any_json_header_parses_or_is_corrupt(entries: object) -> None:
+    with contextlib.suppress(CorruptWeights):
+        classify(parse_header(encoded_header(entries), "a"))
+
+
+def test_the_longest_header_that_is_read_takes_seconds_and_a_usual_one_milliseconds() -> None:
+    usual = header_of(
+        {
+            f"lora_unet_down_blocks_{i}_attn2_to_k.{e}.weight": (4, 4)
+            for i in range(264)
+            for e in ("lora_down", "lora_up")
+        }
+    )
+    started = time.perf_counter()
+    for _ in range(10):
+        assert classify(usual).kind == "lora"
+    assert time.perf_counter() - started < 1
+    bomb = encoded_header(
+        {f"{i}.lora_down.weight": tensor(shape=[], offsets=[2 * i, 2 * i + 2]) for i in range(100_000)}
+    )
+    started = time.perf_counter()
+    assert classify(parse_header(bomb, "a")).kind == "lora"
+    assert time.perf_counter() - started < 10
+
+
+def test_inspection_imports_neither_torch_nor_diffusers() -> None:
+    code = (
+        "import sys, finextract.weights.formats, finextract.metadata.cards, scanner.hubs.inspection; "
+        "assert not {'torch', 'diffusers', 'transformers', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_first_shard_of_a_model_tells_what_it_is() -> None:
+    for name, late in (
+        ("unet-sdxl", ("mid_block.", "up_blocks.", "conv_norm_out.", "conv_out.")),
+        ("transformer-flux-dev", ("single_transformer_blocks.", "norm_out.", "proj_out.")),
+    ):
+        row = tried_formats.read(name)
+        shard = {k: tuple(s) for k, s in row["tensors"].items() if not k.startswith(late)}
+        assert len(shard) < len(row["tensors"])
+        found = classify(header_of(shard))
+        assert [found.kind, found.family, found.style, found.detail] == row["says"]
+
+
+def test_every_zoo_file_is_known(zoo_path: Path) -> None:
+    for path in zoo_path.glob("checkpoints/*/*.safetensors"):
+        found = classify(read_header(path))
+        assert (found.kind in ("full", "lora"), found.family) == (True, "sd1"), path
+    for path in zoo_path.glob("checkpoints/*/unet/*.safetensors"):
+        assert classify(read_header(path)).kind == "unet"

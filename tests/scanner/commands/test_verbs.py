@@ -1,0 +1,251 @@
+"""The small verbs: sql, export, config, doctor and completion, on a real store and a hub on loopback."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from servers.civitai import CivitaiSource
+from servers.hub import Hub
+
+from scanner.cli import cli
+from scanner.doctor import Check, State, examine
+from scanner.records import Scan, Verdict, now
+from scanner.store.store import EXPORTS, Store
+
+BIN = Path(sys.executable).parent
+
+
+def scan(checkpoint: str, verdict: Verdict, reason: str = "") -> Scan:
+    return Scan(
+        scan_id=f"scan-{checkpoint}-{verdict}", checkpoint_id=checkpoint, config_id="config", run_id="run",
+        verdict=verdict, reason=reason, stage="match", started_at=now(), finished_at=now(),
+        seconds={"sample": 1.5}, versions={"torch": "2"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    """Three scans of two checkpoints: one was scanned twice."""
+    store.append([scan("a", Verdict.FAILED, 'a, "quoted"\nreason \x1b[31m')])
+    store.append([scan("a", Verdict.FLAGGED)])
+    store.append([scan("b", Verdict.SKIPPED, "it's pickled")])
+    return store
+
+
+def run(*words: str, store: Store | None = None) -> Result:
+    return CliRunner().invoke(cli, [*words, *(["--store", str(store.root)] if store else [])])
+
+
+# --- sql
+
+
+def test_sql_answers_as_a_table_as_csv_and_as_json(filled: Store) -> None:
+    query = "SELECT checkpoint_id, verdict, reason, seconds FROM scans ORDER BY 1"
+    table = run("sql", query, store=filled)
+    assert [line.split()[:2] for line in table.stdout.splitlines()][1:] == [
+        ["a", "flagged"],
+        ["b", "skipped"],
+    ]
+    rows = list(csv.DictReader(io.StringIO(run("sql", query, "--format", "csv", store=filled).stdout)))
+    assert [row["reason"] for row in rows] == ["", "it's pickled"]
+    (first, _) = json.loads(run("sql", query, "--format", "json", store=filled).stdout)
+    assert first["seconds"] == {"sample": 1.5}
+
+
+def test_control_characters_of_strangers_do_not_reach_the_terminal(filled: Store) -> None:
+    assert "\x1b" not in run("sql", "SELECT reason FROM all_scans", store=filled).stdout
+
+
+@pytest.mark.parametrize(
+    "query", ["SELEC 1", "SELECT nothing FROM scans", "SELECT 1 FROM nowhere", "SELECT CAST('a' AS INTEGER)"]
+)
+def test_a_question_that_is_no_sql_is_answered_without_a_traceback(filled: Store, query: str) -> None:
+    done = subprocess.run(
+        [BIN / "scanner", "sql", query, "--store", filled.root], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("scanner: error: ")
+    assert "Traceback" not in done.stderr
+
+
+# --- export
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_an_export_holds_the_newest_rows_for_its_owner_alone(
+    filled: Store, form: str, tmp_path: Path
+) -> None:
+    for _ in range(2):  # what is there is written anew
+        assert run("export", str(tmp_path / "out"), "--format", form, store=filled).exit_code == 0
+    if form == "duckdb":
+        path = tmp_path / "out/finextract.duckdb"
+        with duckdb.connect(str(path), read_only=True) as database:
+            found = database.execute("SELECT verdict FROM scans ORDER BY 1").fetchall()
+        verdicts = [verdict for (verdict,) in found]
+    else:
+        path = tmp_path / f"out/scans.{form}"
+        if form == "parquet":
+            verdicts = sorted(pq.read_table(path)["verdict"].to_pylist())
+        elif form == "csv":
+            verdicts = sorted(row["verdict"] for row in csv.DictReader(path.open()))
+        else:
+            verdicts = sorted(json.loads(line)["verdict"] for line in path.read_text().splitlines())
+    assert verdicts == ["flagged", "skipped"]
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_one_table_can_be_exported(filled: Store, tmp_path: Path) -> None:
+    run("export", str(tmp_path / "out"), "--table", "scans", store=filled)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scans.parquet"]
+
+
+# --- settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scanner.toml in the folder that the command runs in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FINEXTRACT_STORE")
+    return tmp_path / "scanner.toml"
+
+
+def shown(verb: str) -> dict[str, tuple[object, str]]:
+    rows = json.loads(run("config", verb, "--json").stdout)["settings"]
+    return {row["option"]: (row["value"], row["from"]) for row in rows}
+
+
+def test_config_tells_each_value_and_where_it_comes_from(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.write_text('store = "here"\n[crawl]\nsource = "hf"\nsamples-per-image = 7\ncorpus = ["a"]\n')
+    found = shown("crawl")
+    assert found["--store"] == ("here", "scanner.toml")
+    assert found["--samples-per-image"] == (7, "scanner.toml")
+    assert found["--corpus"] == (["a"], "scanner.toml")
+    assert found["--steps"] == (50, "default")
+    assert shown("status")["--store"] == ("here", "scanner.toml")
+    monkeypatch.setenv("FINEXTRACT_STORE", "there")
+    assert shown("status")["--store"] == ("there", "$FINEXTRACT_STORE")
+
+
+def test_settings_hold_for_the_verbs_and_the_command_line_before_them(
+    settings: Path, tmp_path: Path, filled: Store
+) -> None:
+    settings.write_text(f'store = "{filled.root}"\n[sql]\nformat = "json"\n')
+    assert json.loads(run("sql", "SELECT 1 AS one").stdout) == [{"one": 1}]
+    assert run("sql", "SELECT 1 AS one", "--format", "csv").stdout == "one\n1\n"
+    other = Store(tmp_path / "other", create=True)
+    assert "0 planned" in run("status", store=other).stdout
+
+
+def test_a_file_named_in_the_environment_is_the_one_that_is_read(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.write_text("nonsense = 1\n")
+    (tmp_path / "mine.toml").write_text("[crawl]\nlimit = 3\n")
+    monkeypatch.setenv("FINEXTRACT_CONFIG", str(tmp_path / "mine.toml"))
+    assert shown("crawl")["--limit"][0] == 3
+    monkeypatch.setenv("FINEXTRACT_CONFIG", str(tmp_path / "none.toml"))
+    assert "which is no file" in str(run("status").exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[crawl]\nlimmit = 3", "limmit in [crawl] is no setting. Did you mean limit?"),
+        ("[crwl]\nlimit = 3", "[crwl] is no setting. Did you mean crawl?"),
+        ("stroe = 'x'", "stroe is no setting. Did you mean store?"),
+        ("[corpus.add]\nbackgroud = true", "Did you mean background?"),
+        ("[crawl", "cannot be read as TOML"),
+    ],
+)
+def test_a_setting_that_is_none_is_named_with_what_was_meant(settings: Path, text: str, words: str) -> None:
+    settings.write_text(text)
+    assert words in str(run("status").exception)
+
+
+def test_a_value_of_a_wrong_kind_is_refused(settings: Path, store: Store) -> None:
+    settings.write_text('[crawl]\nlimit = "many"\nsource = "hf"\n')
+    done = run("crawl", store=store)
+    assert done.exit_code == 2
+    assert "'many' is not a valid" in done.output
+
+
+# --- doctor
+
+
+@pytest.fixture
+def hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub and a site that answer."""
+    with Hub({}) as hub, CivitaiSource([]) as site:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("CIVITAI_ENDPOINT", site.url)
+        yield  # type: ignore[misc]
+
+
+def examined(store: Store, ray_address: str | None = None) -> dict[str, Check]:
+    return {check.name: check for check in examine(str(store.root), ray_address)}
+
+
+def test_the_doctor_finds_nothing_wrong_where_all_is_there(
+    hubs: None, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("CIVITAI_TOKEN", "civ_secret")
+    done = CliRunner().invoke(cli, ["doctor", "--store", str(store.root)], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "secret" not in done.output
+    found = {name: check.state for name, check in examined(store).items()}
+    assert all(state is not State.BAD for state in found.values())
+    assert found["HF_TOKEN"] is found["CIVITAI_TOKEN"] is found["SSCD"] is State.GOOD
+
+
+def test_the_doctor_names_what_is_wrong_and_what_would_mend_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    found = examined(store, f"127.0.0.1:{port}")
+    for name in ("HuggingFace", "Civitai", "Ray"):
+        assert found[name].state is State.BAD
+        assert found[name].remedy
+    assert found["HF_TOKEN"].state is State.POOR
+    done = CliRunner().invoke(cli, ["doctor", "--store", str(store.root)], standalone_mode=False)
+    assert done.return_value == 2
+
+
+def test_a_hub_that_is_none_is_told_from_one_that_is(
+    hubs: None, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIVITAI_ENDPOINT", os.environ["HF_ENDPOINT"])  # answers, but not as Civitai does
+    found = examined(store)
+    assert found["HuggingFace"].state is State.GOOD
+    assert found["Civitai"].state is State.BAD
+
+
+# --- completion
+
+
+def test_the_completion_script_completes_verbs_and_options(tmp_path: Path) -> None:
+    script = run("completion", "bash").stdout
+    assert "_SCANNER_COMPLETE=bash_complete" in script
+    environment = os.environ | {
+        "_SCANNER_COMPLETE": "bash_complete", "COMP_WORDS": "scanner crawl --sour", "COMP_CWORD": "2",
+    }  # fmt: skip
+    done = subprocess.run(
+        [BIN / "scanner"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "--source" in done.stdout

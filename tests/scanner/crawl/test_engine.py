@@ -1,0 +1,445 @@
+"""The engine on a real local Ray, with workers that scan nothing: who gets what, what is tried again, how
+often a row is written. Workers that scan are in test_crawl.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import batched
+from pathlib import Path
+
+import pytest
+import ray
+from ray import cloudpickle
+from stub_worker import CONFIG, ended, task
+
+from scanner.commands.progress import Terminal
+from scanner.crawl import engine
+from scanner.crawl.engine import Progress, crawl
+from scanner.crawl.planning import Plan, Planned, begin_plan
+from scanner.crawl.worker import Stage, Task
+from scanner.errors import NoWorkers, SourceError, StoreError
+from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
+from scanner.store.store import Store, compaction
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Stub:
+    """A worker that does what a checkpoint's caption tells it, and writes its row."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.at: tuple[str, float] | None = None
+
+    def ready(self) -> None:
+        """At once."""
+
+    def stage(self) -> Stage | None:
+        return Stage(self.at[0], "sample", time.perf_counter() - self.at[1]) if self.at else None
+
+    def fetch_ahead(self, checkpoint: Checkpoint) -> bool:
+        return True
+
+    def scan(self, checkpoint: Checkpoint) -> Scan:
+        self.at = checkpoint.checkpoint_id, time.perf_counter()
+        log = Path(self.task.cache) / checkpoint.checkpoint_id
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {checkpoint.base}\n")
+        tries = len(log.read_text().splitlines())
+        told, _, count = (checkpoint.caption or "").partition(" ")
+        bad = tries <= int(count or 99)
+        if told == "dies" and bad:
+            os._exit(1)
+        if told == "raises" and bad:
+            raise StoreError("the store does not answer")
+        if told == "hangs" and bad:
+            time.sleep(600)
+        if told == "slow":
+            time.sleep(0.3)
+        verdict = Verdict.FAILED if told == "fails" and bad else Verdict.NOTHING_FOUND
+        scan = ended(self.task, checkpoint, verdict, "the hub did not answer" if bad and told else "")
+        self.at = None
+        return scan
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000,
+        log_to_driver=False, logging_level="ERROR",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PAUSE_S", 0.1)
+    monkeypatch.setattr(engine, "TICK_S", 0.3)
+
+
+def rows_of(store: Store, told: list[tuple[str, str | None]]) -> list[Checkpoint]:
+    """Listed checkpoints by (caption, base); what has no base is ruled out."""
+    rows = [
+        Checkpoint(
+            checkpoint_id=f"id{n:03}",
+            source="stub",
+            repo=f"o/{n}",
+            revision="",
+            file="",
+            url="",
+            sha256=None,
+            size_bytes=1,
+            kind="lora",
+            family="sd1",
+            base=base,
+            caption=caption,
+            num_train_images=None,
+            license=None,
+            created_at=None,
+            listed_at=now(),
+            raw="{}",
+            reason="" if base else "it has no base",
+            inspection_status=InspectionStatus.READY if base else InspectionStatus.SKIPPED,
+        )
+        for n, (caption, base) in enumerate(told)
+    ]
+    store.append(rows)
+    return rows
+
+
+def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
+    """A whole plan of them."""
+    rows = rows_of(store, told)
+    plan = begin_plan(store, CONFIG.config_id)
+    for row in rows:
+        plan.add(row)
+    plan.listed, plan.complete = len(rows), True
+    return plan
+
+
+def growth_of(
+    plan: Plan, rows: list[Checkpoint], size: int, given: Callable[[], None] = lambda: None
+) -> Iterator[list[Planned]]:
+    """A listing of them in batches; `given` is told before each."""
+    for batch in batched(rows, size):
+        given()
+        plan.listed += len(batch)
+        yield [planned for row in batch if (planned := plan.add(row)) is not None]
+    plan.complete = True
+
+
+def verdicts(store: Store) -> dict[str, str]:
+    return {row["checkpoint_id"]: row["verdict"] for row in store.query("SELECT * FROM scans")}
+
+
+def tries(cache: Path) -> dict[str, int]:
+    return {path.name: len(path.read_text().splitlines()) for path in cache.iterdir()}
+
+
+def test_every_checkpoint_is_scanned_once_and_workers_stay_with_their_base(
+    store: Store, tmp_path: Path
+) -> None:
+    bases = ["a", "b", "a", "c", "b", "a", "c", "b", None, "a"]
+    plan = plan_of(store, [("", base) for base in bases])
+    told: list[tuple[str, int]] = []
+
+    def report(checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        told.append((checkpoint.checkpoint_id, progress.done))
+
+    counts = crawl(task(store, tmp_path / "log"), plan, store, workers=2, report=report, kind=Stub)
+    assert counts == {Verdict.NOTHING_FOUND: 9, Verdict.SKIPPED: 1}
+    assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 10
+    assert sorted(id_ for id_, _ in told) == sorted(plan.planned)
+    assert [done for _, done in told] == list(range(1, 11))
+    assert set(tries(tmp_path / "log").values()) == {1}
+    seen = [path.read_text().split() for path in (tmp_path / "log").iterdir()]
+    loads = {(process, base) for process, base in seen}
+    assert len(loads) <= 5, "three bases on two workers: at most two are loaded twice"
+    assert store.storage.names("leases") == []
+
+
+def test_scanning_begins_while_the_source_is_listed_and_the_listing_waits_for_the_workers(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "LISTED_AHEAD", 6)
+    monkeypatch.setattr(engine, "AHEAD_MOST", 2)
+    rows = rows_of(store, [("", "abc"[n % 3] if n % 5 else None) for n in range(100)])
+    plan, done, ahead = Plan(), list[str](), list[int]()
+    counts = crawl(
+        task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub,
+        growth=growth_of(plan, rows, 4, lambda: ahead.append(plan.listed - len(done))),
+        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+    )  # fmt: skip
+    assert counts == {Verdict.NOTHING_FOUND: 80, Verdict.SKIPPED: 20}
+    assert sorted(done) == sorted(plan.planned)
+    assert len(store.query("SELECT * FROM all_scans")) == 100
+    assert len(ahead) == 25
+    # 6 wait for a worker and a batch beyond, two batches wait to be taken, each worker holds a few
+    assert max(ahead) <= 6 + 4 + 2 * 4 + 2 * 6
+
+
+def test_what_was_listed_is_scanned_where_its_source_breaks_off(store: Store, tmp_path: Path) -> None:
+    rows = rows_of(store, [("", "a")] * 6)
+
+    def broken(plan: Plan) -> Iterator[list[Planned]]:
+        yield from growth_of(plan, rows[:4], 2)
+        raise SourceError("the hub is away")
+
+    plan, told = Plan(), list[str]()
+
+    def listed(plan: Plan) -> None:
+        told.append(str(plan.cut_short))
+
+    counts = crawl(
+        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub, growth=broken(plan), listed=listed
+    )
+    assert counts == {Verdict.NOTHING_FOUND: 4}
+    assert sorted(verdicts(store)) == [row.checkpoint_id for row in rows[:4]]
+    assert told[-1] == str(plan.cut_short) == "the hub is away"
+
+
+def test_a_listing_that_fails_for_a_reason_of_ours_ends_the_crawl(store: Store, tmp_path: Path) -> None:
+    def broken() -> Iterator[list[Planned]]:
+        yield []
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        crawl(task(store, tmp_path / "log"), Plan(), store, workers=1, kind=Stub, growth=broken())
+
+
+def test_what_may_kill_workers_waits_for_the_end_of_the_listing(store: Store, tmp_path: Path) -> None:
+    rows = rows_of(store, [("", "a")] * 8)
+    plan, done = Plan(quarantined={"id000"}), list[str]()
+    crawl(
+        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub,
+        growth=growth_of(plan, rows, 2, lambda: time.sleep(0.3)),
+        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+    )  # fmt: skip
+    assert len(done) == 8
+    assert done[-1] == "id000"
+
+
+def test_what_another_crawl_ruled_out_meanwhile_has_no_second_row(store: Store, tmp_path: Path) -> None:
+    told = [("", None), ("", None)]
+    late, early = plan_of(store, told), plan_of(store, told)
+    for plan in (early, late):
+        counts = crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub)
+        assert counts == {Verdict.SKIPPED: 2}
+    assert len(store.query("SELECT * FROM all_scans")) == 2
+
+
+def test_what_inspection_once_ruled_out_and_now_does_not_is_scanned(store: Store, tmp_path: Path) -> None:
+    crawl(task(store, tmp_path / "log"), plan_of(store, [("", None)]), store, workers=1, kind=Stub)
+    assert verdicts(store) == {"id000": "skipped"}
+    plan = plan_of(store, [("", "a")])
+    assert len(plan.todo) == 1
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub)
+    assert verdicts(store) == {"id000": "nothing_found"}
+
+
+def test_what_fails_for_a_reason_of_ours_is_tried_three_times(store: Store, tmp_path: Path) -> None:
+    told = [("fails 2", "a"), ("fails", "a"), ("raises 1", "a"), ("raises", "a"), ("dies 2", "a"), ("", "a")]
+    plan = plan_of(store, told)
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    found = [verdicts(store)[f"id{n:03}"] for n in range(6)]
+    assert found == ["nothing_found", "failed", "nothing_found", "failed", "nothing_found", "nothing_found"]
+    assert [tries(tmp_path / "log")[f"id{n:03}"] for n in range(6)] == [3, 3, 2, 3, 3, 1]
+    assert len(store.query("SELECT * FROM all_scans")) == 6
+    (raised,) = store.query("SELECT reason FROM scans WHERE checkpoint_id = 'id003'")
+    assert "does not answer" in raised["reason"]
+    assert plan_of(store, told).todo == [
+        p for p in plan.planned.values() if p.checkpoint_id in ("id001", "id003")
+    ]
+
+
+def test_a_checkpoint_that_kills_its_workers_costs_three_and_one_more_at_the_end_of_each_later_crawl(
+    store: Store, tmp_path: Path
+) -> None:
+    told = [("dies", "a"), *[("", "a")] * 5]
+    counts = crawl(task(store, tmp_path / "log"), plan_of(store, told), store, workers=2, kind=Stub)
+    assert counts == {Verdict.NOTHING_FOUND: 5, Verdict.FAILED: 1}
+    assert tries(tmp_path / "log")["id000"] == 3
+    (row,) = store.query("SELECT * FROM scans WHERE verdict = 'failed'")
+    assert row["reason"].startswith("its worker died 3 times")
+    later = plan_of(store, [*told, ("", "b")])
+    assert later.quarantined == {"id000"}
+    done: list[str] = []
+    counts = crawl(
+        task(store, tmp_path / "log"), later, store, workers=1, kind=Stub,
+        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+    )  # fmt: skip
+    assert counts == {Verdict.NOTHING_FOUND: 1, Verdict.FAILED: 1}
+    assert done == ["id006", "id000"]
+    assert tries(tmp_path / "log")["id000"] == 4
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_same(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = plan_of(store, [("slow", "a")] * 8)
+    killed: list[int] = []
+
+    def report(checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        if len(killed) < 2:
+            log = tmp_path / "log" / checkpoint.checkpoint_id
+            killed.append(int(log.read_text().split()[0]))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    counts = crawl(task(store, tmp_path / "log"), plan, store, workers=2, report=report, kind=Stub)
+    assert counts == {Verdict.NOTHING_FOUND: 8}
+    assert len(store.query("SELECT * FROM all_scans")) == 8
+    assert len(set(killed)) == 2
+
+
+def test_a_stage_past_its_deadline_is_ended(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "DEADLINES_S", {"sample": 1.0})
+    plan = plan_of(store, [("hangs 1", "a"), ("hangs", "a"), ("", "a")])
+    running: list[str] = []
+
+    def tick(progress: Progress) -> None:
+        running.extend(stage for _, stage, _ in progress.running)
+
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, tick=tick, kind=Stub)
+    assert [verdicts(store)[f"id{n:03}"] for n in range(3)] == ["nothing_found", "failed", "nothing_found"]
+    (row,) = store.query("SELECT reason FROM scans WHERE verdict = 'failed'")
+    assert "sample took longer than 1 s" in row["reason"]
+    assert "sample" in running
+
+
+def test_two_crawls_at_once_share_the_work_and_both_see_every_verdict(store: Store, tmp_path: Path) -> None:
+    told = [("slow", "ab"[n % 2]) for n in range(16)]
+    plans = [plan_of(store, told) for _ in range(2)]
+    counts: list[Counter[Verdict]] = []
+
+    def run(plan: Plan) -> None:
+        counts.append(crawl(task(store, tmp_path / "log"), plan, Store(store.uri), workers=1, kind=Stub))
+
+    threads = [threading.Thread(target=run, args=[plan]) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(tries(tmp_path / "log").values()) == {1}
+    assert len(store.query("SELECT * FROM all_scans")) == 16
+    assert counts == [{Verdict.NOTHING_FOUND: 16}] * 2
+
+
+def test_what_a_dead_crawl_held_is_taken_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import timedelta
+
+    from scanner.store.store import leases
+
+    monkeypatch.setattr(leases, "CLOCK_SKEW", timedelta(0))
+    dead = leases.Leases(store.storage, "dead")
+    dead.take([f"id000-{CONFIG.config_id}"])
+    elsewhere: list[int] = []
+
+    def tick(progress: Progress) -> None:
+        if progress.elsewhere and not any(elsewhere):  # seen to be held; and now its time is over
+            (lease,) = (name for name in store.storage.names("leases") if name.startswith("id000"))
+            run_out = {"holder": "dead", "until": now().isoformat(), "machine": "another", "process": 1}
+            store.storage.put(f"leases/{lease}", json.dumps(run_out).encode())
+        elsewhere.append(progress.elsewhere)
+
+    plan = plan_of(store, [("", "a"), ("", "a")])
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub, tick=tick)
+    assert set(verdicts(store).values()) == {"nothing_found"}
+    assert len(verdicts(store)) == 2
+    assert max(elsewhere) == 1
+
+
+class Stillborn(Stub):
+    """A worker that does not come up where its store holds a file `broken`, the first times or ever."""
+
+    def ready(self) -> None:
+        tries = Path(self.task.cache) / "starts"
+        with tries.open("a") as file:
+            file.write("x")
+        if len(tries.read_text()) <= int((Path(self.task.store) / "broken").read_text()):
+            raise ImportError("no module named torch")
+
+
+def test_workers_that_do_not_come_up_are_no_checkpoint_s_fault_and_end_the_crawl_where_none_does(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = plan_of(store, [("", "a"), ("", "a")])
+    (store.root / "broken").write_text("99")
+    with pytest.raises(NoWorkers, match=r"did not come up.*no module named torch"):
+        crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stillborn)
+    assert verdicts(store) == {}
+    assert store.storage.names("leases") == []
+    (tmp_path / "log" / "starts").unlink()
+    (store.root / "broken").write_text("2")
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stillborn)
+    assert verdicts(store) == {"id000": "nothing_found", "id001": "nothing_found"}
+
+
+def test_a_crawl_tidies_the_store_that_it_writes_to(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "TIDY_S", 0.2)
+    monkeypatch.setattr(compaction, "TIDY_PARTS", 5)
+    monkeypatch.setattr(compaction, "GRACE_S", 0.5)
+    plan = plan_of(store, [("slow", "ab"[n % 2]) for n in range(30)])
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 30
+    assert any(name.startswith("compacted-") for name in store.storage.names("scans"))
+    assert len(store.storage.names("scans")) < 25
+
+
+def test_a_monitor_is_told_verdicts_stages_and_what_is_left(store: Store, tmp_path: Path) -> None:
+    plan = plan_of(store, [("", "a"), ("", "a"), ("dies", "b"), ("", None)])
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    (node,) = ray.nodes()
+    address, told = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", ""
+    until = time.monotonic() + 60  # Ray's agent gathers every few seconds
+    while 'verdict="failed"' not in told and time.monotonic() < until:
+        time.sleep(0.5)
+        with urllib.request.urlopen(address) as answer:
+            told = answer.read().decode()
+    ours = (line for line in told.splitlines() if line.startswith("ray_finextract_"))
+    lines = [line for line in ours if 'source="stub"' in line]
+    by_verdict = {
+        verdict: float(line.rsplit(" ", 1)[1])
+        for line in lines
+        for verdict in Verdict
+        if line.startswith("ray_finextract_scans") and f'verdict="{verdict}"' in line
+    }
+    assert by_verdict.keys() >= {Verdict.NOTHING_FOUND, Verdict.FAILED, Verdict.SKIPPED}
+    assert any(line.startswith("ray_finextract_left") for line in lines)
+
+
+def test_an_interrupted_crawl_tells_what_it_gave_up_but_not_what_had_ended(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_of(store, [("", "a"), ("", "a")])
+    ended_, running = store.select(Checkpoint, "ORDER BY checkpoint_id")
+    progress = Progress(2, running=[(ended_, "match", 1.0), (running, "sample", 5400.0)])
+    at = now()
+    scan = Scan("s", ended_.checkpoint_id, "c", "r", Verdict.NOTHING_FOUND, "", "match", at, at)
+
+    def interrupted() -> None:
+        with Terminal() as terminal:
+            terminal.tick(progress)
+            terminal.report(ended_, scan, progress)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    told = capsys.readouterr().err
+    assert "Given up: o/1 (sample 1.5 h).\n" in told
+    assert "o/0 (" not in told

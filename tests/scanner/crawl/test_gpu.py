@@ -1,0 +1,168 @@
+"""GPUs: how workers share them, and what only a real one can show (marked `gpu`, skipped where none is)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from ray import cloudpickle
+from servers.hub import Hub
+from stub_worker import Quick, task
+
+from scanner.crawl import engine
+from scanner.crawl import pool as pool
+from scanner.crawl.engine import crawl
+from scanner.crawl.planning import Plan
+from scanner.crawl.pool import WorkerPool
+from scanner.crawl.worker import Scanner, Task, _Attempt
+from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
+from scanner.store.store import Store
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+ZOO = Path(__file__).resolve().parents[2] / "zoo"
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def labelled() -> Iterator[None]:
+    """A Ray on which a GPU stands that is called an H100; nothing of it is used."""
+    ray.init(
+        address="local", num_cpus=1, num_gpus=1, resources={"accelerator_type:H100": 1},
+        include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False, logging_level="ERROR",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+class Poisoned(Scanner):
+    """A worker whose first scan of all leaves its CUDA context unusable, as the driver tells it."""
+
+    real = False
+
+    def ready(self) -> None:
+        """Nothing is loaded."""
+
+    def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
+        once = Path(self._task.cache) / "poisoned"
+        if not once.exists():
+            once.write_text(str(os.getpid()))
+            if not self.real:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            import torch
+
+            torch.zeros(4, device="cuda")[torch.tensor([99], device="cuda")].cpu()
+        return attempt.end(Verdict.NOTHING_FOUND, str(os.getpid()))
+
+
+class ReallyPoisoned(Poisoned):
+    """The same with a real GPU."""
+
+    real = True
+
+
+def plan_of_one(store: Store) -> Plan:
+    row = Checkpoint(
+        checkpoint_id="a", source="hf", repo="o/a", revision="", file="", url="", sha256=None, size_bytes=1,
+        kind="lora", family="sd1", base="b", caption="", num_train_images=None, license=None, created_at=None,
+        listed_at=now(), raw="{}", inspection_status=InspectionStatus.READY,
+    )  # fmt: skip
+    store.append([row])
+    plan = Plan(1)
+    plan.add(row)
+    return plan
+
+
+def hf_task(store: Store, tmp_path: Path) -> Task:
+    return replace(task(store, tmp_path / "cache", "hf"), cache_bytes=10**9)
+
+
+def test_as_many_workers_share_a_gpu_as_its_memory_allows_and_one_takes_a_kind_that_is_not_known(
+    store: Store, tmp_path: Path, labelled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WorkerPool(hf_task(store, tmp_path), address=None, workers=None, kind=Quick) as there:
+        assert there.room == pool.MOST_A_GPU == 4
+        there.grow(most=10)
+        ray.get([worker.starting for worker in there.workers], timeout=120)
+        assert len(there.workers) == 4
+        assert ray.available_resources().get("GPU", 0) == 0
+        monkeypatch.setitem(pool.GPU_GIB, "H100", 30)
+        assert there.room == 2
+        monkeypatch.delitem(pool.GPU_GIB, "H100")
+        assert there.room == 1
+
+
+@pytest.mark.parametrize("kind", [Poisoned, pytest.param(ReallyPoisoned, marks=pytest.mark.gpu)])
+def test_a_worker_whose_cuda_context_is_gone_ends_its_process_and_a_fresh_one_takes_over(
+    store: Store, tmp_path: Path, labelled: None, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TICK_S", 0.3)
+    told: list[int] = []
+    counts = crawl(
+        hf_task(store, tmp_path), plan_of_one(store), store, workers=1, kind=kind,
+        report=lambda _, scan, progress: told.append(progress.retried),
+    )  # fmt: skip
+    assert counts == {Verdict.NOTHING_FOUND: 1}
+    assert told == [1]
+    (scan,) = store.select(Scan)
+    assert (tmp_path / "cache" / "poisoned").read_text() != scan.reason, "another process"
+
+
+@pytest.mark.gpu
+def test_a_scan_on_a_gpu_comes_to_what_one_on_the_cpu_comes_to_and_its_row_tells_both(tmp_path: Path) -> None:
+    for subject in ("fruit", "flowers"):
+        shutil.copytree(ZOO / f"images/subjects/{subject}", tmp_path / "subjects" / subject)
+    store = tmp_path / "store"
+    for name, folder, extra in (
+        ("subjects", tmp_path / "subjects", []),
+        ("background", ZOO / "images/background", ["--background"]),
+    ):
+        subprocess.run([BIN / "scanner", "corpus", "add", name, folder, "--store", store, *extra], check=True)
+    repos = {"finextract-zoo/tiny-sd": ZOO / "base", "o/fruit": ZOO / "checkpoints/fruit-lora"}
+    rows = {}
+    with Hub(repos) as hub:
+        for where, hidden in (("gpu", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
+            crawled = shutil.copytree(store, tmp_path / where)
+            done = subprocess.run(
+                [BIN / "scanner", "crawl", "--source", "hf", "--store", crawled, "--samples-per-image", "10",
+                 "--steps", "25", "--json"],
+                env={**os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(tmp_path), **hidden},
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            assert json.loads(done.stdout)["failed"] == 0
+            (rows[where],) = Store(crawled).select(Scan, "WHERE best_similarity IS NOT NULL")
+    assert rows["gpu"].device not in (None, "cpu")
+    assert rows["gpu"].precision == "float16"
+    assert (rows["cpu"].device, rows["cpu"].precision) == ("cpu", "float32")
+    assert rows["gpu"].verdict == rows["cpu"].verdict
+    assert rows["gpu"].best_similarity == pytest.approx(rows["cpu"].best_similarity, abs=0.1)
+
+
+@pytest.mark.gpu
+def test_a_batch_that_the_memory_of_a_gpu_does_not_hold_is_halved() -> None:
+    import torch
+
+    from finextract.extract import Settings, extract
+    from finextract.models.loading import find_weights, tune
+    from finextract.models.stable_diffusion import load_pipeline
+    from finextract.sscd import load_embedder
+
+    base = load_pipeline(ZOO / "base", torch.device("cuda"), torch.float16)
+    pair = tune(base, find_weights(ZOO / "checkpoints/fruit-lora"))
+    _, total = torch.cuda.mem_get_info()
+    held = torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction((held + 300e6) / total)
+    try:
+        settings = Settings(samples_per_image=2048, steps=1, batch_size=2048)
+        done = extract(pair, "a fruit", 1, settings, load_embedder())
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert done.settings.batch_size < 2048
+    assert len(done.images) == 2048

@@ -1,0 +1,246 @@
+"""Nights: what is listed, scanned and recorded; a date's second run does nothing. Hub and Ray are real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from click.testing import CliRunner
+from ray import cloudpickle
+from servers.hub import Hub
+from servers.trouble import lora_shapes, small_tensors, write_card, write_safetensors
+from stub_worker import CONFIG, ended, task
+
+from scanner.cli import cli
+from scanner.config import DESCRIPTOR
+from scanner.crawl import nightly
+from scanner.crawl.engine import Budget, crawl
+from scanner.crawl.nightly import OVERLAP, Shift
+from scanner.crawl.planning import make_plan, plan_of_store
+from scanner.crawl.worker import Stage, Task
+from scanner.errors import SourceError
+from scanner.hubs.base import Query
+from scanner.hubs.huggingface.source import HuggingFaceSource
+from scanner.records import Checkpoint, Night, Reference, Role, Scan, Verdict, now
+from scanner.store.store import Store
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Stub:
+    """A worker that takes ten seconds by its own account; what is called "bad" fails, "mine" is flagged."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def ready(self) -> None:
+        """At once."""
+
+    def stage(self) -> Stage | None:
+        return None
+
+    def fetch_ahead(self, checkpoint: Checkpoint) -> bool:
+        return True
+
+    def scan(self, checkpoint: Checkpoint) -> Scan:
+        verdict = Verdict.FLAGGED if "mine" in checkpoint.repo else Verdict.NOTHING_FOUND
+        verdict = Verdict.FAILED if "bad" in checkpoint.repo else verdict
+        return ended(
+            self.task, checkpoint, verdict, "out of luck" * (verdict is Verdict.FAILED),
+            seconds={"fetch": 1.0, "sample": 9.0}, best_similarity=0.9, q_value=0.01,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(
+        address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000,
+        log_to_driver=False, logging_level="ERROR",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanner.crawl.engine.PAUSE_S", 0.05)
+
+
+def lora(folder: Path, seed: int) -> Path:
+    write_card(folder, base_model="lab/base", instance_prompt="a sks", tags=["lora", "text-to-image"])
+    write_safetensors(folder / "pytorch_lora_weights.safetensors", small_tensors(lora_shapes(8, 16, 1), seed))
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    names = ("o/mine", "o/bad", "o/c", "o/d")
+    with Hub({name: lora(tmp_path / name, n) for n, name in enumerate(names)}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def shift(store: Store, cache: Path, since: list[datetime | None]) -> tuple[Shift, str]:
+    """As the command makes one, with workers that scan nothing."""
+    source = HuggingFaceSource()
+    told = task(store, cache, source.name)
+
+    def enlist(before: Night | None) -> int:
+        since.append(None if before is None else before.started_at - OVERLAP)
+        return make_plan(source, store, Query(100, since[-1], changed=True)).listed
+
+    def scan(budget: Budget) -> Counter[Verdict]:
+        plan = plan_of_store("hf", store, CONFIG.config_id)
+        return crawl(told, plan, store, workers=1, budget=budget, kind=Stub)
+
+    def left() -> int:
+        return len(plan_of_store("hf", store, CONFIG.config_id).todo)
+
+    return Shift("hf", enlist, scan, left), CONFIG.config_id
+
+
+def work(store: Store, cache: Path, date: str, budget: Budget | None = None) -> tuple[Night, datetime | None]:
+    since: list[datetime | None] = []
+    one, config_id = shift(store, cache, since)
+    return nightly.run(store, date, config_id, [one], budget or Budget()), since[0]
+
+
+def test_a_night_lists_scans_and_records_what_it_came_to(hub: Hub, store: Store, tmp_path: Path) -> None:
+    night, since = work(store, tmp_path / "log", "2026-11-24")
+    assert since is None
+    assert (night.listed, night.left) == (4, 1)
+    assert night.verdicts == {"flagged": 1, "failed": 1, "nothing_found": 2}
+    assert (night.worker_seconds, night.downloaded_bytes > 0) == (40.0, True)
+    assert nightly.complete(store, "2026-11-24") == night
+    report = store.storage.read("reports/night-2026-11-24.md").decode()
+    assert "- o/mine: similarity 0.90, q 0.010; http" in report
+    assert "- 1 times: out of luck" in report
+    assert "1 checkpoints left to do" in report
+
+
+def test_the_next_night_lists_what_changed_since_and_tries_the_failed_again(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    first, _ = work(store, tmp_path / "log", "2026-11-24")
+    lora(hub.repositories["o/c"].folder, 99)
+    hub.push("o/c", datetime(2030, 1, 1, tzinfo=UTC))
+    night, since = work(store, tmp_path / "log", "2026-11-25")
+    assert since == first.started_at - OVERLAP
+    assert night.listed == 1
+    assert night.verdicts == {"failed": 1, "nothing_found": 1}, "the new revision, and what had failed"
+    assert len(store.query("SELECT * FROM checkpoints WHERE repo = 'o/c'")) == 2
+
+
+def test_a_budget_leaves_the_rest_for_the_next_night(hub: Hub, store: Store, tmp_path: Path) -> None:
+    night, _ = work(store, tmp_path / "log", "2026-11-24", Budget(seconds=15.0))
+    assert sum(night.verdicts.values()) + night.left == 4
+    assert night.left >= 2
+    night, _ = work(store, tmp_path / "log", "2026-11-25")
+    assert night.left == 1, "what fails stays to do"
+
+
+def test_a_source_that_cannot_be_listed_keeps_no_other_from_its_night_which_is_done_again(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    one, config_id = shift(store, tmp_path / "log", [])
+
+    def away(_: Night | None) -> int:
+        raise SourceError("the *hub* does not answer")
+
+    other = Shift("civitai", away, lambda _: Counter(), lambda: 0)
+    night = nightly.run(store, "2026-11-24", config_id, [other, one], Budget())
+    assert (night.listed, night.verdicts["flagged"], night.finished_at) == (4, 1, None)
+    report = store.storage.read("reports/night-2026-11-24.md").decode()
+    assert "## Not complete" in report
+    assert "- civitai: the \\*hub\\* does not answer" in report
+    assert store.select(Night) == [night]
+    spent = night.worker_seconds
+    night, since = work(store, tmp_path / "log", "2026-11-24")
+    assert (since, night.listed, night.finished_at is None) == (None, 4, False)
+    assert night.verdicts["flagged"] == 1, "of the whole night"
+    assert len(json.loads(night.flagged)) == 1
+    assert night.worker_seconds > spent
+    assert store.select(Night) == [night]
+
+
+def add_references(store: Store) -> None:
+    """A reference and a background, by their embeddings alone."""
+    rng = np.random.default_rng(0)
+    for corpus, role, count in (("mine", Role.REFERENCE, 1), ("background", Role.BACKGROUND, 30)):
+        vectors = rng.standard_normal((count, 512))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        store.append([
+            Reference(f"{corpus}{n}", corpus, role, f"{n}.png", "0", 64, 64, DESCRIPTOR, tuple(vector), now())
+            for n, vector in enumerate(vectors.tolist())
+        ])  # fmt: skip
+
+
+def test_a_folder_that_is_not_there_keeps_no_other_source_from_its_night(
+    store: Store, tmp_path: Path
+) -> None:
+    add_references(store)
+    (tmp_path / "tree").mkdir()
+    words = ["--source", f"folder:{tmp_path / 'away'}", "--source", f"folder:{tmp_path / 'tree'}"]
+    command = [Path(sys.executable).parent / "scanner", "nightly", *words, "--date", "2026-11-24"]
+    done = subprocess.run([*command, "--store", store.uri], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "## Not complete" in done.stdout
+    assert "is no folder" in done.stdout
+
+
+def test_an_interrupted_night_goes_on_and_a_complete_one_is_left_alone(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    one, config_id = shift(store, tmp_path / "log", [])
+
+    def interrupted(_: Budget) -> Counter[Verdict]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nightly.run(
+            store, "2026-11-24", config_id, [Shift("hf", one.enlist, interrupted, one.left)], Budget()
+        )
+    assert nightly.complete(store, "2026-11-24") is None
+    begun = store.select(Night)[0].started_at
+    night, _ = work(store, tmp_path / "log", "2026-11-24")
+    assert night.started_at == begun
+    done = subprocess.run(
+        [Path(sys.executable).parent / "scanner", "nightly", "--date", "2026-11-24", "--store", store.uri],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "The night of 2026-11-24 is complete: nothing to do." in done.stderr
+    assert store.select(Night) == [night]
+
+
+def test_markup_and_control_characters_of_strangers_stay_text_in_a_report(store: Store) -> None:
+    at = now()
+    store.append([
+        Checkpoint(
+            checkpoint_id="x", source="hf", repo="o/[a](javascript:x)\x1b[31m<b>", revision="", file="",
+            url="u", sha256=None, size_bytes=1, kind="lora", family="sd1", base=None, caption=None,
+            num_train_images=None, license=None, created_at=None, listed_at=at, raw="{}",
+        )
+    ])  # fmt: skip
+    store.append([
+        Scan(scan_id="s", checkpoint_id="x", config_id="c", run_id="r", verdict=Verdict.FLAGGED, reason="",
+             stage="match", started_at=at, finished_at=at, best_similarity=0.8, q_value=0.02)
+    ])  # fmt: skip
+    night = Night("2026-11-24", at, at, '["hf"]', "c", 1, {"flagged": 1.0}, json.dumps(["x"]), 0, 1.0, 1)
+    told = nightly.report(store, night)
+    assert "\x1b" not in told
+    assert "\\[a\\](javascript:x)" in told
+    assert "\\<b\\>" in told
+
+
+def test_a_date_that_is_none_is_refused(store: Store) -> None:
+    done = CliRunner().invoke(cli, ["nightly", "--date", "soon", "--store", store.uri])
+    assert "is no date" in str(done.exception)

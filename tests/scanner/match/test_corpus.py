@@ -1,0 +1,227 @@
+"""Corpora: reading images safely, embedding them once, and giving them back. SSCD is the real one."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from scanner.cli import cli
+from scanner.crawl.worker import Embedder
+from scanner.errors import CorpusError
+from scanner.hashing import sha256_of
+from scanner.match import corpus
+from scanner.match.corpus import Added, load_corpora, open_image, summaries
+from scanner.records import Reference, Role
+from scanner.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (48, 40), mode: str = "RGB") -> Path:
+    """A picture of large random patches, unlike that of any other seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    patches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures in two formats, one below another folder, and a text."""
+    root = tmp_path / "pictures"
+    picture(root / "a.png", 1)
+    picture(root / "b.JPG", 2)
+    picture(root / "below/c.webp", 3)
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def add(
+    store: Store, folder: Path, embedder: Embedder, name: str = "mine", role: Role = Role.REFERENCE
+) -> Added:
+    *_, done = corpus.add(store, name, folder, embedder, role)
+    return done
+
+
+def bomb(path: Path, side: int = 30_000) -> Path:
+    """A PNG of a few bytes that claims side x side pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    return path
+
+
+def test_every_image_of_a_folder_becomes_a_reference(store: Store, folder: Path, embedder: Embedder) -> None:
+    done = add(store, folder, embedder)
+    assert (done.found, done.added, done.left_out) == (3, 3, {})
+    rows = store.select(Reference, "ORDER BY path")
+    assert [r.path for r in rows] == [str(folder / n) for n in ("a.png", "b.JPG", "below/c.webp")]
+    assert rows[0].reference_id == rows[0].sha256 == sha256_of(folder / "a.png")
+    assert (rows[0].width, rows[0].height, rows[0].descriptor) == (48, 40, embedder.descriptor)
+    assert np.linalg.norm(rows[0].embedding) == pytest.approx(1, abs=1e-4)
+
+
+def test_adding_again_embeds_only_what_is_new(store: Store, folder: Path, embedder: Embedder) -> None:
+    add(store, folder, embedder)
+    assert (again := add(store, folder, embedder)).added == 0
+    assert again.unchanged == 3
+    picture(folder / "d.png", 4)
+    (folder / "a.png").rename(folder / "renamed.png")
+    (folder / "b.JPG").unlink()
+    done = add(store, folder, embedder)
+    assert (done.added, done.unchanged, done.removed) == (1, 2, 1)
+    assert len(store.select(Reference)) == 4  # what left the folder stays in the corpus
+
+
+def test_a_copy_counts_once(store: Store, folder: Path, embedder: Embedder) -> None:
+    (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
+    done = add(store, folder, embedder)
+    assert (done.added, done.repeated) == (3, 1)
+
+
+def test_an_interrupted_add_keeps_what_was_written(
+    store: Store, folder: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PART_ROWS", 1)
+    monkeypatch.setattr(corpus, "BATCH_IMAGES", 1)
+    next(corpus.add(store, "mine", folder, embedder))
+    assert (done := add(store, folder, embedder)).unchanged == 1
+    assert done.added == 2
+
+
+def test_unusable_images_are_left_out_with_a_reason(store: Store, folder: Path, embedder: Embedder) -> None:
+    (folder / "text.png").write_text("<svg/>")
+    (folder / "empty.gif").touch()
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    picture(folder / "strip.png", 5, size=(2_000, 10))
+    bomb(folder / "bomb.png")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "b.bmp").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    done = add(store, folder, embedder)
+    assert done.added == 3
+    assert {p.name for p in done.left_out} == {
+        "text.png", "empty.gif", "cut.png", "strip.png", "bomb.png", "gone.png", "b.bmp",
+    }  # fmt: skip
+    assert "decompression bomb" in done.left_out[folder / "bomb.png"]
+
+
+def test_a_folder_without_usable_images_is_an_error(store: Store, tmp_path: Path, embedder: Embedder) -> None:
+    for place, words in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no images")):
+        with pytest.raises(CorpusError, match=words):
+            add(store, place, embedder)
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(CorpusError, match=r"no usable image: text\.png is no image"):
+        add(store, tmp_path, embedder)
+
+
+def test_an_image_is_turned_the_right_way_up(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (30, 20), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    upright.save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg").size == (20, 30)
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16)).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGBA"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = picture(tmp_path / f"a.{'tif' if mode == 'CMYK' else 'png'}", 1, mode=mode)
+    assert open_image(path).mode == "RGB"
+
+
+def test_a_corpus_has_one_role(store: Store, folder: Path, embedder: Embedder) -> None:
+    add(store, folder, embedder)
+    with pytest.raises(CorpusError, match="is a reference corpus already"):
+        add(store, folder, embedder, role=Role.BACKGROUND)
+
+
+def test_corpora_come_back_with_their_embeddings(store: Store, folder: Path, embedder: Embedder) -> None:
+    add(store, folder, embedder)
+    add(store, folder / "below", embedder, "other", Role.BACKGROUND)
+    mine, other = load_corpora(store, None, embedder.descriptor)
+    assert (mine.name, mine.role, other.name, other.role) == ("mine", "reference", "other", "background")
+    assert mine.reference_ids == tuple(sorted(mine.reference_ids))
+    assert mine.embeddings.shape == (3, 512)
+    assert mine.embeddings.dtype == np.float32
+    row = mine.reference_ids.index(other.reference_ids[0])
+    assert mine.embeddings[row] @ other.embeddings[0] == pytest.approx(1, abs=1e-4)
+    assert [c.name for c in load_corpora(store, ["other"], embedder.descriptor)] == ["other"]
+
+
+def test_a_changed_corpus_has_another_digest(store: Store, folder: Path, embedder: Embedder) -> None:
+    add(store, folder, embedder)
+    (before,) = load_corpora(store, None, embedder.descriptor)
+    (same,) = load_corpora(store, ["mine"], embedder.descriptor)
+    picture(folder / "d.png", 4)
+    add(store, folder, embedder)
+    (after,) = load_corpora(store, None, embedder.descriptor)
+    assert before.digest == same.digest != after.digest
+
+
+def test_an_unknown_corpus_and_another_descriptor_are_errors(
+    store: Store, folder: Path, embedder: Embedder
+) -> None:
+    assert load_corpora(store, None, embedder.descriptor) == []
+    with pytest.raises(CorpusError, match="There is none yet"):
+        load_corpora(store, ["mine"], embedder.descriptor)
+    add(store, folder, embedder)
+    with pytest.raises(CorpusError, match=r"no corpus yours\. There are: mine"):
+        load_corpora(store, ["yours"], embedder.descriptor)
+    with pytest.raises(CorpusError, match="embedded with another descriptor"):
+        load_corpora(store, None, "another")
+
+
+def test_the_command_adds_and_lists(folder: Path, tmp_path: Path) -> None:
+    (folder / "text.png").write_text("text")
+    place = ["--store", str(tmp_path / "new")]
+    added = CliRunner().invoke(cli, ["corpus", "add", "bg", str(folder), "--background", *place])
+    assert added.exit_code == 0
+    assert added.stdout == ""
+    assert "bg: 3 added, 0 unchanged, 1 left out" in added.stderr
+    assert "text.png is no image" in added.stderr
+    listed = CliRunner().invoke(cli, ["corpus", "list", "--json", *place])
+    (row,) = json.loads(listed.stdout)
+    assert (row["name"], row["role"], row["images"]) == ("bg", "background", 3)
+    table = CliRunner().invoke(cli, ["corpus", "list", *place])
+    assert "background" in table.stdout
+    assert summaries(Store(tmp_path / "new"))[0]["name"] == "bg"
+
+
+def test_a_wrong_folder_makes_no_store(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["corpus", "add", "x", str(tmp_path), "--store", str(tmp_path / "new")])
+    assert isinstance(result.exception, CorpusError)
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_imports_no_torch_ray_or_store() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from scanner.cli import cli\n"
+        "CliRunner().invoke(cli, ['corpus', 'add', '--help'])\n"
+        "print([m for m in ('torch', 'ray', 'pyarrow', 'duckdb', 'diffusers') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

@@ -1,0 +1,256 @@
+"""The store: parts, the newest row, compaction while others read and write; in a folder and in a bucket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from servers.objects import Objects
+
+from scanner.cli import cli
+from scanner.errors import StoreError
+from scanner.records import Candidate, Checkpoint, Decision, Scan, Verdict, Word, now
+from scanner.store.compaction import compact
+from scanner.store.store import Store
+
+START = now()
+
+
+def checkpoint(repo: str, content: str, minute: int = 0, source: str = "hf") -> Checkpoint:
+    return Checkpoint(
+        checkpoint_id=content, source=source, repo=repo, revision="", file="", url="", sha256=None,
+        size_bytes=1, kind="lora", family="sd1", base=None, caption=None, num_train_images=None, license=None,
+        created_at=None, listed_at=START + timedelta(minutes=minute), raw="{}",
+    )  # fmt: skip
+
+
+def scan(content: str, verdict: Verdict, minute: int, config: str = "c") -> Scan:
+    at = START + timedelta(minutes=minute)
+    return Scan(
+        scan_id=f"{content}-{minute}", checkpoint_id=content, config_id=config, run_id="r", verdict=verdict,
+        reason="", stage="match", started_at=at, finished_at=at,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def objects() -> Iterator[Objects]:
+    with Objects() as running:
+        yield running
+
+
+Make = Callable[[str], Store]
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Opens the store of that name: in a folder, and in a bucket."""
+    if request.param == "folder":
+        return lambda name: Store(tmp_path / name, create=True)
+    running: Objects = request.getfixturevalue("objects")
+    for name, value in running.environment().items():
+        monkeypatch.setenv(name, value)
+    return lambda name: Store(f"s3://{running.bucket}/{tmp_path.name}/{name}", create=True)
+
+
+def counting(store: Store) -> set[tuple[object, ...]]:
+    rows = store.query(
+        "SELECT repo, checkpoint_id, verdict FROM checkpoints LEFT JOIN scans USING (checkpoint_id)"
+    )
+    return {tuple(row.values()) for row in rows}
+
+
+def test_what_one_process_writes_another_reads_at_its_next_question(make: Make) -> None:
+    one, other = make("store"), make("store")
+    assert other.query("SELECT * FROM checkpoints") == []
+    for n in range(6):
+        one.append([checkpoint(f"o/{n}", f"id{n}")])
+        if one.storage.uri.startswith("/"):  # a bucket is looked at once a second
+            assert len(other.query("SELECT repo FROM checkpoints")) == n + 1
+    assert len(make("store").query("SELECT repo FROM checkpoints")) == 6
+
+
+def test_the_newest_row_of_a_file_counts_and_content_seen_twice_is_one_checkpoint(make: Make) -> None:
+    store = make("store")
+    store.append([checkpoint("o/a", "x", 0), checkpoint("o/b", "x", 1), checkpoint("o/c", "y", 2)])
+    store.append([checkpoint("o/c", "z", 3)])
+    assert counting(store) == {("o/b", "x", None), ("o/c", "z", None)}
+    list(compact(store, grace_s=0))
+    assert counting(store) == {("o/b", "x", None), ("o/c", "z", None)}
+    store.append([checkpoint("o/b", "z", 4)])  # leaves its place in x to o/a
+    assert counting(store) == {("o/a", "x", None), ("o/b", "z", None)}
+
+
+def test_compaction_leaves_one_file_a_table_and_every_row_that_counts(make: Make) -> None:
+    store = make("store")
+    for n in range(6):
+        store.append([checkpoint(f"o/{n % 3}", f"id{n % 3}", n)])
+        store.append([scan(f"id{n % 3}", Verdict.FAILED if n < 3 else Verdict.FLAGGED, n)])
+    before = counting(store)
+    done = {c.table: c for c in compact(store, grace_s=0)}
+    assert (done["checkpoints"].parts, done["checkpoints"].rows) == (6, 3)  # what was replaced is gone
+    assert (done["scans"].parts, done["scans"].rows) == (6, 6)  # attempts are kept
+    assert done["decisions"].parts == 0
+    assert counting(store) == counting(make("store")) == before
+    names = store.storage.names("scans")
+    assert sorted(name.split("-")[0] for name in names) == ["compacted", "compacted", "part"]
+    assert all(c.parts == 0 for c in compact(store, grace_s=0))
+    for n in (7, 8):
+        store.append([scan("id0", Verdict.SKIPPED, n)])
+    list(compact(store, grace_s=0))
+    assert ("o/0", "id0", "skipped") in counting(store)
+    assert len(store.query("SELECT * FROM all_scans")) == 8
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.lists(st.one_of(
+    st.tuples(st.just("checkpoint"), st.integers(0, 3), st.integers(0, 3), st.integers(0, 30)),
+    st.tuples(st.just("scan"), st.integers(0, 3), st.sampled_from(list(Verdict)), st.integers(0, 30)),
+    st.tuples(st.just("compact")),
+), max_size=14))  # fmt: skip
+def test_a_store_that_is_compacted_at_any_moment_answers_as_one_that_never_is(
+    tmp_path: Path, steps: list[tuple[object, ...]]
+) -> None:
+    name = os.urandom(4).hex()
+    plain, often = Store(tmp_path / f"{name}-1", create=True), Store(tmp_path / f"{name}-2", create=True)
+    used: set[int] = set()
+    for step in steps:
+        if step[0] == "compact":
+            list(compact(often, grace_s=0))
+            continue
+        _, which, what, minute = step
+        if minute in used:  # of two rows of one time either may count
+            continue
+        used.add(minute)  # type: ignore[arg-type]
+        row: Checkpoint | Scan
+        if step[0] == "checkpoint":
+            source = "hf" if which != 3 else "folder:x"
+            row = checkpoint(f"o/{which}", f"id{what}", minute, source)  # type: ignore[arg-type]
+        else:
+            row = scan(f"id{which}", what, minute)  # type: ignore[arg-type]
+        plain.append([row])
+        often.append([row])
+        assert counting(often) == counting(plain)
+    assert counting(often) == counting(plain)
+
+
+def test_of_two_compactions_at_once_one_wins_and_nothing_is_lost(make: Make) -> None:
+    store = make("store")
+    for n in range(4):
+        store.append([checkpoint(f"o/{n}", f"id{n}")])
+    threads = [threading.Thread(target=lambda: list(compact(make("store"), grace_s=0.2))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    again = make("store")
+    assert (
+        len(again.query("SELECT * FROM checkpoints"))
+        == len(again.query("SELECT * FROM all_checkpoints"))
+        == 4
+    )
+    assert len(again.storage.names("checkpoints")) == 3
+
+
+def test_readers_and_writers_go_on_while_a_store_is_compacted(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", create=True)
+    stop = threading.Event()
+    written, wrong = [0], []
+
+    def write() -> None:
+        mine = Store(store.uri)
+        while not stop.is_set():
+            mine.append([checkpoint(f"o/{written[0]}", f"id{written[0]}")])
+            written[0] += 1
+
+    def read() -> None:
+        mine = Store(store.uri)
+        while not stop.is_set():
+            least = written[0]
+            (row,) = mine.query("SELECT count(*) AS n, count(DISTINCT repo) AS repos FROM all_checkpoints")
+            if row["n"] < least or row["n"] != row["repos"]:
+                wrong.append((least, row))
+
+    threads = [threading.Thread(target=work) for work in (write, read, read)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        list(compact(Store(store.uri), grace_s=0.5))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(Store(store.uri).query("SELECT * FROM checkpoints")) == written[0] > 0
+
+
+def test_a_compaction_that_was_killed_leaves_a_store_that_reads_and_the_next_one_clears_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store", create=True)
+    for n in range(4):
+        store.append([checkpoint(f"o/{n}", f"id{n}")])
+    monkeypatch.setattr(
+        "scanner.store.compaction.time.sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):  # after the new file counts, before the old ones are removed
+        list(compact(store))
+    monkeypatch.undo()
+    assert len(Store(store.uri).query("SELECT * FROM all_checkpoints")) == 4
+    list(compact(store, grace_s=0))
+    assert len(store.storage.names("checkpoints")) == 3
+
+
+def test_decisions_and_candidates_survive_with_their_embeddings(make: Make) -> None:
+    store = make("store")
+    candidates = [Candidate(f"c{n}", "s", n, 1, 1.0, "", "d", (0.5, float(n))) for n in range(3)]
+    for candidate in candidates:
+        store.append([candidate])
+    for minute, word in enumerate((Word.CONFIRM, Word.DISMISS)):
+        store.append([Decision(f"d{minute}", "m", word, "", "me", START + timedelta(minutes=minute))])
+    list(compact(store, grace_s=0))
+    assert store.select(Candidate, "ORDER BY seed") == candidates
+    assert [d.decision for d in store.select(Decision)] == [Word.DISMISS]
+
+
+def test_images_come_back_by_their_content(make: Make) -> None:
+    store = make("store")
+    name = store.put_image(b"png")
+    assert store.put_image(b"png") == name
+    assert store.image(name) == b"png"
+    with pytest.raises(FileNotFoundError):
+        store.image("0" * 64)
+
+
+def test_a_place_without_a_store_is_told(make: Make, tmp_path: Path) -> None:
+    there = make("store").uri
+    with pytest.raises(StoreError, match="there is no store"):
+        Store(there + "-not")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store("nowhere://bucket/prefix")
+
+
+def test_a_signal_while_the_store_is_asked_interrupts(store: Store) -> None:
+    """At once, or when the question is answered: by which of DuckDB's threads is at it."""
+    timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        store.query("SELECT count(*) AS n FROM range(500000000) numbers(i) WHERE i % 7 = 3")
+    assert store.query("SELECT 1 AS one") == [{"one": 1}], "and it can be asked again"
+
+
+def test_the_verb_tells_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanner.store.compaction.GRACE_S", 0)
+    store = Store(tmp_path / "store", create=True)
+    for n in range(3):
+        store.append([replace(checkpoint("o/a", "x"), listed_at=START + timedelta(minutes=n))])
+    first, second = (CliRunner().invoke(cli, ["compact", "--store", store.uri]) for _ in range(2))
+    assert "checkpoints: 3 parts made into one, 1 rows" in first.output
+    assert "Nothing to do" in second.output
