@@ -15,7 +15,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from servers.civitai import CivitaiSource
+from servers.civitai import Civitai
 from servers.hub import Hub
 
 from scanner.cli import cli
@@ -189,7 +189,7 @@ def test_a_value_of_a_wrong_kind_is_refused(settings: Path, store: Store) -> Non
 @pytest.fixture
 def hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub and a site that answer."""
-    with Hub({}) as hub, CivitaiSource([]) as site:
+    with Hub({}) as hub, Civitai([]) as site:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("CIVITAI_ENDPOINT", site.url)
         yield  # type: ignore[misc]

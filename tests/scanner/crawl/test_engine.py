@@ -27,7 +27,8 @@ from scanner.crawl.planning import Plan, Planned, begin_plan
 from scanner.crawl.worker import Stage, Task
 from scanner.errors import NoWorkers, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
-from scanner.store.store import Store, compaction
+from scanner.store import compaction
+from scanner.store.store import Store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -341,7 +342,7 @@ def test_what_a_dead_crawl_held_is_taken_over(
 ) -> None:
     from datetime import timedelta
 
-    from scanner.store.store import leases
+    from scanner.store import leases
 
     monkeypatch.setattr(leases, "CLOCK_SKEW", timedelta(0))
     dead = leases.Leases(store.storage, "dead")

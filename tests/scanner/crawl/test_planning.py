@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from servers.civitai import CivitaiSource as CivitaiSite
+from servers.civitai import Civitai as CivitaiSite
 from servers.civitai import lora_bytes, model
 from servers.hub import FIRST_CREATED, Handler, Hub
 from servers.misbehaviour import Misbehaving, Script
@@ -168,7 +168,11 @@ def test_an_interrupted_listing_goes_on_where_it_had_come_to(
 def test_a_listing_that_breaks_off_goes_on_or_begins_again_where_it_stood_still_for_too_long(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch, stale: timedelta
 ) -> None:
-    for name, value in [("planning.BATCH", 2), ("planning.RETRIES_S", (0.1,)), ("planning.STALE", stale)]:
+    for name, value in [
+        ("crawl.planning.BATCH", 2),
+        ("crawl.planning.RETRIES_S", (0.1,)),
+        ("crawl.planning.STALE", stale),
+    ]:
         monkeypatch.setattr(f"scanner.{name}", value)
     monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.01)
     repos = {name: repository.folder for name, repository in hub.repositories.items()}

@@ -22,8 +22,8 @@ from scanner.hubs.http import (
     TransientError,
     check_address,
     is_public,
-    persist,
     retry_after,
+    with_retries,
 )
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -187,20 +187,20 @@ def test_a_limit_is_waited_for_and_then_the_answer_comes(serve: Serve, headers: 
     hub = serve((429, headers, b""), (429, headers, b""), (200, {}, b"at last"))
     waits: list[http.RateLimitWait] = []
     with http.on_rate_limit(waits.append):
-        assert persist(lambda: get(hub), "127.0.0.1").content == b"at last"
+        assert with_retries(lambda: get(hub), "127.0.0.1").content == b"at last"
     assert all(w.host == "127.0.0.1" for w in waits)
 
 
 def test_limits_do_not_use_up_the_patience_for_faults(serve: Serve) -> None:
     later, broken = (429, {"Retry-After": "0"}, b""), (502, {}, b"")
     hub = serve(later, broken, later, later, later, broken, later, (200, {}, b"fine"))
-    assert persist(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=2)).content == b"fine"
+    assert with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=2)).content == b"fine"
 
 
 def test_faults_are_tried_a_few_times_only(serve: Serve) -> None:
     hub = serve((500, {}, b""))
     with pytest.raises(TransientError, match="answered 500"):
-        persist(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=3))
+        with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=3))
     assert len(serve.seen) == 4  # type: ignore[attr-defined]
 
 
@@ -208,7 +208,7 @@ def test_a_wait_that_is_too_long_is_not_begun(serve: Serve) -> None:
     hub = serve((429, {"Retry-After": "86400"}, b""))
     began = time.monotonic()
     with pytest.raises(RateLimited):
-        persist(lambda: get(hub), "127.0.0.1", RetryPolicy(throttle_s=10))
+        with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(throttle_s=10))
     assert time.monotonic() - began < 5
 
 
@@ -218,7 +218,7 @@ def test_who_waits_for_a_limit_is_interrupted_where_the_work_is_abandoned(serve:
 
     def ask() -> None:
         try:
-            persist(lambda: get(url), "127.0.0.1")
+            with_retries(lambda: get(url), "127.0.0.1")
         except BaseException as error:
             ends.append(error)
 
@@ -230,7 +230,7 @@ def test_who_waits_for_a_limit_is_interrupted_where_the_work_is_abandoned(serve:
     with http.interrupt_waits():
         thread.join(5)
         with pytest.raises(Interrupted), http.interrupt_waits():  # nor is anything begun
-            persist(lambda: get(url), "127.0.0.1")
+            with_retries(lambda: get(url), "127.0.0.1")
     assert [type(error) for error in ends] == [Interrupted]
     http._until.clear()
     assert get(url).content == b"late", "and afterwards all is as before"
@@ -240,9 +240,9 @@ def test_a_limit_that_is_used_up_is_respected_before_the_next_request(serve: Ser
     hub = serve((200, {"RateLimit": '"api";r=0;t=0'}, b"the last one"), (200, {}, b"the next"))
     waits: list[http.RateLimitWait] = []
     with http.on_rate_limit(waits.append):
-        persist(lambda: get(hub), "127.0.0.1")
+        with_retries(lambda: get(hub), "127.0.0.1")
         began = time.monotonic()
-        assert persist(lambda: get(hub), "127.0.0.1").content == b"the next"
+        assert with_retries(lambda: get(hub), "127.0.0.1").content == b"the next"
     assert time.monotonic() - began > 0.5
     (wait,) = waits
     assert "127.0.0.1 limits requests (api): waiting until" in str(wait)
@@ -251,7 +251,7 @@ def test_a_limit_that_is_used_up_is_respected_before_the_next_request(serve: Ser
 def test_a_broken_line_is_a_fault(serve: Serve) -> None:
     http.trust("http://127.0.0.1:9")
     with pytest.raises(httpx2.TransportError):
-        persist(lambda: get("http://127.0.0.1:9"), "127.0.0.1", RetryPolicy(faults=1))
+        with_retries(lambda: get("http://127.0.0.1:9"), "127.0.0.1", RetryPolicy(faults=1))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from servers.civitai import CivitaiSource as Site
+from servers.civitai import Civitai as Site
 from servers.civitai import file_entry, model
 from servers.hub import Hub
 from servers.trouble import lora_shapes, write_card

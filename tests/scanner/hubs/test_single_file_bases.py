@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
-from servers.civitai import CivitaiSource as Site
+from servers.civitai import Civitai as Site
 from servers.civitai import file_entry, lora_bytes, model
 from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_safetensors
@@ -49,7 +49,7 @@ def base_bytes() -> bytes:
 
     from finextract.models.stable_diffusion import load_pipeline
 
-    base = load_pipeline(Path(__file__).resolve().parents[1] / "zoo/base", torch.device("cpu"), torch.float32)
+    base = load_pipeline(Path(__file__).resolve().parents[2] / "zoo/base", torch.device("cpu"), torch.float32)
     return save(single_file(base.unet, base.text_encoder), metadata={"format": "pt"})
 
 

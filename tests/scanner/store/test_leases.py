@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from scanner.store import leases
 from scanner.store.leases import Leases
 from scanner.store.storage import FolderStorage
-from scanner.store.store import leases
 
 
 @pytest.fixture
