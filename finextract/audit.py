@@ -6,7 +6,6 @@ Runs an extraction and compares it with the training images. R = training images
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from finextract import metrics
-from finextract.errors import RequestError
+from finextract.errors import ImageError, RequestError
 from finextract.extract import Extraction, ExtractionSettings, extract
+from finextract.images import SUFFIXES, open_image
 from finextract.models.loading import Pair
-from finextract.sscd import Embedder, flatten
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from finextract.sscd import Embedder
 
 
 @dataclass(frozen=True)
@@ -85,18 +83,15 @@ def read_images(folder: Path) -> tuple[tuple[str, ...], tuple[Image.Image, ...]]
     """
     if not folder.is_dir():
         raise RequestError(f"{folder} is no folder. Name the folder that holds the training images.")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
         raise RequestError(f"{folder} holds no images (png, jpg, webp, bmp, gif or tiff).")
     pictures = []
     for file in files:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(file) as image:
-                    pictures.append(flatten(image))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-            raise RequestError(f"{file} cannot be read as an image: {error}. Mend or remove it.") from error
+            pictures.append(open_image(file))
+        except ImageError as error:
+            raise RequestError(f"{file} {error}. Repair or remove it.") from error
     return tuple(file.name for file in files), tuple(pictures)
 
 

@@ -2,6 +2,7 @@
 
 FinextractError
 ├── RequestError            an argument that cannot be used, such as a missing caption
+├── ImageError              a file that is no image, is damaged or is too large
 └── CheckpointError         the weights' own doing; another tool may skip the file and go on
     ├── PickledWeights      weights stored as a pickle, which can run code when opened
     ├── CorruptWeights      not a whole safetensors file
@@ -23,6 +24,10 @@ class FinextractError(Exception):
 
 class RequestError(FinextractError):
     """An argument that cannot be used."""
+
+
+class ImageError(FinextractError):
+    """A file that cannot be used as an image. The message is a predicate, to be put behind its name."""
 
 
 class CheckpointError(FinextractError):

@@ -1,17 +1,91 @@
-"""Which samples are pictures at all. Blank and noisy ones resemble each other and would found false cliques:
-two independent images of white noise have an SSCD similarity of 0.75."""
+"""Image files, opened safely, and the check whether a sample is a picture at all. Imports no torch.
+
+N = samples, H and W = height and width in pixels.
+"""
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
+from contextlib import nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-MIN_CONTRAST = 4.0  # standard deviation of the grey values, of 255
+from finextract.errors import ImageError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoders that start no other program
+# What Pillow's decoders raise for damaged files.
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, AttributeError, LookupError,
+           ArithmeticError, struct.error, zlib.error)  # fmt: skip
+MIN_CONTRAST = 4.0  # standard deviation of the grey values, in 0 to 255
 MIN_SMOOTHNESS = 0.4  # correlation of neighbouring grey values; white noise has 0, photographs over 0.9
 
 
+def open_image(
+    file: Path | BinaryIO,
+    *,
+    max_pixels: int | None = None,
+    max_aspect: float | None = None,
+    max_side: int | None = None,
+    background: str | tuple[int, int, int] = "white",
+) -> Image.Image:
+    """The first frame of an image file as RGB, rotated as its EXIF orientation says.
+
+    An image of more than `max_pixels` pixels (by default Pillow's own limit against decompression bombs,
+    89 million) is refused before it is decoded, and so is one whose longer side exceeds `max_aspect` times
+    the shorter one. With `max_side`, a larger image is scaled down to that many pixels on its longer side.
+    Transparent pixels take the colour `background`.
+    Raises ImageError, whose message is a predicate to be put behind the file's name.
+    """
+    try:
+        # Filters are the whole process's, so they are left alone where the limit is the caller's own.
+        with warnings.catch_warnings() if max_pixels is None else nullcontext():
+            if max_pixels is None:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as opened:
+                width, height = opened.size
+                if max_pixels is not None and width * height > max_pixels:
+                    raise ImageError(f"is too large to open: {width} x {height} pixels")
+                if max_aspect is not None and max(width, height) > max_aspect * min(width, height):
+                    raise ImageError(f"is a strip of {width} x {height} pixels")
+                if max_side is not None:
+                    opened.draft("RGB", (max_side, max_side))
+                opened.load()
+                image = flatten(ImageOps.exif_transpose(opened), background)
+    except UnidentifiedImageError as error:
+        raise ImageError("is no image of a format that is read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"has so many pixels that it may be a decompression bomb ({error})") from error
+    except _DAMAGE as error:
+        raise ImageError(f"cannot be read: {error or type(error).__name__}") from error
+    if max_side is not None:
+        image.thumbnail((max_side, max_side))
+    return image
+
+
+def flatten(image: Image.Image, background: str | tuple[int, int, int] = "white") -> Image.Image:
+    """An image of any mode as RGB on a background colour; 16-bit grey becomes 8-bit grey."""
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image, dtype=np.float32) / 256, 0, 255).astype(np.uint8)  # [H, W]
+        return Image.fromarray(grey).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    pixels = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, background), pixels).convert("RGB")
+
+
 def is_picture(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """images uint8 [N, 3, H, W] -> bool [N]; False for a blank image and for noise."""
+    """images uint8 [N, 3, H, W] -> bool [N]; False for a blank image and for noise.
+
+    Blank and noisy samples resemble each other and would form false cliques: two independent images of white
+    noise have an SSCD similarity of 0.75.
+    """
     grey: NDArray[np.float32] = images.mean(axis=1, dtype=np.float32)  # [N, H, W]
     contrast: NDArray[np.float32] = grey.std(axis=(1, 2))
     across = _correlation(grey[:, :, 1:], grey[:, :, :-1])

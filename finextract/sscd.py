@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finextract.errors import RequestError
+from finextract.images import flatten
 
 DEFAULT = "sscd_disc_mixup-int8"
 META = "sscd_disc_mixup"
@@ -59,15 +60,6 @@ def crop224(image: Image.Image) -> Image.Image:
     image = short_side(image, 256)
     left, top = (image.width - 224) // 2, (image.height - 224) // 2
     return image.crop((left, top, left + 224, top + 224))
-
-
-def flatten(image: Image.Image) -> Image.Image:
-    """The picture as RGB; transparent parts become white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 # name: (preparation, mean, standard deviation)

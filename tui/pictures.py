@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.color import Color
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import Style
 
+from scanner.images import ImageError, open_image
+
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded: it may be a decompression bomb
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoders that run no other program
 KEPT_SIDE = 1024  # pixels; no terminal shows more
 BLUR_SIDE = 5  # pixels of the longer side that a blurred picture is made from: colours stay, faces do not
 PAPER = (128, 128, 128)  # behind transparent pixels
@@ -40,22 +41,16 @@ def load(source: Path | Callable[[], bytes] | None, what: str) -> Image.Image | 
     if source is None:
         return Unseen(f"No {what} is recorded.")
     try:
-        file = source if isinstance(source, Path) else BytesIO(source())
-        with Image.open(file, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                return Unseen(f"The {what} is too large to open: {opened.width} x {opened.height} pixels.")
-            opened.draft("RGB", (KEPT_SIDE, KEPT_SIDE))
-            upright = ImageOps.exif_transpose(opened).convert("RGBA")
+        with source.open("rb") if isinstance(source, Path) else BytesIO(source()) as file:
+            return open_image(file, max_pixels=MAX_PIXELS, max_side=KEPT_SIDE, background=PAPER)
     except FileNotFoundError:
         return Unseen(f"The {what} is no longer where it was.")
     except PermissionError:
         return Unseen(f"The {what} may not be read by this user.")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        return Unseen(f"The {what} cannot be read: the file is damaged or no picture.")
-    upright.thumbnail((KEPT_SIDE, KEPT_SIDE))
-    sheet = Image.new("RGB", upright.size, PAPER)
-    sheet.paste(upright, mask=upright.getchannel("A"))
-    return sheet
+    except ImageError as error:
+        return Unseen(f"The {what} {error}.")
+    except OSError as error:
+        return Unseen(f"The {what} cannot be read: {error.strerror}.")
 
 
 def blur(picture: Image.Image) -> Image.Image:

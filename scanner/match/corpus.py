@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
-import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +18,14 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from scanner.errors import CorpusError
 from scanner.hashing import sha256_of
+from scanner.images import SUFFIXES, ImageError, open_image
 from scanner.records import Reference, Role, now
 from scanner.store.store import Store
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-# What Pillow's decoders raise for damaged files.
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, AttributeError, LookupError,
-          ArithmeticError, struct.error, zlib.error)  # fmt: skip
 MAX_ASPECT = 20  # a descriptor scales the short side up, which makes a thin strip huge
 BATCH_IMAGES = 16  # embedded at once
 BATCH_PIXELS = 40_000_000  # held at once
@@ -85,38 +78,6 @@ def image_files(folder: Path) -> list[Path]:
     if not found:
         raise CorpusError(f"{folder} holds no images ({', '.join(sorted(s[1:] for s in SUFFIXES))}).")
     return sorted(found)
-
-
-def open_image(path: Path) -> Image.Image:
-    """A file's first frame as RGB, the right way up; what is transparent is white.
-
-    Raises CorpusError for what is no image, is cut short, is a strip, or may be a decompression bomb.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
-                if max(opened.size) > MAX_ASPECT * min(opened.size):
-                    raise CorpusError(f"is a strip of {opened.width} x {opened.height} pixels")
-                opened.load()
-                return _flattened(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError as error:
-        raise CorpusError("is no image of a format that is read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CorpusError(f"has so many pixels that it may be a decompression bomb ({error})") from error
-    except DAMAGE as error:
-        raise CorpusError(f"cannot be read: {error or type(error).__name__}") from error
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    """Any mode as RGB. Transparent pixels become white, 16-bit grey becomes 8-bit grey."""
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image, dtype=np.float32) / 256, 0, 255).astype(np.uint8)  # [H, W]
-        return Image.fromarray(grey).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    pixels = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
 
 
 def add(
@@ -186,10 +147,10 @@ def _fresh(
             if sha256 in known:
                 progress.unchanged += 1
                 continue
-            yield path, sha256, open_image(path)
+            yield path, sha256, open_image(path, max_aspect=MAX_ASPECT)
         except OSError as error:
             progress.left_out[path] = f"cannot be read: {error.strerror}"
-        except CorpusError as error:
+        except (CorpusError, ImageError) as error:
             progress.left_out[path] = str(error)
 
 

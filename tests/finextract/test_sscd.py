@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageFilter
 
 from finextract.errors import RequestError
-from finextract.sscd import DEFAULT, TorchEmbedder, crop224, flatten, load_embedder, short_side
+from finextract.images import flatten
+from finextract.sscd import DEFAULT, TorchEmbedder, crop224, load_embedder, short_side
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 PICTURES = sorted((ZOO / "images/subjects/fruit").iterdir())

@@ -104,7 +104,7 @@ async def test_a_damaged_picture_is_told_in_its_place(filled: Crawl, desk: Opene
     (filled.folder / "2-0.png").write_bytes(content)
     async with desk() as seen:
         await seen.press("enter")
-        assert "the file is damaged or no picture" in seen.part("#reference")
+        assert "The reference picture is no image of a format that is read." in seen.part("#reference")
 
 
 async def test_a_skipped_checkpoint_opens_with_its_reason(filled: Crawl, desk: Opener) -> None:

@@ -18,8 +18,9 @@ from scanner.cli import cli
 from scanner.crawl.worker import Embedder
 from scanner.errors import CorpusError
 from scanner.hashing import sha256_of
+from scanner.images import open_image
 from scanner.match import corpus
-from scanner.match.corpus import Added, load_corpora, open_image, summaries
+from scanner.match.corpus import Added, load_corpora, summaries
 from scanner.records import Reference, Role
 from scanner.store.store import Store
 
