@@ -188,15 +188,16 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
 
 def desk(folder: Path) -> dict[str, Any]:
     """The desk's first page and the sum above it, asked six times of an open store."""
+    from scanner.store.desk_queries import ListFilter, list_checkpoints
+    from scanner.store.queries import count_standing_verdicts
     from scanner.store.store import Store
-    from tui.desk import ListFilter, count_verdicts, page
 
     store, pages, sums = Store(folder), [], []
     for _ in range(6):
         start = time.perf_counter()
-        shown = page(store, ListFilter.FLAGGED)
+        shown = list_checkpoints(store, ListFilter.FLAGGED)
         paged = time.perf_counter()
-        total = count_verdicts(store)
+        total = count_standing_verdicts(store)
         pages.append(1000 * (paged - start))
         sums.append(1000 * (time.perf_counter() - paged))
     return {"rows": len(shown.rows), "of": shown.total, "planned": total.planned, "page_first_ms": pages[0],

@@ -1,4 +1,7 @@
-"""The sum that must add up: planned = flagged + nothing found + skipped + failed + to do."""
+"""Questions about verdicts: planned = flagged + nothing found + skipped + failed + to do.
+
+The queries of the review desk are in scanner.store.desk_queries.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,29 @@ from typing import Any
 from scanner.records import ConfigRow, Verdict
 from scanner.store.store import Store
 
+# A checkpoint that was scanned under several configurations has one standing scan, the one with the greatest
+# rank: a flagged scan before every other, a failed scan after every other, and the newest of equals.
+# The rank is an integer, which DuckDB compares faster than a struct.
+STANDING_RANK = """
+    ((CASE verdict WHEN 'flagged' THEN 2 WHEN 'failed' THEN 0 ELSE 1 END)::BIGINT << 60)
+    + epoch_us(finished_at)"""
+STANDING_VERDICTS = f"""
+WITH standing AS (
+    SELECT arg_max(verdict, {STANDING_RANK}) AS verdict
+    FROM scans SEMI JOIN checkpoints USING (checkpoint_id) GROUP BY checkpoint_id
+)
+SELECT
+    (SELECT count(*) FROM checkpoints) AS planned,
+    count(*) FILTER (verdict = 'flagged') AS flagged,
+    count(*) FILTER (verdict = 'nothing_found') AS nothing_found,
+    count(*) FILTER (verdict = 'skipped') AS skipped,
+    count(*) FILTER (verdict = 'failed') AS failed
+FROM standing"""
+
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Checkpoints by verdict under one configuration."""
+    """The number of checkpoints with each verdict; each planned checkpoint is counted once."""
 
     planned: int
     flagged: int
@@ -37,7 +59,7 @@ class VerdictCounts:
 
 
 def latest_config(store: Store) -> str | None:
-    """The id of the configuration that was used last, or None in a store that never saw a crawl."""
+    """Returns the id of the configuration that was used last; None before the first crawl."""
     rows = store.select(ConfigRow, "ORDER BY created_at DESC LIMIT 1")
     return rows[0].config_id if rows else None
 
@@ -45,9 +67,9 @@ def latest_config(store: Store) -> str | None:
 def count_verdicts(
     store: Store, config_id: str | None, *, among: Sequence[str] | None = None
 ) -> VerdictCounts:
-    """Every listed checkpoint has at most one verdict under a configuration: its newest scan's.
+    """Counts the verdicts of one configuration; a checkpoint's verdict is that of its newest scan.
 
-    `among` are the ids to count, by default all.
+    `among` restricts the count to these checkpoint ids; by default every listed checkpoint is counted.
     """
     given = {} if among is None else {"among": list(among)}
     chosen = "" if among is None else "WHERE checkpoint_id IN (SELECT unnest($among))"
@@ -64,6 +86,15 @@ def count_verdicts(
     return VerdictCounts(row["planned"], *(counts.get(v, 0) for v in Verdict))
 
 
+def count_standing_verdicts(store: Store) -> VerdictCounts:
+    """Counts the verdicts over all configurations; a checkpoint's verdict is that of its standing scan.
+
+    This is the slowest query of the desk, because it reads the id of every checkpoint.
+    """
+    (counts,) = store.query(STANDING_VERDICTS)
+    return VerdictCounts(**counts)
+
+
 OUTCOMES = """
 SELECT c.checkpoint_id, c.repo, c.kind, coalesce(s.verdict, 'to do') AS verdict, s.best_similarity, s.q_value,
     coalesce(s.reason, c.reason) AS reason
@@ -75,9 +106,9 @@ ORDER BY coalesce(s.best_similarity, 0) DESC, c.repo, c.checkpoint_id LIMIT $lim
 def outcomes(
     store: Store, config_id: str | None, *, among: Sequence[str] | None = None, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Each listed checkpoint with its verdict: flagged first, the strongest evidence before weaker.
+    """Returns each listed checkpoint with its verdict: flagged first, strongest evidence first.
 
-    `among` are the ids to tell of, by default all.
+    `among` restricts the rows to these checkpoint ids.
     """
     rows: list[dict[str, Any]] = []
     given = {} if among is None else {"among": list(among)}
@@ -95,7 +126,7 @@ def outcomes(
 
 
 def newest(store: Store, config_id: str | None, limit: int) -> list[dict[str, Any]]:
-    """The newest verdicts with the names of their checkpoints, newest first."""
+    """Returns the newest verdicts with the names of their checkpoints, newest first."""
     return store.query(
         "WITH newest AS (SELECT checkpoint_id, verdict, best_similarity, q_value, reason, finished_at "
         "FROM scans WHERE config_id = ? ORDER BY finished_at DESC LIMIT ?) "
@@ -105,6 +136,6 @@ def newest(store: Store, config_id: str | None, limit: int) -> list[dict[str, An
 
 
 def shorter(reason: str, repo: str) -> str:
-    """A reason without the repository, and the file in it, that stand beside it already."""
+    """Removes the repository and the file from the start of a reason that is shown beside them."""
     rest = reason.removeprefix(repo)
     return rest.partition(" ")[2] if rest != reason and rest[:1] in ("/", ":", " ") else reason

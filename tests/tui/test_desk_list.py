@@ -6,7 +6,8 @@ from dataclasses import replace
 from filled_store import Crawl, Opener
 
 from scanner.records import Verdict
-from tui.desk import PAGE, ListFilter, VerdictCounts, count_verdicts, page
+from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_checkpoints
+from scanner.store.queries import VerdictCounts, count_standing_verdicts
 from tui.widgets.table import Table
 
 
@@ -30,9 +31,9 @@ async def test_flagged_checkpoints_are_listed_with_the_strongest_evidence_first(
 def test_a_flag_whose_checkpoint_was_replaced_keeps_no_other_from_the_list(crawl: Crawl) -> None:
     crawl.many(5)
     crawl.store.append([replace(crawl.scans["many/0"], scan_id="gone", checkpoint_id="gone", q_value=0.001)])
-    shown = page(crawl.store, ListFilter.FLAGGED, limit=3)
+    shown = list_checkpoints(crawl.store, ListFilter.FLAGGED, limit=3)
     assert (len(shown.rows), shown.total) == (3, 5)
-    assert count_verdicts(crawl.store).flagged == 5
+    assert count_standing_verdicts(crawl.store).flagged == 5
 
 
 async def test_the_sum_of_verdicts_adds_up(filled: Crawl, desk: Opener) -> None:
@@ -125,31 +126,33 @@ async def test_the_store_is_left_alone_while_nothing_is_written(
     filled: Crawl, desk: Opener, monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
     asked = []
-    monkeypatch.setattr("tui.screens.listing.page", lambda *args: asked.append(args) or page(*args))
+    monkeypatch.setattr(
+        "tui.screens.listing.list_checkpoints", lambda *args: asked.append(args) or list_checkpoints(*args)
+    )
     async with desk(refresh_s=0.05) as seen:
         await seen.pilot.pause(0.5)
         assert len(asked) == 1
 
 
 async def test_the_list_is_paged_and_grows_when_its_end_is_reached(crawl: Crawl, desk: Opener) -> None:
-    crawl.many(PAGE + 50)
+    crawl.many(PAGE_SIZE + 50)
     async with desk() as seen:
-        assert seen.app.screen.query_one(Table).row_count == PAGE
-        assert f"first {PAGE} of {PAGE + 50}" in seen.text
+        assert seen.app.screen.query_one(Table).row_count == PAGE_SIZE
+        assert f"first {PAGE_SIZE} of {PAGE_SIZE + 50}" in seen.text
         await seen.press("end")
         await seen.settle()
-        assert seen.app.screen.query_one(Table).row_count == PAGE + 50
+        assert seen.app.screen.query_one(Table).row_count == PAGE_SIZE + 50
 
 
 def test_a_flag_under_one_configuration_is_not_hidden_by_another(crawl: Crawl) -> None:
     flagged = crawl.flagged("anna/shoe", [0.9], 0.01)
     crawl.scan("anna/shoe", Verdict.NOTHING_FOUND, config_id="another", scan_id="later")
     for listing in (ListFilter.ALL, ListFilter.FLAGGED):
-        seen = page(crawl.store, listing)
+        seen = list_checkpoints(crawl.store, listing)
         assert [(row.repo, row.scan_id) for row in seen.rows] == [("anna/shoe", flagged.scan_id)]
-    assert page(crawl.store, ListFilter.NOTHING_FOUND).rows == ()
-    assert count_verdicts(crawl.store) == VerdictCounts(
-        flagged=1, nothing_found=0, skipped=0, failed=0, to_do=0
+    assert list_checkpoints(crawl.store, ListFilter.NOTHING_FOUND).rows == ()
+    assert count_standing_verdicts(crawl.store) == VerdictCounts(
+        planned=1, flagged=1, nothing_found=0, skipped=0, failed=0
     )
 
 

@@ -18,7 +18,7 @@ from textual.widgets import DataTable, Footer, Static
 
 from scanner.errors import ScannerError
 from scanner.records import Decision
-from tui.desk import PAGE, Found, Opened, opened, standing
+from scanner.store.desk_queries import PAGE_SIZE, MatchRow, OpenedCheckpoint, open_checkpoint, standing
 from tui.keys import CHECKPOINT, DECIDE, bindings
 from tui.pictures import Unseen, load
 from tui.review import Subject
@@ -47,8 +47,8 @@ class CheckpointScreen(DecidingScreen):
     def __init__(self, checkpoint_id: str, scan_id: str | None, repo: str) -> None:
         super().__init__()
         self.checkpoint_id, self.scan_id, self.repo = checkpoint_id, scan_id, repo
-        self.limit = PAGE
-        self.shown: Opened | None = None
+        self.limit = PAGE_SIZE
+        self.shown: OpenedCheckpoint | None = None
         self.asking = 0  # questions to the store that are not answered yet
         self.stamp: tuple[object, ...] = ()
         self.explained: object = None  # what the words on the screen are about
@@ -89,7 +89,7 @@ class CheckpointScreen(DecidingScreen):
             if only_news and stamp == self.stamp:
                 return
             answer = await asyncio.to_thread(
-                opened, self.desk.store, self.checkpoint_id, self.scan_id, self.limit
+                open_checkpoint, self.desk.store, self.checkpoint_id, self.scan_id, self.limit
             )
         except ScannerError as error:
             self.query_one("#link", Static).update(Text(f"The store does not answer: {plain(str(error))}"))
@@ -99,7 +99,7 @@ class CheckpointScreen(DecidingScreen):
         self.stamp = stamp
         self.show(answer)
 
-    def show(self, answer: Opened) -> None:
+    def show(self, answer: OpenedCheckpoint) -> None:
         """Fills the screen; the cursor stays on its match."""
         self.shown = answer
         head = Text(self.repo, style="bold")
@@ -120,7 +120,7 @@ class CheckpointScreen(DecidingScreen):
         opens = "  (o opens it)" if web_address(url) else ""
         return f"{plain(url)}{opens}" if url else "No link is known."
 
-    def _line(self, found: Found) -> Line:
+    def _line(self, found: MatchRow) -> Line:
         return Line(
             found.match_id,
             (
@@ -131,11 +131,11 @@ class CheckpointScreen(DecidingScreen):
         )
 
     @staticmethod
-    def _state(found: Found) -> str:
+    def _state(found: MatchRow) -> str:
         word = standing(found.history)
         return said(word) if word or found.flagged else "no flag"
 
-    def found(self) -> Found | None:
+    def found(self) -> MatchRow | None:
         """The match under the cursor."""
         key = self.query_one(Table).current
         return (
@@ -164,7 +164,7 @@ class CheckpointScreen(DecidingScreen):
         self.query_one("#facts", Static).update(facts(self.shown, found))
         self.query_one("#which", Static).update(Text(self._in_short(found) if found else ""))
 
-    def _in_short(self, found: Found) -> str:
+    def _in_short(self, found: MatchRow) -> str:
         scores = f"similarity {similarity(found.similarity)}, q {probability(found.q_value)}"
         return f"{self._called(found).capitalize()}: {scores} · {self._state(found)}"
 
@@ -181,7 +181,7 @@ class CheckpointScreen(DecidingScreen):
         self.query_one("#reference", Picture).hold(reference)
         self.pictured = found.match_id
 
-    def _pair(self, found: Found) -> tuple[Image.Image | Unseen, Image.Image | Unseen]:
+    def _pair(self, found: MatchRow) -> tuple[Image.Image | Unseen, Image.Image | Unseen]:
         kept = partial(self.desk.store.image, found.image_sha256) if found.image_sha256 else None
         owned = Path(found.reference_path) if found.reference_path else None
         return load(kept, "candidate picture"), load(owned, "reference picture")
@@ -190,7 +190,7 @@ class CheckpointScreen(DecidingScreen):
     def more(self) -> None:
         """Asks for another page of matches."""
         if self.shown and len(self.shown.found) < self.shown.total and self.limit <= len(self.shown.found):
-            self.limit += PAGE
+            self.limit += PAGE_SIZE
             self.load()
 
     def watch_blurred(self, blurred: bool) -> None:
@@ -235,7 +235,7 @@ class CheckpointScreen(DecidingScreen):
             return "There is no match here to decide on."
         return Subject(found.match_id, self._called(found))
 
-    def _called(self, found: Found) -> str:
+    def _called(self, found: MatchRow) -> str:
         assert self.shown is not None
         return f"match {self.shown.found.index(found) + 1} of {self.shown.total:,}"
 

@@ -13,7 +13,8 @@ from textual.widgets import DataTable, Footer, Input, Static
 
 from scanner.errors import ScannerError
 from scanner.records import Decision, Verdict, Word, now
-from tui.desk import PAGE, ListFilter, Page, Row, VerdictCounts, count_verdicts, page
+from scanner.store.desk_queries import PAGE_SIZE, CheckpointPage, CheckpointRow, ListFilter, list_checkpoints
+from scanner.store.queries import VerdictCounts, count_standing_verdicts
 from tui.keys import DECIDE, LIST, bindings
 from tui.review import Subject
 from tui.screens.checkpoint import CheckpointScreen
@@ -34,8 +35,8 @@ class ListScreen(DecidingScreen):
         super().__init__()
         self.listing = ListFilter.FLAGGED
         self.part = ""  # of the repo's name
-        self.limit = PAGE
-        self.shown: Page | None = None
+        self.limit = PAGE_SIZE
+        self.shown: CheckpointPage | None = None
         self.sum: VerdictCounts | None = None
         self.asking = 0  # questions to the store that are not answered yet
         self.stamp: tuple[object, ...] = ()  # of the store, when it was last asked
@@ -77,9 +78,9 @@ class ListScreen(DecidingScreen):
             stamp = await asyncio.to_thread(self.desk.store.stamp)
             if only_news and stamp == self.stamp:
                 return
-            answer = await asyncio.to_thread(page, self.desk.store, *asked)
+            answer = await asyncio.to_thread(list_checkpoints, self.desk.store, *asked)
             self.show(answer)  # the sum takes longer
-            self.sum = await asyncio.to_thread(count_verdicts, self.desk.store)
+            self.sum = await asyncio.to_thread(count_standing_verdicts, self.desk.store)
         except ScannerError as error:
             self.query_one("#sum", Static).update(Text(f"The store does not answer: {plain(str(error))}"))
             return
@@ -88,7 +89,7 @@ class ListScreen(DecidingScreen):
         self.stamp = stamp
         self.show(answer)
 
-    def show(self, answer: Page) -> None:
+    def show(self, answer: CheckpointPage) -> None:
         """Fills the screen."""
         self.shown = answer
         self.query_one("#sum", Static).update(sum_line(self.sum))
@@ -111,7 +112,7 @@ class ListScreen(DecidingScreen):
     def more(self) -> None:
         """Asks for another page below the last row."""
         if self.shown and len(self.shown.rows) < self.shown.total and self.limit <= len(self.shown.rows):
-            self.limit += PAGE
+            self.limit += PAGE_SIZE
             self.load()
 
     @on(DataTable.RowHighlighted)
@@ -126,7 +127,7 @@ class ListScreen(DecidingScreen):
         if row := self.row():
             self.app.push_screen(CheckpointScreen(row.checkpoint_id, row.scan_id, plain(row.repo, 200)))
 
-    def row(self) -> Row | None:
+    def row(self) -> CheckpointRow | None:
         """The row under the cursor."""
         key = self.query_one(Table).current
         rows = self.shown.rows if self.shown else ()
@@ -134,7 +135,7 @@ class ListScreen(DecidingScreen):
 
     def action_turn(self, step: int) -> None:
         """Lists other verdicts."""
-        self.listing, self.limit = self.listing.turned(step), PAGE
+        self.listing, self.limit = self.listing.shifted(step), PAGE_SIZE
         self.load()
 
     def action_reload(self) -> None:
@@ -159,7 +160,7 @@ class ListScreen(DecidingScreen):
         """Asks once the typing pauses."""
         if event.value == self.part:
             return
-        self.part, self.limit = event.value, PAGE
+        self.part, self.limit = event.value, PAGE_SIZE
         if self.typing:
             self.typing.stop()
         self.typing = self.set_timer(TYPING_S, self.load)

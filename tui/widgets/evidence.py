@@ -6,7 +6,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from scanner.records import Decision, Verdict
-from tui.desk import Found, Opened, standing
+from scanner.store.desk_queries import MatchRow, OpenedCheckpoint, standing
 from tui.words import (
     NOTHING,
     VERDICTS,
@@ -20,7 +20,7 @@ from tui.words import (
 )
 
 
-def argument(opened: Opened, found: Found) -> Grid:
+def argument(opened: OpenedCheckpoint, found: MatchRow) -> Grid:
     """The evidence for one match, read from top to bottom: a name, a number, and what it means."""
     scan = opened.scan
     points = Grid.grid(padding=(0, 1), expand=True)
@@ -72,7 +72,7 @@ def argument(opened: Opened, found: Found) -> Grid:
     return points
 
 
-def unopened(opened: Opened) -> Text:
+def unopened(opened: OpenedCheckpoint) -> Text:
     """What to say where there is no match to show."""
     scan = opened.scan
     if scan is None:
@@ -113,7 +113,7 @@ def spoken(history: tuple[Decision, ...]) -> Text:
     return text
 
 
-def facts(opened: Opened, found: Found | None) -> Grid:
+def facts(opened: OpenedCheckpoint, found: MatchRow | None) -> Grid:
     """How the evidence came about: enough to do it again."""
     listed, scan = opened.checkpoint, opened.scan
     rows = [

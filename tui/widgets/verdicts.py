@@ -8,8 +8,8 @@ from datetime import datetime
 from rich.text import Text
 
 from scanner.records import Verdict, Word
-from scanner.store.queries import shorter
-from tui.desk import ListFilter, Page, Row, VerdictCounts
+from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter
+from scanner.store.queries import VerdictCounts, shorter
 from tui.widgets.table import Column, Line
 from tui.words import NOTHING, VERDICTS, WORDS, cell, count, plain, probability, similarity, when
 
@@ -41,12 +41,14 @@ def sum_line(counts: VerdictCounts | None) -> Text:
     text.append(f"{counts.flagged:,} flagged", style="bold")
     text.append(
         f" + {counts.nothing_found:,} nothing found + {counts.skipped:,} skipped"
-        f" + {counts.failed:,} failed + {counts.to_do:,} to do"
+        f" + {counts.failed:,} failed + {counts.todo:,} to do"
     )
     return text
 
 
-def state_of_store(answer: Page, counts: VerdictCounts | None, listing: ListFilter, part: str) -> Told:
+def state_of_store(
+    answer: CheckpointPage, counts: VerdictCounts | None, listing: ListFilter, part: str
+) -> Told:
     """Says what is listed, and where that is nothing, what to do next."""
     heading = Text(TITLES[listing], style="bold", no_wrap=True, overflow="ellipsis")
     if part:
@@ -67,8 +69,8 @@ def state_of_store(answer: Page, counts: VerdictCounts | None, listing: ListFilt
         )
     elif part:
         advice = "No repo of this kind has that in its name. Escape clears the filter."
-    elif listing is ListFilter.FLAGGED and counts.to_do:
-        waiting = count(counts.to_do, "checkpoint is", "checkpoints are")
+    elif listing is ListFilter.FLAGGED and counts.todo:
+        waiting = count(counts.todo, "checkpoint is", "checkpoints are")
         advice = (
             f"Nothing is flagged so far, and {waiting} to do.\n\n"
             "A crawl that is running shows up here. If none is, go on with the one you began:\n\n"
@@ -98,7 +100,7 @@ def columns(listing: ListFilter, wide: bool) -> list[Column]:
     return [repo, *origin, Column("Verdict", 13), outcome, Column("Scanned", 7)]
 
 
-def line(row: Row, listing: ListFilter, present: datetime, wide: bool) -> Line:
+def line(row: CheckpointRow, listing: ListFilter, present: datetime, wide: bool) -> Line:
     """One checkpoint as a row of that listing."""
     cells = [cell(plain(row.repo, 200), style="bold")]
     if wide:
@@ -117,7 +119,7 @@ def line(row: Row, listing: ListFilter, present: datetime, wide: bool) -> Line:
     return Line(row.checkpoint_id, tuple(cells))
 
 
-def decision_state(row: Row) -> str:
+def decision_state(row: CheckpointRow) -> str:
     """A word on the whole, or how far its matches are decided, in 17 cells."""
     if row.word is not None:
         return WORDS[row.word]
@@ -129,7 +131,7 @@ def decision_state(row: Row) -> str:
     return ", ".join(f"{number} {WORDS[word][0]}" for word, number in said.items() if number) + " (all)"
 
 
-def in_full(row: Row) -> Text:
+def in_full(row: CheckpointRow) -> Text:
     """What the columns may have cut: the name, and the reason or the word on it."""
     text = Text(plain(row.repo, 300), style="bold")
     text.append(f"  {VERDICTS[row.verdict]}", style="not bold")
@@ -142,7 +144,7 @@ def in_full(row: Row) -> Text:
     return text
 
 
-def _outcome(row: Row) -> str:
+def _outcome(row: CheckpointRow) -> str:
     if row.verdict is Verdict.FLAGGED:
         return f"similarity {similarity(row.best_similarity)}, q {probability(row.q_value)}"
     if row.verdict is Verdict.NOTHING_FOUND:

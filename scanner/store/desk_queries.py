@@ -1,7 +1,7 @@
-"""What the desk asks the store: its SQL and the small records that come back. Knows no Textual.
+"""Queries of the review desk, and the records that they return. Every query is paged in SQL.
 
-Every question is paged in SQL and safe to ask from any thread. A checkpoint that was scanned under several
-configurations is one row: a flag under any of them stays in sight, else the newest conclusive scan speaks.
+A checkpoint that was scanned under several configurations is one row, with its standing scan
+(scanner.store.queries.STANDING_RANK). All functions may be called from any thread.
 """
 
 from __future__ import annotations
@@ -12,35 +12,20 @@ from enum import StrEnum
 from typing import Any
 
 from scanner.records import Checkpoint, Decision, Scan, Verdict, Word
+from scanner.store.queries import STANDING_RANK
 from scanner.store.store import Store
 
-PAGE = 200  # rows asked for at first, and again each time the cursor reaches the last one
+PAGE_SIZE = 200  # rows loaded at first, and again each time the cursor reaches the last row
 
-# The scan that speaks for a checkpoint: the greatest of this. As a number it is quick to compare.
-SPEAKS = """
-    ((CASE verdict WHEN 'flagged' THEN 2 WHEN 'failed' THEN 0 ELSE 1 END)::BIGINT << 60)
-    + epoch_us(finished_at)"""
-SUM = f"""
-WITH spoken AS (
-    SELECT arg_max(verdict, {SPEAKS}) AS verdict
-    FROM scans SEMI JOIN checkpoints USING (checkpoint_id) GROUP BY checkpoint_id
-)
-SELECT
-    count(*) FILTER (verdict = 'flagged') AS flagged,
-    count(*) FILTER (verdict = 'nothing_found') AS nothing_found,
-    count(*) FILTER (verdict = 'skipped') AS skipped,
-    count(*) FILTER (verdict = 'failed') AS failed,
-    (SELECT count(*) FROM checkpoints) - count(*) AS to_do
-FROM spoken"""
-# Best first: verdicts in the order of `rank`, then the least q, then the greatest similarity.
+# Strongest evidence first: by `rank` of the verdict, then the least q value, then the greatest similarity.
 ORDER = """rank, CASE verdict WHEN 'flagged' THEN q_value END NULLS LAST, best_similarity DESC NULLS LAST"""
 LATEST = f"""
     SELECT scan_id, checkpoint_id, verdict, reason, best_similarity, q_value, finished_at,
         coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], verdict), 5) AS rank
     FROM scans WHERE $verdict <> 'flagged' OR verdict = 'flagged'
-    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {SPEAKS} DESC) = 1"""
-# What is flagged stays flagged whatever else was found: to know the best of those neither other scans nor any
-# checkpoint need be read. What is shown of a checkpoint is read for the best alone.
+    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1"""
+# A flagged scan ranks before every other scan of its checkpoint, so the flagged list needs neither the other
+# scans nor the checkpoints table to find its first rows; it reads the checkpoints of those rows only.
 BEST_FLAGGED = f"""
     SELECT *, count(*) OVER () AS total FROM latest ORDER BY {ORDER}, checkpoint_id LIMIT $limit"""
 BEST = f"""
@@ -105,7 +90,7 @@ ORDER BY decided_at, decision_id"""
 
 
 class ListFilter(StrEnum):
-    """What the list shows; the values are verdicts, but for `all` and `to_do`."""
+    """Which checkpoints the list shows: those with one verdict, all, or those without a verdict."""
 
     FLAGGED = "flagged"
     ALL = "all"
@@ -114,30 +99,15 @@ class ListFilter(StrEnum):
     FAILED = "failed"
     TO_DO = "to_do"
 
-    def turned(self, step: int) -> ListFilter:
-        """The listing that comes `step` places later, round and round."""
-        every = list(ListFilter)
-        return every[(every.index(self) + step) % len(every)]
+    def shifted(self, step: int) -> ListFilter:
+        """Returns the filter `step` places after this one; the first follows the last."""
+        filters = list(ListFilter)
+        return filters[(filters.index(self) + step) % len(filters)]
 
 
 @dataclass(frozen=True, slots=True)
-class VerdictCounts:
-    """How many of the planned checkpoints have which verdict; it always adds up."""
-
-    flagged: int
-    nothing_found: int
-    skipped: int
-    failed: int
-    to_do: int
-
-    @property
-    def planned(self) -> int:
-        return self.flagged + self.nothing_found + self.skipped + self.failed + self.to_do
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One checkpoint in the list, with its scan where it has one and what people said so far."""
+class CheckpointRow:
+    """One checkpoint in the list, with its standing scan, if any, and the decisions on it."""
 
     checkpoint_id: str
     repo: str
@@ -147,7 +117,7 @@ class Row:
     family: str
     base: str | None
     scan_id: str | None
-    verdict: Verdict | None  # None: to do
+    verdict: Verdict | None  # None if it has not been scanned
     reason: str | None
     best_similarity: float | None
     q_value: float | None
@@ -158,7 +128,7 @@ class Row:
     unsure: int
     word: Word | None  # on the scan as a whole
     note: str
-    total: int  # rows in the whole listing, not only on this page
+    total: int  # rows that the filter selects, not only those on this page
 
     @property
     def decided(self) -> int:
@@ -166,15 +136,15 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """The first rows of a listing."""
+class CheckpointPage:
+    """The first rows of the list."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[CheckpointRow, ...]
     total: int
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MatchRow:
     """One match of the opened scan, with its candidate, its reference and everything said about it."""
 
     match_id: str
@@ -198,12 +168,12 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedCheckpoint:
     """One checkpoint, its scan, and the first page of its matches."""
 
     checkpoint: Checkpoint
     scan: Scan | None
-    found: tuple[Found, ...]
+    found: tuple[MatchRow, ...]
     total: int  # matches of the scan, not only on this page
     flagged: int  # of all its matches
     decided: int  # of the flagged ones
@@ -216,46 +186,46 @@ def standing(history: tuple[Decision, ...]) -> Decision | None:
     return None if newest is None or newest.decision is Word.WITHDRAWN else newest
 
 
-def count_verdicts(store: Store) -> VerdictCounts:
-    """The sum of verdicts. The slowest question of all: it reads every checkpoint's id."""
-    (counts,) = store.query(SUM)
-    return VerdictCounts(**counts)
-
-
-def page(store: Store, listing: ListFilter, part: str = "", limit: int = PAGE) -> Page:
+def list_checkpoints(
+    store: Store, listing: ListFilter, part: str = "", limit: int = PAGE_SIZE
+) -> CheckpointPage:
     """The best `limit` rows of a listing whose repo contains `part`."""
     asked: dict[str, Any] = {"verdict": str(listing), "limit": limit}
     if listing is ListFilter.FLAGGED and not part:
         best = BEST_FLAGGED
     else:
         best, asked["part"] = BEST, part
-    rows = tuple(_row(row) for row in store.query(LISTED.format(best=best), asked))
+    rows = tuple(_checkpoint_row(row) for row in store.query(LISTED.format(best=best), asked))
     if best is BEST_FLAGGED and len(rows) < min(limit, rows[0].total if rows else limit):
         # None is flagged, or the row of a scan's checkpoint is gone: a file of a folder was replaced.
-        rows = tuple(_row(row) for row in store.query(LISTED.format(best=BEST), asked | {"part": part}))
-    return Page(rows, rows[0].total if rows else 0)
+        rows = tuple(
+            _checkpoint_row(row) for row in store.query(LISTED.format(best=BEST), asked | {"part": part})
+        )
+    return CheckpointPage(rows, rows[0].total if rows else 0)
 
 
-def _row(row: dict[str, Any]) -> Row:
+def _checkpoint_row(row: dict[str, Any]) -> CheckpointRow:
     verdict = Verdict(row["verdict"]) if row["verdict"] else None
     word = Word(row["word"]) if row["word"] else None
-    return Row(**{**row, "verdict": verdict, "word": word})
+    return CheckpointRow(**{**row, "verdict": verdict, "word": word})
 
 
-def opened(store: Store, checkpoint_id: str, scan_id: str | None, limit: int = PAGE) -> Opened:
+def open_checkpoint(
+    store: Store, checkpoint_id: str, scan_id: str | None, limit: int = PAGE_SIZE
+) -> OpenedCheckpoint:
     """A checkpoint with its scan, the scan's best `limit` matches and all decisions on them."""
     (checkpoint,) = store.select(Checkpoint, "WHERE checkpoint_id = ?", [checkpoint_id])
     if scan_id is None:
-        return Opened(checkpoint, None, (), 0, 0, 0, ())
+        return OpenedCheckpoint(checkpoint, None, (), 0, 0, 0, ())
     scans = store.select(Scan, "WHERE scan_id = ?", [scan_id])
     history: dict[str, list[Decision]] = {}
     for row in store.query(HISTORY, {"scan_id": scan_id}):
         said = Decision(**{**row, "decision": Word(row["decision"])})
         history.setdefault(said.subject_id, []).append(said)
     found = tuple(
-        Found(**row, history=tuple(history.get(row["match_id"], ())))
+        MatchRow(**row, history=tuple(history.get(row["match_id"], ())))
         for row in store.query(MATCHES, {"scan_id": scan_id, "limit": limit})
     )
     (counts,) = store.query(COUNTS, {"scan_id": scan_id})
     scan = scans[0] if scans else None
-    return Opened(checkpoint, scan, found, **counts, history=tuple(history.get(scan_id, ())))
+    return OpenedCheckpoint(checkpoint, scan, found, **counts, history=tuple(history.get(scan_id, ())))
