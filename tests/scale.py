@@ -163,8 +163,9 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
 
     import stub_worker
 
-    from scanner.crawl.engine import Budget, crawl
+    from scanner.crawl.engine import crawl
     from scanner.crawl.planning import plan_of_store
+    from scanner.crawl.progress import Budget
     from scanner.records import Checkpoint, Scan
     from scanner.store.store import Store
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ import click
 
 from scanner.commands.options import store_option
 from scanner.commands.output import SHOWN_ROWS, ListingSummary, outcome_table
+from scanner.commands.progress import Terminal
 from scanner.records import InspectionStatus, Verdict
 from scanner.store.queries import count_verdicts, outcomes
 from scanner.store.store import Store
@@ -126,10 +129,12 @@ def command(**given: Any) -> int:
         return _list(options, source)
     store = Store(options.store)
     query = options.query(store, source)
-    task = options.task(store, source)
-    config_id = task.config.config_id
-    store.append([task.config.row()])  # again where it is known: the newest is the one used last
-    plan, verdicts = list_and_scan(source, store, query, task, options)
+    with Terminal() as terminal:
+        task = options.task(store, source, terminal)
+        config_id = task.config.config_id
+        store.append([task.config.row()])  # again where it is known: the newest is the one used last
+        with interruptible(terminal, store, config_id):
+            plan, verdicts = list_and_scan(source, store, query, task, options, terminal)
     if plan.cut_short is not None and not plan.listed:
         raise plan.cut_short
     if not plan.listed:
@@ -161,12 +166,30 @@ def _list(options: Options, source: Source) -> int:
         if options.dry_run and "://" not in place and not Path(place).is_dir():
             place = held.enter_context(tempfile.TemporaryDirectory())  # nothing is known, or will be written
         store = Store(place, create=True)
-        list_and_inspect(
-            source, store, options.query(store, source), options.base, write=not options.dry_run,
-            tell=found.add,
-        )  # fmt: skip
+        query = options.query(store, source)
+        with Terminal() as terminal, interruptible(terminal):
+            terminal.checkpoint_listed = found.add  # type: ignore[method-assign]
+            list_and_inspect(source, store, query, options.base, write=not options.dry_run, observer=terminal)
     found.show(dry_run=options.dry_run)
     return 3 if found.counts[InspectionStatus.UNAVAILABLE] else 0
+
+
+@contextlib.contextmanager
+def interruptible(terminal: Terminal, store: Store | None = None, config_id: str = "") -> Iterator[None]:
+    """Exits with 130 after an interrupt, and says how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        terminal.__exit__(type(error), error, None)
+        if store is None:
+            click.echo("\nscanner: interrupted. Run the same command again to go on.", err=True)
+        else:
+            click.echo(
+                f"\nscanner: interrupted; {count_verdicts(store, config_id)}\n"
+                "Run the same command again to go on where it stopped.",
+                err=True,
+            )
+        sys.exit(130)
 
 
 def catch_signals() -> None:

@@ -13,14 +13,15 @@ import click
 
 from scanner.commands import crawl as crawl_verb
 from scanner.commands.options import store_option
+from scanner.commands.progress import Terminal
 from scanner.errors import ConfigError, SourceError
 from scanner.records import Night, Verdict
 from scanner.store.store import Store
 from scanner.units import parse_size
 
 if TYPE_CHECKING:
-    from scanner.crawl.engine import Budget
     from scanner.crawl.nightly import Shift
+    from scanner.crawl.progress import Budget
 
 
 @click.command("nightly")
@@ -46,7 +47,7 @@ def command(
     second does nothing, unless a source could not be listed before. Writes a report to STORE/reports/.
     """
     from scanner.crawl import nightly
-    from scanner.crawl.engine import Budget
+    from scanner.crawl.progress import Budget
     from scanner.store.compaction import compact
 
     crawl_verb.catch_signals()
@@ -89,7 +90,7 @@ def _shift(ctx: click.Context, store: Store, spec: str, limit: int) -> tuple[Shi
     given = crawl_verb.command.make_context("crawl", words, parent=ctx.parent).params
     options = replace(Options(**given), list_only=False, dry_run=False)
     source = options.open_source()
-    task = options.task(store, source)
+    task = options.task(store, source, Terminal())
     config = task.config
 
     def list_since(before: Night | None) -> int:
@@ -97,10 +98,13 @@ def _shift(ctx: click.Context, store: Store, spec: str, limit: int) -> tuple[Shi
         since = before.started_at - OVERLAP if before is not None and known else None
         query = Query(limit, since, options.filters, options.base_model, changed=True)
         store.append([config.row()])
-        return list_and_inspect(source, store, query, options.base, write=True).listed
+        with Terminal() as terminal, crawl_verb.interruptible(terminal):
+            return list_and_inspect(source, store, query, options.base, write=True, observer=terminal).listed
 
     def scan_rest(budget: Budget) -> Counter[Verdict]:
-        return scan(store, task, plan_of_store(source.name, store, config.config_id), options, budget)
+        plan = plan_of_store(source.name, store, config.config_id)
+        with Terminal() as terminal, crawl_verb.interruptible(terminal, store, config.config_id):
+            return scan(store, task, plan, options, budget, observer=terminal)
 
     def left() -> int:
         return len(plan_of_store(source.name, store, config.config_id).todo)

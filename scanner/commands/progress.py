@@ -15,44 +15,54 @@ import click
 
 from scanner.commands.output import plain, told
 from scanner.crawl.logs import log_path
-from scanner.hubs import http
+from scanner.crawl.progress import Observer
 from scanner.records import Verdict, now
 from scanner.units import show_duration
 
 if TYPE_CHECKING:
-    from scanner.crawl.engine import Progress, Running
+    from scanner.crawl.progress import Progress, Running
+    from scanner.hubs.http import RateLimitWait
     from scanner.records import Checkpoint, Scan
 
+LIMIT_S = 10.0  # between two lines on the limits of one host
 QUIET_S = 60.0  # between two signs of life where nobody watches
 SHOWN = 4  # of what is running
 
 
-class Terminal:
+class Terminal(Observer):
     """stderr, as a context manager; leaves no half line."""
 
     def __init__(self) -> None:
         self._watched = sys.stderr.isatty()
         self._told = time.monotonic()
-        self._waiting: http.RateLimitWait | None = None
+        self._waiting: RateLimitWait | None = None
         self._running: list[Running] = []  # at the last tick, less what has ended since
-        self._listening = http.on_rate_limit(self._limited)
+        self._limited: dict[str, float] = {}  # host -> when its limits were last printed
+        self._scanning = False
 
     def __enter__(self) -> Terminal:
-        self._listening.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._listening.__exit__(kind, error, trace)
         self._wipe()
         if error is not None and self._running:
             click.echo(f"Given up: {plain(', '.join(map(_at, self._running)))}.", err=True)
 
-    def _limited(self, waiting: http.RateLimitWait) -> None:
-        self._waiting = waiting
+    def rate_limited(self, wait: RateLimitWait) -> None:
+        """The status line shows it; while there is none, a line of its own does, once in a while."""
+        self._waiting = wait
+        if not self._scanning and time.monotonic() - self._limited.get(wait.host, -LIMIT_S) >= LIMIT_S:
+            self._limited[wait.host] = time.monotonic()
+            self.message(str(wait))
 
-    def report(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+    def listing_progress(self, listed: int, inspected: int) -> None:
+        """How far the listing is."""
+        if self._watched:
+            click.echo(f"\r{listed} listed, {inspected} inspected ", nl=False, err=True)
+
+    def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
         """One verdict."""
         self._running = [r for r in self._running if r[0].checkpoint_id != checkpoint.checkpoint_id]
         seconds = (scan.finished_at - scan.started_at).total_seconds()
@@ -63,9 +73,9 @@ class Terminal:
             checkpoint.repo, scan.verdict, scan.best_similarity, scan.q_value, scan.reason, *more,
             f"({seconds:.0f} s)",
         )  # fmt: skip
-        self.say(f"[{_of_all(progress)}] {line}")
+        self.message(f"[{_of_all(progress)}] {line}")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line that stays."""
         self._wipe()
         click.echo(text, err=True)
@@ -73,7 +83,7 @@ class Terminal:
 
     def tick(self, progress: Progress) -> None:
         """How far it is: drawn over on a terminal, now and then elsewhere."""
-        self._running = progress.running
+        self._running, self._scanning = progress.running, True
         if self._watched:
             width = shutil.get_terminal_size().columns - 1
             click.echo(f"\r\033[K{self.line(progress)[:width]}", nl=False, err=True)

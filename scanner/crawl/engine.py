@@ -9,11 +9,9 @@ fault and is not counted, up to `NODES_LOST`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import batched
 
 from scanner.crawl.backlog import Schedule
@@ -21,6 +19,7 @@ from scanner.crawl.monitoring import CrawlMetrics
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerDied, WorkerFailed, WorkerHandle, WorkerPool
 from scanner.crawl.prefetcher import Prefetcher
+from scanner.crawl.progress import Budget, Progress
 from scanner.crawl.rematching import Rematching
 from scanner.crawl.worker import Scanner, Task
 from scanner.errors import SourceError
@@ -42,40 +41,6 @@ TICK_S = 2.0  # between two looks at what is running
 PAUSE_S = 5.0  # before a checkpoint that failed is tried again; longer each time
 DEADLINES_S = {"fetch": 7200.0, "load": 1800.0, "sample": 8 * 3600.0, "embed": 3600.0, "cliques": 3600.0,
                "match": 1800.0}  # fmt: skip
-
-
-Running = tuple[Checkpoint, str, float]  # at which stage, and for how many seconds
-
-
-@dataclass
-class Progress:
-    """How far a crawl has come: what its status line shows."""
-
-    total: int = 0  # checkpoints to do, as far as they are listed
-    listed: int = 0  # entries
-    listing: bool = False  # more may come
-    done: int = 0
-    verdicts: Counter[Verdict] = field(default_factory=Counter)
-    running: list[Running] = field(default_factory=list)
-    elsewhere: int = 0  # that another crawl scans
-    starting: int = 0  # workers that have not come up yet
-    retried: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-
-@dataclass
-class Budget:
-    """What a crawl may spend. What it has begun when all is spent, it brings to an end."""
-
-    seconds: float = math.inf  # of workers, in all
-    size_bytes: float = math.inf  # of downloaded checkpoints
-    spent_seconds: float = 0.0
-    spent_bytes: int = 0
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether nothing more may be begun."""
-        return self.spent_seconds >= self.seconds or self.spent_bytes >= self.size_bytes
 
 
 Report = Callable[[Checkpoint, Scan, Progress], None]

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scanner.crawl.engine import Progress
+    from scanner.crawl.progress import Progress
     from scanner.records import Checkpoint, Scan, Verdict
 
 BOUNDARIES_S = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from scanner.crawl.engine import Budget
+from scanner.crawl.progress import Budget
 from scanner.errors import SourceError
 from scanner.records import Checkpoint, Night, Scan, now
 from scanner.store.store import Store

@@ -6,32 +6,24 @@ Words go to stderr. Imports Ray and torch only where it scans.
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import click
-
-from scanner.commands.progress import Terminal
 from scanner.config import ScanConfig, default_cache
+from scanner.crawl.progress import Budget, Observer
 from scanner.errors import ConfigError, SourceError
-from scanner.records import Checkpoint, Verdict, new_id
-from scanner.store.queries import count_verdicts
+from scanner.records import Verdict, new_id
 from scanner.store.store import Store
 from scanner.units import parse_size
 
 if TYPE_CHECKING:
-    from scanner.crawl.engine import Budget
     from scanner.crawl.planning import Plan, Planned
     from scanner.crawl.worker import Task
     from scanner.hubs.base import Query, Source
     from scanner.records import Listing
-
-QUIET_S = 10.0  # between two words on the limits of one host
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +72,7 @@ class Options:
             check_cluster(self.ray_address)
         return asked
 
-    def task(self, store: Store, source: Source) -> Task:
+    def task(self, store: Store, source: Source, observer: Observer) -> Task:
         """What every scan has in common. Raises CorpusError without images to look for."""
         from scanner.crawl.worker import Task
         from scanner.hubs.base import local_base
@@ -99,7 +91,7 @@ class Options:
             store=store.uri,
             source=source.name,
             base=local_base(self.base),
-            config=with_corpora(store, config, list(self.corpora)),
+            config=with_corpora(store, config, list(self.corpora), observer.message),
             run_id=new_id(),
             cache=str(default_cache()),
             max_download=parse_size(self.max_download),
@@ -116,7 +108,9 @@ class Options:
         return Query(self.limit, since_of(self.since, store, source), self.filters, self.base_model)
 
 
-def with_corpora(store: Store, config: ScanConfig, names: list[str]) -> ScanConfig:
+def with_corpora(
+    store: Store, config: ScanConfig, names: list[str], warn: Callable[[str], None] = lambda _: None
+) -> ScanConfig:
     """The configuration with its corpora and the tau that their background gives.
 
     Raises CorpusError where a named corpus is unknown, or there is no reference or no background.
@@ -128,7 +122,7 @@ def with_corpora(store: Store, config: ScanConfig, names: list[str]) -> ScanConf
     corpora = load_corpora(store, names, config.descriptor)
     references, background = split(corpora)
     if warning := warn_if_small(sum(len(c.reference_ids) for c in references), len(background), config.alpha):
-        click.echo(f"warning: {warning}", err=True)
+        warn(f"warning: {warning}")
     return replace(
         config,
         tau=round(tau_from_background(background, config.tau_quantile), 4),
@@ -153,73 +147,60 @@ def since_of(text: str | None, store: Store, source: Source) -> datetime | None:
 
 def list_and_inspect(
     source: Source, store: Store, query: Query, base: str | None, *, write: bool,
-    tell: Callable[[Checkpoint], None] = lambda _: None,
+    observer: Observer | None = None,
 ) -> Plan:  # fmt: skip
-    """Lists and inspects, and tells how far it has come and whom it waits for."""
+    """Lists and inspects, and reports each batch and each checkpoint to the observer."""
     from scanner.crawl.planning import make_plan
     from scanner.hubs import http
 
-    click.echo(_begins(source, query), err=True)
+    observer = observer or Observer()
+    observer.message(_begins(source, query))
 
-    def told(plan: Plan) -> None:
+    def batch_listed(plan: Plan) -> None:
         if plan.resumed is not None and plan.listed == plan.resumed.listed:
-            click.echo(_goes_on(plan.resumed), err=True)
-        if sys.stderr.isatty():
-            click.echo(f"\r{plan.listed} listed, {plan.inspected} inspected ", nl=False, err=True)
+            observer.message(_goes_on(plan.resumed))
+        observer.listing_progress(plan.listed, plan.inspected)
 
-    shown: dict[str, float] = {}  # host -> when its limits were last spoken of
-
-    def limited(waiting: http.RateLimitWait) -> None:
-        if time.monotonic() - shown.get(waiting.host, -QUIET_S) >= QUIET_S:
-            shown[waiting.host] = time.monotonic()
-            click.echo(f"\r{waiting}", err=True)
-
-    with http.on_rate_limit(limited):
-        try:
-            plan = make_plan(
-                source, store, query, base_given=base is not None, write=write, report=told, tell=tell
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            click.echo("\nscanner: interrupted. Run the same command again to go on.", err=True)
-            sys.exit(130)
-    if sys.stderr.isatty():
-        click.echo("\r\033[K", nl=False, err=True)
+    with http.on_rate_limit(observer.rate_limited):
+        plan = make_plan(
+            source, store, query, base_given=base is not None, write=write, report=batch_listed,
+            tell=observer.checkpoint_listed,
+        )  # fmt: skip
     if coverage := source.coverage():
-        click.echo(f"{source.name}: {coverage}", err=True)
+        observer.message(f"{source.name}: {coverage}")
     return plan
 
 
 def list_and_scan(
-    source: Source, store: Store, query: Query, task: Task, options: Options
+    source: Source, store: Store, query: Query, task: Task, options: Options, observer: Observer
 ) -> tuple[Plan, Counter[Verdict]]:
-    """Scans while it lists; gives back the plan, which tells too where the listing was cut short."""
+    """Scans while it lists; returns the plan, which says where the listing was cut short."""
     from scanner.crawl.planning import begin_plan, keep_growing
 
     def retries(error: SourceError, pause_s: float) -> None:
-        click.echo(f"\r{error}\nThe listing goes on in {pause_s:.0f} s.", err=True)
+        observer.message(f"{error}\nThe listing goes on in {pause_s:.0f} s.")
 
     plan = begin_plan(store, task.config.config_id)
     growth = keep_growing(plan, source, store, query, base_given=options.base is not None, retries=retries)
-    click.echo(_begins(source, query), err=True)
-    return plan, scan(store, task, plan, options, growth=growth, source=source)
+    observer.message(_begins(source, query))
+    return plan, scan(store, task, plan, options, observer=observer, growth=growth, source=source)
 
 
 def scan(
     store: Store, task: Task, plan: Plan, options: Options, budget: Budget | None = None, *,
-    growth: Iterable[list[Planned]] = (), source: Source | None = None,
+    observer: Observer | None = None, growth: Iterable[list[Planned]] = (), source: Source | None = None,
 ) -> Counter[Verdict]:  # fmt: skip
-    """Scans what a plan has left to do, and what it grows by; gives back this run's verdicts.
-
-    Interrupted, it says how to go on.
-    """
+    """Scans what a plan has left to do, and what it grows by; returns the verdicts of this run."""
     from scanner.crawl.engine import crawl
+    from scanner.hubs import http
 
+    observer = observer or Observer()
     config, said = task.config, set[str]()
 
     def say_once(text: str) -> None:
         if text not in said:
             said.add(text)
-            terminal.say(text)
+            observer.message(text)
 
     def listed(plan: Plan) -> None:
         if plan.resumed is not None:
@@ -236,19 +217,11 @@ def scan(
                 f"a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}"
             )
 
-    try:
-        with Terminal() as terminal:
-            return crawl(
-                task, plan, store, growth=growth, address=options.ray_address, workers=options.workers,
-                budget=budget, listed=listed, report=terminal.report, tick=terminal.tick,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        click.echo(
-            f"\nscanner: interrupted; {count_verdicts(store, config.config_id)}\n"
-            "Run the same command again to go on where it stopped.",
-            err=True,
-        )
-        sys.exit(130)
+    with http.on_rate_limit(observer.rate_limited):
+        return crawl(
+            task, plan, store, growth=growth, address=options.ray_address, workers=options.workers,
+            budget=budget, listed=listed, report=observer.outcome, tick=observer.tick,
+        )  # fmt: skip
 
 
 def _begins(source: Source, query: Query) -> str:

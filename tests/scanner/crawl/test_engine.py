@@ -22,8 +22,9 @@ from stub_worker import CONFIG, ended, task
 
 from scanner.commands.progress import Terminal
 from scanner.crawl import engine
-from scanner.crawl.engine import Progress, crawl
+from scanner.crawl.engine import crawl
 from scanner.crawl.planning import Plan, Planned, begin_plan
+from scanner.crawl.progress import Progress
 from scanner.crawl.worker import Stage, Task
 from scanner.errors import NoWorkers, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
@@ -436,7 +437,7 @@ def test_an_interrupted_crawl_tells_what_it_gave_up_but_not_what_had_ended(
     def interrupted() -> None:
         with Terminal() as terminal:
             terminal.tick(progress)
-            terminal.report(ended_, scan, progress)
+            terminal.outcome(ended_, scan, progress)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -22,9 +22,10 @@ from stub_worker import CONFIG, ended, task
 from scanner.cli import cli
 from scanner.config import DESCRIPTOR
 from scanner.crawl import nightly
-from scanner.crawl.engine import Budget, crawl
+from scanner.crawl.engine import crawl
 from scanner.crawl.nightly import OVERLAP, Shift
 from scanner.crawl.planning import make_plan, plan_of_store
+from scanner.crawl.progress import Budget
 from scanner.crawl.worker import Stage, Task
 from scanner.errors import SourceError
 from scanner.hubs.base import Query

@@ -1,0 +1,76 @@
+"""What a crawl reports while it runs: its progress, its budget, and the observer that receives its events.
+
+Knows no Ray and no terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scanner.records import Checkpoint, Scan, Verdict
+
+if TYPE_CHECKING:
+    from scanner.hubs.http import RateLimitWait
+
+Running = tuple[Checkpoint, str, float]  # a checkpoint, the stage of its scan, and seconds in that stage
+
+
+@dataclass
+class Progress:
+    """How far a crawl has come."""
+
+    total: int = 0  # checkpoints to scan, as far as they are listed
+    listed: int = 0  # entries of the source
+    listing: bool = False  # whether more entries may follow
+    done: int = 0  # checkpoints with a verdict
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    running: list[Running] = field(default_factory=list)
+    elsewhere: int = 0  # checkpoints that another crawl holds
+    starting: int = 0  # workers that are starting up
+    retried: int = 0  # attempts after the first of a checkpoint
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Budget:
+    """What a crawl may spend. A scan that has begun when the budget is spent is completed."""
+
+    seconds: float = math.inf  # of all workers together
+    size_bytes: float = math.inf  # of downloaded checkpoints
+    spent_seconds: float = 0.0
+    spent_bytes: int = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no further scan may begin."""
+        return self.spent_seconds >= self.seconds or self.spent_bytes >= self.size_bytes
+
+
+class Observer:
+    """Receives the events of a crawl. Every method does nothing here; override those that you need.
+
+    `rate_limited` and `message` may be called from the thread that lists; the other methods are called from
+    the thread that runs the crawl.
+    """
+
+    def message(self, text: str) -> None:
+        """A sentence for people, such as the beginning and the end of the listing."""
+
+    def checkpoint_listed(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint was listed and inspected. Reported once each, when nothing is scanned."""
+
+    def listing_progress(self, listed: int, inspected: int) -> None:
+        """A batch was listed: how many entries were listed and inspected in all."""
+
+    def rate_limited(self, wait: RateLimitWait) -> None:
+        """A hub limits requests, and the crawl waits until a time."""
+
+    def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        """A checkpoint came to its verdict."""
+
+    def tick(self, progress: Progress) -> None:
+        """Called every few seconds while workers scan."""
