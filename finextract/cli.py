@@ -142,16 +142,18 @@ def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | Non
 def _prepare(checkpoint: Path, base: Path, options: dict[str, Any]) -> tuple[Any, str, Any, Any]:
     from finextract.extract import ExtractionSettings
     from finextract.metadata.captions import caption_for
-    from finextract.models.loading import find_weights, load_pair
+    from finextract.models.loading import load_pair
     from finextract.sscd import load_embedder
 
     _quieten()
-    caption = caption_for(find_weights(checkpoint), options.pop("caption"))
+    caption = caption_for(checkpoint, options.pop("caption"))
     settings = ExtractionSettings(**options)
     pair = load_pair(base, checkpoint)
     settings.resolved(pair.kind)
-    click.echo(f"caption: {caption!r}, {pair.kind} weights on {pair.tuned.device}", err=True)
-    return pair, caption, settings, load_embedder()
+    click.echo(
+        f"caption ({caption.origin}): {caption.text!r}, {pair.kind} weights on {pair.tuned.device}", err=True
+    )
+    return pair, caption.text, settings, load_embedder()
 
 
 def _quieten() -> None:

@@ -1,44 +1,89 @@
-"""The training caption of a checkpoint, where its author tells it. Imports no torch.
-
-Sources, in this order: the model card's `instance_prompt`, then kohya's training metadata in the header.
-"""
+"""The training caption of a checkpoint, and where it was found. Imports no torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from finextract.errors import CheckpointError, RequestError
-from finextract.metadata.cards import parse_card, parse_training
-from finextract.weights.formats import read_header
+from finextract.metadata.cards import Card
+from finextract.metadata.local_files import read_card, read_sidecar_files
+from finextract.metadata.sidecar_files import parse_sidecar_files
+from finextract.metadata.training import Training, parse_training
+from finextract.weights.files import component_paths, find_weights
+from finextract.weights.headers import read_header
+
+NO_TRAINING = Training()
 
 
-def caption_from_metadata(weights: Path) -> str | None:
-    """The caption that a card or metadata beside the weights tells; None where neither does."""
-    folder = weights if weights.is_dir() else weights.parent
-    card = folder / "README.md"
-    if card.is_file():
-        prompt = parse_card(card.read_text(encoding="utf-8", errors="replace")).instance_prompt
-        if prompt:
-            return prompt
-    for file in [weights] if weights.is_file() else sorted(folder.glob("*.safetensors")):
-        try:
-            caption = parse_training(read_header(file).metadata).caption
-        except CheckpointError:
-            continue
-        if caption:
-            return caption
-    return None
+class CaptionOrigin(StrEnum):
+    """Where a caption was found. After GIVEN, in the order in which the places are asked."""
+
+    GIVEN = "given"  # by a person
+    CARD = "card"  # the model card's instance_prompt, or the sentences of the training scripts' template
+    TRIGGER_WORDS = "trigger_words"  # of a hub's entry, or of a file that a download tool wrote
+    METADATA = "metadata"  # the training metadata in the header of the weight file
+    SIDECAR = "sidecar"  # the configuration of the training run, as a file beside the weights
 
 
-def caption_for(weights: Path, given: str | None) -> str:
-    """The given caption (the empty one too), or the told one.
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """The text to sample with. An empty text samples unconditionally."""
 
-    Raises RequestError where there is neither.
+    text: str
+    origin: CaptionOrigin
+
+
+def find_caption(
+    card: Card, header: Training = NO_TRAINING, sidecar: Training = NO_TRAINING
+) -> Caption | None:
+    """The caption that a card, a header's metadata and the sidecar files state; None where none does."""
+    stated = (
+        (card.instance_prompt, CaptionOrigin.CARD),
+        (card.trigger_words, CaptionOrigin.TRIGGER_WORDS),
+        (header.caption, CaptionOrigin.METADATA),
+        (sidecar.caption, CaptionOrigin.SIDECAR),
+    )
+    return next((Caption(text, origin) for text, origin in stated if text), None)
+
+
+def local_caption(checkpoint: Path) -> Caption | None:
+    """The caption that the files of a local checkpoint state; None where none does.
+
+    `checkpoint` is a weight file or a folder. Raises CheckpointError where it holds no weights.
     """
-    caption = caption_from_metadata(weights) if given is None else given
+    weights = find_weights(checkpoint)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    file = "" if weights == folder else weights.relative_to(folder).as_posix()
+    return find_caption(
+        read_card(folder, file),
+        _header_training(weights),
+        parse_sidecar_files(read_sidecar_files(folder)),
+    )
+
+
+def caption_for(checkpoint: Path, given: str | None) -> Caption:
+    """The given caption (an empty one too), or the one that the checkpoint's files state.
+
+    Raises RequestError where there is neither, CheckpointError where the checkpoint holds no weights.
+    """
+    if given is not None:
+        return Caption(given, CaptionOrigin.GIVEN)
+    caption = local_caption(checkpoint)
     if caption is None:
         raise RequestError(
-            f"{weights} tells no training caption: there is no instance_prompt in a README.md beside it, and "
-            "no ss_tag_frequency in its metadata.\nPass --caption TEXT (an empty one guides unconditionally)."
+            f"{checkpoint} states no training caption: neither instance_prompt in a README.md beside it, nor "
+            "ss_tag_frequency in its metadata, nor a sidecar file of its training.\n"
+            "Pass --caption TEXT (an empty one samples unconditionally)."
         )
     return caption
+
+
+def _header_training(weights: Path) -> Training:
+    """What the header of a weight file, or of a pipeline's denoiser, states of the training."""
+    files = [weights] if weights.is_file() else component_paths(weights, "unet")[:1]
+    try:
+        return parse_training(read_header(files[0]).metadata) if files else NO_TRAINING
+    except CheckpointError:  # loading the weights raises the same error, with its reason
+        return NO_TRAINING

@@ -35,6 +35,7 @@ class Card:
 
     base_model: str | None = None  # OWNER/NAME, or a path on the author's machine
     instance_prompt: str | None = None  # the training caption
+    trigger_words: str | None = None  # of a hub's entry, or of a file that a download tool wrote
     license: str | None = None
     tags: tuple[str, ...] = ()
 

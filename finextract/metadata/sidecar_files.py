@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Mapping
 
 from finextract.metadata.training import MAX_IMAGES, MAX_STEPS, Training, resolution_of
 from finextract.metadata.untrusted import json_of, number_of, text_of, whole_of, yaml_of
 
 MAX_SIDE_CHARS = 200_000
+MAX_SIDECAR_FILES = 16
 # What a run calls its settings -> our field. The first name that is told wins.
 _SIDE_NAMES = {
     "caption": ("instance_prompt", "trigger_word"),
@@ -54,6 +56,14 @@ def parse_sidecar_file(name: str, text: str) -> Training:
         network_alpha=number_of(found["network_alpha"], 0, 1e6),
         clip_skip=whole_of(found["clip_skip"], 0, 100),
     )
+
+
+def parse_sidecar_files(texts: Mapping[str, str]) -> Training:
+    """What several sidecar files state, name -> text; the first one that states a field is believed."""
+    stated = Training()
+    for name, text in list(texts.items())[:MAX_SIDECAR_FILES]:
+        stated = stated.or_else(parse_sidecar_file(name, text))
+    return stated
 
 
 def _leaves(value: object) -> dict[str, object]:

@@ -6,7 +6,6 @@ Stable Diffusion keys, a UNet file) or as a LoRA, and gives both models.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,9 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finextract.adapters.lora import merge_lora, parse_lora
-from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights, UnsupportedWeights
+from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
+from finextract.metadata.local_files import read_object
 from finextract.models.stable_diffusion import StableDiffusion, load_into, load_pipeline
-from finextract.weights.formats import PICKLE_SUFFIXES, classify, read_header
+from finextract.weights.files import component_paths, find_weights
+from finextract.weights.formats import classify, read_header
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,17 @@ def tune(base: StableDiffusion, tuned: Path) -> Pair:
     path = find_weights(tuned)
     model = base.copy_for_tuning()
     if path.is_dir():
-        _load_full(model, _load_parts(path / "unet"), _load_parts(path / "text_encoder"), path.name)
+        _load_full(model, _load_component(path, "unet"), _load_component(path, "text_encoder"), path.name)
         return Pair(base, model, "full")
     header = read_header(path)
     kind = classify(header)
     state = _load_state(path)
     if kind.kind == "lora":
-        merge_lora(parse_lora(state, header.metadata, _adapter_config(path)), model.unet, model.text_encoder)
+        merge_lora(
+            parse_lora(state, header.metadata, read_object(path.parent / "adapter_config.json")),
+            model.unet,
+            model.text_encoder,
+        )
         return Pair(base, model, "lora")
     if kind.kind == "unet":
         _load_full(model, state, {}, path.name)
@@ -68,44 +73,6 @@ def tune(base: StableDiffusion, tuned: Path) -> Pair:
     return Pair(base, model, "full")
 
 
-def find_weights(tuned: Path) -> Path:
-    """The weight file, or the diffusers folder, that a path names.
-
-    Raises PickledWeights where only pickles are there, CorruptWeights where nothing is.
-    """
-    if tuned.is_file():
-        if tuned.suffix in PICKLE_SUFFIXES:
-            raise PickledWeights(
-                f"{tuned.name} is a pickle, which can run code when it is opened; it was not opened. "
-                "Ask its author for safetensors."
-            )
-        if tuned.suffix != ".safetensors":
-            raise CorruptWeights(
-                f"{tuned} is no safetensors file. Name a .safetensors file, or a folder as a hub serves it."
-            )
-        return tuned
-    if (tuned / "model_index.json").is_file() and any((tuned / "unet").glob("*.safetensors")):
-        return tuned
-    files = sorted(tuned.glob("*.safetensors"))
-    if (tuned / "pytorch_lora_weights.safetensors") in files:
-        return tuned / "pytorch_lora_weights.safetensors"
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise UnsupportedWeights(
-            f"{tuned} holds {len(files)} weight files ({files[0].name}, ...). Name one of them."
-        )
-    pickles = [p for p in sorted(tuned.rglob("*")) if p.suffix in PICKLE_SUFFIXES]
-    if pickles:
-        raise PickledWeights(
-            f"{tuned.name} holds only pickles ({pickles[0].name}), which can run code when they are opened; "
-            "none was opened. Ask the author for safetensors."
-        )
-    if not tuned.exists():
-        raise CorruptWeights(f"{tuned} does not exist. Name a .safetensors file or a diffusers folder.")
-    raise CorruptWeights(f"{tuned} holds no weights: neither a .safetensors file nor a diffusers folder.")
-
-
 def _load_state(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = load_file(path)
@@ -116,12 +83,10 @@ def _load_state(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_parts(folder: Path) -> dict[str, Tensor]:
-    """A part's tensors, from one file or from shards; half-precision and EMA twins are left aside."""
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [f for f in files if ".fp16" not in f.name and "non_ema" not in f.name] or files[:1]
+def _load_component(folder: Path, component: str) -> dict[str, Tensor]:
+    """The tensors of one component of a pipeline folder, from one file or from shards."""
     state: dict[str, Tensor] = {}
-    for file in plain:
+    for file in component_paths(folder, component):
         read_header(file)
         state.update(_load_state(file))
     return state
@@ -149,12 +114,3 @@ def _from_ldm(
             f"the file does not have the layers of its base model: {error} is missing."
         ) from error
     return unet, text
-
-
-def _adapter_config(path: Path) -> dict[str, object]:
-    """The fields of the PEFT adapter_config.json beside a file; empty where there is none."""
-    try:
-        value = json.loads((path.parent / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

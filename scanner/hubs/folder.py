@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from finextract.errors import CheckpointError
-from finextract.metadata.cards import Card, parse_card
+from finextract.metadata.captions import find_caption
+from finextract.metadata.local_files import read_card, read_object, read_sidecar_files
+from finextract.weights.files import NOT_WEIGHTS
 from finextract.weights.formats import PICKLE_SUFFIXES, read_header
 from scanner.errors import Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
@@ -24,15 +24,13 @@ from scanner.hubs.base import Query, local_base
 from scanner.hubs.cache import BaseFiles, DownloadCache, check_sha256
 from scanner.hubs.huggingface.entries import UNKNOWN_TIME, placeholder_id
 from scanner.hubs.inspection import base_hint, refine, refine_unread
-from scanner.hubs.layout import COMPONENTS, DENOISERS, INTERMEDIATE, NO_WEIGHTS, Layout, is_safe, layouts
+from scanner.hubs.layout import COMPONENTS, DENOISERS, INTERMEDIATE, Layout, is_safe, layouts
 from scanner.hubs.pickles import scannable
 from scanner.records import Checkpoint, identify, now
 from scanner.text import printable
 from scanner.units import show_size
 
-MAX_SMALL_FILE = 1_000_000  # bytes of a card or a configuration file
 MAX_SIZE = 1 << 50
-SIDECAR_FILES = ("hparams.yml", "args.json", "train.sh", "config.yaml")  # tell of the training
 
 
 class FolderSource:
@@ -72,7 +70,7 @@ class FolderSource:
                 yield folder, whole[0]
                 continue
             weights = sorted(n for n in names if Path(n).suffix.lower() in {".safetensors", *PICKLE_SUFFIXES})
-            for name in (n for n in weights if is_safe(n) and not NO_WEIGHTS.fullmatch(n)):
+            for name in (n for n in weights if is_safe(n) and not NOT_WEIGHTS.fullmatch(n)):
                 pickled = not name.endswith(".safetensors")
                 hashed = not pickled or self._allow_pickle
                 yield folder, Layout(name, {name: name} if hashed else {}, pickled)
@@ -85,7 +83,8 @@ class FolderSource:
 
     def _checkpoint(self, folder: Path, layout: Layout) -> Checkpoint:
         repo = folder.relative_to(self.root).as_posix()
-        card = _card(folder, layout.file)
+        card = read_card(folder, layout.file)
+        caption = find_caption(card)
         try:
             hashes = [(path, sha256_of(folder / path)) for path in layout.weights]
             sizes = {path: (folder / path).stat().st_size for path in layout.weights}
@@ -106,7 +105,7 @@ class FolderSource:
             kind="unknown",
             family="unknown",
             base=self._base or card.base_model,
-            caption=card.instance_prompt,
+            caption=caption.text if caption else None,
             num_train_images=None,
             license=card.license,
             created_at=created,
@@ -124,11 +123,11 @@ class FolderSource:
         """Reads the header, the card and a configuration file. See `Source.inspect`."""
         entry = json.loads(checkpoint.raw)
         folder, where = self.root / entry["path"], f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
-        side = {name: _read_small(folder / name) for name in SIDECAR_FILES}
-        card = _card(folder, checkpoint.file)
+        side = read_sidecar_files(folder)
+        card = read_card(folder, checkpoint.file)
         hint = None
         for name in ("adapter_config.json", "unet/config.json"):
-            hint = hint or base_hint(_small_json(folder / name))
+            hint = hint or base_hint(read_object(folder / name))
         if entry["pickled"] and self._allow_pickle:
             return refine_unread(checkpoint, card, hint=hint, base=self._base, side=side)
         if entry["pickled"]:
@@ -201,37 +200,3 @@ def _names(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
-
-
-def _read_small(path: Path) -> str:
-    """The text of a small file; empty where it is missing or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_SMALL_FILE).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _card(folder: Path, file: str) -> Card:
-    """The card in README.md; its caption else from what A1111 or a download tool left beside the file."""
-    card = parse_card(_read_small(folder / "README.md"))
-    if card.instance_prompt or not file:
-        return card
-    beside = (folder / file).with_suffix("")
-    words = _small_json(beside.with_name(f"{beside.name}.json")).get("activation text")
-    told = _small_json(beside.with_name(f"{beside.name}.civitai.info")).get("trainedWords")
-    if not (isinstance(words, str) and words.strip()) and isinstance(told, list):
-        words = ", ".join(dict.fromkeys(w.strip(" ,") for w in told if isinstance(w, str)))
-    return (
-        replace(card, instance_prompt=printable(words.strip(), 1_000) or None)
-        if isinstance(words, str)
-        else card
-    )
-
-
-def _small_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_small(path) or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finextract.metadata.cards import Card, Training, parse_sidecar_file, parse_training
+from finextract.metadata.captions import find_caption
+from finextract.metadata.cards import Card, Training, parse_training
+from finextract.metadata.sidecar_files import parse_sidecar_files
 from finextract.weights.adapter_keys import context_width
 from finextract.weights.formats import Header, WeightsKind, classify
 from scanner.errors import Skipped
@@ -44,7 +46,6 @@ KINDS = {
     "unknown": "weights of a kind that is not known",
 }
 SUPPORTED = {"full", "unet", "lora"}
-MAX_SIDECAR_FILES = 16
 Told = tuple[BaseOrigin, str]
 
 
@@ -71,7 +72,7 @@ def refine(
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
     kind = classify(header)
     training = parse_training(header.metadata)
-    beside = _beside(side)
+    beside = parse_sidecar_files(side or {})
     told = _told(card, training, hint, beside)
     check_supported(kind, where, next((stands_now(t) for _, t in told if is_repo(t)), None))
     found = (BaseOrigin.GIVEN, base) if base else _resolve(kind, training, told, base_by_hash)
@@ -85,15 +86,15 @@ def refine(
         raise Skipped(_no_base(kind, where, told, training))
     if found[1] in (checkpoint.repo, stands_now(checkpoint.repo)):
         raise Skipped(f"{where} is its own base, {found[1]}: there is nothing to compare it with.")
+    caption = find_caption(card, training, beside)
     training = training.or_else(beside)
-    caption = card.instance_prompt or training.caption
     if caption is None:
         raise Skipped(
             f"{where} does not tell its training caption, and sampling needs one. "
             "Its card would tell it as instance_prompt, a kohya header as ss_tag_frequency."
         )
     seen = dataclasses.replace(checkpoint, kind="lora" if kind.kind == "lora" else "full", family=kind.family)
-    return _ready(seen, found, caption, training, card)
+    return _ready(seen, found, caption.text, training, card)
 
 
 def refine_unread(
@@ -110,18 +111,18 @@ def refine_unread(
     Raises Skipped where that does not tell base and caption. Kind and family stay unknown.
     """
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
-    beside = _beside(side)
+    beside = parse_sidecar_files(side or {})
     told = _told(card, Training(), hint, beside)
     named = next(((e, stands_now(t)) for e, t in told if is_repo(t)), None)
     found = (BaseOrigin.GIVEN, base) if base else named or (default_base and (BaseOrigin.GIVEN, default_base))
-    caption = card.instance_prompt or beside.caption
+    caption = find_caption(card, sidecar=beside)
     if not found or caption is None:
         missing = "training caption" if found else "base"
         raise Skipped(
             f"{where} is a pickle, and nothing beside it tells its {missing}. "
             "Its card would tell them as instance_prompt and base_model."
         )
-    return _ready(checkpoint, found, caption, beside, card)
+    return _ready(checkpoint, found, caption.text, beside, card)
 
 
 def _ready(checkpoint: Checkpoint, base: Told, caption: str, training: Training, card: Card) -> Checkpoint:
@@ -137,14 +138,6 @@ def _ready(checkpoint: Checkpoint, base: Told, caption: str, training: Training,
         inspection_status=InspectionStatus.READY,
         reason="",
     )
-
-
-def _beside(side: Mapping[str, str] | None) -> Training:
-    """What the small files beside the weights tell, the first to tell it."""
-    told = Training()
-    for name, text in list((side or {}).items())[:MAX_SIDECAR_FILES]:
-        told = told.or_else(parse_sidecar_file(name, text))
-    return told
 
 
 def _told(card: Card, training: Training, hint: str | None, beside: Training) -> list[Told]:

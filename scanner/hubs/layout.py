@@ -12,22 +12,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeGuard
 
+from finextract.weights.files import NOT_WEIGHTS, component_files
 from finextract.weights.formats import PICKLE_SUFFIXES
 
 DENOISERS = ("unet", "transformer")
 TUNED = (*DENOISERS, "text_encoder")  # what fine-tuning changes
 COMPONENTS = (*TUNED, "vae")
-# Weights of a pipeline's component: NAME[.VARIANT][-SHARD].safetensors
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(?:\.(\w+))?(-\d{5}-of-\d{5})?\.safetensors")
 _CONFIG = re.compile(
     r"model_index\.json|"
     r"(?:unet|transformer|text_encoder|vae)/(?:config\.json|\w+\.safetensors\.index\.json)|"
     r"scheduler/\w+\.json|"
     r"tokenizer/(?:\w+\.json|merges\.txt)"
-)
-# What a training run leaves beside its weights, and what is part of something else.
-NO_WEIGHTS = re.compile(
-    r"(optimizer|scheduler|scaler|random_states\w*|training_args|trainer_state|rng_state\w*)\.\w+"
 )
 SIDE = re.compile(
     r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml"
@@ -68,11 +63,11 @@ def layouts(paths: Iterable[str]) -> list[Layout]:
     paths = sorted(p for p in paths if is_safe(p))
     if "model_index.json" in paths and (pipeline := pipeline_weights(paths)):
         return [Layout("", pipeline)]
-    top = [p for p in paths if "/" not in p and not NO_WEIGHTS.fullmatch(p)]
+    top = [p for p in paths if "/" not in p and not NOT_WEIGHTS.fullmatch(p)]
     single = [Layout(p, {p: p}) for p in top if p.endswith(".safetensors")]
     if single:
         return single
-    for path in _component(paths, "unet"):
+    for path in component_files(paths, "unet"):
         return [Layout(path, {path: path})]
     inside = [p for p in paths if p.startswith(COMPONENTS) and p.count("/") == 1]
     pickles = [p for p in (*top, *inside) if PurePosixPath(p).suffix.lower() in PICKLE_SUFFIXES]
@@ -85,7 +80,7 @@ def pipeline_weights(paths: Iterable[str], components: tuple[str, ...] = TUNED) 
     A variant's mark (".fp16") is not kept. Empty where the denoiser has none.
     """
     paths = list(paths)
-    weights = {c: _component(paths, c) for c in components}
+    weights = {c: component_files(paths, c) for c in components}
     if not any(weights[c] for c in DENOISERS):
         return {}
     return {path: kept for component in weights.values() for path, kept in component.items()}
@@ -94,17 +89,3 @@ def pipeline_weights(paths: Iterable[str], components: tuple[str, ...] = TUNED) 
 def pipeline_configs(paths: Iterable[str]) -> list[str]:
     """The small files that a pipeline folder needs beside its weights."""
     return sorted(p for p in paths if _CONFIG.fullmatch(p))
-
-
-def _component(paths: Iterable[str], component: str) -> dict[str, str]:
-    """One component's weights. Full precision before half, one variant only."""
-    variants: dict[str, dict[str, str]] = {}
-    for path in sorted(paths):
-        folder, _, name = path.rpartition("/")
-        if folder == component and (match := _WEIGHTS.fullmatch(name)):
-            kept = f"{component}/{match[1]}{match[3] or ''}.safetensors"
-            variants.setdefault(match[2] or "", {})[path] = kept
-    for variant in ("", "fp32", "fp16", "bf16"):
-        if variant in variants:
-            return variants[variant]
-    return {}

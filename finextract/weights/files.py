@@ -1,0 +1,89 @@
+"""Which file of a folder holds the weights. Works on names; opens nothing and imports no torch.
+
+A checkpoint is one .safetensors file, or a diffusers folder with one subfolder for each component.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from finextract.errors import CorruptWeights, PickledWeights, UnsupportedWeights
+from finextract.weights.headers import PICKLE_SUFFIXES
+
+# Weights of a pipeline's component: NAME[.VARIANT][-SHARD].safetensors
+_COMPONENT_FILE = re.compile(r"(diffusion_pytorch_model|model)(?:\.(\w+))?(-\d{5}-of-\d{5})?\.safetensors")
+# What a training run leaves beside its weights.
+NOT_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|random_states\w*|training_args|trainer_state|rng_state\w*)\.\w+"
+)
+_PREFERRED = "pytorch_lora_weights.safetensors"  # what the training scripts of diffusers write
+
+
+def component_files(paths: Iterable[str], component: str) -> dict[str, str]:
+    """The weight files of one component of a diffusers pipeline, from paths relative to its folder.
+
+    Each path is mapped to its name without the variant's mark (".fp16"). One variant only, full precision
+    before half; empty where the component has no such file.
+    """
+    variants: dict[str, dict[str, str]] = {}
+    for path in sorted(paths):
+        folder, _, name = path.rpartition("/")
+        if folder == component and (match := _COMPONENT_FILE.fullmatch(name)):
+            plain = f"{component}/{match[1]}{match[3] or ''}.safetensors"
+            variants.setdefault(match[2] or "", {})[path] = plain
+    return next((variants[v] for v in ("", "fp32", "fp16", "bf16") if v in variants), {})
+
+
+def component_paths(folder: Path, component: str) -> list[Path]:
+    """The weight files of one component in a local pipeline folder, sorted; empty where there are none."""
+    files = sorted((folder / component).glob("*.safetensors"))
+    chosen = component_files([f"{component}/{file.name}" for file in files], component)
+    # Components saved under other names than those of diffusers are read too, but no EMA copies.
+    other = [f for f in files if ".fp16" not in f.name and "non_ema" not in f.name] or files[:1]
+    return [folder / path for path in chosen] or other
+
+
+def find_weights(checkpoint: Path) -> Path:
+    """The weight file, or the diffusers folder, that a path names.
+
+    A folder is either a diffusers pipeline, or holds one weight file at its top, or a lone UNet in `unet/`.
+    Raises PickledWeights where there are only pickles, UnsupportedWeights where there are several weight
+    files, CorruptWeights where there is none.
+    """
+    if checkpoint.is_file():
+        if checkpoint.suffix in PICKLE_SUFFIXES:
+            raise PickledWeights(
+                f"{checkpoint.name} is a pickle, which can run code when it is opened; it was not opened. "
+                "Ask its author for safetensors."
+            )
+        if checkpoint.suffix != ".safetensors":
+            raise CorruptWeights(
+                f"{checkpoint} is no safetensors file. Name a .safetensors file, or a diffusers folder."
+            )
+        return checkpoint
+    unet = component_paths(checkpoint, "unet")
+    if unet and (checkpoint / "model_index.json").is_file():
+        return checkpoint
+    files = [f for f in sorted(checkpoint.glob("*.safetensors")) if not NOT_WEIGHTS.fullmatch(f.name)]
+    if checkpoint / _PREFERRED in files:
+        return checkpoint / _PREFERRED
+    files = files or unet
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise UnsupportedWeights(
+            f"{checkpoint} holds {len(files)} weight files ({files[0].name}, ...). Name one of them."
+        )
+    pickles = [p for p in sorted(checkpoint.rglob("*")) if p.suffix in PICKLE_SUFFIXES]
+    if pickles:
+        raise PickledWeights(
+            f"{checkpoint.name} holds only pickles ({pickles[0].name}), which can run code when they are "
+            "opened; none was opened. Ask the author for safetensors."
+        )
+    if not checkpoint.exists():
+        raise CorruptWeights(f"{checkpoint} does not exist. Name a .safetensors file or a diffusers folder.")
+    raise CorruptWeights(
+        f"{checkpoint} holds no weights: neither a .safetensors file nor a diffusers folder."
+    )
