@@ -13,6 +13,13 @@ from typing import Any
 from finextract.metadata.captions import find_caption
 from finextract.metadata.cards import Card, Training, parse_training
 from finextract.metadata.sidecar_files import parse_sidecar_files
+from finextract.support import (
+    FAMILY_NAMES,
+    KIND_NAMES,
+    describe,
+    why_unsupported,
+    why_unsupported_base,
+)
 from finextract.weights.adapter_keys import context_width
 from finextract.weights.formats import Header, WeightsKind, classify
 from scanner.errors import Skipped
@@ -27,25 +34,6 @@ from scanner.hubs.base_models import (
 )
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
 
-FAMILIES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2",
-    "sdxl": "SDXL",
-    "sd3": "Stable Diffusion 3",
-    "flux": "FLUX",
-}
-KINDS = {
-    "full": "weights",
-    "unet": "UNet weights",
-    "lora": "LoRA weights",
-    "lycoris": "LyCORIS weights",
-    "dora": "DoRA weights",
-    "textual_inversion": "a textual inversion",
-    "vae": "a VAE",
-    "text_encoder": "a text encoder",
-    "unknown": "weights of a kind that is not known",
-}
-SUPPORTED = {"full", "unet", "lora"}
 Told = tuple[BaseOrigin, str]
 
 
@@ -172,54 +160,26 @@ def _resolve(
     return None
 
 
-def describe(kind: WeightsKind) -> str:
-    """What weights are, for people: "SDXL weights (refiner)", "LyCORIS weights (LoHa)"."""
-    what = KINDS[kind.kind]
-    if kind.kind == "unet" and kind.family in ("sd3", "flux"):
-        what = "transformer weights"
-    if kind.kind in ("full", "unet", "lora", "lycoris", "dora") and kind.family != "unknown":
-        what = f"{FAMILIES[kind.family]} {what}"
-    return f"{what} ({kind.detail})" if kind.detail else what
-
-
 def check_supported(kind: WeightsKind, where: str, base: str | None = None) -> None:
     """Raises Skipped, in a sentence that a person understands, for what cannot be scanned yet.
 
     `base` is the base that it tells, for a word on its gate.
     """
-    holds = f"{where} holds {describe(kind)}"
-    if kind.kind not in SUPPORTED:
-        reason = f"{holds}: only full checkpoints, UNets and LoRA weights can be scanned so far."
-    elif kind.family == "unknown":
-        reason = f"{holds}, and neither its keys nor its shapes tell of which model family."
-    elif kind.family != "sd1":
-        reason = f"{holds}: only Stable Diffusion 1.x checkpoints can be scanned so far."
-    elif kind.kind != "lora" and kind.detail:
-        reason = (
-            f"{holds}: only models that take a noisy latent image and nothing else can be scanned so far."
-        )
-    elif kind.kind == "unet" and kind.style != "diffusers":
-        reason = f"{holds} under the original names: a lone UNet can be scanned under diffusers' names only."
-    else:
-        return
-    raise Skipped(" ".join(filter(None, (reason, gate(base or "")))))
+    if (found := why_unsupported(kind, where)) is not None:
+        raise Skipped(" ".join(filter(None, (found.sentence, gate(base or "")))), found.reason_code)
 
 
 def check_base(header: Header, where: str) -> None:
     """Raises Skipped for a base in one file that adapters of what can be scanned do not fit."""
-    kind = classify(header)
-    if (kind.kind, kind.family, kind.style, kind.detail) != ("full", "sd1", "ldm", ""):
-        raise Skipped(
-            f"its base {where} holds {describe(kind)}: only a full checkpoint of Stable Diffusion 1.x can be "
-            "a base so far. Pass --base with one."
-        )
+    if (found := why_unsupported_base(classify(header), where)) is not None:
+        raise Skipped(found.sentence, found.reason_code)
 
 
 def _no_base(kind: WeightsKind, where: str, told: list[Told], training: Training) -> str:
     help_ = "Pass --base OWNER/NAME, or put base_model in the model card."
     other = next((name for _, name in told if is_repo(name)), None)
     if other is not None:
-        family = FAMILIES[family_of_base(other) or ""]
+        family = FAMILY_NAMES[family_of_base(other) or ""]
         return (
             f"{where} holds {describe(kind)}, but calls {other} its base, which is of {family}: "
             f"one of the two is wrong. {help_}"
@@ -229,8 +189,8 @@ def _no_base(kind: WeightsKind, where: str, told: list[Told], training: Training
             " Its SHA256 is told, but no hub that was asked has the file." if training.base_sha256 else ""
         )
         return (
-            f'{where} holds {KINDS[kind.kind]}, and calls its base "{told[0][1]}", which is no OWNER/NAME.'
-            f"{hashed} {help_}"
+            f'{where} holds {KIND_NAMES[kind.kind]}, and calls its base "{told[0][1]}", '
+            f"which is no OWNER/NAME.{hashed} {help_}"
         )
     if kind.kind == "lora":
         return f"{where} holds LoRA weights, but its base model is not known. {help_}"

@@ -220,7 +220,7 @@ def test_a_deleted_base_is_looked_for_where_it_stands_now() -> None:
         ({"emb_params": (2, 768)}, "a textual inversion (A1111): only full checkpoints"),
         ({"decoder.conv_in.weight": (1,)}, "a VAE: only full checkpoints"),
         ({"x.lora_down.weight": (4, 4), "bundle_emb.x": (1,)}, "not known (LoRA beside other tensors)"),
-        ({"x.lora_down.weight": (4, 4)}, "neither its keys nor its shapes"),
+        ({"x.lora_down.weight": (4, 4)}, "its keys and shapes match no known model family"),
         ({}, "weights of a kind that is not known"),
     ],
 )
