@@ -35,7 +35,8 @@ def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str
     from scanner.crawl.planning import make_plan
     from scanner.crawl.service import with_corpora
     from scanner.crawl.worker import Task
-    from scanner.hubs.base import Query, open_source
+    from scanner.hubs.base import Query
+    from scanner.hubs.registry import open_source
     from scanner.records import Scan, Verdict, new_id
     from scanner.store.store import Store
 

@@ -22,7 +22,7 @@ def command(repo: str, folder: Path, max_download: str) -> None:
     They are ground truth: `finextract audit --train-images DIR` measures what the checkpoint gives back of
     them. A crawl counts them, and never fetches them.
     """
-    from scanner.hubs.base import is_repo
+    from scanner.hubs.base_models import is_repo
     from scanner.hubs.huggingface.source import HuggingFaceSource
 
     if not is_repo(repo):

@@ -59,15 +59,10 @@ class Options:
     def open_source(self) -> Source:
         """The source. Raises ConfigError for what does not go together, or a cluster that does not answer."""
         from scanner.crawl.pool import check_cluster
-        from scanner.hubs.base import is_repo, open_source
+        from scanner.hubs.registry import check_query_options, open_source
 
         asked = open_source(self.source, base=self.base, allow_pickle=self.allow_pickle)
-        if self.base_model is not None and (self.source != "hf" or not is_repo(self.base_model)):
-            raise ConfigError(
-                f"--base-model {self.base_model}: it takes OWNER/NAME, and goes with --source hf only."
-            )
-        if self.filters and self.source.startswith("folder:"):
-            raise ConfigError("--filter goes with --source hf and civitai only: a folder has no tags.")
+        check_query_options(self.source, since=self.since, filters=self.filters, base_model=self.base_model)
         if self.ray_address is not None and not (self.list_only or self.dry_run):
             check_cluster(self.ray_address)
         return asked
@@ -75,7 +70,7 @@ class Options:
     def task(self, store: Store, source: Source, observer: Observer) -> Task:
         """What every scan has in common. Raises CorpusError without images to look for."""
         from scanner.crawl.worker import Task
-        from scanner.hubs.base import local_base
+        from scanner.hubs.base_models import local_base
 
         config = ScanConfig(
             guidance_scale=self.guidance_scale,

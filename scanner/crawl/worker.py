@@ -24,8 +24,10 @@ from finextract.errors import CheckpointError
 from scanner.config import DESCRIPTOR, ScanConfig
 from scanner.crawl.logs import LOGGER, logged
 from scanner.errors import EntryError, Skipped, Unavailable
-from scanner.hubs.base import open_source
-from scanner.hubs.cache import BaseFiles, DownloadCache, fetched
+from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
+from scanner.hubs.cache import DownloadCache
+from scanner.hubs.fetching import fetched
+from scanner.hubs.registry import open_source
 from scanner.match.corpus import load_corpora
 from scanner.match.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
@@ -81,6 +83,7 @@ class Scanner:
         self._task = task
         self._store = Store(task.store)
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
+        self._bases = BaseFetcher(task.base)
         self._embedder: Embedder | None = None
         self._base: tuple[BaseFiles, Any] | None = None
         self._batch_size = BATCH_SIZE  # less once the memory did not do
@@ -110,7 +113,7 @@ class Scanner:
             try:
                 with self._downloads(keep=True) as downloads:
                     assert checkpoint.base is not None, "only an inspected checkpoint is fetched"
-                    self._source.fetch_base(checkpoint.base, downloads)
+                    self._bases.fetch(checkpoint.base, downloads)
                     self._source.fetch(checkpoint, Path(folder), downloads)
             except (EntryError, OSError):  # its scan meets the same, and tells
                 return False
@@ -160,7 +163,7 @@ class Scanner:
         config = self._task.config
         attempt.facts.update(caption=checkpoint.caption, base=checkpoint.base)
         with attempt.enter("fetch"):
-            files = fetched(self._source, checkpoint, self._downloads(keep=False))
+            files = fetched(self._source, self._bases, checkpoint, self._downloads(keep=False))
             with files as local, attempt.enter("load"):
                 pair = tune(self._load_base(local.base), local.weights)
         settings = ExtractionSettings(

@@ -1,13 +1,19 @@
-"""Base models by name: where each stands now, which family it is of, which are known to be gated.
+"""Base models by name: what a valid name is, where each base is today, its family, and which are gated.
 
-Facts of the hubs as of November 2026 (platform facts 3.3). Knows no network: a name that is not listed here
-is taken as it is.
+The tables are facts of the hubs as of November 2026 (platform facts 3.3). Makes no request: a name that is
+not listed here is used as it is.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from scanner.errors import ConfigError
+
+REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+
+CIVITAI_SCHEME = "civitai:"  # opens the name of a base on Civitai, civitai:MODEL@VERSION
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 # (kind, family, width of the text) -> what nearly every such adapter was trained on.
@@ -80,6 +86,36 @@ _FILES = {
     "sd_xl_base_1.0": SDXL,
     "sd_xl_base_1.0_0.9vae": SDXL,
 }
+
+
+def is_repo(text: str | None) -> bool:
+    """Whether a text can be the name of a repository on a hub, OWNER/NAME."""
+    return text is not None and REPO.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def local_base(base: str | None) -> str | None:
+    """`--base` as a source uses it: a local folder or file becomes an absolute path, OWNER/NAME stays.
+
+    Only a person at the keyboard may name a local path: what a card states counts as OWNER/NAME, or not at
+    all. Raises ConfigError where it is none of these.
+    """
+    if base is None:
+        return None
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ConfigError(
+                f"--base {base} is no diffusers pipeline folder: it has no model_index.json.\n"
+                "Pass a folder that StableDiffusionPipeline.save_pretrained wrote, or OWNER/NAME."
+            )
+        return str(path.absolute())
+    if path.suffix == ".safetensors" and path.is_file():
+        return str(path.absolute())
+    if not is_repo(base):
+        raise ConfigError(
+            f"--base {base} is neither a diffusers folder, nor a .safetensors file, nor OWNER/NAME."
+        )
+    return base
 
 
 def stands_now(base: str) -> str:

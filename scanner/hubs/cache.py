@@ -15,39 +15,17 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from scanner.errors import Skipped, Unavailable
-from scanner.records import Checkpoint
 from scanner.units import show_size
-
-if TYPE_CHECKING:
-    from scanner.hubs.base import Source
 
 MAX_DOWNLOAD = 10_000_000_000  # a full checkpoint of SD1's size in float32 with everything is 4 to 8 GB
 CACHE_BYTES = 50_000_000_000
 SPARE_BYTES = 500_000_000  # that a download leaves free on the disk
-
-
-@dataclass(frozen=True, slots=True)
-class BaseFiles:
-    """A base model: a diffusers folder, and for a base that is one file, the file that goes over it."""
-
-    folder: Path
-    weights: Path | None = None  # UNet and text encoder in the original names; the rest is the folder's
-
-
-@dataclass(frozen=True, slots=True)
-class LocalFiles:
-    """What a scan loads."""
-
-    weights: Path  # the weight file, or the diffusers folder
-    base: BaseFiles
 
 
 class DownloadCache:
@@ -172,33 +150,6 @@ def _remove_unless_used(path: Path, file: IO[bytes]) -> None:
     except BlockingIOError:
         return  # another scan reads it, and lets it go
     path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def fetched(source: Source, checkpoint: Checkpoint, downloads: DownloadCache) -> Iterator[LocalFiles]:
-    """The files of an inspected checkpoint, for as long as the block runs.
-
-    Raises Skipped and Unavailable as the source's `fetch` and `fetch_base` do.
-    """
-    assert checkpoint.base is not None, "only an inspected checkpoint is fetched"
-    with downloads, _scratch(downloads.cache) as into:
-        base = source.fetch_base(checkpoint.base, downloads)
-        yield LocalFiles(source.fetch(checkpoint, into, downloads), base)
-
-
-@contextlib.contextmanager
-def _scratch(cache: Path) -> Iterator[Path]:
-    """A folder of this scan's own. Its lock falls with its process, so that the next scan may clear it."""
-    scans = cache / "scans"
-    scans.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        with locked(cache / ".scans.lock"):
-            for left in scans.iterdir():
-                with contextlib.suppress(BlockingIOError, OSError), locked(left / ".lock", wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
-            name = held.enter_context(tempfile.TemporaryDirectory(dir=scans, ignore_cleanup_errors=True))
-            held.enter_context(locked(Path(name) / ".lock"))
-        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from finextract.weights.files import NOT_WEIGHTS
 from finextract.weights.formats import PICKLE_SUFFIXES, read_header
 from scanner.errors import Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
-from scanner.hubs.base import Query, local_base
-from scanner.hubs.cache import BaseFiles, DownloadCache, check_sha256
+from scanner.hubs.base import Query
+from scanner.hubs.base_models import local_base
+from scanner.hubs.cache import DownloadCache, check_sha256
 from scanner.hubs.huggingface.entries import UNKNOWN_TIME, placeholder_id
 from scanner.hubs.inspection import base_hint, refine, refine_unread
 from scanner.hubs.layout import COMPONENTS, DENOISERS, INTERMEDIATE, Layout, is_safe, layouts
@@ -178,12 +179,6 @@ class FolderSource:
             name = checkpoint.file
             return scannable(folder / name, into, name, f"{checkpoint.repo}/{name}")
         return folder / checkpoint.file
-
-    def fetch_base(self, base: str, downloads: DownloadCache) -> BaseFiles:
-        """The local base, or the one of that name on the hub. See `Source.fetch_base`."""
-        from scanner.hubs.huggingface.source import HuggingFaceSource
-
-        return HuggingFaceSource().fetch_base(base, downloads)
 
 
 def _weight(place: tuple[Path, Layout]) -> int:

@@ -23,13 +23,13 @@ from finextract.support import (
 from finextract.weights.adapter_keys import context_width
 from finextract.weights.formats import Header, WeightsKind, classify
 from scanner.errors import Skipped
-from scanner.hubs.base import is_repo
 from scanner.hubs.base_models import (
     FAMILY_DEFAULTS,
     base_of_file,
     base_of_hash,
     family_of_base,
     gate,
+    is_repo,
     stands_now,
 )
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus

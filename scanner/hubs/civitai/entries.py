@@ -15,6 +15,7 @@ from datetime import UTC
 from hashlib import sha256
 from typing import Any
 
+from scanner.hubs.base_models import CIVITAI_SCHEME
 from scanner.hubs.civitai.files import (
     Json,
     as_id,
@@ -218,7 +219,7 @@ def trainer_base(version: Json) -> tuple[int, int] | None:
 
 def base_name(model_id: int, version_id: int) -> str:
     """A version of Civitai as a base: OWNER/NAME where it is known on HuggingFace, civitai:MODEL@VERSION."""
-    return ON_HUGGINGFACE.get(version_id, f"civitai:{model_id}@{version_id}")
+    return ON_HUGGINGFACE.get(version_id, f"{CIVITAI_SCHEME}{model_id}@{version_id}")
 
 
 def _details(version: Json) -> Json:

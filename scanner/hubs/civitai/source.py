@@ -17,12 +17,11 @@ from typing import Any
 
 from finextract.metadata.cards import Card, parse_training
 from scanner.errors import Skipped, Unavailable
-from scanner.hubs.base import Query, local_base
-from scanner.hubs.base_models import SD15, base_of_hash
-from scanner.hubs.cache import BaseFiles, DownloadCache
+from scanner.hubs.base import Query
+from scanner.hubs.base_models import base_of_hash, local_base
+from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.client import CivitaiClient, Params
 from scanner.hubs.civitai.entries import (
-    MAX_FILES,
     TYPES,
     base_name,
     make_checkpoints,
@@ -33,14 +32,12 @@ from scanner.hubs.civitai.entries import (
 )
 from scanner.hubs.civitai.files import (
     as_id,
-    choose,
     dicts,
     download_query,
     is_pickle,
-    sha256_of_file,
     text,
 )
-from scanner.hubs.inspection import check_base, refine, refine_unread
+from scanner.hubs.inspection import refine, refine_unread
 from scanner.hubs.pickles import scannable
 from scanner.hubs.remote import read_header
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
@@ -51,8 +48,7 @@ PAGE_SIZE = 100  # models; the most that the site gives
 class CivitaiSource:
     """The site that CIVITAI_ENDPOINT names, or civitai.com.
 
-    `base` is that of the checkpoints whose own base is not told. A base that is a single file on the site
-    takes from it (or from Stable Diffusion 1.5) what it does not hold itself.
+    `base` is the base of the checkpoints that state none.
     """
 
     name = "civitai"
@@ -205,36 +201,6 @@ class CivitaiSource:
         target.unlink(missing_ok=True)
         target.symlink_to(downloads.get(sha256, size, where, complete).absolute())
         return scannable(target, into, target.name, where) if is_pickle(listed) else target
-
-    def fetch_base(self, base: str, downloads: DownloadCache) -> BaseFiles:
-        """A version of Civitai, over the folder that lends it the rest, or a base of HuggingFace's.
-
-        See `Source.fetch_base`.
-        """
-        from scanner.hubs.huggingface.source import HuggingFaceSource
-
-        if not base.startswith("civitai:"):
-            return HuggingFaceSource().fetch_base(base, downloads)
-        model_id, _, number = base.removeprefix("civitai:").partition("@")
-        version_id = int(number)
-        where = f"{self._api.endpoint}/models/{model_id}?modelVersionId={number}"
-        try:
-            file, _, reason = choose(dicts(self._api.version(version_id, where).get("files"), MAX_FILES))
-            sha256 = sha256_of_file(file or {})
-            if file is None or sha256 is None:
-                raise Skipped(f"{where}: {reason or 'it tells no SHA256.'}")
-            query = download_query(file)
-            read = partial(self._api.read_start, version_id, query, where=where)
-            header, _ = read_header(read, where, None)
-        except Skipped as error:
-            raise Skipped(f"its base cannot be had: {error} Pass --base with another copy of it.") from error
-        check_base(header, where)
-        download = partial(
-            self._api.download, version_id, query, size_bytes=header.size_bytes, sha256=sha256, where=where
-        )
-        weights = downloads.get(sha256, header.size_bytes, where, download, stays=True)
-        lender = HuggingFaceSource().fetch_base(self._default_base or SD15, downloads)
-        return BaseFiles(lender.folder, weights)
 
 
 def _is_wanted(checkpoint: Checkpoint, item: dict[str, Any], query: Query) -> bool:

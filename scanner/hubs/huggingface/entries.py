@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finextract.metadata.cards import card_from
-from scanner.hubs.base import is_repo
+from scanner.hubs.base_models import is_repo
 from scanner.hubs.layout import SIDE, Layout, is_safe, layouts, pipeline_configs
 from scanner.records import Checkpoint, InspectionStatus, identify, now
 from scanner.text import printable

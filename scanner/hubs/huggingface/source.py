@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finextract.errors import CheckpointError
 from finextract.metadata.cards import Card, card_from
-from finextract.weights.formats import read_header
 from scanner.errors import Skipped
-from scanner.hubs.base import Query, is_repo, local_base
-from scanner.hubs.base_models import SD15
-from scanner.hubs.cache import BaseFiles, DownloadCache, check_room, locked
+from scanner.hubs.base import Query
+from scanner.hubs.base_models import is_repo, local_base
+from scanner.hubs.cache import DownloadCache, check_room
 from scanner.hubs.huggingface.client import HubClient
+from scanner.hubs.huggingface.downloads import Wanted, download_files, pipeline_files
 from scanner.hubs.huggingface.entries import (
     CONCEPT_IMAGES,
     Remote,
@@ -34,18 +33,15 @@ from scanner.hubs.huggingface.entries import (
     when,
     with_files,
 )
-from scanner.hubs.inspection import base_hint, check_base, refine, refine_unread
+from scanner.hubs.inspection import base_hint, refine, refine_unread
 from scanner.hubs.layout import (
-    COMPONENTS,
     SIDE,
     TUNED,
     Layout,
     layouts,
-    pipeline_configs,
-    pipeline_weights,
 )
 from scanner.hubs.pickles import scannable
-from scanner.hubs.remote import read_header as read_remote_header
+from scanner.hubs.remote import read_header
 from scanner.records import Checkpoint, InspectionStatus, identify
 
 RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
@@ -71,15 +67,6 @@ MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file
 MAX_SIDECAR_FILES = 2  # that are read of what tells of a training
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A file to download."""
-
-    path: str  # in the repository
-    kept: str  # below the target folder
-    remote: Remote
-
-
 class HuggingFaceSource:
     """The hub that HF_ENDPOINT names, or huggingface.co. `base` is that of the checkpoints that tell none."""
 
@@ -90,7 +77,6 @@ class HuggingFaceSource:
     ) -> None:
         self._default_base, self._allow_pickle = local_base(base), allow_pickle
         self._hub = HubClient(endpoint)
-        self._bases: dict[str, dict[str, Any]] = {}  # entries of bases; each process asks once
         self.position: dict[str, str] = {}  # query -> the page that its listing has come to
 
     def list(self, query: Query) -> Iterator[Checkpoint]:
@@ -135,7 +121,7 @@ class HuggingFaceSource:
             return self._inspect_pickled(checkpoint, entry, card)
         path, listed = layout.denoiser, remote_files(entry)[layout.denoiser]
         read = partial(self._hub.read_start, repo, revision, path)
-        header, start = read_remote_header(read, f"{repo}/{path}", listed.size)
+        header, start = read_header(read, f"{repo}/{path}", listed.size)
         entry = with_files(entry, {path: Remote(header.size_bytes, start.sha256 or listed.sha256)})
         files = remote_files(entry)
         hashes = [(path, sha256) for path in layout.weights if (sha256 := files[path].sha256)]
@@ -217,55 +203,19 @@ class HuggingFaceSource:
         files = remote_files(entry)
         kept = layout.file.rpartition("/")[2] or "pipeline"
         if layout.pickled:
-            wanted = [_Wanted(layout.file, kept, files[layout.file])]
-            self._download(checkpoint.repo, checkpoint.revision, wanted, into, downloads)
+            wanted = [Wanted(layout.file, kept, files[layout.file])]
+            download_files(self._hub, checkpoint.repo, checkpoint.revision, wanted, into, downloads)
             return scannable(into / kept, into, kept, f"{checkpoint.repo}/{layout.file}")
         if layout.file:
-            wanted = [_Wanted(layout.file, kept, files[layout.file])]
+            wanted = [Wanted(layout.file, kept, files[layout.file])]
             if "adapter_config.json" in files:  # PEFT keeps a LoRA's alpha there
                 small = self._small_json(checkpoint.repo, checkpoint.revision, "adapter_config.json")
                 into.mkdir(parents=True, exist_ok=True)
                 (into / "adapter_config.json").write_text(json.dumps(small))
         else:
-            wanted = _pipeline(files, f"{kept}/", TUNED)
-        self._download(checkpoint.repo, checkpoint.revision, wanted, into, downloads)
+            wanted = pipeline_files(files, f"{kept}/", TUNED)
+        download_files(self._hub, checkpoint.repo, checkpoint.revision, wanted, into, downloads)
         return into / kept
-
-    def fetch_base(self, base: str, downloads: DownloadCache) -> BaseFiles:
-        """A local base, or the pinned copy in the cache of one on the hub. See `Source.fetch_base`."""
-        path = Path(base)
-        if path.is_absolute() and not path.is_file():
-            return BaseFiles(path)
-        if path.is_absolute():
-            try:
-                check_base(read_header(path), base)
-            except CheckpointError as error:
-                raise Skipped(f"its base cannot be read: {error}") from error
-            return BaseFiles(self.fetch_base(SD15, downloads).folder, path)
-        if base not in self._bases:
-            try:
-                self._bases[base] = self._hub.info(base, None)
-            except Skipped as error:
-                raise Skipped(
-                    f"its base cannot be had: {error} Pass --base with another copy of it."
-                ) from error
-        entry = self._bases[base]
-        files = remote_files(entry)
-        wanted = _pipeline(files, "", COMPONENTS)
-        if "model_index.json" not in files or not pipeline_weights(files):
-            raise Skipped(
-                f"its base {base} is no diffusers pipeline with safetensors. Pass --base with one that is."
-            )
-        revision = commit_of(entry)
-        if revision is None:
-            raise Skipped(
-                f"its base {base} has no commit that could be fetched. Pass --base with another copy."
-            )
-        folder = downloads.cache / "bases" / base.replace("/", "--") / revision
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock"):
-            self._download(base, revision, wanted, folder, downloads, stays=True)
-        return BaseFiles(folder)
 
     def fetch_train_images(self, repo: str, into: Path, max_bytes: int) -> tuple[Path, ...]:
         """The training images that a repository publishes, as files below `into`; asked for by name alone.
@@ -288,43 +238,6 @@ class HuggingFaceSource:
             part.replace(target)
             fetched.append(target)
         return tuple(fetched)
-
-    def _download(
-        self,
-        repo: str,
-        revision: str,
-        wanted: Iterable[_Wanted],
-        into: Path,
-        downloads: DownloadCache,
-        *,
-        stays: bool = False,
-    ) -> None:
-        """Each file below `into`: weights as links into the cache, where they are held; small files whole."""
-        wanted = list(wanted)
-        if any(w.remote.size is None for w in wanted):
-            raise Skipped(f"{repo} does not tell the sizes of its files, so they are not fetched.")
-        downloads.cache.mkdir(parents=True, exist_ok=True)
-        check_room(sum(w.remote.size or 0 for w in wanted), downloads.cache, downloads.max_bytes, repo, 0)
-        for w in wanted:
-            target, size, sha256 = into / w.kept, w.remote.size or 0, w.remote.sha256
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if sha256 is None:
-                if stays and target.is_file() and target.stat().st_size == size:
-                    continue  # of the very commit that the folder is named after
-                part = target.with_name(target.name + ".part")
-                part.unlink(missing_ok=True)
-                self._hub.download(repo, revision, w.path, part, size, None)
-                part.replace(target)
-                continue
-            fetch = partial(self._hub.download, repo, revision, w.path, size_bytes=size, sha256=sha256)
-            file = downloads.get(sha256, size, f"{repo}/{w.path}", fetch, stays=stays)
-            target.unlink(missing_ok=True)
-            target.symlink_to(file.absolute())
-
-
-def _pipeline(files: dict[str, Remote], prefix: str, components: tuple[str, ...]) -> list[_Wanted]:
-    paths = {**{p: p for p in pipeline_configs(files)}, **pipeline_weights(files, components)}
-    return [_Wanted(path, prefix + kept, files[path]) for path, kept in paths.items()]
 
 
 def _tags(query: Query) -> list[tuple[str, ...]]:

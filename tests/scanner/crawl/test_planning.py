@@ -22,9 +22,10 @@ from scanner.commands.crawl import command
 from scanner.config import ScanConfig
 from scanner.crawl.planning import Plan, begin_plan, grow, keep_growing, last_finished, make_plan
 from scanner.hubs import http
-from scanner.hubs.base import Query, open_source
+from scanner.hubs.base import Query
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.huggingface.source import HuggingFaceSource
+from scanner.hubs.registry import open_source
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store.store import Store
 
@@ -319,9 +320,12 @@ def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--source", "civitai", "--base-model", "a/b", "--dry-run"], "goes with --source hf only"),
-        (["--source", "hf", "--base-model", "nonsense", "--dry-run"], "takes OWNER/NAME"),
-        (["--source", "folder:.", "--filter", "x", "--dry-run"], "a folder has no tags"),
+        (
+            ["--source", "civitai", "--base-model", "a/b", "--dry-run"],
+            "--base-model is not supported by --source civitai",
+        ),
+        (["--source", "hf", "--base-model", "nonsense", "--dry-run"], "is no OWNER/NAME"),
+        (["--source", "folder:.", "--filter", "x", "--dry-run"], "It works with: hf, civitai."),
         (["--source", "hf", "--since", "soon", "--dry-run"], "is no date"),
         (["--source", "hf", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
     ],

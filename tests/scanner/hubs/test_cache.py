@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,9 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_safete
 from scanner.errors import ConfigError, Skipped, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs.base import Query
-from scanner.hubs.cache import DownloadCache, check_room, fetched, locked
+from scanner.hubs.base_fetcher import BaseFetcher
+from scanner.hubs.cache import DownloadCache, check_room, locked
+from scanner.hubs.fetching import LocalFiles, fetched
 from scanner.hubs.huggingface.source import HuggingFaceSource
 from scanner.records import Checkpoint
 from scanner.units import parse_size, show_size
@@ -93,11 +96,17 @@ def served(repos: dict[str, Path], **options: Any) -> tuple[Hub, HuggingFaceSour
     return hub, HuggingFaceSource(endpoint=hub.url)
 
 
+def files_of(
+    hub: Hub, source: HuggingFaceSource, checkpoint: Checkpoint, cache: Path, **options: Any
+) -> AbstractContextManager[LocalFiles]:
+    return fetched(source, BaseFetcher(hub_endpoint=hub.url), checkpoint, DownloadCache(cache, **options))
+
+
 def test_the_download_goes_with_the_scan_and_the_base_stays(repos: dict[str, Path], tmp_path: Path) -> None:
     hub, source = served(repos)
     cache = tmp_path / "cache"
     with hub:
-        with fetched(source, inspected(source), DownloadCache(cache)) as files:
+        with files_of(hub, source, inspected(source), cache) as files:
             weights, base = files.weights, files.base.folder
             assert sha256_of(weights) == sha256_of(repos["o/tuned"] / FILE)
             assert (base / "model_index.json").is_file()
@@ -111,7 +120,12 @@ def test_kept_weights_are_not_downloaded_again(repos: dict[str, Path], tmp_path:
     with hub:
         checkpoint = inspected(source)
         for _ in range(2):
-            with fetched(source, checkpoint, DownloadCache(tmp_path / "cache", keep=True)) as files:
+            with fetched(
+                source,
+                BaseFetcher(hub_endpoint=hub.url),
+                checkpoint,
+                DownloadCache(tmp_path / "cache", keep=True),
+            ) as files:
                 pass
         assert checkpoint.sha256 is not None
         assert (tmp_path / "cache/weights" / checkpoint.sha256[:2] / checkpoint.sha256).is_file()
@@ -131,7 +145,7 @@ def test_an_unfinished_download_is_gone_on_with_by_the_next_crawl(
         part = tmp_path / "cache/weights" / checkpoint.sha256[:2] / f"{checkpoint.sha256}.part"
         part.parent.mkdir(parents=True)
         part.write_bytes(content[:1000])  # as a killed process leaves it
-        with fetched(source, checkpoint, DownloadCache(tmp_path / "cache")) as files:
+        with files_of(hub, source, checkpoint, tmp_path / "cache") as files:
             assert files.weights.read_bytes() == content
     assert "bytes=1000-" in [r[2] for r in hub.requests]
     assert not part.exists()
@@ -147,11 +161,11 @@ def test_a_partial_file_of_other_content_is_thrown_away(repos: dict[str, Path], 
         part.write_bytes(b"x" * 1000)
         with (
             pytest.raises(Unavailable, match="not what was listed"),
-            fetched(source, checkpoint, DownloadCache(tmp_path / "cache")),
+            files_of(hub, source, checkpoint, tmp_path / "cache"),
         ):
             pass
         assert not part.exists()
-        with fetched(source, checkpoint, DownloadCache(tmp_path / "cache")) as files:
+        with files_of(hub, source, checkpoint, tmp_path / "cache") as files:
             assert sha256_of(files.weights) == checkpoint.sha256
 
 
@@ -208,7 +222,7 @@ def test_the_download_goes_when_the_scan_fails(repos: dict[str, Path], tmp_path:
     with (
         hub,
         pytest.raises(RuntimeError),
-        fetched(source, inspected(source), DownloadCache(tmp_path / "cache")) as files,
+        files_of(hub, source, inspected(source), tmp_path / "cache") as files,
     ):
         raise RuntimeError
     assert not files.weights.exists()
@@ -218,7 +232,7 @@ def test_what_a_killed_process_left_goes_with_the_next_scan(repos: dict[str, Pat
     hub, source = served(repos)
     cache = tmp_path / "cache"
     code = (
-        "import sys, time; from pathlib import Path; from scanner.hubs.cache import _scratch\n"
+        "import sys, time; from pathlib import Path; from scanner.hubs.fetching import _scratch\n"
         "with _scratch(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'weights').write_bytes(b'x'); print(folder, flush=True); time.sleep(60)"
     )
@@ -227,11 +241,11 @@ def test_what_a_killed_process_left_goes_with_the_next_scan(repos: dict[str, Pat
     left = Path(process.stdout.readline().strip())
     with hub:
         checkpoint = inspected(source)
-        with fetched(source, checkpoint, DownloadCache(cache)):
+        with files_of(hub, source, checkpoint, cache):
             assert (left / "weights").exists()  # another process is at work there
         process.kill()
         process.wait()
-        with fetched(source, checkpoint, DownloadCache(cache)):
+        with files_of(hub, source, checkpoint, cache):
             assert not left.exists()
 
 
@@ -241,7 +255,10 @@ def test_a_broken_download_is_resumed(
 ) -> None:
     handler.dropped = set()
     hub, source = served(repos, handler=handler)
-    with hub, fetched(source, inspected(source), DownloadCache(tmp_path / "cache")) as files:
+    with (
+        hub,
+        files_of(hub, source, inspected(source), tmp_path / "cache") as files,
+    ):
         assert sha256_of(files.weights) == sha256_of(repos["o/tuned"] / FILE)
     ranges = [r[2] for r in hub.requests if r[1].endswith(FILE) and "resolve" in r[1]]
     size = (repos["o/tuned"] / FILE).stat().st_size
@@ -254,7 +271,7 @@ def test_a_download_stops_at_the_first_byte_too_many(repos: dict[str, Path], tmp
     with (
         hub,
         pytest.raises(Skipped, match="is larger than"),
-        fetched(source, inspected(source), DownloadCache(tmp_path / "c")),
+        files_of(hub, source, inspected(source), tmp_path / "c"),
     ):
         pass
     assert time.monotonic() - began < 10

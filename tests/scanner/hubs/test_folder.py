@@ -12,8 +12,10 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
-from scanner.hubs.base import Query, open_source
-from scanner.hubs.cache import BaseFiles, DownloadCache
+from scanner.hubs.base import Query
+from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
+from scanner.hubs.cache import DownloadCache
+from scanner.hubs.registry import open_source
 from scanner.records import Checkpoint
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -86,12 +88,12 @@ def test_a_local_base_overrules_every_card(tree: Path, zoo_path: Path, tmp_path:
     base = str(zoo_path / "base")
     source = open_source(f"folder:{tree}", base=base)
     assert source.inspect(listed(tree)["dog/"]).base == base
-    assert source.fetch_base(base, DownloadCache(tmp_path / "cache")) == BaseFiles(Path(base))
+    assert BaseFetcher(base).fetch(base, DownloadCache(tmp_path / "cache")) == BaseFiles(Path(base))
 
 
 def test_a_base_on_the_hub_serves_a_local_checkpoint(hub: Hub, zoo_path: Path, tmp_path: Path) -> None:
     base = json.loads((zoo_path / "zoo.json").read_text())["base_repo"]
-    fetched = open_source(f"folder:{zoo_path}").fetch_base(base, DownloadCache(tmp_path / "cache"))
+    fetched = BaseFetcher().fetch(base, DownloadCache(tmp_path / "cache"))
     assert sha256_of(fetched.folder / UNET) == sha256_of(zoo_path / "base" / UNET)
 
 

@@ -15,11 +15,13 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
-from scanner.hubs.base import Query, open_source
+from scanner.hubs.base import Query
+from scanner.hubs.base_fetcher import BaseFetcher
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.http import trust
 from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.huggingface.source import HuggingFaceSource
+from scanner.hubs.registry import open_source
 from scanner.records import Checkpoint, identify
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -287,7 +289,7 @@ def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: P
     folders: list[Path] = []
 
     def ask() -> None:
-        folders.append(HuggingFaceSource().fetch_base("lab/base", DownloadCache(tmp_path / "cache")).folder)
+        folders.append(BaseFetcher().fetch("lab/base", DownloadCache(tmp_path / "cache")).folder)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -323,9 +325,9 @@ def test_published_training_images_are_counted_and_fetched_only_when_asked(
 def test_a_vanished_base_is_skipped_and_says_what_would_help(serve: Serve, tmp_path: Path) -> None:
     serve({"lab/pickles": lora(tmp_path / "a")})
     with pytest.raises(Skipped, match="Pass --base"):
-        HuggingFaceSource().fetch_base("lab/gone", DownloadCache(tmp_path / "cache"))
+        BaseFetcher().fetch("lab/gone", DownloadCache(tmp_path / "cache"))
     with pytest.raises(Skipped, match="no diffusers pipeline with safetensors"):
-        HuggingFaceSource().fetch_base("lab/pickles", DownloadCache(tmp_path / "cache"))
+        BaseFetcher().fetch("lab/pickles", DownloadCache(tmp_path / "cache"))
 
 
 def test_more_than_max_download_is_skipped_before_a_byte_is_fetched(serve: Serve, tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from scanner.crawl.worker import Embedder, Scanner, Task
 from scanner.errors import Skipped, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs import http
-from scanner.hubs.base import Query, open_source
+from scanner.hubs.base import Query
+from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.base_models import SD15
-from scanner.hubs.cache import BaseFiles, DownloadCache
+from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.source import CivitaiSource
+from scanner.hubs.registry import open_source
 from scanner.match import corpus
 from scanner.records import BaseOrigin, Checkpoint, Role, Scan, Verdict
 from scanner.store.store import Store
@@ -112,22 +114,20 @@ def test_a_base_of_one_file_is_found_by_its_hash_and_scans_as_its_pipeline_does(
 
 def test_a_person_may_name_a_base_of_one_file(models: Path, lender: Hub, tmp_path: Path) -> None:
     file = models / "Stable-diffusion/renamed.safetensors"
-    for spec in (f"folder:{models}", "hf", "civitai"):
-        source = open_source(spec, base=str(file))
-        with DownloadCache(tmp_path / "cache") as downloads:
-            base = source.fetch_base(str(file), downloads)
-        assert base.weights == file
-        assert (base.folder / "tokenizer/vocab.json").is_file()
+    with DownloadCache(tmp_path / "cache") as downloads:
+        base = BaseFetcher(str(file)).fetch(str(file), downloads)
+    assert base.weights == file
+    assert (base.folder / "tokenizer/vocab.json").is_file()
 
 
 def test_a_file_that_is_no_whole_model_is_no_base(tmp_path: Path, lender: Hub) -> None:
     file = write_safetensors(tmp_path / "lora.safetensors", small_tensors(lora_shapes()))
     with DownloadCache(tmp_path / "cache") as downloads:
         with pytest.raises(Skipped, match=r"only a full checkpoint of Stable Diffusion 1\.x can be a base"):
-            open_source("hf", base=str(file)).fetch_base(str(file), downloads)
+            BaseFetcher(str(file)).fetch(str(file), downloads)
         file.write_bytes(b"short")
         with pytest.raises(Skipped, match="its base cannot be read"):
-            open_source("hf", base=str(file)).fetch_base(str(file), downloads)
+            BaseFetcher(str(file)).fetch(str(file), downloads)
 
 
 # --- on Civitai
@@ -157,7 +157,7 @@ def test_a_base_on_civitai_is_downloaded_once_and_takes_the_rest_from_stable_dif
     fetched: list[BaseFiles] = []
     for _ in range(2):
         with DownloadCache(tmp_path / "cache") as downloads:
-            fetched.append(CivitaiSource().fetch_base("civitai:2@20", downloads))
+            fetched.append(BaseFetcher().fetch("civitai:2@20", downloads))
     assert fetched[0] == fetched[1]
     assert fetched[0].weights is not None
     assert fetched[0].weights.read_bytes() == base_bytes
@@ -168,7 +168,7 @@ def test_a_base_on_civitai_is_downloaded_once_and_takes_the_rest_from_stable_dif
 
 def test_a_base_that_a_person_names_lends_the_rest(site: Site, zoo_path: Path, tmp_path: Path) -> None:
     with DownloadCache(tmp_path / "cache") as downloads:
-        base = CivitaiSource(base=str(zoo_path / "base")).fetch_base("civitai:2@20", downloads)
+        base = BaseFetcher(str(zoo_path / "base")).fetch("civitai:2@20", downloads)
     assert base.folder == zoo_path / "base"
 
 
@@ -181,10 +181,10 @@ def test_a_base_on_civitai_that_cannot_be_one_is_told_before_it_is_downloaded(
         ("civitai:9@90", "not published .* Pass --base"),
     ):
         with DownloadCache(tmp_path / "cache") as downloads, pytest.raises(Skipped, match=words):
-            CivitaiSource().fetch_base(name, downloads)
+            BaseFetcher().fetch(name, downloads)
     assert not any("Range" not in h for where, _, _, h in site.requests if where == "store")
 
 
 def test_without_a_lender_the_scan_is_tried_again(site: Site, tmp_path: Path) -> None:
     with DownloadCache(tmp_path / "cache") as downloads, pytest.raises(Unavailable, match=SD15):
-        CivitaiSource().fetch_base("civitai:2@20", downloads)
+        BaseFetcher().fetch("civitai:2@20", downloads)

@@ -1,0 +1,52 @@
+"""Base models on a HuggingFace hub: each pinned to a commit and downloaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scanner.errors import Skipped
+from scanner.hubs.cache import DownloadCache, locked
+from scanner.hubs.huggingface.client import HubClient
+from scanner.hubs.huggingface.downloads import download_files, pipeline_files
+from scanner.hubs.huggingface.entries import commit_of, remote_files
+from scanner.hubs.layout import COMPONENTS, pipeline_weights
+
+
+class HuggingFaceBases:
+    """The bases of a hub; the entry of each is requested once."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self._client = HubClient(endpoint)
+        self._entries: dict[str, dict[str, Any]] = {}  # OWNER/NAME -> the hub's entry
+
+    def fetch(self, base: str, downloads: DownloadCache) -> Path:
+        """The diffusers folder of the base OWNER/NAME: a copy in the cache, of one commit.
+
+        Raises Skipped where there is no such base or it cannot be used, Unavailable where the hub or the
+        disk fails.
+        """
+        if base not in self._entries:
+            try:
+                self._entries[base] = self._client.info(base, None)
+            except Skipped as error:
+                raise Skipped(
+                    f"its base cannot be had: {error} Pass --base with another copy of it."
+                ) from error
+        entry = self._entries[base]
+        files = remote_files(entry)
+        if "model_index.json" not in files or not pipeline_weights(files):
+            raise Skipped(
+                f"its base {base} is no diffusers pipeline with safetensors. Pass --base with one that is."
+            )
+        revision = commit_of(entry)
+        if revision is None:
+            raise Skipped(
+                f"its base {base} has no commit that could be fetched. Pass --base with another copy."
+            )
+        folder = downloads.cache / "bases" / base.replace("/", "--") / revision
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = pipeline_files(files, "", COMPONENTS)
+        with locked(folder / ".lock"):
+            download_files(self._client, base, revision, wanted, folder, downloads, stays=True)
+        return folder
