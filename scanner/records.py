@@ -26,13 +26,20 @@ class Verdict(StrEnum):
     FAILED = "failed"  # ours; tried again by the next crawl
 
 
-class Word(StrEnum):
-    """A reviewer's word on a match or a scan."""
+class ReviewDecision(StrEnum):
+    """A reviewer's decision about a match or a scan."""
 
     CONFIRM = "confirm"
     DISMISS = "dismiss"
     UNSURE = "unsure"
-    WITHDRAWN = "withdrawn"  # an undone decision: as if nothing had been said
+
+
+class EventKind(StrEnum):
+    """What a reviewer did in one event of the decision log."""
+
+    DECIDE = "decide"
+    NOTE = "note"
+    WITHDRAW = "withdraw"
 
 
 class InspectionStatus(StrEnum):
@@ -192,14 +199,16 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A person's word on a match or a scan."""
+    """One event of the decision log; scanner.store.decisions.fold tells which events stand."""
 
     decision_id: str
     subject_id: str  # a match_id or a scan_id
-    decision: Word
-    note: str
-    reviewer: str
-    decided_at: datetime
+    event: EventKind
+    decision: ReviewDecision | None  # of a decide event; None otherwise
+    note: str  # of a note event, where an empty text removes the note; "" otherwise
+    withdraws: str | None  # of a withdraw event: the decision_id of the event that no longer counts
+    reviewer: str  # the author of this event
+    decided_at: datetime  # the time of this event, never before the events that its author knew of
 
 
 @dataclass(frozen=True, slots=True)

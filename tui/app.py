@@ -1,6 +1,6 @@
-"""`finextract-tui`: the review desk, where people judge whether a checkpoint gives back pictures.
+"""`finextract-tui`: the review desk, where people decide whether a checkpoint reproduces references.
 
-Reads the store while a crawl writes it, and writes nothing but decisions.
+Reads the store while crawls write to it, and writes only decisions.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from scanner.errors import ScannerError
 from scanner.store.store import Store
 from tui.keys import EVERYWHERE, bindings
 from tui.review import Review, reviewer_name
+from tui.screens.checkpoint_list import ListScreen
 from tui.screens.help import HelpScreen
-from tui.screens.listing import ListScreen
+from tui.session import Session
 
-REFRESH_S = 3.0  # between two looks at the store; asking whether it changed costs a few stat calls
+REFRESH_S = 3.0  # between two checks whether the store has changed, which cost a few file status calls
 
 
 class DeskApp(App[None]):
-    """Holds the open store and this session's review; everything else is on its screens."""
+    """The application: opens the first screen. Everything else is in the screens."""
 
     TITLE = "finextract"
     CSS_PATH = "desk.tcss"
@@ -33,16 +34,14 @@ class DeskApp(App[None]):
 
     def __init__(self, store: Store, reviewer: str, refresh_s: float = REFRESH_S) -> None:
         super().__init__()
-        self.store = store
-        self.review = Review(store, reviewer)
-        self.refresh_s = refresh_s
+        self.session = Session(store, Review(store, reviewer), refresh_s)
 
     def get_default_screen(self) -> Screen[None]:
-        """The list, which nothing lies beneath."""
-        return ListScreen()
+        """The list of checkpoints."""
+        return ListScreen(self.session)
 
     def action_help(self) -> None:
-        """All keys."""
+        """Shows all keys."""
         self.push_screen(HelpScreen())
 
 
@@ -50,9 +49,10 @@ class DeskApp(App[None]):
 @click.option("--store", "store_uri", metavar="DIR", help="The store to review. [default: $FINEXTRACT_STORE]")
 @click.version_option(package_name="finextract-scanner")
 def main(store_uri: str | None) -> None:
-    """Review what a crawl has flagged: look at candidates beside references, and decide.
+    """Review flagged checkpoints: compare candidates with references, and decide.
 
-    Decisions are recorded under $FINEXTRACT_REVIEWER, or your login name. ? shows the keys.
+    Decisions are recorded under the name in $FINEXTRACT_REVIEWER, or else your login name. Press ? to see
+    all keys.
     """
     try:
         store = Store(store_uri or default_store())

@@ -1,6 +1,7 @@
-"""Every key of the desk. Screens take their bindings from here, and `?` shows them from here.
+"""Every key of the desk. The bindings of all screens and the list of keys that `?` shows are made from these.
 
-Each has an id, by which `App.set_keymap` can give it another key.
+To add a key, add a `Key` to one of the groups, and a method `action_<action>` to the screens that bind the
+group. Each key has an id, by which `App.set_keymap` can map it to another key.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from textual.binding import Binding, BindingType
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key, what it does in a word for the footer, and in a sentence for the help."""
+    """One key and what it does: one word for the footer, one sentence for the list of keys."""
 
     id: str
-    keys: str  # as Textual names them, comma-separated where several do the same
+    keys: str  # Textual's names, separated by commas if several keys do the same
     action: str
     word: str
     sentence: str
@@ -25,39 +26,45 @@ class Key:
 
 MOVE = [
     Key("move.up", "up,k", "cursor_up", "Up", "One row up", False),
-    Key("move.down", "down,j", "cursor_down", "Down", "One row down; more rows come at the end", False),
+    Key("move.down", "down,j", "cursor_down", "Down", "One row down; at the last row, load more", False),
     Key("move.page_up", "pageup", "page_up", "Page up", "One page up", False),
     Key("move.page_down", "pagedown", "page_down", "Page down", "One page down", False),
     Key("move.first", "home,g", "scroll_top", "First", "To the first row", False),
-    Key("move.last", "end,G", "scroll_bottom", "Last", "To the last row that is loaded", False),
+    Key("move.last", "end,G", "scroll_bottom", "Last", "To the last loaded row", False),
     Key("move.open", "enter", "select_cursor", "Open", "Open the checkpoint under the cursor", False),
 ]
 DECIDE = [
-    Key("decide.confirm", "c", "decide('confirm')", "Confirm", "Record: yes, this is the reference picture"),
-    Key("decide.dismiss", "d", "decide('dismiss')", "Dismiss", "Record: no, this is another picture"),
-    Key("decide.unsure", "u", "decide('unsure')", "Unsure", "Record: looked at it, cannot tell"),
+    Key("decide.confirm", "c", "decide('confirm')", "Confirm", "Decide: yes, this reproduces the reference"),
+    Key("decide.dismiss", "d", "decide('dismiss')", "Dismiss", "Decide: no, this is another image"),
+    Key("decide.unsure", "u", "decide('unsure')", "Unsure", "Decide: cannot tell after looking at it"),
     Key(
         "decide.undo",
         "z",
-        "take_back",
+        "undo",
         "Undo",
-        "Take back the decision under the cursor, or, where there is none, your last one",
+        "Withdraw the decision under the cursor, or, if there is none, your last decision or note",
     ),
-    Key("decide.note", "n", "note", "Note", "Write a note beside the decision"),
+    Key("decide.note", "n", "note", "Note", "Write a note, with or without a decision"),
 ]
 LIST = [
     Key("list.filter", "slash", "filter", "Find", "List only repos whose name contains what you type"),
-    Key("list.next", "v", "turn(1)", "View", "List other verdicts: flagged, all, nothing found, skipped …"),
-    Key("list.previous", "V", "turn(-1)", "Back", "The same, the other way round", False),
-    Key("list.reload", "r", "reload", "Reload", "Ask the store again now", False),
-    Key("list.unfilter", "escape", "unfilter", "Clear", "Clear the filter", False),
+    Key(
+        "list.next",
+        "v",
+        "shift_filter(1)",
+        "Verdict",
+        "List the next verdict: flagged, all, nothing found, …",
+    ),
+    Key("list.previous", "V", "shift_filter(-1)", "Back", "List the previous verdict", False),
+    Key("list.reload", "r", "reload", "Reload", "Read the store again now", False),
+    Key("list.unfilter", "escape", "clear_filter", "Clear", "Clear the filter", False),
 ]
 CHECKPOINT = [
-    Key("checkpoint.reveal", "b", "reveal", "Show", "Show the pictures, or blur them again"),
-    Key("checkpoint.large", "f", "large", "Large", "Pictures as large as the terminal, or back"),
-    Key("checkpoint.open_link", "o", "open_link", "Link", "Open the source in the browser", False),
-    Key("checkpoint.copy_link", "y", "copy_link", "Copy", "Copy the source's address", False),
-    Key("checkpoint.back", "escape", "back", "Back", "Back to the list; pictures are blurred again", False),
+    Key("checkpoint.reveal", "b", "reveal", "Show", "Show the images, or blur them again"),
+    Key("checkpoint.large", "f", "large", "Large", "Images as large as the terminal, or small again"),
+    Key("checkpoint.open_link", "o", "open_link", "Link", "Open the checkpoint's page in the browser", False),
+    Key("checkpoint.copy_link", "y", "copy_link", "Copy", "Copy the address of the checkpoint's page", False),
+    Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again", False),
 ]
 EVERYWHERE = [
     Key("desk.help", "question_mark", "help", "Keys", "Show this list of keys"),
@@ -66,14 +73,14 @@ EVERYWHERE = [
         "tab",
         "app.focus_next",
         "Next",
-        "To the next part of the screen (to scroll it)",
+        "To the next part of the screen, to scroll it",
         False,
     ),
-    Key("desk.quit", "q", "quit", "Quit", "Leave; every decision is already recorded"),
+    Key("desk.quit", "q", "quit", "Quit", "Quit; every decision is already recorded"),
 ]
 NOTE = [
-    Key("note.save", "enter", "save", "Save", "Record the note that is being written"),
-    Key("note.cancel", "escape", "cancel", "Cancel", "Leave the note as it was"),
+    Key("note.save", "enter", "save", "Save", "Record the note"),
+    Key("note.cancel", "escape", "cancel", "Cancel", "Close without changing the note"),
 ]
 HELP = [
     Key("help.close", "escape,question_mark,q", "close", "Close", "Close this list of keys"),
@@ -90,7 +97,7 @@ GROUPS = {
 
 
 def bindings(*groups: Iterable[Key]) -> list[BindingType]:
-    """The groups' keys as Textual takes them, the footer's words included."""
+    """Returns the keys of the groups as bindings for Textual."""
     return [
         Binding(key.keys, key.action, key.word, show=key.in_footer, tooltip=key.sentence, id=key.id)
         for group in groups

@@ -1,24 +1,26 @@
-"""One person's decisions in one session, and the way back from each. Knows no Textual.
+"""Decisions, notes and withdrawals of one reviewer in one session. Knows no Textual.
 
-A decision is a new row; nothing is changed or removed. Taking one back appends what stood before it, so the
-history stays whole. Every method writes before it returns, and is called from one thread at a time.
+Each method appends one event to the decision log before it returns, and is called from one thread at a time.
+scanner.store.decisions explains which events stand.
 """
 
 from __future__ import annotations
 
 import getpass
 import os
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from scanner.records import Decision, Word, new_id, now
+from scanner.records import Decision, EventKind, ReviewDecision, new_id, now
+from scanner.store.decisions import Standing, fold, in_order
 from scanner.store.store import Store
 
 
 def reviewer_name() -> str:
-    """Who decides: $FINEXTRACT_REVIEWER, or the login name."""
-    if named := os.environ.get("FINEXTRACT_REVIEWER", "").strip():
-        return named
+    """Returns $FINEXTRACT_REVIEWER, or else the login name."""
+    if name := os.environ.get("FINEXTRACT_REVIEWER", "").strip():
+        return name
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user may have no name
@@ -27,88 +29,86 @@ def reviewer_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a decision is about: a match or a scan, and how to name it to a person."""
+    """The match or scan that an event is about."""
 
     subject_id: str
-    label: str
+    label: str  # names the subject in messages to the reviewer
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A decision of this session, with what stood before it."""
+class Recorded:
+    """An event that was recorded, and what stands for its subject since."""
 
     subject: Subject
-    decision: Decision
-    before: Decision | None
+    event: Decision
+    standing: Standing
+    withdrawn: Decision | None = None  # the event that a withdraw event names
 
 
 class Review:
-    """Holds the decisions of this session, so that the last can be taken back first."""
+    """Keeps the decide and note events of this session, so that the newest can be withdrawn first."""
 
     def __init__(self, store: Store, reviewer: str) -> None:
         self.store = store
         self.reviewer = reviewer
-        self._made: list[Made] = []
+        self._own: list[tuple[Subject, Decision]] = []  # oldest first, without those that were withdrawn
 
-    def newest(self, subject_id: str) -> Decision | None:
-        """The newest row about a match or scan, a withdrawn one included."""
-        rows = self.store.select(Decision, "WHERE subject_id = ?", [subject_id])
-        return rows[0] if rows else None
+    def decide(self, subject: Subject, decision: ReviewDecision) -> Recorded:
+        """Records a decision; the note that stands is not changed."""
+        return self._record(subject, EventKind.DECIDE, decision=decision)
 
-    def record(self, subject: Subject, word: Word) -> Decision:
-        """Records a word; a note that stands beside the subject stays with it."""
-        before = self.newest(subject.subject_id)
-        return self._append(subject, word, before.note if before else "", before)
+    def annotate(self, subject: Subject, note: str) -> Recorded:
+        """Records a note, or an empty one that removes the note; the decision that stands is not changed."""
+        return self._record(subject, EventKind.NOTE, note=note)
 
-    def annotate(self, subject: Subject, note: str) -> Decision:
-        """Records a note; the word that stands, or that none stands, stays as it is."""
-        before = self.newest(subject.subject_id)
-        return self._append(subject, before.decision if before else Word.WITHDRAWN, note, before)
+    def undo(self, selected: Subject | None) -> Recorded | None:
+        """Withdraws one event: of the selected subject if it is decided, and else the last of this session.
 
-    def take_back(self, selected: Subject | None) -> Made | None:
-        """Takes back the selected subject's word, or, where it has none, the last one of this session.
-
-        What this session recorded gives way to what stood before; a word from elsewhere is withdrawn. Returns
-        the row that now stands and the one it replaced, or None where there is nothing to take back.
+        For a decided subject this is the decision that stands, whoever its reviewer is, or a newer note of
+        this session. An event of this session that no longer stands is left alone, because somebody has
+        decided since. Returns None if there is nothing to withdraw.
         """
-        if (
-            selected
-            and (newest := self.newest(selected.subject_id))
-            and newest.decision is not Word.WITHDRAWN
-        ):
-            own = next((made for made in reversed(self._made) if made.decision == newest), None)
-            return self._restore(own or Made(selected, newest, None))
-        while self._made:
-            last = self._made[-1]
-            if self.newest(last.subject.subject_id) == last.decision:
-                return self._restore(last)
-            self._made.pop()  # somebody has decided since, and theirs is not ours to take back
+        if selected is not None:
+            standing = fold(self._history(selected))
+            if standing.decided is not None:
+                own_note = [event for _, event in self._own if event == standing.noted]
+                return self._withdraw(selected, max([standing.decided, *own_note], key=in_order))
+        for subject, event in reversed(self._own):
+            standing = fold(self._history(subject))
+            if event in (standing.decided, standing.noted):
+                return self._withdraw(subject, event)
         return None
 
-    def _restore(self, made: Made) -> Made:
-        withdrawn = self._row(made.subject, Word.WITHDRAWN, "", made.decision)
-        rows = [withdrawn]
-        if made.before is not None:
-            # The earlier word is its speaker's still; the row before it tells who took the later one back.
-            later = withdrawn.decided_at + timedelta(microseconds=1)
-            rows.append(replace(made.before, decision_id=new_id(), decided_at=later))
-        self.store.append(rows)
-        self._made = [other for other in self._made if other is not made]
-        # What this session had recorded before stands again under a new row, and can be taken back in turn.
-        self._made = [
-            replace(other, decision=rows[-1]) if other.decision == made.before else other
-            for other in self._made
-        ]
-        return Made(made.subject, rows[-1], made.decision)
+    def _history(self, subject: Subject) -> list[Decision]:
+        return self.store.select(Decision, "WHERE subject_id = ?", [subject.subject_id])
 
-    def _append(self, subject: Subject, word: Word, note: str, before: Decision | None) -> Decision:
-        row = self._row(subject, word, note, before)
+    def _withdraw(self, subject: Subject, event: Decision) -> Recorded:
+        recorded = self._record(subject, EventKind.WITHDRAW, withdraws=event)
+        self._own = [(about, own) for about, own in self._own if own != event]
+        return recorded
+
+    def _record(
+        self,
+        subject: Subject,
+        event: EventKind,
+        *,
+        decision: ReviewDecision | None = None,
+        note: str = "",
+        withdraws: Decision | None = None,
+    ) -> Recorded:
+        history = self._history(subject)
+        named = withdraws.decision_id if withdraws else None
+        time = _time_after(history)
+        row = Decision(new_id(), subject.subject_id, event, decision, note, named, self.reviewer, time)
         self.store.append([row])
-        self._made.append(Made(subject, row, before))
-        return row
+        if withdraws is None:
+            self._own.append((subject, row))
+        return Recorded(subject, row, fold([*history, row]), withdraws)
 
-    def _row(self, subject: Subject, word: Word, note: str, before: Decision | None) -> Decision:
-        time = now()
-        if before is not None:  # another machine's clock may run ahead; the newest word must still be ours
-            time = max(time, before.decided_at + timedelta(microseconds=1))
-        return Decision(new_id(), subject.subject_id, word, note, self.reviewer, time)
+
+def _time_after(history: Sequence[Decision]) -> datetime:
+    """Returns the present, or a time just after the newest event if another machine's clock is ahead."""
+    present = now()
+    if not history:
+        return present
+    return max(present, max(event.decided_at for event in history) + timedelta(microseconds=1))

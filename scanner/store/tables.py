@@ -49,12 +49,11 @@ KEPT: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "listings": (("listing_id", "updated_at DESC"),),
     "scans": (("checkpoint_id, config_id", "finished_at DESC"),),
-    "decisions": (("subject_id", "decided_at DESC"),),
     "references": (("corpus, reference_id, descriptor", "added_at DESC"),),
     "configs": (("config_id", "created_at DESC"),),
     "nights": (("date", "coalesce(recorded_at, finished_at, started_at) DESC"),),
 }
-# Of these a compaction keeps one row of the first key; of the others all: attempts and a person's words.
+# Of these a compaction keeps one row of the first key; of the others all: attempts and reviewers' decisions.
 REPLACED = ("checkpoints", "listings", "configs", "nights")
 SORTED = {  # a compacted file's order: what is asked for together lies together
     "checkpoints": "checkpoint_id",

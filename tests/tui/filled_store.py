@@ -1,4 +1,4 @@
-"""Real records and small real pictures, and the desk as a person meets it: keys and words."""
+"""A real store with small real images, and the real desk, driven by keys and read from its screen."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ from scanner.records import (
     Candidate,
     Checkpoint,
     Decision,
+    EventKind,
     Match,
     Reference,
+    ReviewDecision,
     Role,
     Scan,
     Verdict,
+    new_id,
+    now,
 )
+from scanner.store.decisions import fold
 from scanner.store.store import Store
 from tui.app import DeskApp
 
@@ -33,23 +38,23 @@ BEGAN = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
 DESCRIPTOR = "sscd_disc_mixup/int8"
 
 
-def picture(number: int) -> Image.Image:
-    """A small picture that no other number has: a disc and a bar on a ground."""
-    ground, disc, bar = (
+def image(number: int) -> Image.Image:
+    """A small image that is different for each number: a disc and a bar on a background."""
+    background, disc, bar = (
         tuple(round(255 * part) for part in colorsys.hsv_to_rgb((number * 0.17 + turn) % 1, 0.7, 0.9))
         for turn in (0.0, 0.4, 0.7)
     )
-    drawn = Image.new("RGB", (64, 64), ground)
+    drawn = Image.new("RGB", (64, 64), background)
     pen = ImageDraw.Draw(drawn)
     pen.ellipse((12 + number % 9, 10, 44, 42), fill=disc)
     pen.rectangle((6, 50, 58, 56), fill=bar)
     return drawn
 
 
-def png(image: Image.Image) -> bytes:
-    held = io.BytesIO()
-    image.save(held, "PNG")
-    return held.getvalue()
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 @dataclass
@@ -57,23 +62,38 @@ class Crawl:
     """Writes what a crawl writes, one checkpoint after another."""
 
     store: Store
-    folder: Path  # where the reference pictures lie
+    folder: Path  # where the reference images are
     count: int = 0
     scans: dict[str, Scan] = field(default_factory=dict)  # by repo
     matches: dict[str, list[Match]] = field(default_factory=dict)  # by repo
 
-    def said(self, subject_id: str) -> list[tuple[str, str, str]]:
-        """Every row ever written about a match or scan, oldest first: word, note, reviewer."""
-        rows = self.store.query(
-            "SELECT decision, note, reviewer FROM all_decisions WHERE subject_id = ? ORDER BY decided_at",
-            [subject_id],
-        )
-        return [(row["decision"], row["note"], row["reviewer"]) for row in rows]
+    def log(self, subject_id: str) -> list[tuple[str, str, str]]:
+        """All events about a match or scan, oldest first: what was decided, written or withdrawn, by whom."""
+        events = {event.decision_id: event for event in self._events(subject_id)}
+        shown = []
+        for event in events.values():
+            said = event.decision or event.note
+            if event.event is EventKind.WITHDRAW:
+                withdrawn = events[event.withdraws or ""]
+                said = f"{withdrawn.decision or withdrawn.note} of {withdrawn.reviewer}"
+            shown.append((str(event.event), str(said), event.reviewer))
+        return shown
 
-    def stands(self, subject_id: str) -> str | None:
-        """The word that a new reader of the store finds."""
-        rows = Store(self.store.root).select(Decision, "WHERE subject_id = ?", [subject_id])
-        return str(rows[0].decision) if rows else None
+    def decision(self, subject_id: str) -> str | None:
+        """The decision that stands for a new reader of the store."""
+        return fold(self._events(subject_id)).decision
+
+    def decide(
+        self, subject_id: str, decision: ReviewDecision, reviewer: str, ahead: timedelta = timedelta()
+    ) -> None:
+        """Another reviewer's decision, from a machine whose clock is ahead."""
+        time = now() + ahead
+        event = Decision(new_id(), subject_id, EventKind.DECIDE, decision, "", None, reviewer, time)
+        self.store.append([event])
+
+    def _events(self, subject_id: str) -> list[Decision]:
+        store = Store(self.store.root)
+        return store.select(Decision, "WHERE subject_id = ? ORDER BY decided_at", [subject_id])
 
     def list(self, repo: str, **changes: object) -> Checkpoint:
         """A checkpoint as a source lists it, still to do."""
@@ -141,7 +161,7 @@ class Crawl:
         return scan
 
     def many(self, number: int) -> None:
-        """That many flagged checkpoints, without pictures, in one part a table."""
+        """That many flagged checkpoints, without images."""
         first = self.scan("many/0", Verdict.FLAGGED, best_similarity=0.9, q_value=0.01)
         (listed,) = self.store.select(Checkpoint)
         others = [f"many/{n}" for n in range(1, number)]
@@ -161,10 +181,10 @@ class Crawl:
         )
         candidates, matches, references = [], [], []
         for number, similarity in enumerate(similarities):
-            owned = picture(10 * self.count + number)
+            owned = image(10 * self.count + number)
             path = self.folder / f"{self.count}-{number}.png"
             path.write_bytes(png(owned))
-            came_out = Image.blend(owned, picture(number + 3), 0.15)
+            came_out = Image.blend(owned, image(number + 3), 0.15)
             candidate = Candidate(
                 f"{scan.scan_id}-k{number}",
                 scan.scan_id,
@@ -225,7 +245,7 @@ class Desk:
         quiet = 0
         while quiet < 2:
             await self.pilot.pause()
-            busy = any(w.group in ("listing", "checkpoint", "pictures") for w in self.app.workers)
+            busy = any(w.group in ("list", "checkpoint", "images") for w in self.app.workers)
             quiet = 0 if busy else quiet + 1
             if busy:
                 await asyncio.sleep(0.005)
@@ -253,7 +273,7 @@ class Desk:
         return list(self.app._notifications)[-1].message
 
     def colours(self, selector: str) -> set[tuple[int, int, int]]:
-        """The colours that a picture is drawn in, coarsened."""
+        """The colours that an image is drawn in, rounded."""
         region = self.app.screen.query_one(selector).content_region
         strips = self.app.screen._compositor.render_strips()[region.y : region.bottom]
         return {

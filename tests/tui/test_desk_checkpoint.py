@@ -7,17 +7,17 @@ from filled_store import Crawl, Opener
 from PIL import Image
 
 from scanner.records import Verdict
-from tui.widgets.picture import Picture
+from tui.widgets.image_view import ImageView
 
 HOSTILE = "evil/[bold red]x[/]\x1b[31m\u202egnp\x07\n[@click=app.quit]go[/]"
 
 
-async def test_enter_opens_a_checkpoint_with_everything_that_a_judgement_needs(
+async def test_enter_opens_a_checkpoint_with_everything_that_a_decision_needs(
     filled: Crawl, desk: Opener
 ) -> None:
     async with desk(size=(90, 110)) as seen:
         await seen.press("enter")
-        said = seen.flat
+        shown = seen.flat
         for needed in (
             "ben/strong-shoe",
             "https://huggingface.co/ben/strong-shoe",
@@ -38,23 +38,23 @@ async def test_enter_opens_a_checkpoint_with_everything_that_a_judgement_needs(
             "creativeml-openrail-m",
             "c0ffee" * 8,
         ):
-            assert needed in said, needed
+            assert needed in shown, needed
 
 
-async def test_pictures_are_blurred_until_a_key_and_again_after_leaving(filled: Crawl, desk: Opener) -> None:
+async def test_images_are_blurred_until_a_key_and_again_after_leaving(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("enter")
-        assert "Blurred: may show a person. b shows both." in seen.text
-        veiled = seen.colours("#candidate")
+        assert "Blurred, because images may show people. b shows them." in seen.text
+        blurred = seen.colours("#candidate")
         await seen.press("b")
         assert "Shown." in seen.text
-        assert seen.colours("#candidate") != veiled
+        assert seen.colours("#candidate") != blurred
         assert seen.colours("#reference")
         await seen.press("b")
-        assert seen.colours("#candidate") == veiled
+        assert seen.colours("#candidate") == blurred
         await seen.press("b", "escape", "enter")
         assert "Blurred" in seen.text
-        assert seen.colours("#candidate") == veiled
+        assert seen.colours("#candidate") == blurred
 
 
 async def test_the_candidate_stands_beside_the_reference_of_the_match_under_the_cursor(
@@ -64,64 +64,64 @@ async def test_the_candidate_stands_beside_the_reference_of_the_match_under_the_
         await seen.press("enter", "b")
         first = seen.colours("#reference")
         await seen.press("down")
-        assert "Similarity 0.871" in seen.part("#argument")
+        assert "Similarity 0.871" in seen.part("#evidence")
         assert seen.colours("#reference") != first
 
 
-async def test_flagged_matches_come_first_and_the_others_say_that_they_are_none(
+async def test_flagged_matches_come_first_and_the_others_state_that_they_are_no_flags(
     filled: Crawl, desk: Opener
 ) -> None:
     async with desk() as seen:
         await seen.press("enter", "end")
         assert "0.310 0.0070 no flag" in seen.flat
-        assert "It fails a test below." in seen.part("#argument")
+        assert "It does not pass both tests." in seen.part("#evidence")
 
 
-async def test_pictures_fill_the_terminal_and_the_arrows_still_turn_the_matches(
+async def test_images_fill_the_terminal_and_the_arrows_still_select_matches(
     filled: Crawl, desk: Opener
 ) -> None:
     async with desk(size=(80, 24)) as seen:
         await seen.press("enter")
-        small = seen.app.screen.query_one("#candidate", Picture).size
+        small = seen.app.screen.query_one("#candidate", ImageView).size
         await seen.press("f", "down")
-        large = seen.app.screen.query_one("#candidate", Picture).size
+        large = seen.app.screen.query_one("#candidate", ImageView).size
         assert large.width * large.height > 2 * small.width * small.height
         assert "Match 2 of 4: similarity 0.871" in seen.text
         await seen.press("f")
-        assert seen.app.screen.query_one("#candidate", Picture).size == small
+        assert seen.app.screen.query_one("#candidate", ImageView).size == small
 
 
-async def test_a_reference_that_is_gone_is_told_in_its_place(filled: Crawl, desk: Opener) -> None:
+async def test_a_missing_reference_is_reported_in_its_place(filled: Crawl, desk: Opener) -> None:
     (filled.folder / "2-0.png").unlink()
     async with desk() as seen:
         await seen.press("enter")
-        assert "The reference picture is no longer where it was." in seen.part("#reference")
+        assert "The reference image is no longer in its place." in seen.part("#reference")
         assert seen.colours("#candidate")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 64])
-async def test_a_damaged_picture_is_told_in_its_place(filled: Crawl, desk: Opener, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 64])
+async def test_a_damaged_image_is_reported_in_its_place(filled: Crawl, desk: Opener, content: bytes) -> None:
     (filled.folder / "2-0.png").write_bytes(content)
     async with desk() as seen:
         await seen.press("enter")
-        assert "The reference picture is no image of a format that is read." in seen.part("#reference")
+        assert "The reference image is no image of a format that is read." in seen.part("#reference")
 
 
 async def test_a_skipped_checkpoint_opens_with_its_reason(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("v", "v", "v", "enter")
-        assert "Skipped: weights.ckpt is a pickle; only safetensors are opened" in seen.part("#argument")
+        assert "Skipped: weights.ckpt is a pickle; only safetensors are opened" in seen.part("#evidence")
         await seen.press("c", "b", "down", "n")
-        assert filled.store.query("SELECT count(*) AS n FROM all_decisions") == [{"n": 0}]
+        assert filled.store.query("SELECT count(*) AS n FROM decisions") == [{"n": 0}]
 
 
-async def test_a_checkpoint_that_waits_opens_too(filled: Crawl, desk: Opener) -> None:
+async def test_a_checkpoint_without_a_scan_opens_too(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("V", "enter")
-        assert "has not been scanned yet" in seen.part("#argument")
+        assert "has no scan yet" in seen.part("#evidence")
 
 
-async def test_foreign_text_is_shown_literally_and_harmlessly(crawl: Crawl, desk: Opener) -> None:
+async def test_untrusted_text_is_shown_literally_and_controls_no_terminal(crawl: Crawl, desk: Opener) -> None:
     crawl.flagged(
         HOSTILE,
         [0.9],
@@ -154,16 +154,16 @@ async def test_only_web_addresses_are_opened(
         assert opened == ["https://huggingface.co/ben/strong-shoe"]
 
 
-async def test_a_large_picture_is_refused_before_it_is_decoded(
+async def test_a_large_image_is_refused_before_it_is_decoded(
     filled: Crawl, desk: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tui.pictures.MAX_PIXELS", 1000)
+    monkeypatch.setattr("tui.images.MAX_PIXELS", 1000)
     async with desk() as seen:
         await seen.press("enter")
         assert "too large to open: 64 x 64 pixels" in seen.part("#reference")
 
 
-async def test_a_picture_of_any_shape_keeps_it(filled: Crawl, desk: Opener) -> None:
+async def test_a_image_of_any_shape_keeps_it(filled: Crawl, desk: Opener) -> None:
     Image.new("RGB", (300, 20), (200, 30, 30)).save(Path(filled.folder / "2-0.png"))
     async with desk() as seen:
         await seen.press("enter", "b")

@@ -10,8 +10,8 @@ from filled_store import Crawl, Opener
 from tui.app import DeskApp, main
 from tui.keys import GROUPS
 from tui.screens.checkpoint import CheckpointScreen
+from tui.screens.checkpoint_list import ListScreen
 from tui.screens.help import HelpScreen
-from tui.screens.listing import ListScreen
 from tui.screens.note import NoteScreen
 from tui.widgets.table import Table
 
@@ -45,20 +45,20 @@ async def test_the_help_lists_every_key_and_a_remapped_one_as_it_is_now(filled: 
         for keys in GROUPS.values():
             for key in keys:
                 assert key.sentence in seen.flat, key.id
-        assert "x Record: yes" in seen.flat
+        assert "x Decide: yes" in seen.flat
         await seen.press("question_mark", "x")
         assert "Recorded: ✓ confirmed" in seen.toast
 
 
 def test_every_binding_of_the_desk_comes_from_the_keys_that_the_help_shows() -> None:
-    told = {key.id for keys in GROUPS.values() for key in keys}
-    assert len(told) == sum(len(keys) for keys in GROUPS.values())
+    documented = {key.id for keys in GROUPS.values() for key in keys}
+    assert len(documented) == sum(len(keys) for keys in GROUPS.values())
     bound = {
         binding.id
         for holder in (DeskApp, ListScreen, CheckpointScreen, HelpScreen, NoteScreen, Table)
         for binding in holder.BINDINGS
     }
-    assert bound == told
+    assert bound == documented
 
 
 async def test_q_quits_and_escape_goes_back(filled: Crawl, desk: Opener) -> None:
@@ -70,7 +70,7 @@ async def test_q_quits_and_escape_goes_back(filled: Crawl, desk: Opener) -> None
         assert not seen.app.is_running
 
 
-async def test_without_colour_everything_is_still_told(filled: Crawl, desk: Opener, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+async def test_without_colour_everything_is_still_shown(filled: Crawl, desk: Opener, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("NO_COLOR", "1")
     async with desk() as seen:
         await seen.press("enter", "c", "d", "b")

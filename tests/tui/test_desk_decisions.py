@@ -1,4 +1,4 @@
-"""What a person says is in the store at once, stays there, and can be taken back."""
+"""Decisions and notes are in the store at once, stay there, and can be withdrawn."""
 
 import os
 from datetime import timedelta
@@ -7,7 +7,7 @@ import pytest
 from filled_store import Crawl, Opener
 
 from scanner.errors import StoreError
-from scanner.records import Decision, Word, new_id, now
+from scanner.records import ReviewDecision
 from tui.review import reviewer_name
 from tui.widgets.table import Table
 
@@ -18,10 +18,10 @@ async def test_a_confirmed_match_is_still_confirmed_after_reopening(filled: Craw
     first, second, *_ = filled.matches[BEN]
     async with desk() as seen:
         await seen.press("enter", "c")
-        assert seen.toast == "Recorded: ✓ confirmed, match 1 of 4. z takes it back."
+        assert seen.toast == "Recorded: ✓ confirmed, match 1 of 4. z withdraws it."
         await seen.press("d")
-        assert filled.said(first.match_id) == [("confirm", "", "vera")]
-        assert filled.said(second.match_id) == [("dismiss", "", "vera")]
+        assert filled.log(first.match_id) == [("decide", "confirm", "vera")]
+        assert filled.log(second.match_id) == [("decide", "dismiss", "vera")]
     async with desk() as seen:
         assert "2 of 3 decided" in seen.text
         await seen.press("enter")
@@ -29,7 +29,7 @@ async def test_a_confirmed_match_is_still_confirmed_after_reopening(filled: Craw
         assert "0.871 0.0050 ✗ dismissed" in seen.flat
         await seen.pilot.resize_terminal(90, 90)
         await seen.settle()
-        assert "✓ confirmed by vera" in seen.part("#argument")
+        assert "✓ confirmed, by vera" in seen.part("#evidence")
 
 
 async def test_after_a_decision_the_next_undecided_match_is_under_the_cursor(
@@ -39,7 +39,7 @@ async def test_after_a_decision_the_next_undecided_match_is_under_the_cursor(
     async with desk() as seen:
         await seen.press("enter", "down", "u")
         assert seen.app.screen.query_one(Table).current == matches[2].match_id
-        await seen.press("c")  # goes round to the first; the unflagged fourth waits for nobody
+        await seen.press("c")  # goes round to the first; the fourth match is not flagged
         assert seen.app.screen.query_one(Table).current == matches[0].match_id
         await seen.press("c")
         assert seen.app.screen.query_one(Table).current == matches[0].match_id
@@ -51,49 +51,55 @@ async def test_keys_pressed_in_a_hurry_each_decide_another_match(filled: Crawl, 
         await seen.press("enter")
         await seen.pilot.press("c", "d", "u")
         await seen.settle()
-    said = [filled.stands(match.match_id) for match in filled.matches[BEN]]
-    assert said == ["confirm", "dismiss", "unsure", None]
+    decisions = [filled.decision(match.match_id) for match in filled.matches[BEN]]
+    assert decisions == ["confirm", "dismiss", "unsure", None]
 
 
-async def test_undo_takes_back_the_last_decision_and_then_the_one_before(filled: Crawl, desk: Opener) -> None:
+async def test_undo_withdraws_the_last_decision_and_then_the_one_before(filled: Crawl, desk: Opener) -> None:
     first, second, *_ = filled.matches[BEN]
     async with desk() as seen:
         await seen.press("enter", "c", "d", "z")
-        assert seen.toast == "Taken back: match 2 of 4 is undecided again."
+        assert seen.toast == "Withdrawn: match 2 of 4 is undecided again."
         assert seen.app.screen.query_one(Table).current == second.match_id
         await seen.press("z")
         assert seen.app.screen.query_one(Table).current == first.match_id
         await seen.press("z")
-        assert "Nothing to take back" in seen.toast
-    assert filled.said(first.match_id) == [("confirm", "", "vera"), ("withdrawn", "", "vera")]
-    assert filled.said(second.match_id) == [("dismiss", "", "vera"), ("withdrawn", "", "vera")]
-
-
-async def test_undo_brings_back_the_word_that_stood_before_as_its_speakers(
-    filled: Crawl, desk: Opener
-) -> None:
-    match = filled.matches[BEN][0].match_id
-    filled.store.append([Decision(new_id(), match, Word.CONFIRM, "the laces", "anna", now())])
-    async with desk() as seen:
-        await seen.press("enter", "d")
-        assert filled.stands(match) == "dismiss"
-        await seen.press("up", "up", "up", "z")
-        assert "✓ confirmed again" in seen.toast
-    assert filled.said(match) == [
-        ("confirm", "the laces", "anna"),
-        ("dismiss", "the laces", "vera"),
-        ("withdrawn", "", "vera"),
-        ("confirm", "the laces", "anna"),
+        assert "Nothing to withdraw" in seen.toast
+    assert filled.log(first.match_id) == [
+        ("decide", "confirm", "vera"),
+        ("withdraw", "confirm of vera", "vera"),
+    ]
+    assert filled.log(second.match_id) == [
+        ("decide", "dismiss", "vera"),
+        ("withdraw", "dismiss of vera", "vera"),
     ]
 
 
-async def test_two_words_on_one_match_are_taken_back_one_by_one(filled: Crawl, desk: Opener) -> None:
+async def test_undo_lets_the_earlier_decision_of_another_reviewer_stand_again(
+    filled: Crawl, desk: Opener
+) -> None:
+    match = filled.matches[BEN][0].match_id
+    filled.decide(match, ReviewDecision.CONFIRM, "anna")
+    async with desk() as seen:
+        await seen.press("enter", "d")
+        assert filled.decision(match) == "dismiss"
+        await seen.press("up", "up", "up", "z")
+        assert "✓ confirmed again" in seen.toast
+    assert filled.decision(match) == "confirm"
+    assert filled.log(match) == [  # and no event was written under the name of anna
+        ("decide", "confirm", "anna"),
+        ("decide", "dismiss", "vera"),
+        ("withdraw", "dismiss of vera", "vera"),
+    ]
+
+
+async def test_two_decisions_on_one_match_are_withdrawn_one_by_one(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
         await seen.press("enter", "c", "up", "u", "up", "z")
-        assert filled.stands(match) == "confirm"
+        assert filled.decision(match) == "confirm"
         await seen.press("z")
-        assert filled.stands(match) == "withdrawn"
+        assert filled.decision(match) is None
 
 
 async def test_a_decision_of_an_earlier_session_can_be_withdrawn(filled: Crawl, desk: Opener) -> None:
@@ -102,28 +108,42 @@ async def test_a_decision_of_an_earlier_session_can_be_withdrawn(filled: Crawl, 
         await seen.press("enter", "c")
     async with desk(reviewer="otto") as seen:
         await seen.press("enter", "z")
-    assert filled.said(match) == [("confirm", "", "vera"), ("withdrawn", "", "otto")]
+    assert filled.log(match) == [("decide", "confirm", "vera"), ("withdraw", "confirm of vera", "otto")]
 
 
-async def test_undo_leaves_a_word_that_somebody_else_has_said_since(filled: Crawl, desk: Opener) -> None:
+async def test_undo_leaves_a_decision_that_another_reviewer_has_made_since(
+    filled: Crawl, desk: Opener
+) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
         await seen.press("enter", "c")
-        filled.store.append([Decision(new_id(), match, Word.DISMISS, "", "anna", now())])
-        await seen.press("z")  # the cursor is on the second match, which has no word
-        assert "Nothing to take back" in seen.toast
-    assert filled.stands(match) == "dismiss"
+        filled.decide(match, ReviewDecision.DISMISS, "anna")
+        await seen.press("z")  # the cursor is on the second match, which is undecided
+        assert "Nothing to withdraw" in seen.toast
+    assert filled.decision(match) == "dismiss"
 
 
-async def test_a_word_outlasts_one_from_a_clock_that_runs_ahead(filled: Crawl, desk: Opener) -> None:
+async def test_undo_leaves_the_note_of_another_reviewer(filled: Crawl, desk: Opener) -> None:
+    first, second, *_ = filled.matches[BEN]
+    async with desk(reviewer="anna") as seen:
+        await seen.press("enter", "down", "n")
+        await seen.write("ask eve")
+        await seen.press("enter")
+    async with desk() as seen:
+        await seen.press("enter", "c", "z")  # the cursor has moved to the second match
+    assert filled.log(first.match_id)[-1] == ("withdraw", "confirm of vera", "vera")
+    assert filled.log(second.match_id) == [("note", "ask eve", "anna")]
+
+
+async def test_a_new_decision_stands_although_another_clock_is_ahead(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
-    filled.store.append([Decision(new_id(), match, Word.UNSURE, "", "anna", now() + timedelta(hours=2))])
+    filled.decide(match, ReviewDecision.UNSURE, "anna", ahead=timedelta(hours=2))
     async with desk() as seen:
         await seen.press("enter", "c")
-    assert filled.stands(match) == "confirm"
+    assert filled.decision(match) == "confirm"
 
 
-async def test_a_note_stands_beside_the_word_and_stays_with_the_next(filled: Crawl, desk: Opener) -> None:
+async def test_a_note_stands_beside_the_decision_and_beside_the_next_one(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
         await seen.press("enter", "c", "up", "n")
@@ -131,25 +151,42 @@ async def test_a_note_stands_beside_the_word_and_stays_with_the_next(filled: Cra
         await seen.press("enter")
         await seen.pilot.resize_terminal(90, 90)
         await seen.settle()
-        assert "“same laces”" in seen.part("#argument")
-        await seen.press("d")
-    assert filled.said(match) == [
-        ("confirm", "", "vera"),
-        ("confirm", "same laces", "vera"),
-        ("dismiss", "same laces", "vera"),
+        assert "note “same laces”, by vera" in seen.part("#evidence")
+        await seen.press("d", "up", "z")
+        assert "Withdrawn: match 1 of 4 is ✓ confirmed again." in seen.toast
+        await seen.press("z")
+        assert seen.toast == "Withdrawn: the note on match 1 of 4."
+    assert filled.log(match) == [
+        ("decide", "confirm", "vera"),
+        ("note", "same laces", "vera"),
+        ("decide", "dismiss", "vera"),
+        ("withdraw", "dismiss of vera", "vera"),
+        ("withdraw", "same laces of vera", "vera"),
     ]
 
 
-async def test_a_note_can_be_left_without_a_word_or_given_up(filled: Crawl, desk: Opener) -> None:
+async def test_a_note_can_be_written_without_a_decision_or_cancelled(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
         await seen.press("enter", "n", "q", "escape")
-        assert filled.said(match) == []
+        assert filled.log(match) == []
         await seen.press("n")
         await seen.write("ask eve")
         await seen.press("enter")
         assert "0 of 3 matches decided" in seen.text
-    assert filled.said(match) == [("withdrawn", "ask eve", "vera")]
+        await seen.press("n", "enter")  # the same note again is no event
+    assert filled.log(match) == [("note", "ask eve", "vera")]
+
+
+async def test_the_decision_log_shows_who_decided_and_who_withdrew(filled: Crawl, desk: Opener) -> None:
+    match = filled.matches[BEN][0].match_id
+    filled.decide(match, ReviewDecision.UNSURE, "anna")
+    async with desk(size=(90, 90)) as seen:
+        await seen.press("enter", "c", "up", "up", "up", "z")
+        log = seen.part("#evidence").partition("Decision log ")[2]
+        assert "withdrew ✓ confirmed of vera, by vera" in log
+        assert "? unsure, by anna" in log
+        assert log.index("withdrew") < log.index("✓ confirmed, by vera") < log.index("? unsure, by anna")
 
 
 async def test_a_checkpoint_is_decided_as_a_whole_in_the_list(filled: Crawl, desk: Opener) -> None:
@@ -159,22 +196,22 @@ async def test_a_checkpoint_is_decided_as_a_whole_in_the_list(filled: Crawl, des
         assert "ben/strong-shoe as a whole" in seen.toast
         assert seen.app.screen.query_one(Table).current == filled.scans["cleo/other-shoe"].checkpoint_id
         assert "✓ confirmed" in seen.text
-    assert filled.said(scan) == [("confirm", "", "vera")]
+    assert filled.log(scan) == [("decide", "confirm", "vera")]
     async with desk() as seen:
         assert "✓ confirmed" in seen.text
         await seen.press("z")
         assert "✓ confirmed" not in seen.text.replace(seen.toast, "")
-    assert filled.stands(scan) == "withdrawn"
+    assert filled.decision(scan) is None
 
 
 async def test_a_skipped_checkpoint_cannot_be_decided(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("v", "v", "v", "c")
-        assert "not been judged" in seen.toast
-    assert filled.store.query("SELECT count(*) AS n FROM all_decisions") == [{"n": 0}]
+        assert "has no scan result" in seen.toast
+    assert filled.store.query("SELECT count(*) AS n FROM decisions") == [{"n": 0}]
 
 
-async def test_a_store_that_cannot_be_written_is_told_and_nothing_is_lost(
+async def test_a_failed_write_is_reported_and_nothing_is_lost(
     filled: Crawl, desk: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = filled.matches[BEN][0].match_id
@@ -185,7 +222,7 @@ async def test_a_store_that_cannot_be_written_is_told_and_nothing_is_lost(
             raise StoreError("the store /s cannot be written: Read-only file system.")
 
         with monkeypatch.context() as broken:
-            broken.setattr(seen.app.store, "append", refuse)
+            broken.setattr(seen.app.session.store, "append", refuse)
             await seen.press("c")
             assert seen.toast == "NOT recorded: the store /s cannot be written: Read-only file system."
             assert seen.app.screen.query_one(Table).current == first
@@ -195,13 +232,13 @@ async def test_a_store_that_cannot_be_written_is_told_and_nothing_is_lost(
             await seen.press("enter")
             assert "laces" in seen.text  # the note is back in its box
             await seen.press("escape", "z")
-            assert "Nothing to take back" in seen.toast
+            assert "Nothing to withdraw" in seen.toast
         await seen.press("c")
-    assert filled.stands(first) == "confirm"
+    assert filled.decision(first) == "confirm"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-async def test_a_read_only_folder_is_told(filled: Crawl, desk: Opener) -> None:
+async def test_a_read_only_folder_is_reported(filled: Crawl, desk: Opener) -> None:
     (filled.store.root / "decisions").chmod(0o500)
     async with desk() as seen:
         await seen.press("enter", "c")

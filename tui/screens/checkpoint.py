@@ -1,4 +1,4 @@
-"""One checkpoint: its matches, the candidate beside its nearest reference, and the evidence in words."""
+"""One checkpoint: its matches, the candidate beside the reference, the evidence and the decision log."""
 
 from __future__ import annotations
 
@@ -17,19 +17,29 @@ from textual.reactive import reactive
 from textual.widgets import DataTable, Footer, Static
 
 from scanner.errors import ScannerError
-from scanner.records import Decision
-from scanner.store.desk_queries import PAGE_SIZE, MatchRow, OpenedCheckpoint, open_checkpoint, standing
+from scanner.store.decisions import fold
+from scanner.store.desk_queries import PAGE_SIZE, MatchRow, OpenedCheckpoint, open_checkpoint
+from tui.content.evidence import decision_log, evidence, facts, without_match
+from tui.content.formatting import (
+    VERDICTS,
+    cell,
+    count,
+    decision_text,
+    plain,
+    probability,
+    similarity,
+    web_address,
+)
+from tui.images import NoImage, load
 from tui.keys import CHECKPOINT, DECIDE, bindings
-from tui.pictures import Unseen, load
-from tui.review import Subject
+from tui.review import Recorded, Subject
 from tui.screens.deciding import DecidingScreen
-from tui.widgets.evidence import argument, facts, spoken, unopened
-from tui.widgets.picture import Picture
+from tui.session import Session
+from tui.widgets.image_view import ImageView
 from tui.widgets.table import Column, Line, Table
-from tui.words import VERDICTS, cell, count, plain, probability, said, similarity, web_address
 
-BLURRED = "Blurred: may show a person. b shows both."
-SHOWN = "Shown. b blurs both again, so does leaving."
+BLURRED = "Blurred, because images may show people. b shows them."
+SHOWN = "Shown. b blurs the images again; leaving this screen does, too."
 COLUMNS = [
     Column("Similar", 7, right=True),
     Column("q value", 7, right=True),
@@ -38,225 +48,224 @@ COLUMNS = [
 
 
 class CheckpointScreen(DecidingScreen):
-    """Opened by a checkpoint's id; shows the scan that the list showed."""
+    """Shows a checkpoint with the scan that the list showed."""
 
     BINDINGS = bindings(DECIDE, CHECKPOINT)
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own declaration
     blurred = reactive(True)
 
-    def __init__(self, checkpoint_id: str, scan_id: str | None, repo: str) -> None:
-        super().__init__()
+    def __init__(self, session: Session, checkpoint_id: str, scan_id: str | None, repo: str) -> None:
+        super().__init__(session)
         self.checkpoint_id, self.scan_id, self.repo = checkpoint_id, scan_id, repo
         self.limit = PAGE_SIZE
-        self.shown: OpenedCheckpoint | None = None
-        self.asking = 0  # questions to the store that are not answered yet
-        self.stamp: tuple[object, ...] = ()
-        self.explained: object = None  # what the words on the screen are about
-        self.pictured: str | None = None  # the match whose pictures are shown
+        self.opened: OpenedCheckpoint | None = None
+        self.queries = 0  # loads that have not ended yet
+        self.stamp: tuple[object, ...] = ()  # of the store, at the last load
+        self.explained: object = None  # what the evidence on the screen was made from
+        self.images_of: str | None = None  # the match whose images are shown
 
     def compose(self) -> ComposeResult:
         yield Static(Text(self.repo, style="bold"), id="head")
         yield Static(id="link")
-        yield Static(id="which")
+        yield Static(id="summary")
         with Horizontal(id="top"):
             yield Table(id="matches")
             with Vertical(id="beside"):
                 with Horizontal(id="pair"):
-                    yield Picture("candidate", id="candidate")
-                    yield Picture("nearest reference", id="reference")
-                yield Static(Text(BLURRED), id="veil")
+                    yield ImageView("candidate", id="candidate")
+                    yield ImageView("reference", id="reference")
+                yield Static(Text(BLURRED), id="blur-state")
         with VerticalScroll(id="words"), Container(id="columns"):
-            yield Static(id="argument")
+            yield Static(id="evidence")
             yield Static(id="facts")
         yield Footer()
 
     def on_mount(self) -> None:
         self.query_one(Table).focus()
         self.load()
-        self.set_interval(self.desk.refresh_s, self.look_for_news)
+        self.set_interval(self.session.refresh_s, self.load_if_changed)
 
-    def look_for_news(self) -> None:
-        """Another reviewer may have decided."""
-        if self.is_current and not self.asking:  # a slow store is left to finish its answer
-            self.load(only_news=True)
+    def load_if_changed(self) -> None:
+        """Loads again if the store has changed, unless a load is still running."""
+        if self.is_current and not self.queries:
+            self.load(only_if_changed=True)
 
     @work(exclusive=True, group="checkpoint")
-    async def load(self, only_news: bool = False) -> None:
-        """Asks the store in a thread."""
-        self.asking += 1
+    async def load(self, only_if_changed: bool = False) -> None:
+        """Queries the store in a thread and shows the answer."""
+        store = self.session.store
+        self.queries += 1
         try:
-            stamp = await asyncio.to_thread(self.desk.store.stamp)
-            if only_news and stamp == self.stamp:
+            stamp = await asyncio.to_thread(store.stamp)
+            if only_if_changed and stamp == self.stamp:
                 return
-            answer = await asyncio.to_thread(
-                open_checkpoint, self.desk.store, self.checkpoint_id, self.scan_id, self.limit
+            opened = await asyncio.to_thread(
+                open_checkpoint, store, self.checkpoint_id, self.scan_id, self.limit
             )
         except ScannerError as error:
-            self.query_one("#link", Static).update(Text(f"The store does not answer: {plain(str(error))}"))
+            self.query_one("#link", Static).update(Text(f"The store cannot be read: {plain(str(error))}"))
             return
         finally:
-            self.asking -= 1
+            self.queries -= 1
         self.stamp = stamp
-        self.show(answer)
+        self.show(opened)
 
-    def show(self, answer: OpenedCheckpoint) -> None:
+    def show(self, opened: OpenedCheckpoint) -> None:
         """Fills the screen; the cursor stays on its match."""
-        self.shown = answer
+        self.opened = opened
         head = Text(self.repo, style="bold")
-        if answer.scan:
-            head.append(f"  {VERDICTS[answer.scan.verdict]}", style="not bold")
-        if answer.flagged:
-            matches = count(answer.flagged, "match", "matches")
-            head.append(f" · {answer.decided:,} of {matches} decided", style="not bold")
-        if (whole := standing(answer.history)) is not None:
-            head.append(f" · as a whole {said(whole)} by {plain(whole.reviewer, 40)}", style="not bold")
+        if opened.scan:
+            head.append(f"  {VERDICTS[opened.scan.verdict]}", style="not bold")
+        if opened.flagged:
+            matches = count(opened.flagged, "match", "matches")
+            head.append(f" · {opened.decided:,} of {matches} decided", style="not bold")
+        if (whole := fold(opened.history).decided) is not None:
+            by = plain(whole.reviewer, 40)
+            head.append(f" · {decision_text(whole.decision)} as a whole by {by}", style="not bold")
         self.query_one("#head", Static).update(head)
-        self.query_one("#link", Static).update(Text(self._source(answer.checkpoint.url)))
-        self.set_class(not answer.found, "-nothing")
-        self.query_one(Table).fill(COLUMNS, [self._line(found) for found in answer.found])
+        self.query_one("#link", Static).update(Text(self._link(opened.checkpoint.url)))
+        self.set_class(not opened.matches, "-without-match")
+        self.query_one(Table).fill(COLUMNS, [self._line(match) for match in opened.matches])
         self.explain()
 
-    def _source(self, url: str) -> str:
+    def _link(self, url: str) -> str:
         opens = "  (o opens it)" if web_address(url) else ""
-        return f"{plain(url)}{opens}" if url else "No link is known."
+        return f"{plain(url)}{opens}" if url else "The address of this checkpoint is not known."
 
-    def _line(self, found: MatchRow) -> Line:
+    def _line(self, match: MatchRow) -> Line:
         return Line(
-            found.match_id,
+            match.match_id,
             (
-                cell(similarity(found.similarity), right=True, style="bold" if found.flagged else "dim"),
-                cell(probability(found.q_value), right=True),
-                cell(self._state(found)),
+                cell(similarity(match.similarity), right=True, style="bold" if match.flagged else "dim"),
+                cell(probability(match.q_value), right=True),
+                cell(self._state(match)),
             ),
         )
 
     @staticmethod
-    def _state(found: MatchRow) -> str:
-        word = standing(found.history)
-        return said(word) if word or found.flagged else "no flag"
+    def _state(match: MatchRow) -> str:
+        decision = fold(match.history).decision
+        return decision_text(decision) if decision or match.flagged else "no flag"
 
-    def found(self) -> MatchRow | None:
-        """The match under the cursor."""
+    def match(self) -> MatchRow | None:
+        """Returns the match under the cursor."""
         key = self.query_one(Table).current
-        return (
-            next((found for found in self.shown.found if found.match_id == key), None) if self.shown else None
-        )
+        matches = self.opened.matches if self.opened else ()
+        return next((match for match in matches if match.match_id == key), None)
 
     @on(DataTable.RowHighlighted)
-    def turn_to(self) -> None:
-        """Another match: its words at once, its pictures as soon as they are read."""
+    def show_match(self) -> None:
+        """Shows the evidence for another match at once, and its images as soon as they are loaded."""
         self.explain()
-        self.read_pictures()
+        self.load_images()
 
     def explain(self) -> None:
-        """Words and facts for the match under the cursor."""
-        if self.shown is None:
+        """Shows the evidence, the decision log and the facts for the match under the cursor."""
+        if self.opened is None:
             return
-        found = self.found()
-        if (about := (found, self.shown.scan, self.shown.history)) == self.explained:
+        match = self.match()
+        if (made_from := (match, self.opened.scan, self.opened.history)) == self.explained:
             return
-        self.explained = about
-        words = argument(self.shown, found) if found else unopened(self.shown)
-        said_so_far = spoken(found.history if found else self.shown.history)
-        self.query_one("#argument", Static).update(
-            Group(words, Text(), said_so_far) if said_so_far else words
-        )
-        self.query_one("#facts", Static).update(facts(self.shown, found))
-        self.query_one("#which", Static).update(Text(self._in_short(found) if found else ""))
+        self.explained = made_from
+        words = evidence(self.opened, match) if match else without_match(self.opened)
+        log = decision_log(match.history if match else self.opened.history)
+        self.query_one("#evidence", Static).update(Group(words, Text(), log) if log else words)
+        self.query_one("#facts", Static).update(facts(self.opened, match))
+        self.query_one("#summary", Static).update(Text(self._summary(match) if match else ""))
 
-    def _in_short(self, found: MatchRow) -> str:
-        scores = f"similarity {similarity(found.similarity)}, q {probability(found.q_value)}"
-        return f"{self._called(found).capitalize()}: {scores} · {self._state(found)}"
+    def _summary(self, match: MatchRow) -> str:
+        scores = f"similarity {similarity(match.similarity)}, q {probability(match.q_value)}"
+        return f"{self._label(match).capitalize()}: {scores} · {self._state(match)}"
 
-    @work(exclusive=True, group="pictures")
-    async def read_pictures(self) -> None:
-        """Reads both files in a thread."""
-        if (found := self.found()) is None or found.match_id == self.pictured:
+    @work(exclusive=True, group="images")
+    async def load_images(self) -> None:
+        """Loads the candidate and the reference in a thread."""
+        if (match := self.match()) is None or match.match_id == self.images_of:
             return
-        self.pictured = None
-        for picture in self.query(Picture):  # never one match's pictures beside another's words
-            picture.hold(Unseen(""))
-        candidate, reference = await asyncio.to_thread(self._pair, found)
-        self.query_one("#candidate", Picture).hold(candidate)
-        self.query_one("#reference", Picture).hold(reference)
-        self.pictured = found.match_id
+        self.images_of = None
+        for view in self.query(ImageView):  # never the images of one match beside the evidence for another
+            view.show(NoImage(""))
+        candidate, reference = await asyncio.to_thread(self._pair, match)
+        self.query_one("#candidate", ImageView).show(candidate)
+        self.query_one("#reference", ImageView).show(reference)
+        self.images_of = match.match_id
 
-    def _pair(self, found: MatchRow) -> tuple[Image.Image | Unseen, Image.Image | Unseen]:
-        kept = partial(self.desk.store.image, found.image_sha256) if found.image_sha256 else None
-        owned = Path(found.reference_path) if found.reference_path else None
-        return load(kept, "candidate picture"), load(owned, "reference picture")
+    def _pair(self, match: MatchRow) -> tuple[Image.Image | NoImage, Image.Image | NoImage]:
+        stored = partial(self.session.store.image, match.image_sha256) if match.image_sha256 else None
+        path = Path(match.reference_path) if match.reference_path else None
+        return load(stored, "candidate image"), load(path, "reference image")
 
     @on(Table.AtEnd)
-    def more(self) -> None:
-        """Asks for another page of matches."""
-        if self.shown and len(self.shown.found) < self.shown.total and self.limit <= len(self.shown.found):
+    def load_more(self) -> None:
+        """Loads another page of matches below the last row."""
+        opened = self.opened
+        if opened and len(opened.matches) < opened.total and self.limit <= len(opened.matches):
             self.limit += PAGE_SIZE
             self.load()
 
     def watch_blurred(self, blurred: bool) -> None:
-        """Both pictures, and the line that says so."""
-        for picture in self.query(Picture):
-            picture.blurred = blurred
+        """Blurs or shows both images, and changes the line below them."""
+        for view in self.query(ImageView):
+            view.blurred = blurred
         if self.is_mounted:
-            self.query_one("#veil", Static).update(Text(BLURRED if blurred else SHOWN))
+            self.query_one("#blur-state", Static).update(Text(BLURRED if blurred else SHOWN))
 
     def action_reveal(self) -> None:
-        """Shows the pictures, or blurs them again."""
+        """Shows the images, or blurs them again."""
         self.blurred = not self.blurred
 
     def action_large(self) -> None:
-        """Pictures alone, or with the rest again."""
+        """Shows the images alone, or with everything else again."""
         self.toggle_class("-large")
 
     def action_back(self) -> None:
-        """To the list."""
+        """Returns to the list."""
         self.blurred = True
         self.dismiss(None)
 
     def action_open_link(self) -> None:
-        """The source in a browser, if it is a web address."""
-        url = self.shown.checkpoint.url if self.shown else ""
+        """Opens the checkpoint's page in a browser, if its address is a web address."""
+        url = self.opened.checkpoint.url if self.opened else ""
         if (address := web_address(url)) is None:
-            self.say("Only http and https addresses are opened, and this is none. y copies it.", "warning")
+            self.say("Only http and https addresses are opened. y copies this one.", "warning")
             return
         self.app.open_url(address)
         self.say(f"Opening {address}")
 
     def action_copy_link(self) -> None:
-        """The source's address to the clipboard."""
-        url = plain(self.shown.checkpoint.url) if self.shown else ""
+        """Copies the address of the checkpoint's page."""
+        url = plain(self.opened.checkpoint.url) if self.opened else ""
         self.app.copy_to_clipboard(url)
         self.say(f"Copied {url}")
 
     def selected(self) -> Subject | str:
-        """The match under the cursor."""
-        found = self.found()
-        if found is None:
+        """Returns the match under the cursor."""
+        match = self.match()
+        if match is None:
             return "There is no match here to decide on."
-        return Subject(found.match_id, self._called(found))
+        return Subject(match.match_id, self._label(match))
 
-    def _called(self, found: MatchRow) -> str:
-        assert self.shown is not None
-        return f"match {self.shown.found.index(found) + 1} of {self.shown.total:,}"
+    def _label(self, match: MatchRow) -> str:
+        assert self.opened is not None
+        return f"match {self.opened.matches.index(match) + 1} of {self.opened.total:,}"
 
     def note_of(self, subject: Subject) -> str:
-        """The newest note on the match."""
-        found = self.found()
-        return found.history[-1].note if found and found.history else ""
+        """Returns the note on the match under the cursor."""
+        match = self.match()
+        return fold(match.history).note if match and match.match_id == subject.subject_id else ""
 
-    def heard(self, decision: Decision, *, move_on: bool) -> None:
-        """Shows the new word at once; the store is asked again behind it."""
-        assert self.shown is not None
-        every = [
-            replace(found, history=(*found.history, decision))
-            if found.match_id == decision.subject_id
-            else found
-            for found in self.shown.found
+    def show_recorded(self, recorded: Recorded, *, move_on: bool) -> None:
+        """Shows the event at once, and loads again after it."""
+        assert self.opened is not None
+        match_id = recorded.subject.subject_id
+        matches = [
+            replace(match, history=(*match.history, recorded.event)) if match.match_id == match_id else match
+            for match in self.opened.matches
         ]
-        self.show(replace(self.shown, found=tuple(every)))
-        at = next((i for i, found in enumerate(every) if found.match_id == decision.subject_id), None)
+        self.show(replace(self.opened, matches=tuple(matches)))
+        at = next((place for place, match in enumerate(matches) if match.match_id == match_id), None)
         if at is not None:
-            rest = [*every[at + 1 :], *every[:at]] if move_on else []
-            undecided = [found for found in rest if found.flagged and standing(found.history) is None]
-            self.query_one(Table).go_to((undecided or [every[at]])[0].match_id)
+            others = [*matches[at + 1 :], *matches[:at]] if move_on else []
+            undecided = [m for m in others if m.flagged and fold(m.history).decision is None]
+            self.query_one(Table).go_to((undecided or [matches[at]])[0].match_id)
         self.load()

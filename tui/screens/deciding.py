@@ -1,103 +1,104 @@
-"""Confirm, dismiss, unsure, note and undo: what the list and the opened checkpoint have in common.
+"""Confirm, dismiss, unsure, note and undo, for the list and for an opened checkpoint.
 
-An action awaits its write in a thread, so the terminal goes on drawing while the keys that follow wait their
-turn: each acts on the row that is under the cursor then, and a failed write leaves everything as it was.
+Each action waits for its write in a thread, so the terminal is drawn meanwhile. Textual handles the keys that
+follow only after the action has ended: each acts on the row that is under the cursor then. If a write fails,
+nothing on the screen changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
 
 from textual import work
 from textual.screen import Screen
 
 from scanner.errors import ScannerError
-from scanner.records import Decision, Word
-from tui.review import Subject
+from scanner.records import EventKind, ReviewDecision
+from tui.content.formatting import decision_text, plain
+from tui.review import Recorded, Subject
 from tui.screens.note import NoteScreen
-from tui.words import WORDS, plain
-
-if TYPE_CHECKING:
-    from tui.app import DeskApp
+from tui.session import Session
 
 
 class DecidingScreen(Screen[None]):
-    """A screen with a row under the cursor that a person may judge."""
+    """A screen with a table whose rows a reviewer can decide on."""
 
-    @property
-    def desk(self) -> DeskApp:
-        """The app, by its own type."""
-        return cast("DeskApp", self.app)
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
 
     def selected(self) -> Subject | str:
-        """What a decision would be about, or why there is nothing to decide on."""
+        """Returns what a decision would be about, or a message why there is nothing to decide on."""
         raise NotImplementedError
 
     def note_of(self, subject: Subject) -> str:
-        """The note that stands beside it."""
+        """Returns the note that stands for the subject."""
         raise NotImplementedError
 
-    def heard(self, decision: Decision, *, move_on: bool) -> None:
-        """Takes up a row that was just recorded; goes on to what is undecided, or to the row itself."""
+    def show_recorded(self, recorded: Recorded, *, move_on: bool) -> None:
+        """Shows a new event; the cursor goes to its row, or moves on to the next undecided one."""
         raise NotImplementedError
 
-    async def action_decide(self, word: str) -> None:
-        """Records a word on what is under the cursor."""
+    async def action_decide(self, decision: str) -> None:
+        """Records a decision about the row under the cursor."""
         subject = self.selected()
         if isinstance(subject, str):
             self.say(subject, "warning")
             return
         try:
-            made = await asyncio.to_thread(self.desk.review.record, subject, Word(word))
+            recorded = await asyncio.to_thread(self.session.review.decide, subject, ReviewDecision(decision))
         except ScannerError as error:
-            self.not_recorded(error)
+            self.say_not_recorded(error)
             return
-        self.heard(made, move_on=True)
-        self.say(f"Recorded: {WORDS[made.decision]}, {subject.label}. z takes it back.")
+        self.show_recorded(recorded, move_on=True)
+        self.say(f"Recorded: {decision_text(recorded.event.decision)}, {subject.label}. z withdraws it.")
 
-    async def action_take_back(self) -> None:
-        """Takes back the word under the cursor, or this session's last."""
+    async def action_undo(self) -> None:
+        """Withdraws the decision under the cursor, or the last event of this session."""
         subject = self.selected()
         try:
-            restored = await asyncio.to_thread(
-                self.desk.review.take_back, subject if isinstance(subject, Subject) else None
+            recorded = await asyncio.to_thread(
+                self.session.review.undo, subject if isinstance(subject, Subject) else None
             )
         except ScannerError as error:
-            self.not_recorded(error)
+            self.say_not_recorded(error)
             return
-        if restored is None:
-            self.say("Nothing to take back: no decision here, and none of yours in this session.", "warning")
+        if recorded is None:
+            self.say("Nothing to withdraw: no decision here, and none of yours in this session.", "warning")
             return
-        stands = WORDS.get(restored.decision.decision, "undecided")
-        self.heard(restored.decision, move_on=False)
-        self.say(f"Taken back: {restored.subject.label} is {stands} again.")
+        self.show_recorded(recorded, move_on=False)
+        if recorded.withdrawn and recorded.withdrawn.event is EventKind.NOTE:
+            self.say(f"Withdrawn: the note on {recorded.subject.label}.")
+        else:
+            stands = decision_text(recorded.standing.decision)
+            self.say(f"Withdrawn: {recorded.subject.label} is {stands} again.")
 
     @work
     async def action_note(self) -> None:
-        """Asks for a note and records it; the word that stands is kept."""
+        """Asks for a note and records it; the decision does not change."""
         subject = self.selected()
         if isinstance(subject, str):
             self.say(subject, "warning")
             return
-        written: str | None = self.note_of(subject)
-        while True:  # a note that could not be recorded comes back into the box
-            written = await self.app.push_screen_wait(NoteScreen(subject.label, written or ""))
-            if written is None:
+        before = self.note_of(subject)
+        text: str | None = before
+        while True:  # a note that could not be recorded is shown again in the box
+            text = await self.app.push_screen_wait(NoteScreen(subject.label, text or ""))
+            if text is None or text == before:
                 return
             try:
-                made = await asyncio.to_thread(self.desk.review.annotate, subject, written)
+                recorded = await asyncio.to_thread(self.session.review.annotate, subject, text)
             except ScannerError as error:
-                self.not_recorded(error)
+                self.say_not_recorded(error)
                 continue
             break
-        self.heard(made, move_on=False)
-        self.say(f"Recorded: note on {subject.label}. z takes it back.")
+        self.show_recorded(recorded, move_on=False)
+        self.say(f"Recorded: note on {subject.label}. z withdraws it.")
 
-    def not_recorded(self, error: ScannerError) -> None:
-        """Says that a write failed, for longer than other news."""
+    def say_not_recorded(self, error: ScannerError) -> None:
+        """Shows that a write failed, for longer than other messages."""
         self.app.notify(f"NOT recorded: {plain(str(error))}", severity="error", timeout=15, markup=False)
 
     def say(self, text: str, severity: str = "information") -> None:
-        """A one-line toast."""
+        """Shows a short message."""
         self.app.notify(text, severity="warning" if severity == "warning" else "information", markup=False)

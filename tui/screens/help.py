@@ -1,4 +1,4 @@
-"""All keys and what they do, as keys.py has them and as they are mapped now."""
+"""All keys of tui.keys and what they do, as they are mapped now."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tui.keys import GROUPS, HELP, Key, bindings
 
 
 class HelpScreen(ModalScreen[None]):
-    """Closed by the key that opened it, or by escape."""
+    """Shows the keys; the key that opened it, or escape, closes it."""
 
     BINDINGS = bindings(HELP)
 
@@ -40,5 +40,5 @@ class HelpScreen(ModalScreen[None]):
         return ", ".join(self.app.get_key_display(Binding(one, "")) for one in mapped.split(","))
 
     def action_close(self) -> None:
-        """Back to where the reader was."""
+        """Returns to the screen below."""
         self.dismiss(None)

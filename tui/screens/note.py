@@ -12,7 +12,7 @@ from tui.keys import NOTE, bindings
 
 
 class NoteScreen(ModalScreen[str | None]):
-    """Answers with the note, or None where it was left as it was."""
+    """Returns the note, or None if it is not to be changed."""
 
     BINDINGS = bindings(NOTE)
 
@@ -24,19 +24,19 @@ class NoteScreen(ModalScreen[str | None]):
         with Vertical(id="note-box"):
             yield Static(Text(f"Note on {self.label}", style="bold"))
             yield Input(self.note, id="note", max_length=1000, select_on_focus=False)
-            yield Static(Text("enter records it, escape leaves it as it was", style="dim"))
+            yield Static(Text("enter records the note, escape cancels", style="dim"))
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
 
     def on_input_submitted(self) -> None:
-        """Enter, while writing."""
+        """Handles enter, which the input takes before the binding."""
         self.action_save()
 
     def action_save(self) -> None:
-        """Answers with what is written."""
+        """Returns the text of the note."""
         self.dismiss(self.query_one(Input).value.strip())
 
     def action_cancel(self) -> None:
-        """Answers that nothing changed."""
+        """Returns None: the note is not changed."""
         self.dismiss(None)

@@ -1,4 +1,4 @@
-"""A table that fills its width, keeps its cursor on its row when refilled, and knows its end."""
+"""A table that fills its width, keeps its cursor on its row when it is filled again, and reports its end."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from textual import events
 from textual.message import Message
 from textual.widgets import DataTable
 
+from tui.content.formatting import cell
 from tui.keys import MOVE, bindings
-from tui.words import cell
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading and width in cells; those with a share divide what the others leave."""
+    """A column; columns with a share divide the width that the others leave."""
 
     heading: str
-    width: int  # the least, where it has a share
+    width: int  # in cells; the least width of a column with a share
     share: int = 0
     right: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row: what it is about, and a text a column."""
+    """One row of the table."""
 
-    key: str
-    cells: tuple[Text, ...]
+    key: str  # the id of what the row shows
+    cells: tuple[Text, ...]  # one for each column
 
 
 class Table(DataTable[Text], inherit_bindings=False):
-    """Rows of a page that was asked of the store."""
+    """Shows the rows of one page."""
 
     BINDINGS = bindings(MOVE)
 
     class AtEnd(Message):
-        """The cursor came to the last row."""
+        """The cursor is on the last row."""
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", zebra_stripes=False, show_row_labels=False)
@@ -47,11 +47,11 @@ class Table(DataTable[Text], inherit_bindings=False):
 
     @property
     def current(self) -> str | None:
-        """The key of the row under the cursor."""
+        """Returns the key of the row under the cursor."""
         return self._lines[self.cursor_row].key if 0 <= self.cursor_row < len(self._lines) else None
 
     def fill(self, layout: Sequence[Column], lines: Sequence[Line]) -> None:
-        """Shows these rows. The cursor stays with its row, wherever that went."""
+        """Replaces the rows. The cursor follows its row to its new place."""
         layout, lines = tuple(layout), list(lines)
         if layout == self._layout and [a.key for a in lines] == [b.key for b in self._lines]:
             for place, (line, before) in enumerate(zip(lines, self._lines, strict=True)):
@@ -67,10 +67,10 @@ class Table(DataTable[Text], inherit_bindings=False):
         if lines:
             self.move_cursor(row=places.get(key or "", min(max(place, 0), len(lines) - 1)), scroll=False)
             self.scroll_to(y=scroll, animate=False, force=True)
-            self.call_after_refresh(self._keep_in_sight)
+            self.call_after_refresh(self._scroll_to_cursor)
 
     def go_to(self, key: str) -> None:
-        """Puts the cursor on the row with that key, if it is listed."""
+        """Moves the cursor to the row with that key, if there is one."""
         for place, line in enumerate(self._lines):
             if line.key == key:
                 self.move_cursor(row=place)
@@ -88,11 +88,11 @@ class Table(DataTable[Text], inherit_bindings=False):
         for line in self._lines:
             self.add_row(*line.cells, key=line.key)
 
-    def _keep_in_sight(self) -> None:
+    def _scroll_to_cursor(self) -> None:
         self.move_cursor(row=self.cursor_row, animate=False)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Divides the new width."""
+        """Divides the new width among the columns."""
         if self._layout and self.size.width:
             place = self.cursor_row
             self._build()
@@ -100,6 +100,6 @@ class Table(DataTable[Text], inherit_bindings=False):
                 self.move_cursor(row=place)
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """Says when the end is reached."""
+        """Posts AtEnd if the cursor is on the last row."""
         if self._lines and event.cursor_row == len(self._lines) - 1:
             self.post_message(self.AtEnd())

@@ -18,7 +18,7 @@ from servers.objects import Objects
 
 from scanner.cli import cli
 from scanner.errors import StoreError
-from scanner.records import Candidate, Checkpoint, Decision, Scan, Verdict, Word, now
+from scanner.records import Candidate, Checkpoint, Decision, EventKind, ReviewDecision, Scan, Verdict, now
 from scanner.store.compaction import compact
 from scanner.store.store import Store
 
@@ -213,11 +213,17 @@ def test_decisions_and_candidates_survive_with_their_embeddings(make: Make) -> N
     candidates = [Candidate(f"c{n}", "s", n, 1, 1.0, "", "d", (0.5, float(n))) for n in range(3)]
     for candidate in candidates:
         store.append([candidate])
-    for minute, word in enumerate((Word.CONFIRM, Word.DISMISS)):
-        store.append([Decision(f"d{minute}", "m", word, "", "me", START + timedelta(minutes=minute))])
+    decisions = [
+        Decision(
+            f"d{minute}", "m", EventKind.DECIDE, decision, "", None, "me", START + timedelta(minutes=minute)
+        )
+        for minute, decision in enumerate((ReviewDecision.CONFIRM, ReviewDecision.DISMISS))
+    ]
+    for decision in decisions:
+        store.append([decision])
     list(compact(store, grace_s=0))
     assert store.select(Candidate, "ORDER BY seed") == candidates
-    assert [d.decision for d in store.select(Decision)] == [Word.DISMISS]
+    assert store.select(Decision, "ORDER BY decided_at") == decisions
 
 
 def test_images_come_back_by_their_content(make: Make) -> None:

@@ -1,16 +1,16 @@
-"""Words and cells by themselves."""
+"""Untrusted text, numbers and images as terminal text."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from PIL import Image
 
-from tui.pictures import blur, fit
-from tui.words import one_in, plain, probability, web_address, when
+from tui.content.formatting import one_in, plain, probability, short_time, web_address
+from tui.images import blur, fit
 
 
 @pytest.mark.parametrize(
-    ("foreign", "shown"),
+    ("untrusted", "shown"),
     [
         ("anna/shoe", "anna/shoe"),
         ("a\x1b]52;c;Zm9v\x07b", "a�]52;c;Zm9v�b"),
@@ -21,11 +21,11 @@ from tui.words import one_in, plain, probability, web_address, when
         (None, ""),
     ],
 )
-def test_foreign_text_becomes_one_line_that_no_terminal_acts_upon(foreign: str | None, shown: str) -> None:
-    assert plain(foreign) == shown
+def test_untrusted_text_becomes_one_line_that_controls_no_terminal(untrusted: str | None, shown: str) -> None:
+    assert plain(untrusted) == shown
 
 
-def test_long_foreign_text_is_cut() -> None:
+def test_long_untrusted_text_is_cut() -> None:
     assert plain("x" * 100, limit=10) == "x" * 10 + "…"
 
 
@@ -58,15 +58,15 @@ def test_a_probability_is_never_a_bare_zero() -> None:
     assert [one_in(value) for value in (0.000999, 0.25, 0.8)] == ["1 in 1,001", "1 in 4", "80%"]
 
 
-def test_a_time_is_as_short_as_it_can_be_told() -> None:
+def test_a_time_is_shown_as_short_as_possible() -> None:
     present = datetime(2026, 11, 24, 12, tzinfo=UTC)
-    told = [when(present - timedelta(days=days), present) for days in (0, 2, 700)]
-    assert told[0].endswith(":00")
-    assert told[1:] == ["22 Nov", "Dec 2024"]
+    shown = [short_time(present - timedelta(days=days), present) for days in (0, 2, 700)]
+    assert shown[0].endswith(":00")
+    assert shown[1:] == ["22 Nov", "Dec 2024"]
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (640, 40), (3, 900), (1, 1)])
-def test_a_picture_fits_its_cells_and_keeps_its_shape(width: int, height: int) -> None:
+def test_an_image_fits_its_cells_and_keeps_its_shape(width: int, height: int) -> None:
     fitted = fit(Image.new("RGB", (width, height)), 38, 19)
     assert fitted.width <= 38
     assert fitted.height <= 38
@@ -74,7 +74,7 @@ def test_a_picture_fits_its_cells_and_keeps_its_shape(width: int, height: int) -
     assert 38 in fitted.size
 
 
-def test_a_blurred_picture_has_lost_its_detail() -> None:
+def test_a_blurred_image_has_lost_its_detail() -> None:
     stripes = Image.new("L", (64, 64))
     stripes.putdata([255 * (x % 2) for _ in range(64) for x in range(64)])
     low, high = blur(stripes.convert("RGB")).convert("L").getextrema()

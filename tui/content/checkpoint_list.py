@@ -1,0 +1,189 @@
+"""The content of the list of checkpoints: verdict counts, headings, columns and rows; as Rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from rich.text import Text
+
+from scanner.records import ReviewDecision, Verdict
+from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter
+from scanner.store.queries import VerdictCounts, shorter
+from tui.content.formatting import (
+    NONE,
+    VERDICTS,
+    cell,
+    count,
+    decision_text,
+    plain,
+    probability,
+    reason_label,
+    short_time,
+    similarity,
+)
+from tui.widgets.table import Column, Line
+
+HEADINGS = {
+    ListFilter.FLAGGED: "Flagged, strongest evidence first",
+    ListFilter.ALL: "All verdicts",
+    ListFilter.NOTHING_FOUND: "Nothing found, nearest first (this does not prove that nothing is there)",
+    ListFilter.SKIPPED: "Skipped, by reason",
+    ListFilter.FAILED: "Failed, by reason; the next crawl tries again",
+    ListFilter.TO_DO: "To do",
+}
+WITH_REASONS = {ListFilter.SKIPPED: Verdict.SKIPPED, ListFilter.FAILED: Verdict.FAILED}
+EMPTY_STORE = """\
+This store is empty: no crawl has listed a checkpoint yet.
+
+First add the images that you look for, then crawl:
+
+    scanner corpus add NAME DIR
+    scanner crawl --source hf --limit 100
+
+You can leave the desk open: it shows the results of a crawl while it runs."""
+NOTHING_FLAGGED_YET = """\
+Nothing is flagged so far, and {waiting} to do.
+
+The desk shows the results of a running crawl as they come. If no crawl is running,
+repeat your last crawl command: it continues where it stopped. For example:
+
+    scanner crawl --source hf --limit 100
+
+v shows the other verdicts."""
+NOTHING_FLAGGED = """\
+Nothing is flagged: no scan found a reference image under these settings.
+This does not prove that no checkpoint was trained on one.
+
+v shows the other verdicts, and the reasons of skipped checkpoints."""
+NO_SUCH_REPO = "No repo in this list has that in its name. Escape clears the filter."
+NO_SUCH_VERDICT = "No checkpoint has this verdict. v shows the next verdict."
+
+
+@dataclass(frozen=True, slots=True)
+class ListState:
+    """What stands above the table, and instead of the table if no checkpoint is listed."""
+
+    heading: Text
+    advice: Text | None
+
+
+def counts_line(counts: VerdictCounts | None) -> Text:
+    """Returns the counts of all verdicts as a sum; None while they are being counted."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    if counts is None:
+        return text.append("Counting …")
+    text.append(f"{counts.planned:,} planned", style="bold")
+    text.append(" = ")
+    text.append(f"{counts.flagged:,} flagged", style="bold")
+    return text.append(
+        f" + {counts.nothing_found:,} nothing found + {counts.skipped:,} skipped"
+        f" + {counts.failed:,} failed + {counts.todo:,} to do"
+    )
+
+
+def reasons_line(reasons: Sequence[tuple[str | None, int]]) -> Text:
+    """Returns the number of checkpoints for each reason code, largest first."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for place, (code, number) in enumerate(reasons):
+        text.append(" · " if place else "")
+        text.append(f"{number:,}", style="bold")
+        text.append(f" {reason_label(code)}")
+    return text
+
+
+def list_state(page: CheckpointPage, counts: VerdictCounts | None, shown: ListFilter, part: str) -> ListState:
+    """Returns the heading of the list and, if the list is empty, advice what to do next."""
+    heading = Text(HEADINGS[shown], style="bold", no_wrap=True, overflow="ellipsis")
+    if part:
+        heading.append(f" · repo contains “{plain(part, 40)}”", style="not bold")
+    if len(page.rows) < page.total:
+        heading.append(f" · first {len(page.rows):,} of {page.total:,}", style="not bold")
+    if page.rows:
+        return ListState(heading, None)
+    if counts is None:
+        return ListState(heading, Text(""))
+    if counts.planned == 0:
+        advice = EMPTY_STORE
+    elif part:
+        advice = NO_SUCH_REPO
+    elif shown is ListFilter.FLAGGED and counts.todo:
+        waiting = count(counts.todo, "checkpoint is", "checkpoints are")
+        advice = NOTHING_FLAGGED_YET.format(waiting=waiting)
+    elif shown is ListFilter.FLAGGED:
+        advice = NOTHING_FLAGGED
+    else:
+        advice = NO_SUCH_VERDICT
+    return ListState(heading, Text(advice))
+
+
+def columns(shown: ListFilter, wide: bool) -> list[Column]:
+    """Returns the columns of a list."""
+    repo = Column("Repo", 16, share=3)
+    origin = [Column("Source", 7), Column("Kind", 9), Column("Base", 10, share=2)] if wide else []
+    scanned = Column("Scanned", 7)
+    if shown is ListFilter.FLAGGED:
+        scores = [Column("Similar", 7, right=True), Column("q value", 7, right=True)]
+        return [repo, *origin, *scores, Column("Matches", 7, right=True), Column("Decision", 17), scanned]
+    if shown in WITH_REASONS:
+        return [repo, *origin, Column("Reason", 19), Column("Explanation", 20, share=3), scanned]
+    return [repo, *origin, Column("Verdict", 13), Column("Result", 20, share=3), scanned]
+
+
+def line(row: CheckpointRow, shown: ListFilter, present: datetime, wide: bool) -> Line:
+    """Returns one checkpoint as a row of a list; its cells are those of `columns`."""
+    cells = [cell(plain(row.repo, 200), style="bold")]
+    if wide:
+        cells.append(cell(plain(row.source.partition(":")[0], 40)))
+        cells.append(cell(plain(f"{row.kind}, {row.family}", 40)))
+        cells.append(cell(plain(row.base, 100) or "not known"))
+    if shown is ListFilter.FLAGGED:
+        cells.append(cell(similarity(row.best_similarity), right=True))
+        cells.append(cell(probability(row.q_value), right=True))
+        cells.append(cell(f"{row.flagged_matches:,}", right=True))
+        cells.append(cell(decision_state(row)))
+    else:
+        cells.append(cell(reason_label(row.reason_code) if shown in WITH_REASONS else VERDICTS[row.verdict]))
+        cells.append(cell(_result(row)))
+    cells.append(cell(short_time(row.finished_at, present)))
+    return Line(row.checkpoint_id, tuple(cells))
+
+
+def decision_state(row: CheckpointRow) -> str:
+    """Returns the decision on the scan, or else how many matches are decided; at most 17 characters."""
+    if row.decision is not None:
+        return decision_text(row.decision)
+    if not row.decided:
+        return decision_text(None)
+    if row.decided < row.flagged_matches:
+        return f"{row.decided} of {row.flagged_matches} decided"
+    numbers = {
+        ReviewDecision.CONFIRM: row.confirmed,
+        ReviewDecision.DISMISS: row.dismissed,
+        ReviewDecision.UNSURE: row.unsure,
+    }
+    marks = [f"{number} {decision_text(decision)[0]}" for decision, number in numbers.items() if number]
+    return ", ".join(marks) + " (all)"
+
+
+def in_full(row: CheckpointRow) -> Text:
+    """Returns the name, reason and note of a checkpoint, which the columns may cut."""
+    text = Text(plain(row.repo, 300), style="bold")
+    text.append(f"  {VERDICTS[row.verdict]}", style="not bold")
+    if row.reason:
+        text.append(f": {plain(row.reason)}", style="not bold")
+    base = f" on {plain(row.base, 100)}" if row.base else ""
+    text.append(f" · {plain(row.kind, 40)}, {plain(row.family, 40)}{base}", style="not bold")
+    if row.note:
+        text.append(f" · note “{plain(row.note)}”", style="not bold")
+    return text
+
+
+def _result(row: CheckpointRow) -> str:
+    if row.verdict is Verdict.FLAGGED:
+        return f"similarity {similarity(row.best_similarity)}, q {probability(row.q_value)}"
+    if row.verdict is Verdict.NOTHING_FOUND:
+        nearest = similarity(row.best_similarity)
+        return "" if nearest == NONE else f"nearest reference {nearest}"
+    return plain(shorter(row.reason or "", row.repo), 300)

@@ -1,0 +1,115 @@
+"""Untrusted text made safe for a terminal, and numbers, times and decisions as text.
+
+Repo names, captions, licences and reasons come from hubs, so anybody can have written them. Every such text
+passes through `plain` before it is shown, and only ever into `rich.text.Text`, which parses no markup.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import datetime
+from urllib.parse import urlsplit
+
+from rich.text import Text
+
+from scanner.records import ReviewDecision, Verdict
+
+NONE = "–"  # stands for a value that is missing
+# A mark and a word, so that no meaning depends on a colour.
+DECISIONS = {
+    ReviewDecision.CONFIRM: "✓ confirmed",
+    ReviewDecision.DISMISS: "✗ dismissed",
+    ReviewDecision.UNSURE: "? unsure",
+    None: "undecided",
+}
+VERDICTS = {
+    Verdict.FLAGGED: "flagged",
+    Verdict.NOTHING_FOUND: "nothing found",
+    Verdict.SKIPPED: "skipped",
+    Verdict.FAILED: "failed",
+    None: "to do",
+}
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, direction marks, surrogates, unassigned
+_MAX_MARKS = 2  # combining marks in a row; no script needs more, and more would cover the lines above
+
+
+def plain(untrusted: str | None, limit: int = 2000) -> str:
+    """Returns one line of at most `limit` characters that a terminal only displays.
+
+    A line break or tab becomes a space, every other invisible character `�`. A longer text ends in `…`.
+    """
+    shown: list[str] = []
+    marks = 0
+    for character in (untrusted or "")[:limit]:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in ("Mn", "Me") else 0
+        if character in "\n\r\t" or category == "Zs":
+            shown.append(" ")
+        elif category in _INVISIBLE:
+            shown.append("\N{REPLACEMENT CHARACTER}")
+        elif marks <= _MAX_MARKS:
+            shown.append(character)
+    return "".join(shown) + ("…" if len(untrusted or "") > limit else "")
+
+
+def cell(text: str, *, right: bool = False, style: str = "") -> Text:
+    """Returns a table cell: one line, cut with an ellipsis if the column is narrower."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis", justify="right" if right else "left")
+
+
+def similarity(value: float | None) -> str:
+    """Returns a cosine with three decimal places."""
+    return NONE if value is None else f"{value:.3f}"
+
+
+def probability(value: float | None) -> str:
+    """Returns a p or q value with four decimal places; never a bare zero."""
+    if value is None:
+        return NONE
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def one_in(value: float) -> str:
+    """Returns a probability as a frequency: 0.001 is `1 in 1,000`."""
+    return f"1 in {round(1 / value):,}" if 0 < value <= 0.5 else f"{value:.0%}"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Returns a number with its noun: `1 match`, `2,000 matches`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def short_time(time: datetime | None, present: datetime) -> str:
+    """Returns a time in the local time zone: as `14:05`, `22 Nov` or `Dec 2024`."""
+    if time is None:
+        return NONE
+    local, today = time.astimezone(), present.astimezone()
+    if local.date() == today.date():
+        return f"{local:%H:%M}"
+    return f"{local:%d %b}" if local.year == today.year else f"{local:%b %Y}"
+
+
+def utc(time: datetime | None) -> str:
+    """Returns a time in UTC to the second."""
+    return NONE if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def decision_text(decision: ReviewDecision | None) -> str:
+    """Returns a decision with its mark, `✓ confirmed`, or `undecided`."""
+    return DECISIONS[decision]
+
+
+def reason_label(code: str | None) -> str:
+    """Returns the name of a reason code for a person: `unknown family`."""
+    return code.replace("_", " ") if code else "no code"
+
+
+def web_address(url: str) -> str | None:
+    """Returns the URL if a browser may open it: http or https, with a host, without hidden characters."""
+    if url != plain(url) or any(character.isspace() for character in url):
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return url if parts.scheme in ("http", "https") and parts.hostname else None

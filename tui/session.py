@@ -1,0 +1,17 @@
+"""What the screens of one run of the desk share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scanner.store.store import Store
+from tui.review import Review
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The open store and the review of one reviewer."""
+
+    store: Store
+    review: Review
+    refresh_s: float  # between two checks whether another process has written to the store
