@@ -52,7 +52,7 @@ LIST = [
         "list.next",
         "v",
         "shift_filter(1)",
-        "Verdict",
+        "View",
         "List the next verdict: flagged, all, nothing found, …",
     ),
     Key("list.previous", "V", "shift_filter(-1)", "Back", "List the previous verdict", False),

@@ -25,7 +25,7 @@ ORDER = """rank, CASE verdict WHEN 'flagged' THEN q_value END NULLS LAST, best_s
     group_size DESC, reason_code"""
 GROUP_SIZE = """
     CASE WHEN verdict IN ('skipped', 'failed')
-        THEN count(*) OVER (PARTITION BY verdict, reason_code) ELSE 0 END AS group_size"""
+        THEN count(*) OVER (PARTITION BY verdict, latest.reason_code) ELSE 0 END AS group_size"""
 LATEST = f"""
     SELECT scan_id, checkpoint_id, verdict, reason, reason_code, best_similarity, q_value, finished_at,
         coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], verdict), 5) AS rank
@@ -72,10 +72,10 @@ ORDER BY {ORDER}, repo, checkpoint_id"""
 REASONS = f"""
 WITH latest AS ({LATEST}
 )
-SELECT reason_code, count(*) AS checkpoints
+SELECT latest.reason_code, count(*) AS checkpoints
 FROM latest JOIN checkpoints USING (checkpoint_id)
 WHERE verdict = $verdict AND contains(lower(repo), lower($part))
-GROUP BY reason_code ORDER BY checkpoints DESC, reason_code"""
+GROUP BY latest.reason_code ORDER BY checkpoints DESC, latest.reason_code"""
 MATCHES = """
 SELECT
     match_id, candidate_id AS of_candidate, corpus, reference_id,
