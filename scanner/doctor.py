@@ -111,7 +111,7 @@ def check_store(uri: str) -> Check:
     if "://" not in uri:
         return check_disk("store", Path(uri))
     try:
-        there = bool(open_storage(uri).names("scans"))
+        there = "_delta_log" in open_storage(uri).names("scans")
     except (OSError, ScannerError) as error:
         remedy = "Check AWS_ENDPOINT_URL, the credentials, and the bucket's name."
         return Check("store", State.BAD, f"{uri} does not answer: {first_line(error)}", remedy)

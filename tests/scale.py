@@ -29,13 +29,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT / "scanner" / "crawl")]  # `finextract` is a folder of tests too
 
 SOURCE = "hf"
 BASES = 40
-AT_ONCE = 200  # rows of a part, as a listing writes them
+AT_ONCE = 20_000  # rows of a commit
 FLAGGED, NOTHING, SKIPPED = 0.02, 0.58, 0.40
 MATCHES = 10
 RAW = json.dumps({  # an entry as the hub lists it: platform.md 1.1
@@ -60,9 +61,7 @@ def ids(rng: np.random.Generator, count: int, size: int) -> pa.Array:
 
 
 def write(store: Any, record_type: type[Any], columns: dict[str, Any], count: int, at_once: int) -> None:
-    """Columns as parts of a table; one value stands for all rows, what is missing is null or 0."""
-    from scanner.records import new_id
-    from scanner.store.store import _parquet
+    """Appends columns to a table; one value stands for all rows, and a missing column is null."""
     from scanner.store.tables import TABLES, arrow_schema
 
     arrays = []
@@ -76,8 +75,7 @@ def write(store: Any, record_type: type[Any], columns: dict[str, Any], count: in
             arrays.append(pa.repeat(pa.scalar(value, field.type), count))
     table = pa.Table.from_arrays(arrays, schema=arrow_schema(record_type))
     for start in range(0, count, at_once):
-        path = f"{TABLES[record_type]}/part-{new_id()}.parquet"
-        store.storage.put(path, _parquet(table.slice(start, at_once)))
+        store.append_arrow(TABLES[record_type], table.slice(start, at_once))
 
 
 def fill(folder: Path, count: int, seed: int = 0) -> None:
@@ -221,7 +219,6 @@ def costs(folder: Path) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from scanner.records import Candidate, new_id
-    from scanner.store.store import _parquet
     from scanner.store.tables import arrow_schema
 
     widths, down, up = (128, 256, 512, 512), ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
@@ -251,8 +248,14 @@ def costs(folder: Path) -> dict[str, Any]:
     return {
         "forward_tflop": forward.get_total_flops() / 1e12, "decode_tflop": decode.get_total_flops() / 1e12,
         "unet_parameters": sum(p.numel() for p in unet.parameters()),
-        "lora_parameters_a_rank": rank_1, "candidate_bytes": len(_parquet(table)) / len(rows),
+        "lora_parameters_a_rank": rank_1, "candidate_bytes": _parquet_size(table) / len(rows),
     }  # fmt: skip
+
+
+def _parquet_size(table: pa.Table) -> int:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return int(sink.getvalue().size)
 
 
 def _peak_gb() -> float:
@@ -292,9 +295,9 @@ def main() -> None:
         from scanner.store.store import Store
 
         start = time.perf_counter()
-        for done in compact(Store(options.store), grace_s=0):
-            if done.parts:
-                print(f"  {done.table}: {done.parts} parts, {done.rows} rows", flush=True)
+        for done in compact(Store(options.store), retention_hours=0):
+            if done.files:
+                print(f"  {done.table}: {done.files} files, {done.rows} rows", flush=True)
         size = sum(path.stat().st_size for path in options.store.rglob("*") if path.is_file())
         print(f"compacted in {time.perf_counter() - start:.0f} s: {size / 1e9:.2f} GB", flush=True)
     for name in ("planning", "status", "desk", "dispatch", "costs"):

@@ -70,8 +70,8 @@ def command(
         shifts.append(shift)
     night = nightly.run(opened, day, config_id, shifts, budget)
     for table in compact(opened):
-        if table.parts:
-            click.echo(f"{table.table}: {table.parts:,} parts made into one", err=True)
+        if table.files:
+            click.echo(f"{table.table}: {table.files:,} files compacted", err=True)
     click.echo(nightly.report(opened, night), nl=False)
     if night.finished_at is None:
         click.echo(f"The night of {day} is not complete: not every source could be listed.", err=True)

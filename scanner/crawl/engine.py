@@ -24,7 +24,7 @@ from scanner.crawl.rematching import Rematching
 from scanner.crawl.worker import Scanner, Task
 from scanner.errors import SourceError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, new_id, now
-from scanner.store.compaction import tidied
+from scanner.store.compaction import compacting
 from scanner.store.leases import Leases
 from scanner.store.store import Store
 
@@ -279,7 +279,7 @@ def crawl(
     with Prefetcher(growth) as listing:
         state = Crawl(task, plan, listing, store, report, listed, budget or Budget())
         try:
-            with tidied(store.uri):
+            with compacting(store.uri):
                 state.take_in(todo)
                 while state.left and not state.schedule and state.listing:  # nothing to hand out yet
                     state.look_at_listing(TICK_S)

@@ -1,58 +1,63 @@
-"""Many small parts of a table made into one file, while others read and write.
+"""Compaction: many small data files of a table are rewritten as one, while others read and write.
 
-The new file is written first. What makes it count is a manifest that names it and the parts it stands for,
-created under the next number: of two compactions at once one wins, and the other's file is removed. A reader
-sees either the parts or the file, never both and never neither. What nobody reads any more is removed after
-a grace, in which a reader that had looked before is done.
+A file is rewritten together with all that are not much larger, so each row is rewritten a few times however
+often compaction runs, and a file of `LARGE_BYTES` never again. The new file and the removal of the old ones
+are one commit; of two compactions at once one wins and the other removes its file. Vacuum deletes replaced
+files after `RETENTION_HOURS`: a reader looks for new files at the beginning of each query, so it needs a
+replaced file for as long as one query runs.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+from deltalake.exceptions import DeltaError
 
 from scanner.errors import StoreError
 from scanner.records import new_id
+from scanner.store.delta import DataFile
 from scanner.store.storage import FolderStorage
-from scanner.store.store import Files, Store
-from scanner.store.tables import TABLES, compacted
+from scanner.store.store import Store, columns_file, is_part, is_readable
+from scanner.store.tables import COMPACTED, CONTESTED, KEPT, TABLES, compaction
 
-TIDY_S = 60.0  # between two looks at a store that a crawl writes to
-TIDY_PARTS = 1000  # of a table: every question opens them all
-GRACE_S = 10.0  # a reader lists a table's files and opens them within it
-FEWEST_PARTS = 2  # written since: fewer are left
+INTERVAL_S = 60.0  # between two compactions of a store that a crawl writes to
+CRAWL_PARTS = 1000  # of a table, before it is compacted during a crawl
+FEWEST_PARTS = 2  # of a table, before it is compacted at all
+RETENTION_HOURS = 1
+LARGE_BYTES = 128_000_000  # a file of that size is never rewritten
+BATCH_BYTES = 256_000_000  # that are rewritten at once
+TIER = 4  # a file is rewritten with smaller ones that together have at least this fraction of its size
 ROWS_IN_A_GROUP = 20_000
+MEMORY = "1GB"  # of DuckDB, which sorts; beyond it uses the disk
 
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What became of one table."""
+    """The result for one table."""
 
     table: str
-    parts: int  # that were made into the file; 0 where there were too few
-    rows: int  # of the file
+    files: int  # that were replaced; 0 where there were too few
+    rows: int  # of the new files
 
 
 @contextmanager
-def tidied(uri: str) -> Iterator[None]:
-    """Compacts the tables of a store whenever they have come to many parts, in a thread of its own."""
+def compacting(uri: str) -> Iterator[None]:
+    """Compacts a store in a thread of its own whenever a table has many parts."""
     over = threading.Event()
 
-    def tidy() -> None:
-        while not over.wait(TIDY_S):
-            with suppress(StoreError, OSError):  # the crawl meets the same, and tells
-                for _ in compact(Store(uri), fewest_parts=TIDY_PARTS):
+    def work() -> None:
+        while not over.wait(INTERVAL_S):
+            with suppress(StoreError):  # a crawl meets and reports the same error
+                for _ in compact(Store(uri), fewest_parts=CRAWL_PARTS):
                     pass
 
-    thread = threading.Thread(target=tidy, name="tidy", daemon=True)
+    thread = threading.Thread(target=work, name="compaction", daemon=True)
     thread.start()
     try:
         yield
@@ -62,45 +67,81 @@ def tidied(uri: str) -> Iterator[None]:
 
 
 def compact(
-    store: Store, *, fewest_parts: int = FEWEST_PARTS, grace_s: float | None = None
+    store: Store, *, fewest_parts: int = FEWEST_PARTS, retention_hours: int = RETENTION_HOURS
 ) -> Iterator[Compacted]:
-    """Compacts every table that has so many parts, then removes what was replaced, now or by an earlier run.
+    """Compacts every table that has so many parts, then deletes files that were replaced long enough ago.
 
-    Raises StoreError where the store cannot be read or written; what was there stays.
+    Raises StoreError where the store cannot be read or written; every row stays.
     """
-    done = [_compact(store, table, fewest_parts) for table in TABLES.values()]
-    yield from done
-    if any(c.parts for c in done) or any(_files(store, table).replaced for table in TABLES.values()):
-        time.sleep(GRACE_S if grace_s is None else grace_s)
-        for table in TABLES.values():
-            for name in _files(store, table).replaced:
-                store.storage.remove(f"{table}/{name}")
+    for table in TABLES.values():
+        try:
+            done = _compact(store, table, fewest_parts)
+            if done.files or fewest_parts <= FEWEST_PARTS:
+                store.tables[table].vacuum(retention_hours)
+        except (OSError, DeltaError, duckdb.Error) as error:
+            raise StoreError(f"the store {store.uri} cannot be compacted: {error}.") from error
+        yield done
 
 
 def _compact(store: Store, table: str, fewest_parts: int) -> Compacted:
-    files = _files(store, table)
-    parts = [part for part in files.parts if not part.startswith("part-schema-")]
+    files = rows = 0
+    for batch in batches(store.tables[table].files(), fewest_parts):
+        try:
+            made = _rewrite(store, table, [file.name for file in batch])
+        except duckdb.Error:
+            readable = [file.name for file in batch if is_readable(store.storage, f"{table}/{file.name}")]
+            if len(readable) == len(batch):
+                raise
+            made = _rewrite(store, table, readable) if readable else 0
+        files += len(batch) if made else 0
+        rows += made
+    return Compacted(table, files, rows)
+
+
+def batches(files: Sequence[DataFile], fewest_parts: int) -> list[list[DataFile]]:
+    """The files to rewrite, in groups of at most `BATCH_BYTES` that become one file each."""
+    parts = [file for file in files if is_part(file.name)]
     if len(parts) < fewest_parts:
-        return Compacted(table, 0, 0)
-    name = f"compacted-{files.number + 1:06}-{new_id()}.parquet"
-    stands_for = sorted({*parts, *(n for n in files.replaced if n.startswith("part-"))})
-    folder = store.storage.root if isinstance(store.storage, FolderStorage) else None
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".compaction-") as scratch:
-            local = Path(scratch) / name
-            rows = store.copy(compacted(table), local, files, table, ROWS_IN_A_GROUP)
-            store.storage.take(f"{table}/{name}", local)
-        manifest = json.dumps({"file": name, "stands_for": stands_for, "rows": rows}).encode()
-        if not store.storage.create(f"{table}/compacted-{files.number + 1:06}.json", manifest):
-            store.storage.remove(f"{table}/{name}")  # another compaction was faster
-            return Compacted(table, 0, 0)
-    except (OSError, duckdb.Error) as error:
-        raise StoreError(f"the store {store.uri} cannot be compacted: {error}.") from error
-    return Compacted(table, len(parts), rows)
+        return []
+    chosen, size = parts, sum(file.size_bytes for file in parts)
+    for file in sorted((f for f in files if not is_part(f.name)), key=lambda f: f.size_bytes):
+        if file.size_bytes < LARGE_BYTES and file.size_bytes <= TIER * size:
+            chosen, size = [*chosen, file], size + file.size_bytes
+    groups: list[list[DataFile]] = [[]]
+    size = 0
+    for file in chosen:
+        if groups[-1] and size + file.size_bytes > BATCH_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.size_bytes
+    return [group for group in groups if len(group) > 1 or is_part(group[0].name)]
 
 
-def _files(store: Store, table: str) -> Files:
-    try:
-        return store.files(table)
-    except OSError as error:
-        raise StoreError(f"the store {store.uri} cannot be read: {error}.") from error
+def _rewrite(store: Store, table: str, names: Sequence[str]) -> int:
+    """Replaces files by one; gives the number of its rows, 0 where another compaction was faster."""
+    storage = store.storage
+    current = {file.name for file in store.tables[table].files()}
+    if not current >= set(names):
+        return 0
+    others = sorted(current - set(names)) if table in KEPT else []
+    name = f"{CONTESTED if others else COMPACTED}{new_id()}.parquet"
+    at = [[storage.address(f"{table}/{n}") for n in group] for group in (names, others)]
+    sql = compaction(table, at[0], at[1], columns_file(table))
+    folder = storage.root if isinstance(storage, FolderStorage) else None
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".compaction-") as scratch:
+        local = Path(scratch) / name
+        with duckdb.connect(":memory:") as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute(f"SET memory_limit = '{MEMORY}'")
+            connection.execute("SET temp_directory = $folder", {"folder": f"{scratch}/spilled"})
+            storage.attach(connection)
+            target = str(local).replace("'", "''")
+            form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROWS_IN_A_GROUP}"
+            made = connection.execute(f"COPY ({sql}) TO '{target}' ({form})").to_arrow_table()
+        rows, size = int(made.to_pylist()[0]["Count"]), local.stat().st_size
+        storage.take(f"{table}/{name}", local)
+    if store.tables[table].replace(names, DataFile(name, size, rows)):
+        return rows
+    storage.remove(f"{table}/{name}")
+    return 0

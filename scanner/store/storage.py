@@ -1,8 +1,8 @@
-"""Where the files of a store are: a folder (of this machine or of NFS), or a prefix in an object store.
+"""The files of a store: in a folder (of this machine or on NFS), or below a prefix in an object store.
 
-Every file appears whole or not at all, and is never changed afterwards: a folder's is written under a hidden
-name and then renamed, an object store's PUT is atomic by itself. Paths are relative, with slashes. Knows no
-table. Object stores are those that fsspec knows by their scheme; `s3://` needs the package s3fs.
+A file appears whole or not at all. A folder's file is written under a hidden name and renamed; an object
+store's PUT is atomic. Files are not flushed to the disk (fsync). Paths are relative, with slashes. Knows no
+table. Object stores are those that fsspec opens by their scheme; `s3://` needs the package s3fs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -18,18 +20,30 @@ from uuid import uuid4
 import duckdb
 
 from scanner.errors import StoreError
+from scanner.store.locks import exclusive
 
-NEWS_S = 1.0  # between two looks at an object store, which cost a request each
-UNSURE_NS = 100_000_000  # a folder that changed so lately may have changed again within its clock's tick
+NEWS_S = 1.0  # between two listings of a folder of an object store
+UNSURE_NS = 100_000_000  # a folder that changed so recently may change again without a new modification time
+LOCKS = ".locks"  # the folder of lock files
+NO_NAMES = hashlib.sha256(b"").hexdigest()
 
 
 class Storage(Protocol):
     """The files of one store. Methods raise OSError; FileNotFoundError for a file that is not there."""
 
     uri: str  # as a person names it
+    options: dict[str, str]  # with which delta-rs opens the addresses
 
     def names(self, folder: str) -> list[str]:
-        """The files right in a folder, unfinished ones left out; none where there is no such folder."""
+        """The files and folders directly in a folder, without hidden ones; none where it does not exist."""
+        ...
+
+    def make(self, folder: str) -> None:
+        """Makes a folder, readable by its owner alone, where the storage has folders."""
+        ...
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A lock among the processes of this machine; see `scanner.store.locks`."""
         ...
 
     def put(self, path: str, content: bytes) -> None:
@@ -37,11 +51,11 @@ class Storage(Protocol):
         ...
 
     def take(self, path: str, local: Path) -> None:
-        """Makes a local file the store's own: moves it in, or uploads it."""
+        """Moves a local file into the storage, or uploads it."""
         ...
 
     def create(self, path: str, content: bytes) -> bool:
-        """Writes a file unless one of that name is there; of several at once exactly one gets True."""
+        """Writes a file unless it exists; of several callers at once exactly one gets True."""
         ...
 
     def read(self, path: str) -> bytes:
@@ -49,11 +63,11 @@ class Storage(Protocol):
         ...
 
     def remove(self, path: str) -> None:
-        """Removes a file, if it is there."""
+        """Removes a file if it exists."""
         ...
 
     def address(self, path: str) -> str:
-        """What DuckDB reads the file by."""
+        """The path or address by which DuckDB and delta-rs read the file."""
         ...
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -61,7 +75,10 @@ class Storage(Protocol):
         ...
 
     def stamp(self, folder: str) -> tuple[object, bool]:
-        """Another one after a file was added or removed; and whether an equal one says that none was."""
+        """A value that changes when a file is added or removed, and whether an equal value is conclusive.
+
+        The value is None where there is no such folder.
+        """
         ...
 
 
@@ -71,6 +88,7 @@ class FolderStorage:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.uri = str(self.root)
+        self.options: dict[str, str] = {}
 
     def names(self, folder: str) -> list[str]:
         """See `Storage.names`."""
@@ -85,9 +103,9 @@ class FolderStorage:
         os.replace(hidden, self.root / path)
 
     def take(self, path: str, local: Path) -> None:
-        """See `Storage.take`; `local` is on the same disk, see `scratch`."""
+        """See `Storage.take`; `local` must be on the same disk."""
         local.chmod(0o600)
-        self.make((self.root / path).parent)
+        self._make((self.root / path).parent)
         os.replace(local, self.root / path)
 
     def create(self, path: str, content: bytes) -> bool:
@@ -103,14 +121,22 @@ class FolderStorage:
 
     def _hidden(self, path: str, content: bytes) -> Path:
         target = self.root / path
-        self.make(target.parent)
+        self._make(target.parent)
         hidden = target.with_name(f".{target.name}.{uuid4().hex}")
         hidden.touch(mode=0o600)
         hidden.write_bytes(content)
         return hidden
 
-    def make(self, folder: Path) -> None:
-        """Makes a folder below the root, and the root, for its owner alone."""
+    def make(self, folder: str) -> None:
+        """See `Storage.make`."""
+        self._make(self.root / folder)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """See `Storage.lock`."""
+        self._make(self.root / LOCKS)
+        return exclusive(self.root / LOCKS / name)
+
+    def _make(self, folder: Path) -> None:
         missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
         for parent in reversed(missing):
             parent.mkdir(exist_ok=True, mode=0o700)
@@ -131,13 +157,16 @@ class FolderStorage:
         """DuckDB reads a folder by itself."""
 
     def stamp(self, folder: str) -> tuple[object, bool]:
-        """The time at which the folder changed last; not sure within its clock's tick."""
-        changed = (self.root / folder).stat().st_mtime_ns
+        """The folder's modification time; not conclusive within the tick of the file system's clock."""
+        try:
+            changed = (self.root / folder).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None, False
         return changed, time.time_ns() - changed >= UNSURE_NS
 
 
 class BucketStorage:
-    """A prefix in an object store. AWS_ENDPOINT_URL and the like name another than Amazon's."""
+    """A prefix in an object store. AWS_ENDPOINT_URL and the like select a server other than Amazon's."""
 
     def __init__(self, uri: str) -> None:
         import fsspec  # type: ignore[import-untyped]
@@ -145,7 +174,7 @@ class BucketStorage:
         self.uri = uri.rstrip("/")
         self.scheme, _, self._prefix = self.uri.partition("://")
         try:
-            # One of its own: fsspec would hand out the first one made, whatever the settings have become.
+            # Without the cache of instances: a cached one keeps settings that have changed since.
             self._files: Any = fsspec.filesystem(
                 self.scheme, use_listings_cache=False, skip_instance_cache=True
             )
@@ -154,7 +183,10 @@ class BucketStorage:
                 f"the store {uri} cannot be opened: {error}.\n"
                 "A store is a folder, or s3://BUCKET/PREFIX once s3fs is installed."
             ) from error
-        self._seen: dict[str, tuple[float, str]] = {}  # folder -> (when it was looked at, what was there)
+        self.options = {"AWS_CONDITIONAL_PUT": "etag"} if self.scheme.startswith("s3") else {}
+        if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+            self.options["AWS_ALLOW_HTTP"] = "true"
+        self._seen: dict[str, tuple[float, str]] = {}  # folder -> (when it was listed, digest of the names)
 
     def names(self, folder: str) -> list[str]:
         """See `Storage.names`."""
@@ -163,6 +195,14 @@ class BucketStorage:
         except FileNotFoundError:
             return []
         return [name for path in found if (name := path.rstrip("/").rpartition("/")[2])]
+
+    def make(self, folder: str) -> None:
+        """An object store has no folders."""
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """See `Storage.lock`."""
+        digest = hashlib.sha256(f"{self.uri}/{name}".encode()).hexdigest()[:16]
+        return exclusive(Path(tempfile.gettempdir()) / f"finextract-{os.getuid()}-{digest}.lock")
 
     def put(self, path: str, content: bytes) -> None:
         """See `Storage.put`."""
@@ -206,21 +246,21 @@ class BucketStorage:
         connection.register_filesystem(self._files)
 
     def stamp(self, folder: str) -> tuple[object, bool]:
-        """A digest of the names; looked at anew after `NEWS_S`, or after a write of this process."""
+        """A digest of the names; listed again after `NEWS_S`, or after a write of this process."""
         at, digest = self._seen.get(folder, (-NEWS_S, ""))
         if time.monotonic() - at >= NEWS_S:
             digest = hashlib.sha256("\n".join(sorted(self.names(folder))).encode()).hexdigest()
             self._seen[folder] = time.monotonic(), digest
-        return digest, True
+        return None if digest == NO_NAMES else digest, True
 
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}"
 
 
 def open_storage(uri: str | Path) -> Storage:
-    """The place that a store's name means: a path, file://PATH, or SCHEME://BUCKET/PREFIX.
+    """The storage that a URI names: a path, file://PATH, or SCHEME://BUCKET/PREFIX.
 
-    Raises StoreError for a scheme that nothing here reads.
+    Raises StoreError for a scheme that fsspec does not support.
     """
     named = str(uri).removeprefix("file://")
     return BucketStorage(named) if "://" in named else FolderStorage(Path(named))

@@ -1,74 +1,79 @@
-"""The store: immutable Parquet parts in a folder or an object store, asked through in-memory DuckDB views.
+"""The store: Delta Lake tables in a folder or an object store, queried through in-memory DuckDB views.
 
-Nothing is updated in place: every write is a new part that appears whole or not at all, so a reader never
-sees half a part and many processes may write at once. The newest row wins. Images are files named by content.
+Nothing is updated in place: each append is one commit of one file, so a reader never sees half of it and many
+processes may write at once. The newest row of a key counts. Images are files named by their content.
 
-    STORE/<table>/part-<id>.parquet                what was written at once
-    STORE/<table>/compacted-<n>-<id>.parquet       what many parts were made into (scanner.store.compaction)
-    STORE/<table>/compacted-<n>.json               the newest one names that file, and the parts it stands for
+    STORE/<table>/_delta_log/                      the commits of a table (scanner.store.delta)
+    STORE/<table>/part-<id>.parquet                the rows of one append
+    STORE/<table>/compacted-<id>.parquet           the rows of many (scanner.store.compaction)
     STORE/images/<first two hex digits>/<sha256>.png
 
-Views: one a table, and `all_<table>` with every stored row where the view keeps only the newest.
+Views: one for each table, and `all_<table>` with every stored row where the view has only the newest.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import re
+import logging
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake.exceptions import DeltaError
 
 from scanner.errors import QueryError, StoreError
-from scanner.records import Checkpoint, Record, Scan, new_id
-from scanner.store.storage import FolderStorage, open_storage
-from scanner.store.tables import TABLES, arrow_schema, record, views
+from scanner.records import Checkpoint, Record, Scan
+from scanner.store.delta import LOG, Table
+from scanner.store.storage import FolderStorage, Storage, open_storage
+from scanner.store.tables import COMPACTED, CONTESTED, PART, TABLES, arrow_schema, record, table_schema, views
 
+LOGGER = logging.getLogger("scanner.store")
 EXPORTS = ("parquet", "csv", "json", "duckdb")
-MANIFEST = re.compile(r"compacted-(\d{6})\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The files of one table that count."""
-
-    number: int  # of the newest compaction; 0 for none
-    compacted: str | None
-    parts: tuple[str, ...]  # that it does not stand for
-    replaced: tuple[str, ...]  # that it stands for, and older compactions: nobody reads them any more
+MARKER = "scans"  # the table that every store has
+ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
+# Rows that refer to others are read before them: a scan is never seen without its matches.
+READ_ORDER = (
+    "decisions", "nights", "scans", "matches", "candidates", "references", "configs", "listings",
+    "checkpoints",
+)  # fmt: skip
+assert set(READ_ORDER) == set(TABLES.values())
 
 
 class Store:
-    """An open store. Cheap to open; each thread asks through its own cursor.
+    """An open store. Cheap to open; each thread queries through its own cursor.
 
-    `uri` is a folder, or SCHEME://BUCKET/PREFIX of an object store. Raises StoreError where there is none
-    (unless `create`), or it cannot be written.
+    `uri` is a folder, or SCHEME://BUCKET/PREFIX of an object store. Raises StoreError where there is no store
+    (unless `create`), where it has the format of an older version, or where it cannot be written.
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
         self.storage = open_storage(uri)
         self.uri = self.storage.uri
+        self.tables = {name: Table(self.storage, name, table_schema(name)) for name in TABLES.values()}
         self._lock = threading.Lock()
-        self._manifests: dict[str, dict[str, Any]] = {}
         try:
-            there = {table: self.storage.names(table) for table in TABLES.values()}
-            if not create and not there["scans"]:
-                raise StoreError(
-                    f"there is no store at {self.uri}.\n"
-                    "Pass --store DIR, or make one with `scanner corpus add`."
-                )
-            self._create(there)
-        except OSError as error:
+            if not self._is_there():
+                if any(name.startswith((PART, COMPACTED)) for name in self.storage.names(MARKER)):
+                    raise StoreError(
+                        f"the store {self.uri} has the format of an older version.\n"
+                        f"Run `scanner migrate --store {self.uri}` to convert it."
+                    )
+                if not create:
+                    raise StoreError(
+                        f"there is no store at {self.uri}.\n"
+                        "Pass --store DIR, or make one with `scanner corpus add`."
+                    )
+                self.tables[MARKER].create()
+        except (OSError, DeltaError) as error:
             raise StoreError(
                 f"the store {self.uri} cannot be written: {_brief(error)}. Pass --store DIR."
             ) from error
@@ -78,6 +83,8 @@ class Store:
         self.storage.attach(self._connection)
         self._stamps: dict[str, object] = {}
         self._sql: dict[str, str] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._damaged: set[str] = set()  # paths of data files that cannot be read
 
     @property
     def root(self) -> Path:
@@ -85,83 +92,63 @@ class Store:
         assert isinstance(self.storage, FolderStorage), f"{self.uri} is no folder"
         return self.storage.root
 
-    def _create(self, there: dict[str, list[str]]) -> None:
-        """Writes what is missing: an empty part a table.
-
-        It tells the columns, so a view stands before the first row does, and a store that an older version
-        wrote still has every column.
-        """
-        for record_type, table in TABLES.items():
-            schema = arrow_schema(record_type)
-            name = f"part-schema-{hashlib.sha256(str(schema).encode()).hexdigest()[:12]}.parquet"
-            if name not in there[table]:
-                self.storage.put(f"{table}/{name}", _parquet(schema.empty_table()))
-
-    def files(self, table: str) -> Files:
-        """The files of a table as they are now. Raises OSError."""
-        names = self.storage.names(table)
-        numbers = sorted(int(m[1]) for name in names if (m := MANIFEST.fullmatch(name)))
-        parts = {name for name in names if name.startswith("part-") and name.endswith(".parquet")}
-        if not numbers:
-            return Files(0, None, tuple(sorted(parts)), ())
-        manifest = self._manifest(f"{table}/compacted-{numbers[-1]:06}.json")
-        current, covered = str(manifest["file"]), set(manifest["stands_for"])
-        older = {n for n in names if n.startswith("compacted-") and n[10:16] < f"{numbers[-1]:06}"}
-        return Files(
-            numbers[-1], current, tuple(sorted(parts - covered)), tuple(sorted(older | (parts & covered)))
-        )
-
-    def _manifest(self, path: str) -> dict[str, Any]:
-        if path not in self._manifests:
-            self._manifests[path] = json.loads(self.storage.read(path))
-        return self._manifests[path]
-
-    def _views(self, table: str, files: Files) -> str:
-        address = self.storage.address
-        return views(
-            table,
-            address(f"{table}/{files.compacted}") if files.compacted else None,
-            [address(f"{table}/{part}") for part in files.parts],
-            any(not part.startswith("part-schema-") for part in files.parts),
-        )
-
-    def _refresh(self) -> None:
-        """Makes the views of the tables anew whose files have changed."""
+    def _refresh(self, sql: str) -> None:
+        """Updates the views of the tables that a query names and whose files have changed."""
+        lowered = sql.lower()
+        named = [table for table in READ_ORDER if table in lowered]
         with self._lock:
-            for table in TABLES.values():
-                stamp, sure = self.storage.stamp(table)
-                if self._stamps.get(table) == stamp:
+            for table in named or READ_ORDER:
+                stamp, sure = self.storage.stamp(f"{table}/{LOG}")
+                if stamp is None and not self._is_there():
+                    raise FileNotFoundError(f"{self.uri}/{MARKER} is missing")
+                if stamp is not None and self._stamps.get(table) == stamp:
                     continue
+                self._names[table] = () if stamp is None else self.tables[table].names()
                 self._stamps[table] = stamp if sure else None
-                sql = self._views(table, self.files(table))
+                sql = self._views(table)
                 if self._sql.get(table) != sql:
                     self._connection.execute(sql)
                     self._sql[table] = sql
 
-    def copy(self, sql: str, path: Path, files: Files, table: str, rows_in_a_group: int) -> int:
-        """Writes the rows of a query over those files of a table as Parquet; gives back how many.
+    def _views(self, table: str) -> str:
+        paths = (f"{table}/{name}" for name in sorted(self._names[table]))
+        files = [path for path in paths if path not in self._damaged]
+        parts = [self.storage.address(path) for path in files if is_part(path)]
+        compacted = [self.storage.address(path) for path in files if not is_part(path)]
+        return views(table, compacted, parts, columns_file(table))
 
-        Raises duckdb.Error.
-        """
-        target = str(path).replace("'", "''")
-        with _interruptible(), duckdb.connect(":memory:") as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            self.storage.attach(connection)
-            connection.execute(self._views(table, files))
-            form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {rows_in_a_group}"
-            made = connection.execute(f"COPY ({sql}) TO '{target}' ({form})")
-            return int(made.to_arrow_table().to_pylist()[0]["Count"])
+    def _is_there(self) -> bool:
+        return LOG in self.storage.names(MARKER)
+
+    def _set_aside(self) -> bool:
+        """Leaves data files that cannot be read out of the views; whether there are new ones."""
+        if not self._is_there():
+            return False
+        with self._lock:
+            paths = [f"{table}/{name}" for table, names in self._names.items() for name in names]
+            found = [p for p in paths if p not in self._damaged and not is_readable(self.storage, p)]
+            if found:
+                LOGGER.warning(
+                    "%d data files of the store %s cannot be read, and their rows are missing: %s",
+                    len(found), self.uri, ", ".join(found[:10]) + (", ..." if len(found) > 10 else ""),
+                )  # fmt: skip
+            self._damaged.update(found)
+            self._stamps.clear()
+            return bool(found)
 
     def append(self, records: Sequence[Record]) -> None:
-        """Writes records, all of one type, as one part that appears whole or not at all."""
+        """Writes records, all of one type, as one commit, which appears whole or not at all."""
         if not records:
             return
         record_type = type(records[0])
         rows = [{f.name: getattr(r, f.name) for f in dataclasses.fields(record_type)} for r in records]
-        table = pa.Table.from_pylist(rows, schema=arrow_schema(record_type))
+        self.append_arrow(TABLES[record_type], pa.Table.from_pylist(rows, schema=arrow_schema(record_type)))
+
+    def append_arrow(self, table: str, rows: pa.Table) -> None:
+        """Writes rows with the columns of a table as one commit."""
         try:
-            self.storage.put(f"{TABLES[record_type]}/part-{new_id()}.parquet", _parquet(table))
-        except OSError as error:
+            self.tables[table].append(rows)
+        except (OSError, DeltaError) as error:
             raise StoreError(f"the store {self.uri} cannot be written: {_brief(error)}.") from error
 
     def put_image(self, png: bytes) -> str:
@@ -185,19 +172,19 @@ class Store:
 
     def query_arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
         """Rows of a query over the views, as an Arrow table."""
-        for attempt in range(3):
+        for attempt in range(ATTEMPTS):
             try:
                 with _interruptible():
-                    self._refresh()
+                    self._refresh(sql)
                     with self._connection.cursor() as cursor:
                         cursor.execute("SET TimeZone = 'UTC'")
                         return cursor.execute(sql, parameters).to_arrow_table()
             except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
                 raise QueryError(str(error).strip()) from error
-            except (duckdb.IOException, duckdb.InvalidInputException, OSError) as error:
-                if attempt == 2:  # not a file that a compaction has removed just now
+            except (duckdb.IOException, duckdb.InvalidInputException, OSError, DeltaError) as error:
+                self._stamps.clear()  # files may have been replaced and deleted since the views were made
+                if (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
                     raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}") from error
-                self._stamps.clear()
             except duckdb.Error as error:
                 raise QueryError(str(error).strip()) from error
         raise AssertionError("the last attempt returns or raises")
@@ -211,7 +198,7 @@ class Store:
         assert form in EXPORTS, form
         name, target = table.replace('"', '""'), str(path).replace("'", "''")
         try:
-            self._refresh()
+            self._refresh(table)
             with _interruptible(), self._connection.cursor() as cursor:
                 cursor.execute("SET TimeZone = 'UTC'")
                 if form == "duckdb":
@@ -231,9 +218,9 @@ class Store:
         return int(rows[0]["Count"])
 
     def stamp(self) -> tuple[object, ...]:
-        """Differs whenever a part was added, by whatever process; cheap to ask for news."""
+        """A value that differs after any process has written to the store; cheap to compute."""
         try:
-            return tuple(self.storage.stamp(table)[0] for table in TABLES.values())
+            return tuple(self.storage.stamp(f"{table}/{LOG}")[0] for table in TABLES.values())
         except OSError as error:
             raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}.") from error
 
@@ -320,10 +307,34 @@ def _image(sha256: str) -> str:
     return f"images/{sha256[:2]}/{sha256}.png"
 
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())
+def is_part(path: str) -> bool:
+    """Whether a data file holds rows as they were appended, by our own writer or by another program."""
+    return not path.rpartition("/")[2].startswith((COMPACTED, CONTESTED))
+
+
+def is_readable(storage: Storage, path: str) -> bool:
+    """Whether a data file is there and is a whole Parquet file."""
+    try:
+        content = pa.BufferReader(storage.read(path))
+        with pq.ParquetFile(content) as file:
+            for group in range(file.num_row_groups):
+                file.read_row_group(group)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+@cache
+def columns_file(table: str) -> str:
+    """A Parquet file without rows that has the columns of a table."""
+    path = Path(_scratch().name) / f"{table}.parquet"
+    pq.write_table(table_schema(table).empty_table(), path)
+    return str(path)
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="finextract-columns-")
 
 
 def _brief(error: BaseException) -> str:

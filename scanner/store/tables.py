@@ -1,8 +1,9 @@
 """The store's tables: their columns, which of their rows counts, and the SQL of the views over their files.
 
-Knows no disk and no connection. A table is a compacted file, in which each row that counts is marked, and
-the parts that were written since. A view finds the rows that count of the few new ones anew, and takes the
-marked ones for all others.
+Knows no disk and no connection. Two kinds of data files make up a table: parts, as they were appended, and
+compacted files. A compaction marks each row that is the newest of its key (`_newest`), and each row whose key
+also occurs in a file that was not compacted with it (`_contested`). A view selects the newest rows among the
+keys of the parts and of contested rows, and takes the marked rows of all other keys as they are.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ TABLES: dict[type[Any], str] = {
     ConfigRow: "configs",
     Night: "nights",
 }
-# Where one row of a key counts, and in which order: the first. Two keys hold one after another.
+# Tables of which one row of each key counts: the key, and the order in which the first row counts. Two keys
+# apply one after the other.
 KEPT: dict[str, tuple[tuple[str, str], ...]] = {
-    # A file has one row, and files with the same content are one checkpoint: as it was published, if it was.
+    # One row for each file; then one for each content, a published file before one of a local folder.
     "checkpoints": (
         ("source, repo, revision, file", "listed_at DESC"),
         ("checkpoint_id", "starts_with(source, 'folder:'), listed_at DESC"),
@@ -53,16 +55,17 @@ KEPT: dict[str, tuple[tuple[str, str], ...]] = {
     "configs": (("config_id", "created_at DESC"),),
     "nights": (("date", "coalesce(recorded_at, finished_at, started_at) DESC"),),
 }
-# Of these a compaction keeps one row of the first key; of the others all: attempts and reviewers' decisions.
+# Tables of which a compaction keeps the newest row of the first key alone. Of the others it keeps every row.
 REPLACED = ("checkpoints", "listings", "configs", "nights")
-SORTED = {  # a compacted file's order: what is asked for together lies together
+SORTED = {  # the order of rows in a compacted file: a query then reads few row groups of it
     "checkpoints": "checkpoint_id",
     "scans": "verdict, checkpoint_id",
     "candidates": "scan_id",
     "matches": "flagged DESC, scan_id",
     "references": "corpus, reference_id",
 }
-MARK = "counts"  # the column of a compacted file that marks the rows that count
+PART, COMPACTED, CONTESTED = "part-", "compacted-", "contested-"  # how names of data files begin
+NEWEST, SHARED = "_newest", "_contested"  # the columns that a compaction adds to a table with keys
 _ARROW: dict[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -83,7 +86,7 @@ def _arrow_type(annotation: Any) -> pa.DataType:
     return _ARROW[annotation]
 
 
-# Asked for at each write and each row that is read.
+# Computed once: they are used for each row that is read.
 _HINTS = {record_type: typing.get_type_hints(record_type) for record_type in TABLES}
 _SCHEMAS = {
     record_type: pa.schema([(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(record_type)])
@@ -92,12 +95,20 @@ _SCHEMAS = {
 
 
 def arrow_schema(record_type: type[Any]) -> pa.Schema:
-    """The Parquet schema of a record's table, one column a field."""
+    """The Parquet schema of a record's table, one column per field."""
     return _SCHEMAS[record_type]
 
 
+def table_schema(table: str, *, marks: bool = True) -> pa.Schema:
+    """The columns of a table, with those that a compaction adds."""
+    schema = _SCHEMAS[next(record_type for record_type, name in TABLES.items() if name == table)]
+    if marks and table in KEPT:
+        schema = schema.append(pa.field(NEWEST, pa.bool_())).append(pa.field(SHARED, pa.bool_()))
+    return schema
+
+
 def record[T](record_type: type[T], row: dict[str, Any]) -> T:
-    """A row as its record."""
+    """A row of a query as a record."""
     return record_type(**{name: _from_arrow(row[name], hint) for name, hint in _HINTS[record_type].items()})
 
 
@@ -113,34 +124,48 @@ def _from_arrow(value: Any, annotation: Any) -> Any:
     return value
 
 
-def views(table: str, compacted: str | None, parts: Sequence[str], fresh: bool) -> str:
-    """The SQL of `table` (the rows that count) and of `all_<table>` (all that are stored).
+def views(table: str, compacted: Sequence[str], parts: Sequence[str], columns: str) -> str:
+    """The SQL of the views `table` (the rows that count) and `all_<table>` (every stored row).
 
-    `compacted` and `parts` are addresses of files; with `fresh` false the parts hold columns and no row.
+    `compacted` and `parts` are addresses of files. `columns` is a file without rows that has the columns of
+    `table_schema`, so that a column exists although no file has it yet.
     """
-    new = f"SELECT * FROM read_parquet([{', '.join(map(_quoted, parts))}], union_by_name = true)"
-    stored, counting = new, _counting(table, f"({new})")
-    if compacted is not None:
-        old = f"read_parquet({_quoted(compacted)})"
-        stored = f"SELECT * EXCLUDE ({MARK}) FROM {old} UNION ALL BY NAME {new}"
-        if not fresh:
-            counting = f"SELECT * EXCLUDE ({MARK}) FROM {old}{f' WHERE {MARK}' if table in KEPT else ''}"
-        else:
-            counting = _merged(table, old, new)
+    keys = KEPT.get(table, ())
+    hidden = f"* EXCLUDE ({NEWEST}, {SHARED})" if keys else "*"
+    old, new = _files([columns, *compacted]), f"SELECT {hidden} FROM {_files([columns, *parts])}"
+    shared = [path for path in compacted if path.rpartition("/")[2].startswith(CONTESTED)]
+    if not compacted:
+        stored, counting = new, _counting(table, f"({new})")
+    elif not keys:
+        stored = counting = f"SELECT * FROM {_files([columns, *compacted, *parts])}"
+    else:
+        stored = f"SELECT {hidden} FROM {_files([columns, *compacted, *parts])}"
+        counting = f"SELECT {hidden} FROM {old} WHERE {NEWEST}"
+        if parts or shared:
+            counting = _merged(table, old, new, shared)
     return (
         f'CREATE OR REPLACE VIEW "all_{table}" AS {stored};\nCREATE OR REPLACE VIEW "{table}" AS {counting};'
     )
 
 
-def compacted(table: str) -> str:
-    """The SQL of a compacted file's rows, from all that are stored."""
-    rows = f'"all_{table}"'
-    keys = KEPT.get(table, ())
-    if table in REPLACED:
-        rows, keys = f"({_first(rows, *keys[0])})", keys[1:]
-    mark = " AND ".join(f"row_number() OVER (PARTITION BY {key} ORDER BY {order}) = 1" for key, order in keys)
+def compaction(table: str, files: Sequence[str], others: Sequence[str], columns: str) -> str:
+    """The SQL of a compacted file's rows: those of `files`, while `others` stay as they are."""
     order = f" ORDER BY {SORTED[table]}" if table in SORTED else ""
-    return f"SELECT *, {mark or 'true'} AS {MARK} FROM {rows}{order}"
+    keys = KEPT.get(table, ())
+    if not keys:
+        return f"SELECT * FROM {_files([columns, *files])}{order}"
+    rows = f"(SELECT * EXCLUDE ({NEWEST}, {SHARED}) FROM {_files([columns, *files])})"
+    if table in REPLACED:
+        rows = f"({_first(rows, *keys[0])})"
+    marked = keys[1:] if table in REPLACED else keys
+    newest = " AND ".join(f"row_number() OVER (PARTITION BY {key} ORDER BY {by}) = 1" for key, by in marked)
+    shared = " OR ".join(
+        f"coalesce(({key}) IN (SELECT ({key}) FROM {_files([columns, *others])}), true)" for key, _ in keys
+    )
+    return (
+        f"SELECT *, {newest or 'true'} AS {NEWEST}, {f'({shared})' if others else 'false'} AS {SHARED} "
+        f"FROM {rows}{order}"
+    )
 
 
 def _counting(table: str, rows: str) -> str:
@@ -153,21 +178,28 @@ def _first(rows: str, key: str, order: str) -> str:
     return f"SELECT * FROM {rows} QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order}) = 1"
 
 
-def _merged(table: str, old: str, new: str) -> str:
-    """The marked rows that no new one bears on, and what counts of the others and the new ones."""
-    keys = KEPT.get(table, ())
-    if not keys:
-        return f"SELECT * EXCLUDE ({MARK}) FROM {old} UNION ALL BY NAME {new}"
-    key = keys[-1][0]
-    touched = f"SELECT {key} FROM fresh"
-    if len(keys) == 2:  # a file that has another content now leaves a place in the checkpoint it was of
-        touched += f" UNION SELECT {key} FROM {old} SEMI JOIN fresh USING ({keys[0][0]})"
-    among = f"SELECT * EXCLUDE ({MARK}) FROM {old} SEMI JOIN touched USING ({key})"
+def _merged(table: str, old: str, new: str, shared: Sequence[str]) -> str:
+    """The marked rows of uncontested keys, and the newest rows of all other keys."""
+    keys = KEPT[table]
+    key, every = keys[-1][0], ", ".join(dict.fromkeys(", ".join(k for k, _ in keys).split(", ")))
+    changed = f"SELECT {every} FROM fresh"
+    if shared:
+        changed += f" UNION ALL SELECT {every} FROM {_files(shared)} WHERE {SHARED}"
+    touched = f"SELECT {key} FROM changed"
+    if len(keys) == 2:  # a file whose content has changed no longer counts for the checkpoint that it was
+        touched += f" UNION SELECT {key} FROM {old} SEMI JOIN changed USING ({keys[0][0]})"
+    hidden = f"* EXCLUDE ({NEWEST}, {SHARED})"
+    among = f"SELECT {hidden} FROM {old} SEMI JOIN touched USING ({key})"
     return (
-        f"WITH fresh AS MATERIALIZED ({new}), touched AS MATERIALIZED ({touched}) "
-        f"SELECT * EXCLUDE ({MARK}) FROM {old} ANTI JOIN touched USING ({key}) WHERE {MARK} "
+        f"WITH fresh AS MATERIALIZED ({new}), changed AS MATERIALIZED ({changed}), "
+        f"touched AS MATERIALIZED ({touched}) "
+        f"SELECT {hidden} FROM {old} ANTI JOIN touched USING ({key}) WHERE {NEWEST} "
         f"UNION ALL BY NAME {_counting(table, f'({among} UNION ALL BY NAME SELECT * FROM fresh)')}"
     )
+
+
+def _files(paths: Sequence[str]) -> str:
+    return f"read_parquet([{', '.join(map(_quoted, paths))}], union_by_name = true)"
 
 
 def _quoted(text: str) -> str:

@@ -390,12 +390,11 @@ def test_workers_that_do_not_come_up_are_no_checkpoint_s_fault_and_end_the_crawl
     assert verdicts(store) == {"id000": "nothing_found", "id001": "nothing_found"}
 
 
-def test_a_crawl_tidies_the_store_that_it_writes_to(
+def test_a_crawl_compacts_the_store_that_it_writes_to(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "TIDY_S", 0.2)
-    monkeypatch.setattr(compaction, "TIDY_PARTS", 5)
-    monkeypatch.setattr(compaction, "GRACE_S", 0.5)
+    monkeypatch.setattr(compaction, "INTERVAL_S", 0.2)
+    monkeypatch.setattr(compaction, "CRAWL_PARTS", 5)
     plan = plan_of(store, [("slow", "ab"[n % 2]) for n in range(30)])
     crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
     assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 30

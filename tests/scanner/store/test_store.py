@@ -83,7 +83,7 @@ def test_the_newest_row_of_a_file_counts_and_content_seen_twice_is_one_checkpoin
     store.append([checkpoint("o/a", "x", 0), checkpoint("o/b", "x", 1), checkpoint("o/c", "y", 2)])
     store.append([checkpoint("o/c", "z", 3)])
     assert counting(store) == {("o/b", "x", None), ("o/c", "z", None)}
-    list(compact(store, grace_s=0))
+    list(compact(store, retention_hours=0))
     assert counting(store) == {("o/b", "x", None), ("o/c", "z", None)}
     store.append([checkpoint("o/b", "z", 4)])  # leaves its place in x to o/a
     assert counting(store) == {("o/a", "x", None), ("o/b", "z", None)}
@@ -95,17 +95,17 @@ def test_compaction_leaves_one_file_a_table_and_every_row_that_counts(make: Make
         store.append([checkpoint(f"o/{n % 3}", f"id{n % 3}", n)])
         store.append([scan(f"id{n % 3}", Verdict.FAILED if n < 3 else Verdict.FLAGGED, n)])
     before = counting(store)
-    done = {c.table: c for c in compact(store, grace_s=0)}
-    assert (done["checkpoints"].parts, done["checkpoints"].rows) == (6, 3)  # what was replaced is gone
-    assert (done["scans"].parts, done["scans"].rows) == (6, 6)  # attempts are kept
-    assert done["decisions"].parts == 0
+    done = {c.table: c for c in compact(store, retention_hours=0)}
+    assert (done["checkpoints"].files, done["checkpoints"].rows) == (6, 3)  # replaced rows are removed
+    assert (done["scans"].files, done["scans"].rows) == (6, 6)  # every attempt is kept
+    assert done["decisions"].files == 0
     assert counting(store) == counting(make("store")) == before
     names = store.storage.names("scans")
-    assert sorted(name.split("-")[0] for name in names) == ["compacted", "compacted", "part"]
-    assert all(c.parts == 0 for c in compact(store, grace_s=0))
+    assert sorted(name.split("-")[0] for name in names) == ["_delta_log", "compacted"]
+    assert all(c.files == 0 for c in compact(store, retention_hours=0))
     for n in (7, 8):
         store.append([scan("id0", Verdict.SKIPPED, n)])
-    list(compact(store, grace_s=0))
+    list(compact(store, retention_hours=0))
     assert ("o/0", "id0", "skipped") in counting(store)
     assert len(store.query("SELECT * FROM all_scans")) == 8
 
@@ -124,7 +124,7 @@ def test_a_store_that_is_compacted_at_any_moment_answers_as_one_that_never_is(
     used: set[int] = set()
     for step in steps:
         if step[0] == "compact":
-            list(compact(often, grace_s=0))
+            list(compact(often, retention_hours=0))
             continue
         _, which, what, minute = step
         if minute in used:  # of two rows of one time either may count
@@ -146,7 +146,9 @@ def test_of_two_compactions_at_once_one_wins_and_nothing_is_lost(make: Make) -> 
     store = make("store")
     for n in range(4):
         store.append([checkpoint(f"o/{n}", f"id{n}")])
-    threads = [threading.Thread(target=lambda: list(compact(make("store"), grace_s=0.2))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: list(compact(make("store"), retention_hours=0))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -157,7 +159,7 @@ def test_of_two_compactions_at_once_one_wins_and_nothing_is_lost(make: Make) -> 
         == len(again.query("SELECT * FROM all_checkpoints"))
         == 4
     )
-    assert len(again.storage.names("checkpoints")) == 3
+    assert len(again.tables["checkpoints"].names()) == 1
 
 
 def test_readers_and_writers_go_on_while_a_store_is_compacted(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_readers_and_writers_go_on_while_a_store_is_compacted(tmp_path: Path) ->
     for thread in threads:
         thread.start()
     for _ in range(5):
-        list(compact(Store(store.uri), grace_s=0.5))
+        list(compact(Store(store.uri), retention_hours=1))
     stop.set()
     for thread in threads:
         thread.join()
@@ -191,21 +193,24 @@ def test_readers_and_writers_go_on_while_a_store_is_compacted(tmp_path: Path) ->
     assert len(Store(store.uri).query("SELECT * FROM checkpoints")) == written[0] > 0
 
 
-def test_a_compaction_that_was_killed_leaves_a_store_that_reads_and_the_next_one_clears_up(
+def test_a_compaction_that_was_interrupted_leaves_the_store_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "store", create=True)
     for n in range(4):
         store.append([checkpoint(f"o/{n}", f"id{n}")])
-    monkeypatch.setattr(
-        "scanner.store.compaction.time.sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    with pytest.raises(KeyboardInterrupt):  # after the new file counts, before the old ones are removed
+
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scanner.store.delta.Table.replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):  # after the new file was written, before it was committed
         list(compact(store))
     monkeypatch.undo()
     assert len(Store(store.uri).query("SELECT * FROM all_checkpoints")) == 4
-    list(compact(store, grace_s=0))
-    assert len(store.storage.names("checkpoints")) == 3
+    list(compact(store, retention_hours=0))
+    assert len(Store(store.uri).query("SELECT * FROM all_checkpoints")) == 4
+    assert len(store.storage.names("checkpoints")) == 2, "the log and one file"
 
 
 def test_decisions_and_candidates_survive_with_their_embeddings(make: Make) -> None:
@@ -221,7 +226,7 @@ def test_decisions_and_candidates_survive_with_their_embeddings(make: Make) -> N
     ]
     for decision in decisions:
         store.append([decision])
-    list(compact(store, grace_s=0))
+    list(compact(store, retention_hours=0))
     assert store.select(Candidate, "ORDER BY seed") == candidates
     assert store.select(Decision, "ORDER BY decided_at") == decisions
 
@@ -252,11 +257,10 @@ def test_a_signal_while_the_store_is_asked_interrupts(store: Store) -> None:
     assert store.query("SELECT 1 AS one") == [{"one": 1}], "and it can be asked again"
 
 
-def test_the_verb_tells_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanner.store.compaction.GRACE_S", 0)
+def test_the_verb_reports_what_it_did(tmp_path: Path) -> None:
     store = Store(tmp_path / "store", create=True)
     for n in range(3):
         store.append([replace(checkpoint("o/a", "x"), listed_at=START + timedelta(minutes=n))])
     first, second = (CliRunner().invoke(cli, ["compact", "--store", store.uri]) for _ in range(2))
-    assert "checkpoints: 3 parts made into one, 1 rows" in first.output
+    assert "checkpoints: 3 files compacted, 1 rows" in first.output
     assert "Nothing to do" in second.output

@@ -1,0 +1,191 @@
+"""One Delta Lake table of a store: its current files, appends, and the replacement of files.
+
+Data files are written through `Storage` first and committed by `deltalake` afterwards, so a writer that is
+killed leaves a file that no reader sees. Knows no DuckDB and no record. Format: the Delta transaction
+protocol, https://github.com/delta-io/delta/blob/master/PROTOCOL.md.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
+
+from scanner.records import new_id
+from scanner.store.storage import Storage
+
+LOG = "_delta_log"
+# Every N commits the log is summed up in a checkpoint, and entries older than the retention are removed. A
+# writer commits within seconds after it read the log; the retention must be far longer than that.
+CONFIGURATION: dict[str, str | None] = {
+    "delta.checkpointInterval": "100",
+    "delta.logRetentionDuration": "interval 10 minutes",
+    "delta.deletedFileRetentionDuration": "interval 1 hours",
+}
+COMMIT_S = 120.0  # after which a commit that always meets others fails
+RETRIES = 4  # of one commit inside deltalake, before the table is read again after a pause
+PAUSE_S = 0.02, 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A Parquet file of a table."""
+
+    name: str
+    size_bytes: int
+    rows: int
+
+
+class Table:
+    """One table. Safe to use from several threads; the object is cheap until it is used."""
+
+    def __init__(self, storage: Storage, name: str, schema: pa.Schema) -> None:
+        self.name = name
+        self._storage, self._schema = storage, schema
+        self._reader: DeltaTable | None = None
+        self._writer: DeltaTable | None = None
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the current data files; none where the table was never written to.
+
+        Raises OSError, DeltaError.
+        """
+        with self._reading:
+            self._reader = self._updated(self._reader)
+            if self._reader is None:
+                return ()
+            return tuple(uri.rpartition("/")[2] for uri in self._reader.file_uris())
+
+    def files(self) -> list[DataFile]:
+        """The current data files with their sizes. Raises OSError, DeltaError."""
+        with self._writing:
+            self._writer = self._updated(self._writer)
+            return [] if self._writer is None else _files(self._writer)
+
+    def create(self, added: Sequence[DataFile] = ()) -> None:
+        """Makes the table unless there is one, with those files. Raises OSError, DeltaError."""
+        self._storage.make(f"{self.name}/{LOG}")
+        address, schema = self._storage.address(self.name), Schema.from_arrow(self._schema)
+        with suppress(CommitFailedError):  # another process was faster
+            try:
+                create_table_with_add_actions(
+                    address, schema, [_add(file) for file in added], mode="error",
+                    configuration=CONFIGURATION, storage_options=self._storage.options,
+                )  # fmt: skip
+            except DeltaError as error:
+                if "already exists" not in str(error):
+                    raise
+
+    def append(self, rows: pa.Table) -> None:
+        """Adds rows as one file and one commit. Raises OSError, DeltaError."""
+        added = write(self._storage, self.name, f"part-{new_id()}.parquet", rows)
+        self._commit(lambda _: [_add(added)], RETRIES)
+
+    def replace(self, removed: Sequence[str], added: DataFile) -> bool:
+        """Replaces files by one with the same rows, in one commit.
+
+        False, and nothing changed, where another process has replaced one of them. Raises OSError,
+        DeltaError.
+        """
+
+        def actions(table: DeltaTable) -> list[AddAction | RemoveAction] | None:
+            current = {file.name: file for file in _files(table)}
+            if not current.keys() >= set(removed):
+                return None
+            at = int(time.time() * 1000)
+            gone = [RemoveAction(name, False, at, current[name].size_bytes) for name in removed]
+            return [_add(added, data_change=False), *gone]
+
+        # Without retries inside deltalake: it compares removed files with those of the other commits loosely,
+        # and would let two compactions remove the same file.
+        return self._commit(actions, 0)
+
+    def vacuum(self, retention_hours: int) -> int:
+        """Deletes data files that no version of the last hours has, those of killed writers included.
+
+        Returns how many. Raises OSError, DeltaError.
+        """
+        with self._writing:
+            self._writer = self._updated(self._writer)
+            if self._writer is None:
+                return 0
+            return len(
+                self._writer.vacuum(
+                    retention_hours, dry_run=False, enforce_retention_duration=False, full=True
+                )
+            )
+
+    def _commit(
+        self, actions: Callable[[DeltaTable], list[AddAction | RemoveAction] | None], retries: int
+    ) -> bool:
+        deadline = time.monotonic() + COMMIT_S
+        while True:
+            with self._writing, self._storage.lock(self.name):
+                try:
+                    table = self._writable()
+                    if (made := actions(table)) is None:
+                        return False
+                    how = CommitProperties(max_commit_retries=retries)
+                    table.create_write_transaction(made, "append", table.schema(), commit_properties=how)
+                    return True
+                except CommitFailedError:
+                    self._writer = None
+                    if time.monotonic() > deadline:
+                        raise
+            time.sleep(random.uniform(*PAUSE_S))
+
+    def _writable(self) -> DeltaTable:
+        """The table as it is now, with every column of the schema."""
+        table = self._writer = self._updated(self._writer)
+        if table is None:
+            self.create()
+            table = self._writer = self._updated(None)
+            assert table is not None, f"{self.name} was just made"
+        there = {field.name for field in table.schema().fields}
+        if missing := [field for field in self._schema if field.name not in there]:
+            table.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
+            table = self._writer = self._updated(None)
+            assert table is not None, f"{self.name} was just altered"
+        return table
+
+    def _updated(self, table: DeltaTable | None) -> DeltaTable | None:
+        if table is not None:
+            try:
+                table.update_incremental()
+                return table
+            except DeltaError:  # the log entries that come next were removed: it is read from its checkpoint
+                pass
+        with suppress(TableNotFoundError):
+            return DeltaTable(self._storage.address(self.name), storage_options=self._storage.options)
+        return None
+
+
+def write(storage: Storage, table: str, name: str, rows: pa.Table) -> DataFile:
+    """Writes a data file that no commit names yet. Raises OSError."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    content = bytes(sink.getvalue())
+    storage.put(f"{table}/{name}", content)
+    return DataFile(name, len(content), rows.num_rows)
+
+
+def _files(table: DeltaTable) -> list[DataFile]:
+    actions = pa.table(table.get_add_actions(flatten=True))
+    columns = (actions[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
+    return [DataFile(*row) for row in zip(*columns, strict=True)]
+
+
+def _add(file: DataFile, *, data_change: bool = True) -> AddAction:
+    stats = json.dumps({"numRecords": file.rows})
+    return AddAction(file.name, file.size_bytes, {}, int(time.time() * 1000), data_change, stats)
