@@ -399,7 +399,7 @@ def test_a_crawl_compacts_the_store_that_it_writes_to(
     crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
     assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 30
     assert any(name.startswith("compacted-") for name in store.storage.names("scans"))
-    assert len(store.storage.names("scans")) < 25
+    assert len(store.tables["scans"].names()) < 25
 
 
 def test_a_monitor_is_told_verdicts_stages_and_what_is_left(store: Store, tmp_path: Path) -> None:
