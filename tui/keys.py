@@ -42,7 +42,7 @@ DECIDE = [
         "z",
         "undo",
         "Undo",
-        "Withdraw the decision under the cursor, or, if there is none, your last decision or note",
+        "Withdraw the decision under the cursor, or else your last event",
     ),
     Key("decide.note", "n", "note", "Note", "Write a note, with or without a decision"),
 ]

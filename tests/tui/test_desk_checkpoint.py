@@ -33,7 +33,7 @@ async def test_enter_opens_a_checkpoint_with_everything_that_a_decision_needs(
             "a photo of sks shoe",
             "demo/tiny-diffusion",
             "w' 3, correction -0.02",
-            "100 from seed 0, 5 candidates",
+            "100 samples from seed 0, 5 candidates",
             "seed 17",
             "creativeml-openrail-m",
             "c0ffee" * 8,
@@ -44,7 +44,7 @@ async def test_enter_opens_a_checkpoint_with_everything_that_a_decision_needs(
 async def test_images_are_blurred_until_a_key_and_again_after_leaving(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("enter")
-        assert "Blurred, because images may show people. b shows them." in seen.text
+        assert "Blurred: may show people. b shows them." in seen.text
         blurred = seen.colours("#candidate")
         await seen.press("b")
         assert "Shown." in seen.text

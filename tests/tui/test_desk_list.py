@@ -5,9 +5,11 @@ from dataclasses import replace
 
 from filled_store import Crawl, Opener
 
+from finextract.reasons import ReasonCode
 from scanner.records import Verdict
 from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_checkpoints
 from scanner.store.queries import VerdictCounts, count_standing_verdicts
+from tui.content.formatting import reason_label
 from tui.widgets.table import Table
 
 
@@ -56,6 +58,30 @@ async def test_a_key_lists_other_verdicts_with_their_reasons(filled: Crawl, desk
         assert "Flagged, strongest evidence first" in seen.text
 
 
+async def test_skipped_checkpoints_are_grouped_by_reason_code_the_largest_group_first(
+    crawl: Crawl, desk: Opener
+) -> None:
+    crawl.scan("a/gated", Verdict.SKIPPED, reason="its licence", reason_code=ReasonCode.GATED)
+    for name in ("y/pickle", "z/pickle"):
+        crawl.scan(name, Verdict.SKIPPED, reason="a pickle", reason_code=ReasonCode.PICKLE)
+    crawl.scan("b/old", Verdict.SKIPPED, reason="before there were codes")
+    crawl.scan("c/timeout", Verdict.FAILED, reason="no answer", reason_code=ReasonCode.HUB_UNREACHABLE)
+    async with desk() as seen:
+        assert not seen.app.screen.query_one("#reasons").display
+        await seen.press("v", "v", "v")
+        labels = [
+            f"{number} {reason_label(code)}" for number, code in ((2, "pickle"), (1, "gated"), (1, None))
+        ]
+        assert seen.part("#reasons") == " · ".join(labels)
+        assert order(seen.part("#checkpoints"), "y/pickle", "z/pickle", "a/gated", "b/old")
+        await seen.press("slash", "z")
+        await seen.pilot.pause(0.3)
+        await seen.settle()
+        assert seen.part("#reasons") == labels[0].replace("2", "1")
+        await seen.press("escape", "v")
+        assert seen.part("#reasons") == f"1 {reason_label('hub_unreachable')}"
+
+
 async def test_nothing_found_is_never_called_clean(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("v", "v")
@@ -63,7 +89,6 @@ async def test_nothing_found_is_never_called_clean(filled: Crawl, desk: Opener) 
         assert "does not prove that nothing is there" in seen.flat
         await seen.press("enter")
         assert "nothing found" in seen.text
-        assert "does not prove" in seen.flat
         assert "clean" not in seen.text
 
 
@@ -97,7 +122,7 @@ async def test_an_empty_store_says_what_to_do_next(crawl: Crawl, desk: Opener) -
 async def test_a_store_without_flags_states_that_this_proves_nothing(crawl: Crawl, desk: Opener) -> None:
     crawl.flagged("dora/control", [0.3], 0.9)
     async with desk() as seen:
-        assert "Nothing is flagged. That does not prove" in seen.flat
+        assert "This does not prove that no checkpoint was trained on one." in seen.flat
 
 
 async def test_results_of_a_running_crawl_appear_and_the_cursor_stays_on_its_checkpoint(
@@ -127,7 +152,8 @@ async def test_the_store_is_not_queried_while_nothing_is_written(
 ) -> None:  # type: ignore[no-untyped-def]
     asked = []
     monkeypatch.setattr(
-        "tui.screens.listing.list_checkpoints", lambda *args: asked.append(args) or list_checkpoints(*args)
+        "tui.screens.checkpoint_list.list_checkpoints",
+        lambda *args: asked.append(args) or list_checkpoints(*args),
     )
     async with desk(refresh_s=0.05) as seen:
         await seen.pilot.pause(0.5)

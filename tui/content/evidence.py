@@ -89,9 +89,7 @@ def without_match(opened: OpenedCheckpoint) -> Text:
     """Returns the verdict, its reason, and what it means, for a scan that has no match."""
     scan = opened.scan
     if scan is None:
-        return Text(
-            "This checkpoint has not been scanned yet.\nGo back and open it again to look for a scan."
-        )
+        return Text("This checkpoint has no scan yet. Open it again later to see one.")
     text = Text(VERDICTS[scan.verdict].capitalize(), style="bold")
     if scan.reason:
         text.append(f": {plain(scan.reason)}", style="not bold")

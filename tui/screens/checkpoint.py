@@ -38,8 +38,8 @@ from tui.session import Session
 from tui.widgets.image_view import ImageView
 from tui.widgets.table import Column, Line, Table
 
-BLURRED = "Blurred, because images may show people. b shows them."
-SHOWN = "Shown. b blurs the images again; leaving this screen does, too."
+BLURRED = "Blurred: may show people. b shows them."
+SHOWN = "Shown. b blurs them again, so does escape."
 COLUMNS = [
     Column("Similar", 7, right=True),
     Column("q value", 7, right=True),
