@@ -221,8 +221,10 @@ def list_checkpoints(
     return CheckpointPage(rows, rows[0].total if rows else 0)
 
 
-def count_reasons(store: Store, verdict: Verdict, part: str = "") -> list[tuple[ReasonCode | None, int]]:
-    """Counts the checkpoints with a verdict by reason code, largest group first.
+def count_standing_reasons(
+    store: Store, verdict: Verdict, part: str = ""
+) -> list[tuple[ReasonCode | None, int]]:
+    """Counts the checkpoints whose standing scan has a verdict by reason code, largest group first.
 
     `part` restricts the count to repos that contain it. None is the code of scans that have none.
     """

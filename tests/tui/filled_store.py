@@ -62,7 +62,8 @@ class Crawl:
     """Writes what a crawl writes, one checkpoint after another."""
 
     store: Store
-    folder: Path  # where the reference images are
+    folder: Path  # of the reference images; its name is the corpus
+    draw: Callable[[int], Image.Image] = image  # a different image for each number
     count: int = 0
     scans: dict[str, Scan] = field(default_factory=dict)  # by repo
     matches: dict[str, list[Match]] = field(default_factory=dict)  # by repo
@@ -181,10 +182,10 @@ class Crawl:
         )
         candidates, matches, references = [], [], []
         for number, similarity in enumerate(similarities):
-            owned = image(10 * self.count + number)
+            owned = self.draw(10 * self.count + number)
             path = self.folder / f"{self.count}-{number}.png"
             path.write_bytes(png(owned))
-            came_out = Image.blend(owned, image(number + 3), 0.15)
+            came_out = Image.blend(owned, self.draw(number + 3), 0.15)
             candidate = Candidate(
                 f"{scan.scan_id}-k{number}",
                 scan.scan_id,
@@ -198,7 +199,16 @@ class Crawl:
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             references.append(
                 Reference(
-                    sha256, "shoes", Role.REFERENCE, str(path), sha256, 64, 64, DESCRIPTOR, (1.0, 0.0), BEGAN
+                    sha256,
+                    self.folder.name,
+                    Role.REFERENCE,
+                    str(path),
+                    sha256,
+                    64,
+                    64,
+                    DESCRIPTOR,
+                    (1.0, 0.0),
+                    BEGAN,
                 )
             )
             matches.append(
@@ -206,7 +216,7 @@ class Crawl:
                     f"{scan.scan_id}-m{number}",
                     scan.scan_id,
                     candidate.candidate_id,
-                    "shoes",
+                    self.folder.name,
                     sha256,
                     similarity,
                     0.412,

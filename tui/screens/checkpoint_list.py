@@ -18,7 +18,7 @@ from scanner.store.desk_queries import (
     CheckpointPage,
     CheckpointRow,
     ListFilter,
-    count_reasons,
+    count_standing_reasons,
     list_checkpoints,
 )
 from scanner.store.queries import VerdictCounts, count_standing_verdicts
@@ -111,7 +111,11 @@ class ListScreen(DecidingScreen):
     async def show_reasons(self, shown: ListFilter, part: str) -> None:
         """Shows how many checkpoints have which reason code, above a list of skipped or failed ones."""
         verdict = WITH_REASONS.get(shown)
-        reasons = await asyncio.to_thread(count_reasons, self.session.store, verdict, part) if verdict else []
+        reasons = (
+            await asyncio.to_thread(count_standing_reasons, self.session.store, verdict, part)
+            if verdict
+            else []
+        )
         line = self.query_one("#reasons", Static)
         line.update(reasons_line(reasons))
         line.display = bool(reasons)

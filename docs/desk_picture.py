@@ -1,0 +1,91 @@
+"""Makes docs/desk.svg, the picture of the review desk in the README: the real desk over a small filled store.
+
+    python docs/desk_picture.py [FILE]
+
+The images are drawn, so that nobody's picture is published, and the addresses lead nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFilter
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "tui"))
+
+from filled_store import Crawl, Desk  # noqa: E402
+
+from scanner.records import ReviewDecision, Verdict  # noqa: E402
+from scanner.store.store import Store  # noqa: E402
+from tui.app import DeskApp  # noqa: E402
+
+SIZE = (112, 34)  # columns and rows of the terminal
+SIDE = 96  # pixels of a drawn image
+FONTS = '"DejaVu Sans Mono", Menlo, Consolas, monospace'
+
+
+def landscape(number: int) -> Image.Image:
+    """A drawn landscape, different for each number: sky, sun, two ridges of hills, and water."""
+    drawn = Image.new("RGB", (SIDE, SIDE))
+    pen = ImageDraw.Draw(drawn)
+    for y in range(SIDE):
+        warm = y / SIDE
+        pen.line((0, y, SIDE, y), fill=(int(90 + 150 * warm), int(130 + 60 * warm), int(200 - 70 * warm)))
+    sun = 20 + number * 13 % 56
+    pen.ellipse((sun - 11, 16, sun + 11, 38), fill=(255, 226, 140))
+    for base, height, colour in ((58, 14, (92, 104, 130)), (68, 10, (58, 92, 78))):
+        ridge = [(x, base - height * math.sin((x + number * 31 + base) / 15)) for x in range(0, SIDE + 1, 2)]
+        pen.polygon([(0, SIDE), *ridge, (SIDE, SIDE)], fill=colour)
+    pen.rectangle((0, 78, SIDE, SIDE), fill=(52, 110, 136))
+    pen.polygon([(sun - 5, 78), (sun + 5, 78), (sun + 9, SIDE), (sun - 9, SIDE)], fill=(222, 200, 150))
+    return drawn.filter(ImageFilter.GaussianBlur(0.6))
+
+
+def fill(folder: Path) -> Store:
+    """A store as a small crawl leaves it, with two decisions on the strongest checkpoint."""
+    (folder / "landscapes").mkdir()
+    crawl = Crawl(Store(folder / "store", create=True), folder / "landscapes", landscape)
+    repo = "example/coast-in-oil"
+    told: dict[str, object] = {
+        "url": f"https://hub.example/{repo}",
+        "caption": "an oil painting of the coast",
+        "license": "openrail",
+    }
+    crawl.flagged(repo, [0.943, 0.871, 0.802, 0.74, 0.702, 0.31], 0.004, told)
+    crawl.scan("example/no-result", Verdict.NOTHING_FOUND)
+    _, second, third, *_ = crawl.matches[repo]
+    crawl.decide(second.match_id, ReviewDecision.CONFIRM, "vera")
+    crawl.decide(third.match_id, ReviewDecision.UNSURE, "vera")
+    return crawl.store
+
+
+async def screenshot(store: Store) -> str:
+    """The screen of the flagged checkpoint, with its images shown, as an SVG that loads nothing."""
+    app = DeskApp(Store(store.root), "vera")
+    async with app.run_test(size=SIZE) as pilot:
+        desk = Desk(app, pilot)
+        await desk.settle()
+        await desk.press("enter", "b")
+        svg = app.export_screenshot(title="finextract-tui", simplify=True)
+    svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)  # these name fonts on other servers
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: Fira Code, monospace", f"font-family: {FONTS}", svg)
+    return re.sub(r"\n\s*\n+", "\n", svg)
+
+
+def main() -> None:
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "desk.svg"
+    with tempfile.TemporaryDirectory() as folder:
+        svg = asyncio.run(screenshot(fill(Path(folder))))
+    target.write_text(svg)
+    print(f"{target}: {len(svg.encode()) / 1000:,.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
