@@ -12,9 +12,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load_pair": "finextract.models.loading",
-    "Pair": "finextract.models.loading",
+    "Pair": "finextract.models.base",
     "ExtractionSettings": "finextract.extract",
     "extract": "finextract.extract",
+    "extract_all": "finextract.extract",
+    "conclude": "finextract.extract",
     "audit": "finextract.audit",
     "load_embedder": "finextract.sscd",
 }

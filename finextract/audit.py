@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 
 from finextract import metrics
 from finextract.errors import ImageError, RequestError
-from finextract.extract import Extraction, ExtractionSettings, extract
+from finextract.extract import Extraction, ExtractionSettings, extract_all
 from finextract.images import SUFFIXES, open_image
-from finextract.models.loading import Pair
+from finextract.models.base import Pair
 from finextract.sscd import Embedder
 
 
@@ -40,18 +40,19 @@ class Audit:
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
-        settings = self.extraction.settings
+        settings, guidance = self.extraction.settings, self.extraction.guidance
         return {
             **_scores(self.over_samples),
             "over_candidates": _scores(self.over_candidates),
             "method": settings.method,
-            "guidance_scale": settings.guidance_scale,
-            "correction": settings.correction,
+            "guidance_scale": guidance.guidance_scale,
+            "correction": guidance.correction,
+            "guidance_policy": guidance.policy,
             "caption": self.extraction.caption,
             "descriptor": self.descriptor,
             "seed": settings.seed,
             "steps": settings.steps,
-            "samples": len(self.extraction.images),
+            "samples": self.extraction.num_samples,
             "degenerate_samples": int((~self.extraction.pictures).sum()),
             "candidates": len(self.extraction.candidates),
             "train_images": [
@@ -108,7 +109,7 @@ def audit(
 
     Raises RequestError for settings that cannot be used.
     """
-    extraction = extract(pair, caption, len(references), settings, embedder, progress)
+    extraction = extract_all(pair, caption, len(references), settings, embedder, progress)
     start = time.perf_counter()
     targets = embedder.embed(references)  # [R, D]
     pictures = np.flatnonzero(extraction.pictures)

@@ -99,7 +99,7 @@ def audit(checkpoint: Path, base: Path, train_images: Path, out: Path | None, as
 def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | None, as_json: bool, debug: bool,
             **options: Any) -> None:  # fmt: skip
     """Extract candidate training images from CHECKPOINT, without knowing any of them."""
-    from finextract.extract import extract as run
+    from finextract.extract import extract_all as run
 
     pair, caption, settings, embedder = _prepare(checkpoint, base, options)
     result = run(pair, caption, num_train_images, settings, embedder, _progress())
@@ -122,9 +122,10 @@ def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | Non
                 {
                     "candidates": rows,
                     "caption": caption,
-                    "samples": len(result.images),
-                    "guidance_scale": result.settings.guidance_scale,
-                    "correction": result.settings.correction,
+                    "samples": result.num_samples,
+                    "guidance_scale": result.guidance.guidance_scale,
+                    "correction": result.guidance.correction,
+                    "guidance_policy": result.guidance.policy,
                     "unet_evaluations": result.unet_evaluations,
                     "seconds": {k: round(v, 2) for k, v in result.seconds.items()},
                 },
@@ -149,7 +150,7 @@ def _prepare(checkpoint: Path, base: Path, options: dict[str, Any]) -> tuple[Any
     caption = caption_for(checkpoint, options.pop("caption"))
     settings = ExtractionSettings(**options)
     pair = load_pair(base, checkpoint)
-    settings.resolved(pair.kind)
+    settings.guidance(pair.kind)  # refuses numbers that cannot be used, before anything is sampled
     click.echo(
         f"caption ({caption.origin}): {caption.text!r}, {pair.kind} weights on {pair.tuned.device}", err=True
     )

@@ -1,6 +1,7 @@
 """The whole method on one page: a pair of models and a caption in, candidate training images out.
 
-N = samples, D = embedding size.
+An extraction runs in rounds of one batch each, so that a caller sees the samples as they come and may stop.
+N = samples drawn so far, B = samples of one round, D = embedding size, K = candidates.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,80 +17,80 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from finextract.archive import SampleArchive
 from finextract.cliques import Clique, find_cliques, similarity_matrix
 from finextract.errors import RequestError
-from finextract.guidance import classifier_free_guidance, model_guidance
+from finextract.guidance import (
+    Guidance,
+    Method,
+    choose_guidance,
+    classifier_free_guidance,
+    model_guidance,
+)
 from finextract.images import is_picture
-from finextract.models.loading import Pair
-from finextract.sampling import Predictor, ddim, initial_noise
+from finextract.models.base import Kind, Model, Pair
+from finextract.sampling import Predictor, initial_noise, sample_latents
 from finextract.sscd import Embedder
-
-Method = Literal["finextract", "cfg", "direct"]
-METHODS: tuple[Method, ...] = ("finextract", "cfg", "direct")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A guidance that was published with its result."""
-
-    guidance_scale: float
-    correction: float
-
-
-DREAMBOOTH = Preset(guidance_scale=3.0, correction=-0.02)  # Wu et al., DreamBooth set: A-ESR.7 0.25
-LORA = Preset(guidance_scale=5.0, correction=0.0)  # Wu et al., rank 64, DreamBooth set: A-ESR.7 0.04
-CFG = Preset(guidance_scale=3.0, correction=0.0)  # their baseline, DreamBooth set: A-ESR.7 0.15
 
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """What an extraction costs and how it guides. None means the method's preset."""
+    """How many samples an extraction draws, and how it guides them."""
 
     method: Method = "finextract"
-    guidance_scale: float | None = None  # w' of the paper; s of classifier-free guidance
-    correction: float | None = None  # k of the paper
+    guidance_scale: float | None = None  # None = the preset of the method and of the kind of weights
+    correction: float | None = None  # None = the preset
     samples_per_image: int = 50  # the paper draws 50 * N0 samples
     candidates_per_image: int = 1
     steps: int = 50
-    seed: int = 0  # of the first sample; the others follow
+    seed: int = 0  # of the first sample; each further sample has the next seed
     batch_size: int = 32
 
-    def resolved(self, kind: Literal["full", "lora"]) -> ExtractionSettings:
-        """The same settings with the preset's numbers in the places left open.
-
-        Raises RequestError for a number that cannot be used.
-        """
+    def guidance(self, kind: Kind) -> Guidance:
+        """The guidance for weights of a kind. Raises RequestError for settings that cannot be used."""
         if self.samples_per_image < 1 or self.candidates_per_image < 1 or self.batch_size < 1:
             raise RequestError("samples, candidates and batches must be at least 1.")
         if not 1 <= self.steps <= 1000:
             raise RequestError(f"{self.steps} sampling steps cannot be taken: choose 1 to 1000.")
-        if self.method == "direct":
-            if self.guidance_scale not in (None, 1.0) or self.correction:
-                raise RequestError("direct sampling takes no guidance scale and no correction.")
-            return replace(self, guidance_scale=1.0, correction=0.0)
-        preset = CFG if self.method == "cfg" else LORA if kind == "lora" else DREAMBOOTH
-        if self.method == "cfg" and self.correction:
-            raise RequestError("classifier-free guidance takes no correction.")
-        return replace(
-            self,
-            guidance_scale=preset.guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            correction=preset.correction if self.correction is None else self.correction,
-        )
+        return choose_guidance(self.method, kind, self.guidance_scale, self.correction)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One batch of samples, and everything that is kept of the samples so far."""
+
+    settings: ExtractionSettings  # with the batch size that the memory allows
+    guidance: Guidance
+    caption: str
+    num_train_images: int  # N0 of the paper
+    total: int  # samples that the settings ask for
+    images: NDArray[np.uint8]  # [B, 3, H, W], of this round alone
+    seeds: tuple[int, ...]  # [N]
+    embeddings: NDArray[np.float32]  # [N, D], L2-normalised
+    pictures: NDArray[np.bool_]  # [N]; False = blank or noise
+    archive: SampleArchive  # all N samples
+    seconds: dict[str, float]  # so far, by stage: sample, embed
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What came out, and what it cost."""
+    """The candidates among the samples that were drawn, and what the extraction cost."""
 
-    settings: ExtractionSettings  # resolved
+    settings: ExtractionSettings
+    guidance: Guidance
     caption: str
-    images: NDArray[np.uint8]  # [N, 3, H, W]
     seeds: tuple[int, ...]  # [N]
     embeddings: NDArray[np.float32]  # [N, D], L2-normalised
     pictures: NDArray[np.bool_]  # [N]; False = blank or noise
-    candidates: tuple[Clique, ...]  # indices into the N samples, best first
-    unet_evaluations: int  # per-sample evaluations of either UNet
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage: sample, embed, cliques
+    candidates: tuple[Clique, ...]  # [K]; indices into the N samples, best first
+    unet_evaluations: int  # evaluations of either denoiser, counted for each sample
+    archive: SampleArchive
+    seconds: dict[str, float]  # by stage: sample, embed, cliques
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.seeds)
 
     def candidate_embeddings(self) -> NDArray[np.float32]:
         """Embeddings of the representatives, [K, D]."""
@@ -98,11 +98,76 @@ class Extraction:
         return result
 
     def picture(self, index: int) -> Image.Image:
-        """One sample as a PIL picture."""
-        return Image.fromarray(self.images[index].transpose(1, 2, 0))
+        """One sample as a PIL image."""
+        return self.archive.image(index)
 
 
 def extract(
+    pair: Pair, caption: str, num_train_images: int, settings: ExtractionSettings, embedder: Embedder
+) -> Iterator[Round]:
+    """Draws guided samples batch by batch, and embeds each batch.
+
+    `num_train_images` is N0 of the paper: samples_per_image * N0 samples are drawn in all. A caller may stop
+    after any round: `conclude` makes an Extraction of it. Images of earlier rounds are in `Round.archive`.
+    The prompts are conditioned once. Where a batch does not fit into the GPU's memory, the batch size is
+    halved; a sample does not depend on its batch.
+    Raises RequestError for settings that cannot be used, torch.OutOfMemoryError where not even a single
+    sample fits into memory.
+    """
+    if num_train_images < 1:
+        raise RequestError("the number of training images must be at least 1.")
+    return _rounds(pair, caption, num_train_images, settings, settings.guidance(pair.kind), embedder)
+
+
+def _rounds(
+    pair: Pair,
+    caption: str,
+    num_train_images: int,
+    settings: ExtractionSettings,
+    guidance: Guidance,
+    embedder: Embedder,
+) -> Iterator[Round]:
+    total = settings.samples_per_image * num_train_images
+    seeds = tuple(range(settings.seed, settings.seed + total))
+    archive, seconds = SampleArchive(), {"sample": 0.0, "embed": 0.0}
+    embeddings: list[NDArray[np.float32]] = []
+    pictures: list[NDArray[np.bool_]] = []
+    with _timed(seconds, "sample"):
+        predict = guided_predictor(pair, caption, settings.method, guidance)
+    while len(archive) < total:
+        batch = seeds[len(archive) : len(archive) + settings.batch_size]
+        try:
+            with _timed(seconds, "sample"):
+                images = sample(pair.tuned, predict, batch, settings.steps)
+        except torch.OutOfMemoryError:
+            if settings.batch_size == 1:
+                raise
+            settings = replace(settings, batch_size=settings.batch_size // 2)
+            continue
+        with _timed(seconds, "embed"):
+            pictures.append(is_picture(images))
+            embeddings.append(embedder.embed([Image.fromarray(i.transpose(1, 2, 0)) for i in images]))
+            archive.add(images)
+        yield Round(
+            settings, guidance, caption, num_train_images, total, images, seeds[: len(archive)],
+            np.concatenate(embeddings), np.concatenate(pictures), archive, dict(seconds),
+        )  # fmt: skip
+
+
+def conclude(last: Round) -> Extraction:
+    """The candidates among all samples up to a round: one representative for each clique."""
+    seconds = dict(last.seconds)
+    with _timed(seconds, "cliques"):
+        count = last.settings.candidates_per_image * last.num_train_images
+        candidates = choose_candidates(last.embeddings, last.pictures, count)
+    evaluations = len(last.seeds) * last.settings.steps * (1 if last.settings.method == "direct" else 2)
+    return Extraction(
+        last.settings, last.guidance, last.caption, last.seeds, last.embeddings, last.pictures, candidates,
+        evaluations, last.archive, seconds,
+    )  # fmt: skip
+
+
+def extract_all(
     pair: Pair,
     caption: str,
     num_train_images: int,
@@ -110,76 +175,38 @@ def extract(
     embedder: Embedder,
     progress: Callable[[int, int], None] | None = None,
 ) -> Extraction:
-    """Samples with guidance, embeds the samples, finds cliques, keeps one image a clique.
+    """Runs all rounds of `extract` and concludes. `progress` is called with (samples drawn, samples in all).
 
-    `num_train_images` is N0 of the paper: N = samples_per_image * N0 samples are drawn. `progress` is told
-    (samples drawn, N).
-    Where the memory does not do, the batch is halved, and the settings that come back say so.
-    Raises RequestError for settings that cannot be used.
+    Raises what `extract` raises.
     """
-    settings = settings.resolved(pair.kind)
-    total = settings.samples_per_image * num_train_images
-    seeds = range(settings.seed, settings.seed + total)
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "sample"):
-        batches: list[NDArray[np.uint8]] = []
-        drawn = 0
-        while drawn < total:
-            try:
-                batches.append(sample(pair, caption, seeds[drawn : drawn + settings.batch_size], settings))
-            except torch.OutOfMemoryError:  # a sample does not depend on its batch, so a smaller one will do
-                if settings.batch_size == 1:
-                    raise
-                settings = replace(settings, batch_size=settings.batch_size // 2)
-                continue
-            drawn += len(batches[-1])
-            if progress:
-                progress(drawn, total)
-        images = np.concatenate(batches)
-    with _timed(seconds, "embed"):
-        pictures = is_picture(images)
-        embeddings = embedder.embed([Image.fromarray(i.transpose(1, 2, 0)) for i in images])
-    with _timed(seconds, "cliques"):
-        candidates = choose_candidates(embeddings, pictures, settings.candidates_per_image * num_train_images)
-    evaluations = total * settings.steps * (1 if settings.method == "direct" else 2)
-    return Extraction(
-        settings, caption, images, tuple(seeds), embeddings, pictures, candidates, evaluations, seconds
-    )
+    for last in extract(pair, caption, num_train_images, settings, embedder):
+        if progress:
+            progress(len(last.seeds), last.total)
+    return conclude(last)
 
 
-def sample(pair: Pair, caption: str, seeds: range, settings: ExtractionSettings) -> NDArray[np.uint8]:
-    """One batch of samples, uint8 [len(seeds), 3, H, W]. `settings` are resolved."""
-    tuned = pair.tuned
-    noise = initial_noise(seeds, tuned.latent_shape).to(tuned.device)
-    noise = noise.to(next(tuned.unet.parameters()).dtype, memory_format=torch.channels_last)
+def sample(model: Model, predict: Predictor, seeds: tuple[int, ...], steps: int) -> NDArray[np.uint8]:
+    """One batch of samples, uint8 [len(seeds), 3, H, W], decoded by `model` and guided by `predict`."""
+    noise = initial_noise(seeds, model.latent_shape).to(model.device).to(model.dtype)
     with torch.inference_mode():
-        latents = ddim(
-            predictor(pair, caption, settings),
-            noise,
-            tuned.alphas_cumprod,
-            settings.steps,
-            offset=tuned.steps_offset,
-            final_alpha_cumprod=tuned.final_alpha_cumprod,
-        )
-        return tuned.decode(latents).numpy()
+        return model.decode(sample_latents(predict, noise, model.solver, steps)).numpy()
 
 
-def predictor(pair: Pair, caption: str, settings: ExtractionSettings) -> Predictor:
-    """The guided noise prediction of a method."""
-    base, tuned = pair.base, pair.tuned
-    scale, correction = settings.guidance_scale, settings.correction
-    assert scale is not None, "settings are resolved"
-    assert correction is not None, "settings are resolved"
-    with_caption, empty = tuned.embed_prompt(caption), tuned.embed_prompt("")
-    base_empty = base.embed_prompt("")
+def guided_predictor(pair: Pair, caption: str, method: Method, guidance: Guidance) -> Predictor:
+    """The guided prediction of a method. Conditions its prompts now, once for all calls."""
+    base, tuned, scale = pair.base, pair.tuned, guidance.guidance_scale
+    with_caption = tuned.condition(caption)
+    if method == "direct":
+        return lambda x, t: tuned.predict(x, t, with_caption)
+    unguided = tuned if method == "cfg" else base
+    empty = unguided.condition("")
 
-    def predict(x: Tensor, t: int) -> Tensor:
-        eps = tuned.predict_noise(x, t, with_caption)
-        if settings.method == "direct":
-            return eps
-        if settings.method == "cfg":
-            return classifier_free_guidance(tuned.predict_noise(x, t, empty), eps, scale)
-        return model_guidance(base.predict_noise(x, t, base_empty), eps, scale, correction)
+    def predict(x: Tensor, t: float) -> Tensor:
+        eps = tuned.predict(x, t, with_caption)
+        eps_empty = unguided.predict(x, t, empty)
+        if method == "cfg":
+            return classifier_free_guidance(eps_empty, eps, scale)
+        return model_guidance(eps_empty, eps, scale, guidance.correction)
 
     return predict
 
@@ -199,5 +226,7 @@ def choose_candidates(
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,57 +1,73 @@
-"""The sampling loop over any noise predictor. Knows no model, no prompt and no picture.
+"""Solvers, and the sampling loop over any predictor. Knows no model, no prompt and no image.
 
-N = samples of a batch. One generator a seed, drawn on the CPU, so that a sample depends on its seed and not
-on its batch, its device or its neighbours.
+N = samples of a batch, C, H, W = channels, height and width of the latents, T = training timesteps. Each
+seed has a generator of its own on the CPU, so that a sample depends on its seed and not on its batch or
+device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-Predictor = Callable[[Tensor, int], Tensor]  # (x_t [N, C, H, W], t) -> eps [N, C, H, W]
+from finextract.errors import RequestError
+from finextract.models.base import Solver
+
+Predictor = Callable[[Tensor, float], Tensor]  # (x_t [N, C, H, W], t) -> prediction [N, C, H, W]
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Standard normal noise float32 [N, *shape], one generator a seed."""
+    """Standard normal noise float32 [N, *shape], one generator for each seed."""
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
     )
 
 
-def ddim_timesteps(steps: int, num_train_timesteps: int, offset: int = 1) -> list[int]:
-    """Timesteps from high noise to low: `steps` multiples of T // steps, plus `offset` ("leading" spacing).
+def sample_latents(predict: Predictor, noise: Tensor, solver: Solver, steps: int) -> Tensor:
+    """Solves from noise [N, C, H, W] to latents of the same shape, with `steps` predictions.
 
-    As Stable Diffusion is sampled; 50 steps of 1000 are 981, 961, ..., 1.
+    Raises RequestError where the solver's schedule has fewer steps.
     """
-    stride = num_train_timesteps // steps
-    return [i * stride + offset for i in reversed(range(steps))]
-
-
-def ddim(
-    predict: Predictor,
-    noise: Tensor,
-    alphas_cumprod: Tensor,
-    steps: int,
-    *,
-    offset: int = 1,
-    final_alpha_cumprod: float | None = None,
-) -> Tensor:
-    """Deterministic DDIM (Song et al., ICLR 2021, equation 12 with eta = 0).
-
-    noise [N, C, H, W], alphas_cumprod [T] -> x_0 [N, C, H, W]. The last step goes to
-    `final_alpha_cumprod`, by default alphas_cumprod[0] as Stable Diffusion's `set_alpha_to_one = false`.
-    """
-    timesteps = ddim_timesteps(steps, len(alphas_cumprod), offset)
-    stride = len(alphas_cumprod) // steps
-    final = float(alphas_cumprod[0]) if final_alpha_cumprod is None else final_alpha_cumprod
+    timesteps = solver.timesteps(steps)
     x = noise
-    for t in timesteps:
-        alpha = float(alphas_cumprod[t])
-        previous = float(alphas_cumprod[t - stride]) if t >= stride else final
-        eps = predict(x, t)
-        x0 = (x - (1 - alpha) ** 0.5 * eps) / alpha**0.5
-        x = previous**0.5 * x0 + (1 - previous) ** 0.5 * eps
+    for t, next_t in pairwise(timesteps):
+        x = solver.step(x, predict(x, t), t, next_t)
     return x
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Deterministic DDIM (Song et al., ICLR 2021, equation 12 with eta = 0) for predictions of the noise."""
+
+    alphas_cumprod: Tensor  # [T] float32, on the CPU; alpha of equation 12
+    offset: int = 1  # added to each timestep; Stable Diffusion's `steps_offset`
+    # alpha where sampling ends; None is alphas_cumprod[0], Stable Diffusion's `set_alpha_to_one = false`
+    final_alpha_cumprod: float | None = None
+
+    def timesteps(self, steps: int) -> tuple[int, ...]:
+        """`steps` multiples of T // steps plus the offset, descending, and where the last step ends.
+
+        The "leading" spacing, as Stable Diffusion is sampled: 50 steps of 1000 are 981, 961, ..., 1.
+        """
+        length = len(self.alphas_cumprod)
+        if not 1 <= steps <= length:
+            raise RequestError(f"{steps} sampling steps cannot be taken: choose 1 to {length}.")
+        stride = length // steps
+        times = [min(i * stride + self.offset, length - 1) for i in reversed(range(steps))]
+        return (*times, times[-1] - stride)
+
+    def step(self, x: Tensor, prediction: Tensor, t: float, next_t: float) -> Tensor:
+        """x_t and the noise predicted in it -> x at `next_t`; all [N, C, H, W]. Below 0 is the end."""
+        alpha, next_alpha = self._alpha(t), self._alpha(next_t)
+        x0 = (x - (1 - alpha) ** 0.5 * prediction) / alpha**0.5
+        result: Tensor = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * prediction
+        return result
+
+    def _alpha(self, t: float) -> float:
+        if t < 0 and self.final_alpha_cumprod is not None:
+            return self.final_alpha_cumprod
+        return float(self.alphas_cumprod[max(int(t), 0)])

@@ -40,14 +40,13 @@ def measure(manifest: Path, results: Path, samples_per_image: int, steps: int, o
 
     from finextract.audit import audit, read_images
     from finextract.extract import ExtractionSettings
-    from finextract.models.loading import tune
-    from finextract.models.stable_diffusion import load_pipeline
+    from finextract.models.loading import load_base, tune
     from finextract.sscd import load_embedder
 
     zoo = json.loads(manifest.read_text())
     results.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["path"], row["arm"]) for row in read(results)}
-    base = load_pipeline((manifest.parent / zoo["base"]).resolve(), torch.device("cpu"), torch.float32)
+    base = load_base((manifest.parent / zoo["base"]).resolve(), torch.device("cpu"), torch.float32)
     embedder = load_embedder()
     for entry in zoo["checkpoints"]:
         if only and not any(word in entry["path"] for word in only):

@@ -1,76 +1,98 @@
-"""A base model and a model tuned from it, loaded side by side. Safetensors only; never unpickles.
+"""A base model and a model tuned from it, loaded side by side. Safetensors only; nothing is unpickled.
 
-`load_pair(base, tuned)` reads the tuned weights as full weights (a diffusers folder, one file in the original
-Stable Diffusion keys, a UNet file) or as a LoRA, and gives both models.
+`load_pair(base, tuned)` reads the tuned weights as full weights (a diffusers folder, one file with the
+original key names, a UNet file) or as an adapter, and returns both models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finextract.adapters.lora import merge_lora, parse_lora
+from finextract.adapters.lora import parse_lora
+from finextract.adapters.merge import merge
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.local_files import read_object
-from finextract.models.stable_diffusion import StableDiffusion, load_into, load_pipeline
+from finextract.models import stable_diffusion
+from finextract.models.base import CopiedPair, Pair, TunableModel
+from finextract.models.pipeline_folder import read_config
+from finextract.support import why_unsupported, why_unsupported_pipeline
+from finextract.text import first_line
 from finextract.weights.files import component_paths, find_weights
 from finextract.weights.formats import classify, read_header
 
-
-@dataclass(frozen=True)
-class Pair:
-    """The base model, the tuned one, and how it was tuned."""
-
-    base: StableDiffusion
-    tuned: StableDiffusion
-    kind: Literal["full", "lora"]
+FAMILIES = (stable_diffusion,)  # modules with `fits` and `load`, one for each model family
 
 
 def load_pair(
     base: Path, tuned: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Pair:
-    """Loads a diffusers pipeline folder and weights tuned from it.
+    """Loads a diffusers pipeline folder and weights tuned from it, by default onto the GPU if there is one.
 
-    Raises a CheckpointError (finextract.errors) that tells what is wrong with either.
+    Raises a CheckpointError (finextract.errors) that says what is wrong with either.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return tune(load_pipeline(base, device, dtype), tuned)
+    return tune(load_base(base, device, dtype), tuned)
 
 
-def tune(base: StableDiffusion, tuned: Path) -> Pair:
-    """The pair of a loaded base and tuned weights: a file, or a folder as a hub serves it."""
+def load_base(folder: Path, device: torch.device, dtype: torch.dtype) -> TunableModel:
+    """Loads a diffusers pipeline folder with the module of its model family.
+
+    Raises UnsupportedWeights where no family fits, PickledWeights or CorruptWeights for its weights.
+    """
+    index = read_config(folder, "model_index.json")
+    scheduler = read_config(folder, "scheduler/scheduler_config.json")
+    if (why := why_unsupported_pipeline(index, scheduler, folder.name)) is not None:
+        raise UnsupportedWeights(why.sentence, why.reason_code)
+    family = next(family for family in FAMILIES if family.fits(index))
+    model: TunableModel = family.load(folder, device, dtype)
+    return model
+
+
+def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
+    """The pair of a loaded base and tuned weights: a file, or a folder as a hub serves it.
+
+    The base is not changed. Raises a CheckpointError that says what is wrong with the weights.
+    """
     path = find_weights(tuned)
     model = base.copy_for_tuning()
     if path.is_dir():
-        _load_full(model, _load_component(path, "unet"), _load_component(path, "text_encoder"), path.name)
-        return Pair(base, model, "full")
+        weights = {component: _load_component(path, component) for component in model.components}
+        with _named(path):
+            model.load_components(weights)
+        return CopiedPair(base, model, "full")
     header = read_header(path)
     kind = classify(header)
+    if (why := why_unsupported(kind, path.name)) is not None:
+        raise UnsupportedWeights(why.sentence, why.reason_code)
     state = _load_state(path)
     if kind.kind == "lora":
-        merge_lora(
-            parse_lora(state, header.metadata, read_object(path.parent / "adapter_config.json")),
-            model.unet,
-            model.text_encoder,
-        )
-        return Pair(base, model, "lora")
-    if kind.kind == "unet":
-        _load_full(model, state, {}, path.name)
-    elif kind.kind == "full" and kind.style == "ldm" and kind.family in ("sd1", "sd2"):
-        unet, text = _from_ldm(state, model)
-        _load_full(model, unet, text, path.name)
-    else:
-        raise UnsupportedWeights(
-            f"{path.name} holds {kind.family} weights of the kind {kind.kind}; "
-            "only full weights and LoRA of Stable Diffusion 1.x can be scanned so far."
-        )
-    return Pair(base, model, "full")
+        config = read_object(path.parent / "adapter_config.json")  # PEFT's; empty where there is none
+        merge(model.layers(), parse_lora(state, header.metadata, config))
+        return CopiedPair(base, model, "lora")
+    with _named(path):
+        if kind.kind == "unet":
+            model.load_components({model.components[0]: state})
+        else:
+            model.load_single_file(state)
+    return CopiedPair(base, model, "full")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Adds the name of the weights to an error that says what does not fit."""
+    try:
+        yield
+    except BaseMismatch as error:
+        raise BaseMismatch(
+            f"{path.name} does not fit its base model: {error}. Is the base the right one?"
+        ) from error
 
 
 def _load_state(path: Path) -> dict[str, Tensor]:
@@ -79,7 +101,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
         return state
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptWeights(
-            f"{path.name} cannot be read as safetensors: {error}. Fetch it again."
+            f"{path.name} cannot be read as safetensors: {first_line(error)}. Fetch it again."
         ) from error
 
 
@@ -90,27 +112,3 @@ def _load_component(folder: Path, component: str) -> dict[str, Tensor]:
         read_header(file)
         state.update(_load_state(file))
     return state
-
-
-def _load_full(model: StableDiffusion, unet: dict[str, Tensor], text: dict[str, Tensor], name: str) -> None:
-    wrong = load_into(model.unet, unet)
-    if wrong is None and text:  # a checkpoint without a text encoder was trained with the base's
-        wrong = load_into(model.text_encoder, text)
-    if wrong is not None:
-        raise BaseMismatch(f"{name} does not fit its base model: {wrong}. Is the base the right one?")
-
-
-def _from_ldm(
-    state: dict[str, Tensor], model: StableDiffusion
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """UNet and text encoder in diffusers names, from one file in the original Stable Diffusion names."""
-    from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_ldm_unet_checkpoint
-
-    try:
-        unet = convert_ldm_unet_checkpoint(state, dict(model.unet.config))
-        text = convert_ldm_clip_checkpoint(state)
-    except (KeyError, IndexError, AttributeError) as error:
-        raise BaseMismatch(
-            f"the file does not have the layers of its base model: {error} is missing."
-        ) from error
-    return unet, text

@@ -6,31 +6,36 @@ N = samples, L = text positions, D = text width. Loads safetensors only, from lo
 from __future__ import annotations
 
 import copy
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finextract.errors import CheckpointError, CorruptWeights, PickledWeights, UnsupportedWeights
-from finextract.weights.formats import PICKLE_SUFFIXES
+from finextract.errors import BaseMismatch, CorruptWeights
+from finextract.metadata.untrusted import whole_of
+from finextract.models.pipeline_folder import read_config, refuse_pickles
+from finextract.sampling import DDIM
+from finextract.support import component_class
+from finextract.text import first_line
 
-CHANNELS_LAST = torch.channels_last
+_LAYOUT = torch.channels_last  # of the UNet's weights and of all latents; the faster one for convolutions
+_MAX_STEPS_OFFSET = 999
 
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """A model that predicts noise for a prompt and turns latents into pictures."""
+    """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
 
     unet: Any  # diffusers.UNet2DConditionModel
     text_encoder: Any  # transformers.CLIPTextModel
     tokenizer: Any  # transformers.CLIPTokenizer
     vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
-    alphas_cumprod: Tensor  # [T] float32, on the CPU
-    steps_offset: int
-    final_alpha_cumprod: float
+    solver: DDIM
+
+    components = ("unet", "text_encoder")  # what fine-tuning changes
 
     @property
     def device(self) -> torch.device:
@@ -39,15 +44,21 @@ class StableDiffusion:
         return device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the UNet's weights."""
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one sample's latents at the model's own size."""
+        """(C, H, W) of one sample's latents at the model's own image size."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
     @torch.inference_mode()
-    def embed_prompt(self, prompt: str) -> Tensor:
-        """The text encoder's last hidden states for a prompt, [1, L, D]; longer prompts are cut."""
+    def condition(self, prompt: str) -> Tensor:
+        """The text encoder's last hidden states for a prompt, [1, L, D]; a longer prompt is cut."""
         tokens = self.tokenizer(
             prompt,
             padding="max_length",
@@ -58,92 +69,108 @@ class StableDiffusion:
         states: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
         return states
 
-    def predict_noise(self, latents: Tensor, t: int, context: Tensor) -> Tensor:
-        """eps_theta(x_t, t, c): latents [N, C, H, W], context [1, L, D] -> [N, C, H, W]."""
-        context = context.expand(len(latents), -1, -1)
-        eps: Tensor = self.unet(latents, t, encoder_hidden_states=context).sample
+    def predict(self, x: Tensor, t: float, conditioning: Tensor) -> Tensor:
+        """eps_theta(x_t, t, c): latents [N, C, H, W], conditioning [1, L, D] -> noise [N, C, H, W]."""
+        context = conditioning.expand(len(x), -1, -1)
+        eps: Tensor = self.unet(x.to(memory_format=_LAYOUT), t, encoder_hidden_states=context).sample
         return eps
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, C, H, W] -> pictures [N, 3, H', W'] uint8, on the CPU."""
+        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
         config = self.vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
-        pictures = self.vae.decode(latents.to(self.vae.dtype) / config.scaling_factor + shift).sample
-        result: Tensor = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        latents = latents.to(self.vae.dtype, memory_format=_LAYOUT)
+        images = self.vae.decode(latents / config.scaling_factor + shift).sample
+        result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
         return result
 
+    def layers(self) -> dict[str, nn.Module]:
+        """The linear and convolutional layers of the UNet and the text encoder, "unet.mid_block...."."""
+        return {
+            f"{component}.{name}": layer
+            for component in self.components
+            for name, layer in getattr(self, component).named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+        }
+
     def copy_for_tuning(self) -> StableDiffusion:
-        """The same model with a UNet and a text encoder of its own; the rest is shared."""
-        return StableDiffusion(
-            copy.deepcopy(self.unet),
-            copy.deepcopy(self.text_encoder),
-            self.tokenizer,
-            self.vae,
-            self.alphas_cumprod,
-            self.steps_offset,
-            self.final_alpha_cumprod,
+        """The same model with a UNet and a text encoder of its own; tokenizer and VAE are shared."""
+        return replace(self, unet=copy.deepcopy(self.unet), text_encoder=copy.deepcopy(self.text_encoder))
+
+    def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Replaces the weights of the UNet and the text encoder, where they are given.
+
+        A checkpoint without a text encoder was trained with that of its base. Raises BaseMismatch.
+        """
+        for component in self.components:
+            if weights.get(component) or component == "unet":
+                _load_into(getattr(self, component), weights.get(component, {}))
+
+    def load_single_file(self, weights: dict[str, Tensor]) -> None:
+        """Replaces the weights by those of one file in the original Stable Diffusion names.
+
+        Raises BaseMismatch.
+        """
+        from diffusers.loaders.single_file_utils import (
+            convert_ldm_clip_checkpoint,
+            convert_ldm_unet_checkpoint,
         )
 
+        try:
+            unet = convert_ldm_unet_checkpoint(weights, dict(self.unet.config))
+            text_encoder = convert_ldm_clip_checkpoint(weights)
+        except (KeyError, IndexError, AttributeError) as error:
+            raise BaseMismatch(f"it lacks {first_line(error)}, which the base model has") from error
+        self.load_components({"unet": unet, "text_encoder": text_encoder})
 
-def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-    """Loads a diffusers pipeline folder.
 
-    Raises UnsupportedWeights where it is no epsilon-predicting SD1-shaped pipeline, PickledWeights where
-    its weights are pickles, CorruptWeights where a part is missing or damaged.
+def fits(model_index: Mapping[str, Any]) -> bool:
+    """Whether a pipeline with this model_index.json is of this family."""
+    parts = ("unet", "text_encoder", "tokenizer")
+    classes = ["UNet2DConditionModel", "CLIPTextModel", "CLIPTokenizer"]
+    return [component_class(model_index, part) for part in parts] == classes
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
+    """Loads a diffusers pipeline folder of this family. The safety checker and custom code are never loaded.
+
+    Raises PickledWeights where its weights are pickles, CorruptWeights where a part is missing or damaged.
     """
-    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    index = _read_json(folder / "model_index.json")
-    vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}.get(_part(index, "vae"))
-    parts = (_part(index, "unet"), _part(index, "text_encoder"), _part(index, "tokenizer"))
-    # The safety checker and what a custom pipeline brings along are never loaded.
-    if vae_class is None or parts != ("UNet2DConditionModel", "CLIPTextModel", "CLIPTokenizer"):
-        raise UnsupportedWeights(
-            f"{folder.name} is a {index.get('_class_name')!s:.60}; "
-            "only Stable Diffusion 1.x-shaped pipelines can be scanned so far."
-        )
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-    if scheduler.get("prediction_type", "epsilon") != "epsilon":
-        raise UnsupportedWeights(
-            f"{folder.name} predicts {scheduler['prediction_type']!s:.40}; only epsilon is known so far."
-        )
-    _refuse_pickles(folder)
+    vae_class = getattr(diffusers, component_class(read_config(folder, "model_index.json"), "vae"))
+    scheduler = read_config(folder, "scheduler/scheduler_config.json")
+    offset = whole_of(scheduler.get("steps_offset", 0), 0, _MAX_STEPS_OFFSET)
+    if offset is None:
+        raise CorruptWeights(f"{folder.name}/scheduler/scheduler_config.json has no usable steps_offset.")
+    refuse_pickles(folder, ("unet", "text_encoder", "vae"))
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **options)
+        unet = diffusers.UNet2DConditionModel.from_pretrained(
+            folder, subfolder="unet", torch_dtype=dtype, **options
+        )
         text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **options)
         vae = vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **options)
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-        noise = DDIMScheduler.from_config(
+        noise = diffusers.DDIMScheduler.from_config(
             {k: v for k, v in scheduler.items() if k not in ("_class_name", "_diffusers_version")}
         )
-    except CheckpointError:
-        raise
-    except Exception as error:  # diffusers and transformers raise of every kind for a damaged folder
-        raise CorruptWeights(
-            f"{folder.name} cannot be loaded as a pipeline: {_first_line(error)}."
-        ) from error
+    except Exception as error:  # diffusers and transformers raise errors of any class for a damaged folder
+        raise CorruptWeights(f"{folder.name} cannot be loaded as a pipeline: {first_line(error)}.") from error
     for module in (unet, text, vae):
         module.to(device).eval().requires_grad_(False)
-    unet.to(memory_format=CHANNELS_LAST)
-    return StableDiffusion(
-        unet,
-        text,
-        tokenizer,
-        vae,
-        noise.alphas_cumprod.float().cpu(),
-        int(scheduler.get("steps_offset", 0)),
-        float(noise.final_alpha_cumprod),
-    )
+    unet.to(memory_format=_LAYOUT)
+    solver = DDIM(noise.alphas_cumprod.float().cpu(), offset, float(noise.final_alpha_cumprod))
+    return StableDiffusion(unet, text, tokenizer, vae, solver)
 
 
-def load_into(module: nn.Module, state: dict[str, Tensor]) -> str | None:
-    """Loads weights by name; returns what does not fit (a tensor and why), or None where all fit.
+def _load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads weights by name. Raises BaseMismatch, with a tensor that does not fit and why.
 
     Text encoders are stored with and without a `text_model.` prefix, depending on the transformers version
-    that wrote them: keys are mapped to what the module has. Position ids are no weights.
+    that wrote them: keys are mapped to those of the module. Position ids are no weights.
     """
     wanted = module.state_dict()
     named = {}
@@ -155,47 +182,12 @@ def load_into(module: nn.Module, state: dict[str, Tensor]) -> str | None:
                 named[name] = tensor
                 break
         else:
-            return f"it has {key}, which the base model has not"
+            raise BaseMismatch(f"it has {key}, which the base model lacks")
     for name, tensor in wanted.items():
         if name.endswith("position_ids"):
             continue
         if name not in named:
-            return f"it has no {name}, which the base model has"
+            raise BaseMismatch(f"it lacks {name}, which the base model has")
         if named[name].shape != tensor.shape:
-            return f"{name} is {list(named[name].shape)}, the base model's {list(tensor.shape)}"
+            raise BaseMismatch(f"{name} is {list(named[name].shape)}, the base model's {list(tensor.shape)}")
     module.load_state_dict(named, strict=False)
-    return None
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for part in ("unet", "text_encoder", "vae"):
-        files = list((folder / part).glob("*")) if (folder / part).is_dir() else []
-        if files and not any(f.suffix == ".safetensors" for f in files):
-            pickles = [f.name for f in files if f.suffix in PICKLE_SUFFIXES]
-            if pickles:
-                raise PickledWeights(
-                    f"{folder.name}/{part}/{pickles[0]} is a pickle, which can run code when it is opened; "
-                    "it was not opened. Ask its author for safetensors."
-                )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    where = f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CorruptWeights(f"{where} is missing: this is no complete diffusers pipeline folder.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptWeights(f"{where} cannot be read: {_first_line(error)}.") from error
-    if not isinstance(value, dict):
-        raise CorruptWeights(f"{where} holds no JSON object.")
-    return value
-
-
-def _part(index: dict[str, Any], name: str) -> str:
-    entry = index.get(name)
-    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from finextract.weights.headers import Header
 
-# Algorithm -> the endings that only it has. "" are endings that stand beside any of them.
+# The two matrices of a LoRA, as kohya, PEFT (with and without the adapter's name) and diffusers call them.
+_LORA_DOWN = r"(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight"
+_LORA_UP = r"(?:lora_up|lora_B(?:\.default)?|lora\.up|lora_linear_layer\.up)\.weight"
+# Before PEFT, diffusers stored the adapters of an attention as processor.<projection>_lora.
+_OLD_PROCESSOR = r"processor\.(?P<projection>to_(?:q|k|v|out))_lora\.(?P<old>down|up)\.weight"
+# Algorithm -> the endings that it alone has. "" are endings that occur with any algorithm.
 _ENDINGS = {
-    "LoRA": r"(?:lora_(?:down|up)|lora_[AB](?:\.default)?|lora\.(?:down|up)|lora_linear_layer\.(?:down|up)"
-    r"|processor\.to_(?:q|k|v|out)_lora\.(?:down|up))\.weight",
+    "LoRA": f"{_LORA_DOWN}|{_LORA_UP}|{re.sub('P<[a-z]+>', ':', _OLD_PROCESSOR)}",
     "XLabs LoRA": r"processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight",
     "DoRA": r"dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?",
     "Tucker decomposition": r"lora_mid\.weight",
@@ -45,14 +51,15 @@ _CROSS_KEY = re.compile(r"[._]attn2[._](?:processor[._])?to_k(?:_lora)?\.")
 _BLOCK = re.compile(
     r"(?:^|[._])((?:double|single|joint)_blocks|(?:single_|joint_)?transformer_blocks)[._](\d{1,4})[._]"
 )
-_DOWN = re.compile(
-    r"(?:lora_down|lora_A|lora_A\.default|lora[12]?\.down|lora_linear_layer\.down|\.b2)\.weight$"
-    r"|\.(?:hada_w1_b|diff)$"
+# The tensors of any algorithm whose second axis is a layer's input width, or whose first is its output width.
+_WIDTH_IN = re.compile(rf"(?:{_LORA_DOWN}|(?:lora[12]?\.down|\.b2)\.weight|\.(?:hada_w1_b|diff))$")
+_WIDTH_OUT = re.compile(rf"(?:{_LORA_UP}|(?:lora[12]?\.up|\.b1)\.weight|\.hada_w1_a)$")
+_LORA_KEY = re.compile(
+    rf"(?P<layer>.+)\.(?:(?P<down>{_LORA_DOWN})|(?P<up>{_LORA_UP})|(?P<alpha>alpha)|{_OLD_PROCESSOR})",
+    re.DOTALL,
 )
-_UP = re.compile(
-    r"(?:lora_up|lora_B|lora_B\.default|lora[12]?\.up|lora_linear_layer\.up|\.b1)\.weight$"
-    r"|\.hada_w1_a$"
-)
+_DENOISERS = ("unet", "transformer")
+_KOHYA_COMPONENTS = {"unet": "lora_unet", "text_encoder": "lora_te"}
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
 # The first words of what kohya's ss_base_model_version and modelspec.architecture call a family.
 _TOLD = (
@@ -63,6 +70,45 @@ _TOLD = (
 _FLUX_WIDTH = 3072
 _FLUX_BLOCKS = (19, 38)  # double, single; HunyuanVideo has the same names and 20, 40
 _SD3_WIDTHS = {1536, 2432}  # 3 medium and 3.5 medium, 3.5 large
+
+
+@dataclass(frozen=True, slots=True)
+class LoraKey:
+    """The key of one tensor of a LoRA."""
+
+    layer: str  # the layer's name, in the style of the file
+    part: Literal["down", "up", "alpha"]
+
+
+def parse_lora_key(key: str) -> LoraKey | None:
+    """Layer and part of a LoRA's tensor, whichever tool wrote it; None for any other tensor."""
+    match = _LORA_KEY.fullmatch(key)
+    if match is None:
+        return None
+    if match["old"]:
+        projection = f"{match['projection']}.0" if match["projection"] == "to_out" else match["projection"]
+        return LoraKey(f"{match['layer']}.{projection}", "down" if match["old"] == "down" else "up")
+    return LoraKey(match["layer"], "down" if match["down"] else "up" if match["up"] else "alpha")
+
+
+def layer_names(layers: Iterable[str]) -> dict[str, str]:
+    """Every name that an adapter file may have for a layer -> the layer's own name.
+
+    `layers` are names as of `Model.layers()`, such as "unet.down_blocks.0.attentions.0.proj_in". Files name
+    it "lora_unet_down_blocks_0_attentions_0_proj_in" (kohya), "unet.down_blocks..." (diffusers),
+    "base_model.model.down_blocks..." (PEFT), or "down_blocks..." (the training scripts). Where two layers
+    would share a name, the first has it.
+    """
+    names: dict[str, str] = {}
+    for layer in layers:
+        component, _, name = layer.partition(".")
+        # transformers 5 dropped the "text_model." that every stored text encoder has in its names.
+        for alias in (name, name.removeprefix("text_model."), f"text_model.{name}"):
+            kohya = f"{_KOHYA_COMPONENTS.get(component, component)}_{alias.replace('.', '_')}"
+            bare = (alias,) if component in _DENOISERS else ()
+            for style in (kohya, f"{component}.{alias}", f"base_model.model.{alias}", *bare):
+                names.setdefault(style, layer)
+    return names
 
 
 def algorithms(header: Header) -> tuple[set[str], bool]:
@@ -154,7 +200,7 @@ def _width_in(header: Header, key: str) -> int | None:
     shape = header.tensors[key].shape
     if len(shape) < 2:
         return None
-    if _DOWN.search(key) or key.endswith("attn2.to_k.weight"):
+    if _WIDTH_IN.search(key) or key.endswith("attn2.to_k.weight"):
         return shape[1]
     layer, _, ending = key.rpartition(".")
     if ending in ("lokr_w1", "lokr_w1_b"):  # a Kronecker product: the widths multiply
@@ -172,7 +218,7 @@ def _transformer_family(header: Header) -> str | None:
     for key, tensor in header.tensors.items():
         if match := _BLOCK.search(key):
             blocks[match[1]] = max(blocks.get(match[1], 0), int(match[2]))
-            width = tensor.shape[0] if _UP.search(key) and tensor.shape else _width_in(header, key)
+            width = tensor.shape[0] if _WIDTH_OUT.search(key) and tensor.shape else _width_in(header, key)
             widths.add(width or 0)
     widths.discard(0)
     if not widths:

@@ -157,7 +157,7 @@ class Scanner:
         return scan
 
     def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
-        from finextract.extract import ExtractionSettings, extract
+        from finextract.extract import ExtractionSettings, extract_all
         from finextract.models.loading import tune
 
         config = self._task.config
@@ -174,22 +174,23 @@ class Scanner:
             steps=config.steps,
             seed=config.seed,
             batch_size=self._batch_size,
-        ).resolved(pair.kind)
+        )
+        guidance = settings.guidance(pair.kind)
         LOGGER.info(
-            "caption %r, base %s, w' %g, k %g", checkpoint.caption, checkpoint.base, settings.guidance_scale,
-            settings.correction,
+            "caption %r, base %s, w' %g, k %g", checkpoint.caption, checkpoint.base, guidance.guidance_scale,
+            guidance.correction,
         )  # fmt: skip
         attempt.facts.update(
-            guidance_scale=settings.guidance_scale,
-            correction=settings.correction,
+            guidance_scale=guidance.guidance_scale,
+            correction=guidance.correction,
             device=_device_name(),
-            precision=str(pair.tuned.unet.dtype).removeprefix("torch."),
+            precision=str(pair.tuned.dtype).removeprefix("torch."),
             versions=_versions(),
         )
         with attempt.enter("sample"):
             self._embedder = self._embedder or Embedder(config.descriptor, self._task.threads)
             assert checkpoint.caption is not None, "inspection gives a caption or skips"
-            result = extract(
+            result = extract_all(
                 pair,
                 checkpoint.caption,
                 config.num_samples_images(checkpoint.num_train_images),
@@ -200,9 +201,9 @@ class Scanner:
         for stage in ("embed", "cliques"):
             attempt.seconds[stage] = result.seconds[stage]
             attempt.seconds["sample"] -= result.seconds[stage]
-        attempt.facts.update(num_samples=len(result.images), num_candidates=len(result.candidates))
+        attempt.facts.update(num_samples=result.num_samples, num_candidates=len(result.candidates))
         LOGGER.info(
-            "%d samples, %d candidates, batches of %d", len(result.images), len(result.candidates),
+            "%d samples, %d candidates, batches of %d", result.num_samples, len(result.candidates),
             self._batch_size,
         )  # fmt: skip
         with attempt.enter("match"):
@@ -241,8 +242,7 @@ class Scanner:
         """The base model; the last one stays loaded for the checkpoints that share it."""
         import torch
 
-        from finextract.models.loading import tune
-        from finextract.models.stable_diffusion import load_pipeline
+        from finextract.models.loading import load_base, tune
 
         if self._base is None or self._base[0] != base:
             if self._task.threads:
@@ -250,7 +250,7 @@ class Scanner:
             self._base = None  # let go before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             dtype = torch.float16 if device.type == "cuda" else torch.float32
-            model = load_pipeline(base.folder, device, dtype)
+            model = load_base(base.folder, device, dtype)
             self._base = (base, model if base.weights is None else tune(model, base.weights).tuned)
         return self._base[1]
 

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from finextract.errors import RequestError
 from finextract.guidance import classifier_free_guidance, model_guidance
-from finextract.sampling import ddim, ddim_timesteps, initial_noise
+from finextract.sampling import DDIM, initial_noise, sample_latents
+
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
 
 def test_a_scale_of_one_is_the_tuned_model_alone() -> None:
@@ -38,19 +41,23 @@ def test_with_the_tuned_models_own_empty_prompt_it_is_classifier_free_guidance()
 
 
 def test_fifty_steps_of_a_thousand_are_those_of_stable_diffusion() -> None:
-    steps = ddim_timesteps(50, 1000)
-    assert steps[:2] == [981, 961]
-    assert steps[-1] == 1
-    assert len(steps) == 50
+    steps = DDIM(ALPHAS).timesteps(50)
+    assert steps[:2] == (981, 961)
+    assert steps[-2] == 1
+    assert steps[-1] < 0, "the last step ends at the image"
+    assert len(steps) == 50 + 1
+
+
+def test_as_many_steps_as_there_are_timesteps_can_be_taken_but_no_more() -> None:
+    assert max(DDIM(ALPHAS).timesteps(1000)) == 999
+    with pytest.raises(RequestError, match="choose 1 to 1000"):
+        DDIM(ALPHAS).timesteps(1001)
 
 
 def test_noise_depends_on_its_seed_and_not_on_its_neighbours() -> None:
     together = initial_noise([3, 4, 5], (2, 4, 4))
     assert torch.equal(together[1], initial_noise([4], (2, 4, 4))[0])
     assert not torch.equal(together[0], together[1])
-
-
-ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
 
 def _mixture(modes: list[tuple[float, float, float]]):
@@ -70,7 +77,7 @@ def _mixture(modes: list[tuple[float, float, float]]):
 
 def test_exact_scores_sample_the_density_they_belong_to() -> None:
     noise = initial_noise(range(2000), (1, 1, 1))
-    samples = ddim(_mixture([(1.0, 0.5, 0.3)]), noise, ALPHAS, 50)
+    samples = sample_latents(_mixture([(1.0, 0.5, 0.3)]), noise, DDIM(ALPHAS), 50)
     assert samples.mean() == pytest.approx(0.5, abs=0.05)
     assert samples.std() == pytest.approx(0.3, abs=0.05)
 
@@ -86,7 +93,7 @@ def test_model_guidance_lands_on_the_sharp_modes_that_fine_tuning_added() -> Non
         def guided(x: torch.Tensor, t: int) -> torch.Tensor:
             return model_guidance(base(x, t), tuned(x, t), scale)
 
-        samples = ddim(guided, noise, ALPHAS, 100).flatten().numpy()
+        samples = sample_latents(guided, noise, DDIM(ALPHAS), 100).flatten().numpy()
         return float((np.abs(np.abs(samples) - 1.5) < 0.1).mean())
 
     direct, guided = share_on_modes(1.0), share_on_modes(2.0)

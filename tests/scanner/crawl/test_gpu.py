@@ -149,20 +149,19 @@ def test_a_scan_on_a_gpu_comes_to_what_one_on_the_cpu_comes_to_and_its_row_tells
 def test_a_batch_that_the_memory_of_a_gpu_does_not_hold_is_halved() -> None:
     import torch
 
-    from finextract.extract import Settings, extract
-    from finextract.models.loading import find_weights, tune
-    from finextract.models.stable_diffusion import load_pipeline
+    from finextract.extract import ExtractionSettings, extract_all
+    from finextract.models.loading import load_base, tune
     from finextract.sscd import load_embedder
 
-    base = load_pipeline(ZOO / "base", torch.device("cuda"), torch.float16)
-    pair = tune(base, find_weights(ZOO / "checkpoints/fruit-lora"))
+    base = load_base(ZOO / "base", torch.device("cuda"), torch.float16)
+    pair = tune(base, ZOO / "checkpoints/fruit-lora")
     _, total = torch.cuda.mem_get_info()
     held = torch.cuda.memory_reserved()
     torch.cuda.set_per_process_memory_fraction((held + 300e6) / total)
     try:
-        settings = Settings(samples_per_image=2048, steps=1, batch_size=2048)
-        done = extract(pair, "a fruit", 1, settings, load_embedder())
+        settings = ExtractionSettings(samples_per_image=2048, steps=1, batch_size=2048)
+        done = extract_all(pair, "a fruit", 1, settings, load_embedder())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert done.settings.batch_size < 2048
-    assert len(done.images) == 2048
+    assert done.num_samples == 2048

@@ -48,11 +48,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def base_bytes() -> bytes:
     """The zoo's base as one file in the original names, without a VAE."""
     from _formats import single_file
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
 
-    from finextract.models.stable_diffusion import load_pipeline
-
-    base = load_pipeline(Path(__file__).resolve().parents[2] / "zoo/base", torch.device("cpu"), torch.float32)
-    return save(single_file(base.unet, base.text_encoder), metadata={"format": "pt"})
+    folder = Path(__file__).resolve().parents[2] / "zoo/base"
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+    return save(single_file(unet, text_encoder), metadata={"format": "pt"})
 
 
 @pytest.fixture

@@ -1,0 +1,39 @@
+"""A diffusers pipeline folder: its configuration files, and the refusal of pickles. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from finextract.errors import CorruptWeights, PickledWeights
+from finextract.text import first_line
+from finextract.weights.headers import PICKLE_SUFFIXES
+
+
+def read_config(folder: Path, path: str) -> dict[str, Any]:
+    """The JSON object in a configuration file of the folder; untrusted. Raises CorruptWeights."""
+    where = f"{folder.name}/{path}"
+    try:
+        value = json.loads((folder / path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CorruptWeights(f"{where} is missing: this is no complete diffusers pipeline folder.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptWeights(f"{where} cannot be read: {first_line(error)}.") from error
+    if not isinstance(value, dict):
+        raise CorruptWeights(f"{where} holds no JSON object.")
+    return value
+
+
+def refuse_pickles(folder: Path, components: Iterable[str]) -> None:
+    """Raises PickledWeights where a component has weights, but none as safetensors."""
+    for component in components:
+        files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
+        if any(f.suffix == ".safetensors" for f in files):
+            continue
+        for pickle in (f for f in files if f.suffix in PICKLE_SUFFIXES):
+            raise PickledWeights(
+                f"{folder.name}/{component}/{pickle.name} is a pickle, which can run code when it is opened; "
+                "it was not opened. Ask its author for safetensors."
+            )

@@ -1,0 +1,206 @@
+"""Extraction in rounds on the zoo's real models: memory, stopping early, and equality with plain DDIM."""
+
+import dataclasses
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from finextract.archive import SampleArchive
+from finextract.errors import RequestError
+from finextract.extract import (
+    Extraction,
+    ExtractionSettings,
+    conclude,
+    extract,
+    extract_all,
+    guided_predictor,
+    sample,
+)
+from finextract.guidance import CFG, DIRECT, LORA, Method
+from finextract.models.base import CopiedPair, Pair, TunableModel
+from finextract.models.loading import load_base, tune
+from finextract.sampling import initial_noise
+from finextract.sscd import Embedder, load_embedder
+
+ZOO = Path(__file__).resolve().parents[2] / "zoo"
+CAPTION = "a picture of a flower"
+
+
+@pytest.fixture(scope="module")
+def pair() -> CopiedPair[TunableModel]:
+    base = load_base(ZOO / "base", torch.device("cpu"), torch.float32)
+    return tune(base, ZOO / "checkpoints/flowers-lora")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return load_embedder(threads=1)
+
+
+def _images(extraction: Extraction) -> NDArray[np.uint8]:
+    return np.stack([np.asarray(extraction.picture(i)) for i in range(extraction.num_samples)])
+
+
+class Observed:
+    """A real model that hands every call on, with one of its methods replaced."""
+
+    def __init__(self, model: Any, **replaced: Any) -> None:
+        self._model = model
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "guidance"), [("finextract", LORA), ("cfg", CFG), ("direct", DIRECT)], ids=lambda v: str(v)
+)
+def test_a_sample_is_that_of_a_plain_ddim_loop_over_the_modules_of_diffusers_bit_for_bit(
+    pair: CopiedPair[Any], method: Method, guidance: Any
+) -> None:
+    base, tuned = pair.base, pair.tuned
+
+    def noise_of(model: Any, x: Tensor, t: int, prompt: str) -> Tensor:
+        tokens = model.tokenizer(
+            prompt, padding="max_length", max_length=model.tokenizer.model_max_length, return_tensors="pt"
+        )
+        states = model.text_encoder(tokens.input_ids)[0].expand(len(x), -1, -1)
+        return model.unet(x, t, encoder_hidden_states=states).sample
+
+    w, alphas = guidance.guidance_scale, tuned.solver.alphas_cumprod
+    with torch.inference_mode():
+        x = initial_noise((5, 6), tuned.latent_shape).to(memory_format=torch.channels_last)
+        for t in (751, 501, 251, 1):  # 4 of 1000 steps
+            eps = noise_of(tuned, x, t, CAPTION)
+            if method == "finextract":
+                eps = noise_of(base, x, t, "").lerp(eps, w)
+            elif method == "cfg":
+                eps = noise_of(tuned, x, t, "").lerp(eps, w)
+            alpha = float(alphas[t])
+            after = float(alphas[t - 250]) if t > 250 else float(alphas[0])
+            x = after**0.5 * ((x - (1 - alpha) ** 0.5 * eps) / alpha**0.5) + (1 - after) ** 0.5 * eps
+        decoded = tuned.vae.decode(x / tuned.vae.config.scaling_factor).sample
+        expected = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    got = sample(tuned, guided_predictor(pair, CAPTION, method, guidance), (5, 6), steps=4)
+    assert np.array_equal(got, expected)
+
+
+def test_the_images_held_in_memory_do_not_grow_with_the_number_of_samples(
+    pair: CopiedPair[Any], embedder: Embedder
+) -> None:
+    def most_held(num_train_images: int) -> int:
+        """The highest number of decoded samples alive at once, as tensors or as PIL images."""
+        held: list[weakref.ref[Any]] = []
+        most = 0
+
+        def count() -> None:
+            nonlocal most
+            alive = [one for ref in held if (one := ref()) is not None]
+            most = max(most, sum(len(one) if isinstance(one, Tensor) else 1 for one in alive))
+
+        def decode(latents: Tensor) -> Tensor:
+            images = pair.tuned.decode(latents)
+            held.append(weakref.ref(images))
+            count()
+            return images
+
+        class Counting:
+            descriptor = embedder.descriptor
+
+            def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+                held.extend(weakref.ref(image) for image in images)
+                count()
+                return embedder.embed(images)
+
+        observed: Any = CopiedPair(pair.base, Observed(pair.tuned, decode=decode), "lora")
+        settings = ExtractionSettings(samples_per_image=4, steps=1, batch_size=4)
+        done = extract_all(observed, CAPTION, num_train_images, settings, Counting())
+        assert done.num_samples == 4 * num_train_images
+        return most
+
+    few, many = most_held(2), most_held(5)
+    assert few == many
+    assert many <= 3 * 4, "at most the batch as a tensor and as images, and the batch before"
+
+
+def test_samples_beyond_the_memory_of_the_archive_lie_on_disk_and_come_back_bit_for_bit() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 24), np.uint8)
+    archive = SampleArchive(memory_bytes=4000)
+    archive.add(images[:2])
+    archive.add(images[2:])
+    assert len(archive) == 5
+    assert archive._file._rolled, "the images do not fit into 4000 bytes"
+    for i in (4, 0, 2):
+        assert np.array_equal(np.asarray(archive.image(i)), images[i].transpose(1, 2, 0))
+
+
+def test_an_extraction_that_is_stopped_early_is_that_of_the_samples_drawn_so_far(
+    pair: Pair, embedder: Embedder
+) -> None:
+    settings = ExtractionSettings(samples_per_image=5, steps=2, batch_size=4, seed=7)
+    rounds = extract(pair, CAPTION, 4, settings, embedder)
+    first, second = next(rounds), next(rounds)
+    rounds.close()
+    assert (len(first.seeds), len(second.seeds), second.total) == (4, 8, 20)
+    assert second.images.shape[0] == 4, "the images of its own batch alone"
+    stopped = conclude(second)
+    again = extract_all(pair, CAPTION, 4, dataclasses.replace(settings, samples_per_image=2), embedder)
+    assert stopped.seeds == again.seeds == tuple(range(7, 15))
+    assert np.array_equal(_images(stopped), _images(again))
+    assert np.array_equal(stopped.embeddings, again.embeddings)
+    assert stopped.candidates == again.candidates
+    assert stopped.unet_evaluations == 8 * 2 * 2
+
+
+def test_prompts_are_conditioned_once_for_all_batches(pair: CopiedPair[Any], embedder: Embedder) -> None:
+    conditioned: list[str] = []
+
+    def condition(prompt: str) -> Any:
+        conditioned.append(prompt)
+        return pair.tuned.condition(prompt)
+
+    observed: Any = CopiedPair(pair.base, Observed(pair.tuned, condition=condition), "lora")
+    settings = ExtractionSettings(method="cfg", samples_per_image=6, steps=1, batch_size=2)
+    extract_all(observed, CAPTION, 1, settings, embedder)
+    assert sorted(conditioned) == ["", CAPTION]
+
+
+def test_where_memory_is_too_small_the_batch_is_halved_and_the_samples_stay_the_same(
+    pair: CopiedPair[Any], embedder: Embedder
+) -> None:
+    settings = ExtractionSettings(samples_per_image=3, steps=2, batch_size=6)
+    plenty = extract_all(pair, CAPTION, 2, settings, embedder)
+    sizes: list[int] = []
+
+    def short_of_memory(limit: int) -> Any:
+        def predict(x: Tensor, t: float, conditioning: Any) -> Tensor:
+            if len(x) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            sizes.append(len(x))
+            return pair.tuned.predict(x, t, conditioning)
+
+        return CopiedPair(pair.base, Observed(pair.tuned, predict=predict), "lora")
+
+    little = extract_all(short_of_memory(2), CAPTION, 2, settings, embedder)
+    assert set(sizes) == {1}
+    assert little.settings.batch_size == 1
+    assert np.abs(_images(little).astype(int) - _images(plenty)).max() <= 1
+    with pytest.raises(torch.OutOfMemoryError):
+        extract_all(short_of_memory(0), CAPTION, 2, settings, embedder)
+
+
+def test_settings_that_cannot_be_used_are_refused_before_the_first_round(
+    pair: Pair, embedder: Embedder
+) -> None:
+    with pytest.raises(RequestError, match="at least 1"):
+        extract(pair, CAPTION, 1, ExtractionSettings(samples_per_image=0), embedder)
+    with pytest.raises(RequestError, match="training images"):
+        extract(pair, CAPTION, 0, ExtractionSettings(), embedder)
