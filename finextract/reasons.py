@@ -47,3 +47,43 @@ class ReasonCode(StrEnum):
     TIMED_OUT = "timed_out"
     STORE_UNREACHABLE = "store_unreachable"
     INTERNAL_ERROR = "internal_error"
+
+    @property
+    def label(self) -> str:
+        """The reason in a few words, for people."""
+        return LABELS[self]
+
+
+LABELS = {
+    ReasonCode.PICKLE: "stored as a pickle",
+    ReasonCode.DANGEROUS_PICKLE: "a pickle that may run code",
+    ReasonCode.DAMAGED: "damaged weights",
+    ReasonCode.NO_WEIGHTS: "no weights",
+    ReasonCode.UNSUPPORTED_KIND: "unsupported kind of weights",
+    ReasonCode.UNSUPPORTED_FAMILY: "unsupported model family",
+    ReasonCode.UNKNOWN_FAMILY: "unknown model family",
+    ReasonCode.UNSUPPORTED_INPUTS: "a model that takes further inputs",
+    ReasonCode.UNSUPPORTED_LAYOUT: "unsupported file layout",
+    ReasonCode.TOO_LARGE: "larger than the download limit",
+    ReasonCode.BASE_UNKNOWN: "base model not known",
+    ReasonCode.BASE_MISMATCH: "weights do not fit the base model",
+    ReasonCode.BASE_UNAVAILABLE: "base model not available",
+    ReasonCode.IS_A_BASE: "a base model itself",
+    ReasonCode.CAPTION_UNKNOWN: "training caption not known",
+    ReasonCode.GATED: "gated: its licence must be accepted",
+    ReasonCode.LOGIN_REQUIRED: "login required",
+    ReasonCode.EARLY_ACCESS: "early access",
+    ReasonCode.REMOVED: "removed or private",
+    ReasonCode.HUB_WARNING: "reported as dangerous by the hub",
+    ReasonCode.INVALID_ENTRY: "invalid entry",
+    ReasonCode.HUB_UNREACHABLE: "the hub did not answer",
+    ReasonCode.RATE_LIMITED: "limited by the hub",
+    ReasonCode.NOT_READY: "not yet processed by the hub",
+    ReasonCode.CHANGED: "changed since it was listed",
+    ReasonCode.NO_SPACE: "disk full",
+    ReasonCode.OUT_OF_MEMORY: "out of memory",
+    ReasonCode.WORKER_DIED: "the worker process ended",
+    ReasonCode.TIMED_OUT: "took too long",
+    ReasonCode.STORE_UNREACHABLE: "the store did not answer",
+    ReasonCode.INTERNAL_ERROR: "internal error",
+}

@@ -1,7 +1,7 @@
-"""`scanner`: one verb, one file in scanner/commands, loaded when it is asked for.
+"""`scanner`: each verb is a module of scanner/commands, imported when it is called.
 
-stdout is data, stderr is words. Exit codes: 0 every planned checkpoint has a verdict and none failed; 1 the
-same, and something was flagged and --fail-on-flag was given; 2 usage or configuration, or a source that
+stdout is data, stderr is messages. Exit codes: 0 every planned checkpoint has a verdict and none failed; 1
+the same, and something was flagged and --fail-on-flag was given; 2 usage or configuration, or a source that
 could not be listed to its end; 3 finished, some failed; 130 interrupted.
 """
 
@@ -17,22 +17,22 @@ from scanner import settings
 from scanner.errors import ScannerError
 
 VERBS = {
-    "corpus": "Keep the images that are looked for, and the background they are judged against.",
+    "corpus": "Add and list corpora of reference images, and backgrounds.",
     "crawl": "List fine-tuned checkpoints, and scan those that have no verdict yet.",
-    "nightly": "Crawl every source since the last complete night, once a date.",
-    "status": "Show how many checkpoints have which verdict.",
-    "sql": "Ask the store in SQL.",
+    "nightly": "Crawl all sources since the last complete night.",
+    "status": "Show the verdicts of the listed checkpoints.",
+    "sql": "Query the store in SQL.",
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",
     "compact": "Make the store's many small files into few; safe at any time.",
-    "config": "Show the settings that hold, and where each comes from.",
-    "doctor": "Check what a crawl needs: torch, GPU, SSCD, Ray, disk, hubs, tokens.",
-    "completion": "Print what makes a shell complete `scanner`.",
-    "train-images": "Fetch the training images that an author published beside a checkpoint.",
+    "config": "Show the effective settings, and where each comes from.",
+    "doctor": "Check torch, GPU, SSCD, Ray, disk, hubs and tokens.",
+    "completion": "Print the script that completes `scanner` in a shell.",
+    "train-images": "Download the training images that an author published with a checkpoint.",
 }
 
 
 class _Verbs(click.Group):
-    """Shows every verb's line without importing any verb."""
+    """Shows the line of each verb without importing the verb."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -53,14 +53,14 @@ class _Verbs(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Find which shared diffusion checkpoints give back images of your collection."""
+    """Find which published diffusion checkpoints give back images of your collection."""
     file = settings.find()
     if file is not None:
         ctx.default_map = settings.default_map(cli, settings.read(file), file)
 
 
 def main() -> None:
-    """The console script: prints our own errors on one or two lines."""
+    """The console script. Prints an error that a user can fix on one or two lines, without a traceback."""
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except ScannerError as error:

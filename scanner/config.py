@@ -1,7 +1,11 @@
-"""The effective configuration of a scan: what shapes its result, and nothing else.
+"""The effective configuration of a scan: every setting that affects its result, and no other.
 
-Two scans with the same `config_id` are comparable, and a checkpoint scanned under one is not scanned again.
-The references belong to it: a corpus that grew makes another configuration.
+Scans with the same `config_id` are comparable, and a checkpoint that has a verdict under a configuration is
+not scanned again under it. The references belong to the configuration: a corpus with new images makes another
+one.
+
+The id omits every key that has the value it had when it was introduced. So a new key, at its introduced
+value, leaves all ids as they were, and no checkpoint is sampled again because of it.
 """
 
 from __future__ import annotations
@@ -12,70 +16,116 @@ import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import tomli_w
 
 from scanner.records import ConfigRow, now
 
-COMPARING = ("alpha", "tau", "tau_quantile", "corpora")  # the keys that come after sampling
+COMPARING = ("alpha", "tau", "tau_quantile", "corpora")  # the keys that do not affect sampling
 DESCRIPTOR = "sscd_disc_mixup-int8"
 
 
 @dataclass(frozen=True, slots=True)
 class ScanConfig:
-    """What a scan does. None means the method's published preset for the checkpoint's kind."""
+    """How a checkpoint is scanned. None means the published preset for the checkpoint's kind.
+
+    A new field needs its line in `INTRODUCED`, with the value under which a scan gives the results that it
+    gave before the field existed. Only a field that was introduced with None may ever be None.
+    """
 
     guidance_scale: float | None = None  # w' of the paper
     correction: float | None = None  # k of the paper
     samples_per_image: int = 50  # the paper draws 50 * N0 samples
     candidates_per_image: int = 2  # candidates kept, in multiples of N0
-    assumed_train_images: int = 10  # N0 where the checkpoint does not tell it
-    max_samples: int = 1000  # however many images the metadata claims
+    assumed_train_images: int = 10  # N0 where the metadata do not state it
+    max_samples: int = 1000  # of a checkpoint, whatever number of images the metadata state
     steps: int = 50
     seed: int = 0
     alpha: float = 0.05  # false-discovery level of a flag
     tau_quantile: float = 0.99  # of the background's nearest-neighbour similarities
-    tau: float = 1.0  # the similarity that a flag needs, as that quantile came out
+    tau: float = 1.0  # the similarity that a flag needs: the value of that quantile
     descriptor: str = DESCRIPTOR
     corpora: dict[str, str] = field(default_factory=dict)  # name -> digest of its references and of its role
 
     def toml(self) -> str:
-        """The configuration as TOML, keys sorted; what is None is left out."""
+        """The full configuration as TOML, keys sorted; a key that is None is left out."""
         values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        return tomli_w.dumps(dict(sorted(values.items())))
+        return tomli_w.dumps(_normalised(values))
 
     @property
     def config_id(self) -> str:
-        """The hash of the TOML text, 16 hex digits."""
-        return hashlib.sha256(self.toml().encode()).hexdigest()[:16]
+        """The id of the configuration, 16 hex digits; see `config_id_of`."""
+        return config_id_of(self.toml())
 
     @property
     def sampling_id(self) -> str:
-        """Of what shapes the samples and the candidates alone."""
-        return sampling_id(self.toml())
+        """The id of the part that affects samples and candidates; see `sampling_id_of`."""
+        return sampling_id_of(self.toml())
 
     def row(self) -> ConfigRow:
-        """The configuration as a row of the store."""
+        """The configuration as a row of the store, with its full TOML."""
         return ConfigRow(self.config_id, self.toml(), now())
 
-    def num_samples_images(self, told: int | None) -> int:
-        """N0 to sample for: as told, or assumed, and never past `max_samples`."""
-        count = told if told is not None else self.assumed_train_images
+    def num_samples_images(self, stated: int | None) -> int:
+        """The N0 to sample for: as the metadata state it, or assumed; limited by `max_samples`."""
+        count = stated if stated is not None else self.assumed_train_images
         return max(1, min(count, self.max_samples // self.samples_per_image))
 
 
-def sampling_id(toml: str) -> str:
-    """What a configuration, as TOML, says of sampling, hashed: without what samples are compared with."""
-    values = {k: v for k, v in tomllib.loads(toml).items() if k not in COMPARING}
-    return hashlib.sha256(tomli_w.dumps(values).encode()).hexdigest()[:16]
+# The value of each key when it was introduced; None for a key that was absent. A line is never changed: what
+# may change later is the default of the field.
+INTRODUCED: dict[str, Any] = {
+    "guidance_scale": None,
+    "correction": None,
+    "samples_per_image": 50,
+    "candidates_per_image": 2,
+    "assumed_train_images": 10,
+    "max_samples": 1000,
+    "steps": 50,
+    "seed": 0,
+    "alpha": 0.05,
+    "tau_quantile": 0.99,
+    "tau": 1.0,
+    "descriptor": "sscd_disc_mixup-int8",
+    "corpora": {},
+}
+_FLOATS = frozenset(f.name for f in dataclasses.fields(ScanConfig) if "float" in str(f.type))
+
+
+def config_id_of(toml: str) -> str:
+    """The id of a configuration, as TOML: the hash of the keys that differ from `INTRODUCED`, 16 hex digits.
+
+    A key that is absent counts as one at its introduced value, so the TOML that an earlier version wrote has
+    the same id as the one that this version writes for the same settings.
+    """
+    return _id_of(tomllib.loads(toml))
+
+
+def sampling_id_of(toml: str) -> str:
+    """`config_id_of` without the keys that do not affect the samples, such as the corpora."""
+    return _id_of({k: v for k, v in tomllib.loads(toml).items() if k not in COMPARING})
+
+
+def _id_of(values: dict[str, Any]) -> str:
+    changed = {k: v for k, v in _normalised(values).items() if k not in INTRODUCED or v != INTRODUCED[k]}
+    return hashlib.sha256(tomli_w.dumps(changed).encode()).hexdigest()[:16]
+
+
+def _normalised(values: dict[str, Any]) -> dict[str, Any]:
+    """Sorted by key, with a number of a field of real numbers as a float: 3 and 3.0 are one setting."""
+    return {
+        k: float(v) if k in _FLOATS else dict(sorted(v.items())) if isinstance(v, dict) else v
+        for k, v in sorted(values.items())
+    }
 
 
 def default_cache() -> Path:
-    """Where downloads go: $FINEXTRACT_CACHE, or the user's cache folder."""
+    """The folder of downloads: $FINEXTRACT_CACHE, or a folder in the user's cache folder."""
     return Path(os.environ.get("FINEXTRACT_CACHE") or platformdirs.user_cache_dir("finextract"))
 
 
 def default_store() -> str:
-    """Where the store is when nobody says: $FINEXTRACT_STORE, or the user's data folder."""
+    """The default store: $FINEXTRACT_STORE, or a folder in the user's data folder."""
     return os.environ.get("FINEXTRACT_STORE") or platformdirs.user_data_dir("finextract")

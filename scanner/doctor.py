@@ -1,4 +1,4 @@
-"""What a crawl needs, checked one by one, each with what would mend it. Shows no secret; changes nothing."""
+"""Checks of what a crawl needs, each with a way to fix it. Shows no secrets and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scanner.text import first_line
 from scanner.units import show_size
 
 TIMEOUT_S = 8.0
-LITTLE_BYTES = 20_000_000_000  # of disk: less holds few checkpoints at a time
+LITTLE_BYTES = 20_000_000_000  # of free disk space, below which few checkpoints fit
 TOKENS = {
     "HF_TOKEN": "gated repositories on HuggingFace are skipped; set it to a read token",
     "CIVITAI_TOKEN": "many downloads on Civitai ask for a login; set it to an API key",
@@ -29,25 +29,25 @@ TOKENS = {
 
 
 class State(StrEnum):
-    """How a check came out."""
+    """The result of a check."""
 
     GOOD = "ok"
-    POOR = "note"  # a crawl works, and would work better
+    POOR = "note"  # a crawl works, but could work better
     BAD = "wrong"  # a crawl cannot work
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the doctor's."""
+    """The result of one check."""
 
     name: str
     state: State
-    told: str
-    remedy: str = ""
+    finding: str
+    remedy: str = ""  # how to fix or improve it
 
 
 def examine(store: str, ray_address: str | None) -> Iterator[Check]:
-    """Every check, one after another, as it is done. Never raises for what it finds."""
+    """Runs every check and yields its result. Raises nothing for what a check finds."""
     checks: tuple[Callable[[], Check], ...] = (
         check_torch,
         check_sscd,
@@ -64,23 +64,23 @@ def examine(store: str, ray_address: str | None) -> Iterator[Check]:
 
 
 def check_torch() -> Check:
-    """torch's version, and the GPUs that it can use."""
+    """The version of torch, and the GPUs that it can use."""
     from scanner.crawl.worker import devices
 
     try:
         found = devices()
     except (ImportError, OSError, RuntimeError) as error:
         return Check("torch", State.BAD, f"cannot be used: {error}", "Run `make setup` again.")
-    told = f"{version('torch')}, " + (
+    finding = f"{version('torch')}, " + (
         ", ".join(f"{n} ({show_size(size)})" for n, size in found) or "CPU only"
     )
     if found:
-        return Check("torch", State.GOOD, told)
-    return Check("torch", State.POOR, told, "Scans of real checkpoints take hours each without a GPU.")
+        return Check("torch", State.GOOD, finding)
+    return Check("torch", State.POOR, finding, "Without a GPU, the scan of a real checkpoint takes hours.")
 
 
 def check_sscd() -> Check:
-    """The descriptor's weights, and their SHA256."""
+    """The weights of the descriptor, and their SHA256."""
     from scanner.crawl.worker import sscd_weights
 
     try:
@@ -92,22 +92,24 @@ def check_sscd() -> Check:
 
 
 def check_ray(address: str | None) -> Check:
-    """The cluster that is named, or that a crawl starts one here."""
+    """The cluster at an address, or the Ray that a crawl starts on this machine."""
     from scanner.crawl.pool import check_cluster, named_cluster
 
     address = address or named_cluster()
     if not address:
-        return Check("Ray", State.GOOD, f"{version('ray')}; a crawl starts one here ({os.cpu_count()} cores)")
+        return Check(
+            "Ray", State.GOOD, f"{version('ray')}; a crawl starts it on this machine ({os.cpu_count()} cores)"
+        )
     try:
         check_cluster(address)
     except ScannerError as error:
-        told, _, remedy = str(error).partition("\n")
-        return Check("Ray", State.BAD, told, remedy)
+        finding, _, remedy = str(error).partition("\n")
+        return Check("Ray", State.BAD, finding, remedy)
     return Check("Ray", State.GOOD, f"{version('ray')}; a cluster answers at {address}")
 
 
 def check_store(uri: str) -> Check:
-    """The store's disk, or whether its object store answers."""
+    """The disk of the store, or whether its object store answers."""
     if "://" not in uri:
         return check_disk("store", Path(uri))
     try:
@@ -115,27 +117,29 @@ def check_store(uri: str) -> Check:
     except (OSError, ScannerError) as error:
         remedy = "Check AWS_ENDPOINT_URL, the credentials, and the bucket's name."
         return Check("store", State.BAD, f"{uri} does not answer: {first_line(error)}", remedy)
-    return Check("store", State.GOOD, f"{uri}{'' if there else ', not made yet'}")
+    return Check("store", State.GOOD, f"{uri}{'' if there else ', not created yet'}")
 
 
 def check_disk(name: str, folder: Path) -> Check:
-    """Whether a folder can be written, and the room on its disk."""
+    """Whether a folder can be written, and the free space of its disk."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
-    told = f"{folder}, {show_size(free)} free" + ("" if there == folder.absolute() else ", not made yet")
+    finding = f"{folder}, {show_size(free)} free" + (
+        "" if there == folder.absolute() else ", not created yet"
+    )
     if not os.access(there, os.W_OK):
         return Check(
-            name, State.BAD, f"{folder} cannot be written", "Name another folder, or mend its rights."
+            name, State.BAD, f"{folder} cannot be written", "Use another folder, or change its permissions."
         )
     if free < LITTLE_BYTES:
         return Check(
-            name, State.POOR, told, f"Less than {show_size(LITTLE_BYTES)}: pass a small --cache-size."
+            name, State.POOR, finding, f"Less than {show_size(LITTLE_BYTES)}: use a small --cache-size."
         )
-    return Check(name, State.GOOD, told)
+    return Check(name, State.GOOD, finding)
 
 
 def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
-    """Whether a hub answers like one, and what it tells of its limits."""
+    """Whether a hub answers, and the limits that it states."""
     endpoint = os.environ.get(variable) or usual
     try:
         endpoint = http.trust(endpoint)
@@ -149,30 +153,34 @@ def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
         return Check(name, State.BAD, f"{endpoint} does not answer: {why}", remedy)
     shown = f"; limits: {''.join(c for c in limits if c.isprintable())[:100]}" if limits else ""
     if answer.status_code == 429:
-        return Check(name, State.POOR, f"{endpoint} limits requests now{shown}", "A crawl waits; so can you.")
+        return Check(name, State.POOR, f"{endpoint} limits requests now{shown}", "A crawl waits for it.")
     if answer.status_code != 200 or "json" not in kind:
-        told = f"{endpoint} answers {answer.status_code}, not as a hub does{shown}"
-        return Check(name, State.BAD, told, f"Check {variable}, and that no page of a proxy's is in between.")
-    return Check(name, State.GOOD, f"{endpoint} answers{shown or '; tells no limits'}")
+        finding = f"{endpoint} answers {answer.status_code}, which is not the answer of a hub{shown}"
+        return Check(name, State.BAD, finding, f"Check {variable}, and that no proxy answers instead.")
+    return Check(name, State.GOOD, f"{endpoint} answers{shown or '; it states no limits'}")
 
 
 def check_token(name: str) -> Check:
-    """Whether a token is there; its value is never shown."""
+    """Whether a token is set; its value is never shown."""
     there = bool(os.environ.get(name, "").strip())
     if name == "HF_TOKEN" and not there:
         from huggingface_hub import get_token
 
         there = get_token() is not None
     if there:
-        return Check(name, State.GOOD, "there (not shown)")
+        return Check(name, State.GOOD, "set (not shown)")
     return Check(name, State.POOR, "not set", f"Without it {TOKENS[name]}.")
 
 
 def check_isolation() -> Check:
-    """Whether a pickle could be opened in a process without network, as --allow-pickle does."""
+    """Whether a process can be isolated from the network, which --allow-pickle needs."""
     from scanner.hubs.pickles import can_isolate
 
     if can_isolate():
-        return Check("--allow-pickle", State.GOOD, "a process can be cut off from the network here")
-    remedy = "Switch user namespaces on to use --allow-pickle."
-    return Check("--allow-pickle", State.POOR, "no process can be cut off from the network here", remedy)
+        return Check(
+            "--allow-pickle", State.GOOD, "a process can be isolated from the network on this machine"
+        )
+    remedy = "Enable user namespaces to use --allow-pickle."
+    return Check(
+        "--allow-pickle", State.POOR, "no process can be isolated from the network on this machine", remedy
+    )

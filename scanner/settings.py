@@ -1,13 +1,13 @@
-"""`scanner.toml`: a person's own defaults for the options of `scanner`'s verbs.
+"""`scanner.toml`: the user's defaults for the options of `scanner`'s verbs.
 
-    store = "/data/finextract"          # for every verb that has such an option
+    store = "/data/finextract"          # for every verb that has this option
 
-    [crawl]                             # for one verb; dashes and underscores are alike
+    [crawl]                             # for one verb; dashes and underscores are equivalent
     source = "hf"
     samples-per-image = 20
 
-The first of these files is read: $FINEXTRACT_CONFIG, ./scanner.toml, scanner.toml in the user's settings
-folder. What stands on the command line or in the environment comes before it.
+The first of these files is read: $FINEXTRACT_CONFIG, ./scanner.toml, scanner.toml in the user's configuration
+folder. The command line and the environment take precedence over it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import platformdirs
+from click.core import ParameterSource
 
 from scanner.errors import ConfigError
 
@@ -28,8 +29,16 @@ NAME = "scanner.toml"
 Defaults = dict[str, Any]
 
 
+class SharedOption(click.Option):
+    """An option of several verbs whose default may stand in the table of one of them, its `section`."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
 def places() -> list[Path]:
-    """Where the settings are looked for, in order."""
+    """The files that may hold the settings, in order."""
     named = os.environ.get("FINEXTRACT_CONFIG")
     if named:
         return [Path(named).expanduser()]
@@ -37,15 +46,15 @@ def places() -> list[Path]:
 
 
 def find() -> Path | None:
-    """The file that is read. Raises ConfigError where $FINEXTRACT_CONFIG names none."""
+    """The file that is read, if there is one. Raises ConfigError if $FINEXTRACT_CONFIG is not a file."""
     found = next((p for p in places() if p.is_file()), None)
     if found is None and os.environ.get("FINEXTRACT_CONFIG"):
-        raise ConfigError(f"FINEXTRACT_CONFIG names {places()[0]}, which is no file.")
+        raise ConfigError(f"FINEXTRACT_CONFIG names {places()[0]}, which is not a file.")
     return found
 
 
 def read(path: Path) -> Defaults:
-    """The file as it stands. Raises ConfigError for what is no TOML."""
+    """The content of the file. Raises ConfigError if it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -53,17 +62,32 @@ def read(path: Path) -> Defaults:
 
 
 def defaults_of(command: click.Command, path: tuple[str, ...], settings: Mapping[str, Any]) -> Defaults:
-    """What the settings say of a verb's options, by parameter name: its own table before the top level."""
+    """The defaults of a verb's options, by parameter name.
+
+    The verb's own table takes precedence over the table that an option shares, and that over the top level.
+    """
+    own, top = _values(settings, path), _values(settings, ())
+    defaults = {}
+    for key, option in options(command).items():
+        shared = _values(settings, (option.section,)) if isinstance(option, SharedOption) else {}
+        found = [values[key] for values in (own, shared, top) if key in values]
+        if found:
+            defaults[str(option.name)] = found[0]
+    return defaults
+
+
+def _values(settings: Mapping[str, Any], path: tuple[str, ...]) -> Defaults:
+    """The keys of one table, without the tables inside it."""
     section: Any = settings
     for name in path:
         section = section.get(name) if isinstance(section, dict) else None
-    own = {_key(k): v for k, v in section.items()} if isinstance(section, dict) else {}
-    top = {_key(k): v for k, v in settings.items() if not isinstance(v, dict)}
-    return {str(o.name): (top | own)[key] for key, o in options(command).items() if key in top | own}
+    if not isinstance(section, Mapping):
+        return {}
+    return {_key(k): v for k, v in section.items() if not isinstance(v, dict)}
 
 
 def default_map(root: click.Group, settings: Mapping[str, Any], file: Path) -> Defaults:
-    """The settings as click takes them. Raises ConfigError, with what was meant, for a name that is none."""
+    """The settings as a `default_map` of click. Raises ConfigError for an unknown name, with a suggestion."""
     check(root, settings, file)
 
     def mapped(command: click.Command, path: tuple[str, ...]) -> Defaults:
@@ -75,7 +99,7 @@ def default_map(root: click.Group, settings: Mapping[str, Any], file: Path) -> D
 
 
 def check(root: click.Group, settings: Mapping[str, Any], file: Path) -> None:
-    """Raises ConfigError for a table that is no verb, or a key that is no option."""
+    """Raises ConfigError for a table that is not a verb, or a key that is not an option."""
     every = {name for _, command in walk(root) for name in options(command)}
     for key, value in settings.items():
         if not isinstance(value, dict) and _key(key) not in every:
@@ -98,8 +122,8 @@ def _unknown(file: Path, key: str, known: Iterable[str]) -> ConfigError:
     names = [name.replace("_", "-") for name in known]
     word = key.strip("[]").partition(" ")[0].rpartition(".")[2].replace("_", "-")
     near = difflib.get_close_matches(word, names, n=1)
-    meant = f"Did you mean {near[0]}?" if near else f"It takes: {', '.join(sorted(names))}."
-    return ConfigError(f"{file}: {key} is no setting. {meant}")
+    hint = f"Did you mean {near[0]}?" if near else f"Known names: {', '.join(sorted(names))}."
+    return ConfigError(f"{file}: {key} is not a setting. {hint}")
 
 
 def _key(name: str) -> str:
@@ -107,12 +131,12 @@ def _key(name: str) -> str:
 
 
 def options(command: click.Command) -> dict[str, click.Option]:
-    """A verb's options by the names that they have on the command line, with underscores."""
+    """A verb's options by their names on the command line, with underscores."""
     return {_key(p.opts[-1].lstrip("-")): p for p in command.params if isinstance(p, click.Option)}
 
 
 def subcommands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
-    """A group's verbs by name."""
+    """The verbs of a group, by name."""
     context = click.Context(group)
     for name in group.list_commands(context):
         if (command := group.get_command(context, name)) is not None:
@@ -120,7 +144,7 @@ def subcommands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
 
 
 def walk(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every verb that is no group, with its words."""
+    """Every verb that is not a group, with its path."""
     for name, command in subcommands(group):
         if isinstance(command, click.Group):
             yield from walk(command, (*path, name))
@@ -128,26 +152,38 @@ def walk(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
             yield (*path, name), command
 
 
-def effective(root: click.Group, settings: Mapping[str, Any], file: Path | None) -> Iterator[Defaults]:
+def effective(root: click.Context, file: Path | None) -> Iterator[Defaults]:
     """Every option of every verb that has a value: `verb`, `option`, `value`, and where it comes `from`."""
-    for path, command in walk(root):
-        told = defaults_of(command, path, settings)
-        for option in options(command).values():
-            value, origin = _value(option, told, file)
+    for path, context in _contexts(root):
+        for option in options(context.command).values():
+            value, origin = _value(context, option, file)
             if value is not None and value != ():
                 yield {
                     "verb": " ".join(path), "option": option.opts[-1], "value": value, "from": origin,
                 }  # fmt: skip
 
 
-def _value(option: click.Option, told: Defaults, file: Path | None) -> tuple[Any, str]:
-    names = [option.envvar] if isinstance(option.envvar, str) else []
-    for name in names:
-        if os.environ.get(name):
-            return os.environ[name], f"${name}"
-    if option.name in told:
-        return told[str(option.name)], str(file)
-    default: Any = option.default
-    made: Callable[[], Any] | None = default if callable(default) else None
-    value = made() if made else default
-    return (None if type(value).__name__ == "Sentinel" else value), "default"
+def _contexts(
+    parent: click.Context, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Context]]:
+    """A context of every verb that is not a group, as if it was called without arguments."""
+    assert isinstance(parent.command, click.Group)
+    for name, command in subcommands(parent.command):
+        context = command.make_context(name, [], parent=parent, resilient_parsing=True)
+        if isinstance(command, click.Group):
+            yield from _contexts(context, (*path, name))
+        else:
+            yield (*path, name), context
+
+
+def _value(context: click.Context, option: click.Option, file: Path | None) -> tuple[Any, str]:
+    """An option's value as it was written, and where it comes from."""
+    name = str(option.name)
+    match context.get_parameter_source(name):
+        case ParameterSource.ENVIRONMENT:
+            return context.params[name], f"${option.envvar}"
+        case ParameterSource.DEFAULT_MAP:
+            return context.lookup_default(name), str(file)
+        case _:
+            written = isinstance(option.default, str)  # such as "10GB", whose value is a number of bytes
+            return option.default if written else context.params.get(name), "default"

@@ -43,9 +43,9 @@ SCANNER = Path(sys.executable).parent / "scanner"
 PAGE = 10  # entries of a page of the hub, and of a batch of the listing
 # The command, with steps so small that the listing goes on for most of the crawl.
 CRAWL = f"""
-import scanner.crawl.engine, scanner.crawl.planning
+import scanner.crawl.engine, scanner.crawl.listing
 from scanner.cli import main
-scanner.crawl.planning.BATCH = {PAGE}
+scanner.crawl.listing.BATCH = {PAGE}
 scanner.crawl.engine.LISTED_AHEAD = {PAGE}
 main()
 """

@@ -142,16 +142,16 @@ def planning(folder: Path) -> dict[str, Any]:
     """From the store's rows to an ordered plan."""
     from scanner.config import ScanConfig
     from scanner.crawl.backlog import Schedule
-    from scanner.crawl.planning import plan_of_store
+    from scanner.crawl.planning import Plan
     from scanner.store.store import Store
 
     start = time.perf_counter()
-    plan = plan_of_store(SOURCE, Store(folder), ScanConfig().config_id)
+    plan = Plan.of_store(SOURCE, Store(folder), ScanConfig().config_id)
     left = len(Schedule(plan.todo))
-    everything = plan_of_store(SOURCE, Store(folder), "another configuration: nothing is finished")
+    everything = Plan.of_store(SOURCE, Store(folder), "another configuration: nothing is finished")
     both = time.perf_counter() - start
     left_then = len(Schedule(everything.todo))
-    return {"planned": len(plan.planned), "left": left, "left_of_another_config": left_then,
+    return {"planned": len(plan), "left": left, "left_of_another_config": left_then,
             "seconds": both, "peak_gb": _peak_gb()}  # fmt: skip
 
 
@@ -162,25 +162,24 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
     import stub_worker
 
     from scanner.crawl.engine import crawl
-    from scanner.crawl.planning import plan_of_store
-    from scanner.crawl.progress import Budget
+    from scanner.crawl.planning import Plan
+    from scanner.crawl.progress import Budget, Observer
     from scanner.records import Checkpoint, Scan
     from scanner.store.store import Store
 
     store = Store(shutil.copytree(folder, scratch / "store", copy_function=os.link))
-    plan = plan_of_store(SOURCE, store, "none is finished")
+    plan = Plan.of_store(SOURCE, store, "none is finished")
     task = stub_worker.task(store, scratch / "cache", SOURCE)
     task = replace(task, config=replace(task.config, seed=task.run_id.__hash__() % 2**31))
     ended: list[float] = []
 
-    def report(checkpoint: Checkpoint, scan: Scan, progress: object) -> None:
-        ended.append(time.perf_counter())
+    class Watcher(Observer):
+        def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: object) -> None:
+            ended.append(time.perf_counter())
 
-    for planned in list(plan.planned.values()):
-        if planned.inspection_status != "ready":
-            plan.finished.add(planned.checkpoint_id)
+    plan = Plan(planned=[planned for planned in plan if planned.inspection_status == "ready"])
     budget = Budget(size_bytes=3_240_000 * count)
-    crawl(task, plan, store, workers=2, report=report, budget=budget, kind=stub_worker.Quick)
+    crawl(task, plan, store, workers=2, observer=Watcher(), budget=budget, worker_class=stub_worker.Quick)
     return {"dispatched": len(ended), "ms_each": 1000 * (ended[-1] - ended[0]) / (len(ended) - 1),
             "peak_gb": _peak_gb()}  # fmt: skip
 

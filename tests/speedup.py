@@ -32,7 +32,8 @@ def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str
     """One crawl; what its rows tell."""
     from scanner.config import ScanConfig
     from scanner.crawl.engine import crawl
-    from scanner.crawl.planning import make_plan
+    from scanner.crawl.listing import list_batches
+    from scanner.crawl.planning import Plan
     from scanner.crawl.service import with_corpora
     from scanner.crawl.worker import Task
     from scanner.hubs.base import Query
@@ -46,7 +47,8 @@ def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str
         store=store.uri, source="hf", base=None, config=config, run_id=new_id(), cache=str(folder / "cache"),
         max_download=10**9, cache_bytes=10**10, keep_weights=False, allow_pickle=False, threads=threads,
     )  # fmt: skip
-    plan = make_plan(open_source("hf"), store, Query(1000), config_id=config.config_id)
+    plan = Plan.begin(store, config.config_id, list_batches(open_source("hf"), store, Query(1000)))
+    list(plan.grow())
     counts = crawl(task, plan, store, workers=actors)
     assert not counts[Verdict.FAILED], counts
     scans = store.select(Scan, "WHERE stage = 'match'")

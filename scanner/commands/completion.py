@@ -1,4 +1,4 @@
-"""`scanner completion`: what a shell needs to complete the verbs and options."""
+"""`scanner completion`: the script with which a shell completes the verbs and options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from click.shell_completion import get_completion_class
 def command(ctx: click.Context, shell: str) -> None:
     """Print the script that completes `scanner` in SHELL.
 
-    For bash: `scanner completion bash >> ~/.bashrc`; zsh likewise; for fish into
+    bash: `scanner completion bash >> ~/.bashrc`. zsh: the same with ~/.zshrc. fish: write it to
     ~/.config/fish/completions/scanner.fish.
     """
     kind = get_completion_class(shell)

@@ -1,4 +1,4 @@
-"""`scanner config`: which settings hold."""
+"""`scanner config`: the effective settings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from scanner.commands.output import plain, rows_table
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(ctx: click.Context, verb: str | None, as_json: bool) -> None:
-    """Show the value of every option (of VERB), and whether scanner.toml, the environment or we set it."""
-    root = ctx.find_root().command
-    assert isinstance(root, click.Group)
+    """Show the value of every option (of VERB), and where it comes from.
+
+    A value comes from scanner.toml, from an environment variable, or is the default.
+    """
     file = settings.find()
-    told = settings.read(file) if file else {}
-    rows = [r for r in settings.effective(root, told, file) if verb is None or r["verb"].split()[0] == verb]
+    effective = settings.effective(ctx.find_root(), file)
+    rows = [row for row in effective if verb is None or row["verb"].split()[0] == verb]
     if as_json:
         click.echo(json.dumps({"file": str(file) if file else None, "settings": rows}, default=str, indent=2))
         return
     names = ("verb", "option", "value", "from")
     rows_table(names, ([plain(str(row[name])) for name in names] for row in rows))
     where = " or ".join(str(place) for place in settings.places())
-    click.echo(f"Settings of your own go into {where}." if file is None else f"Read from {file}.", err=True)
+    click.echo(f"To change a setting, write {where}." if file is None else f"Read from {file}.", err=True)

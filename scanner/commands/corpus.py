@@ -1,8 +1,7 @@
-"""`scanner corpus`: the images that a scan looks for."""
+"""`scanner corpus`: the reference images that candidates are compared with."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,28 +15,30 @@ from scanner.errors import CorpusError
 if TYPE_CHECKING:
     from scanner.match.corpus import Added
 
-SHOWN = 5  # images that were left out; the rest is counted
+SHOWN = 5  # images that could not be used; the others are counted
 
 
 @click.group(name="corpus")
 def command() -> None:
-    """Add and list the images to look for."""
+    """Add and list corpora of reference images, and backgrounds."""
 
 
 @command.command()
 @click.argument("name")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--background", is_flag=True, help="Images nothing was trained on: the null that a flag is held against."
+    "--background",
+    is_flag=True,
+    help="Images that no checkpoint was trained on: flags are judged against them.",
 )
 @store_option
 def add(name: str, folder: Path, background: bool, store: str) -> None:
-    """Read the images below DIR and keep their embeddings as the corpus NAME.
+    """Embed the images below DIR and store them as the corpus NAME.
 
-    Run it again when DIR has changed: only new images are read.
+    Run the command again when DIR has changed: only new images are embedded.
     """
     from scanner.commands.output import plain
-    from scanner.crawl.worker import Embedder
+    from scanner.crawl.worker import SscdEmbedder
     from scanner.match.corpus import add as add_images
     from scanner.match.corpus import image_files
     from scanner.records import Role
@@ -45,41 +46,36 @@ def add(name: str, folder: Path, background: bool, store: str) -> None:
 
     if not name.isprintable() or not name.strip() or len(name) > 100:
         raise CorpusError("a corpus needs a printable name of at most 100 characters.")
-    image_files(folder)  # a wrong folder makes no store
+    image_files(folder)  # a wrong folder creates no store
     opened = Store(store, create=True)
     role = Role.BACKGROUND if background else Role.REFERENCE
-    done = _shown(add_images(opened, name, folder, Embedder(), role))
+    done = _shown(add_images(opened, name, folder, SscdEmbedder(), role))
     click.echo(
-        f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.left_out)} left out; "
-        + ("a background" if background else "images to look for"),
+        f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.left_out)} not usable; "
+        + ("a background" if background else "a corpus of references"),
         err=True,
     )
     if done.repeated:
-        click.echo(f"  {done.repeated} are copies of others and count once.", err=True)
+        click.echo(f"  {done.repeated} are copies of others and are counted once.", err=True)
     for path, reason in list(done.left_out.items())[:SHOWN]:
-        click.echo(plain(f"  left out: {path.relative_to(folder)} {reason}"), err=True)
+        click.echo(plain(f"  not usable: {path.relative_to(folder)} {reason}"), err=True)
     if len(done.left_out) > SHOWN:
         click.echo(f"  and {len(done.left_out) - SHOWN} more", err=True)
     if done.removed:
         click.echo(
-            f"  {done.removed} of its images are not in {folder} any more; they stay in the corpus.", err=True
+            f"  {done.removed} images of the corpus are not in {folder} any more; they stay in the corpus.",
+            err=True,
         )
 
 
 def _shown(progress: Iterator[Added]) -> Added:
-    """Runs to the end, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Runs to the end, with a progress line on a terminal."""
+    from scanner.commands.progress import ProgressLine
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console) if console.is_terminal else None
-    with bar or contextlib.nullcontext():
-        task = bar.add_task("embedding") if bar else None
+    with ProgressLine() as line:
         for done in progress:
-            if bar is not None and task is not None:
-                seen = done.added + done.unchanged + done.repeated + len(done.left_out)
-                bar.update(task, total=done.found, completed=seen)
+            completed = done.added + done.unchanged + done.repeated + len(done.left_out)
+            line.update("embedding", completed, done.found, f"{completed:,}/{done.found:,}")
     return done
 
 
@@ -96,7 +92,7 @@ def list_(as_json: bool, store: str) -> None:
         click.echo(json.dumps(rows, default=lambda time: time.isoformat(), indent=2))
         return
     if not rows:
-        click.echo("No corpus yet. Make one with `scanner corpus add NAME DIR`.", err=True)
+        click.echo("The store has no corpus. Add one with `scanner corpus add NAME DIR`.", err=True)
         return
     from rich.console import Console
     from rich.table import Table

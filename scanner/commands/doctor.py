@@ -1,4 +1,4 @@
-"""`scanner doctor`: whether a crawl could work here, and what would help."""
+"""`scanner doctor`: checks whether a crawl can work on this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scanner.commands.output import plain
 
 @click.command("doctor")
 @store_option
-@click.option("--ray-address", metavar="ADDRESS", help="The cluster that crawls will use.")
+@click.option("--ray-address", metavar="ADDRESS", help="The address of the Ray cluster that crawls will use.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(store: str, ray_address: str | None, as_json: bool) -> int:
-    """Check torch, GPU, SSCD, Ray, disk, hubs and tokens; say what would mend what is wrong.
+    """Check torch, GPU, SSCD, Ray, disk, hubs and tokens, and say how to fix what is wrong.
 
-    Exits with 2 where something keeps a crawl from working.
+    Exits with 2 if a crawl cannot work.
     """
     from scanner.doctor import State, examine
 
@@ -26,7 +26,7 @@ def command(store: str, ray_address: str | None, as_json: bool) -> int:
     for check in examine(store, ray_address):
         done.append(check)
         if not as_json:
-            click.echo(plain(f"{check.state.value:6} {check.name:14} {check.told}"))
+            click.echo(plain(f"{check.state.value:6} {check.name:14} {check.finding}"))
             if check.remedy:
                 click.echo(plain(f"{'':22}{check.remedy}"))
     if as_json:

@@ -1,12 +1,128 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, and types of their values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from scanner.config import default_store
+from scanner.config import ScanConfig, default_store
+from scanner.settings import SharedOption
+from scanner.units import parse_size
+
+if TYPE_CHECKING:
+    from scanner.crawl.service import CrawlOptions
+
+DEFAULTS = ScanConfig()
+
+
+class Size(click.ParamType[int]):
+    """A size such as "2GB"; its value is a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else parse_size(value)
+
+
+SIZE = Size()
 
 store_option = click.option(
     "--store", envvar="FINEXTRACT_STORE", default=default_store, metavar="DIR",
-    help="The store.  [default: $FINEXTRACT_STORE, or your data folder]",
+    help="The folder of the store, or s3://BUCKET/PREFIX.  [default: $FINEXTRACT_STORE, or a folder in the "
+    "user's data folder]",
 )  # fmt: skip
+
+# What a crawl lists and how it scans, in the order of `scanner crawl --help`.
+_SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("--filter", "filters"), {
+        "multiple": True, "metavar": "TAG",
+        "help": "List the entries with this tag, instead of the tags of fine-tuned models. Given several "
+        "times, an entry must have all tags. For hf and civitai.",
+    }),
+    (("--base-model",), {
+        "metavar": "OWNER/NAME", "help": "List only what was tuned from this base model. For hf.",
+    }),
+    (("--corpus", "corpora"), {
+        "multiple": True, "metavar": "NAME",
+        "help": "Compare with this corpus or background. May be given several times.  [default: all]",
+    }),
+    (("--base",), {
+        "metavar": "OWNER/NAME",
+        "help": "The base model of checkpoints that state none, or a folder or file that holds it. For a "
+        "folder: source it is the base of all checkpoints.",
+    }),
+    (("--max-download",), {
+        "default": "10GB", "show_default": True, "metavar": "SIZE", "type": SIZE,
+        "help": "Skip checkpoints that are larger.",
+    }),
+    (("--cache-size", "cache_bytes"), {
+        "default": "50GB", "show_default": True, "metavar": "SIZE", "type": SIZE,
+        "help": "The size of the download cache, base models included. The least recently used files are "
+        "removed first.",
+    }),
+    (("--samples-per-image",), {
+        "type": click.IntRange(1), "default": DEFAULTS.samples_per_image, "show_default": True,
+        "help": "Samples to generate for each training image.",
+    }),
+    (("--assume-train-images", "assumed_train_images"), {
+        "type": click.IntRange(1), "default": DEFAULTS.assumed_train_images, "show_default": True,
+        "metavar": "N0", "help": "The number of training images where the metadata do not state it.",
+    }),
+    (("--steps",), {
+        "type": click.IntRange(1, 1000), "default": DEFAULTS.steps, "show_default": True,
+        "help": "Sampling steps.",
+    }),
+    (("--guidance-scale",), {
+        "type": float, "metavar": "W",
+        "help": "w' of the method.  [default: 3 for full weights, 5 for LoRA]",
+    }),
+    (("--correction",), {
+        "type": float, "metavar": "K",
+        "help": "k of the method.  [default: -0.02 for full weights, 0 for LoRA]",
+    }),
+    (("--seed",), {
+        "type": click.IntRange(0), "default": DEFAULTS.seed, "show_default": True,
+        "help": "The seed of the first sample.",
+    }),
+    (("--alpha",), {
+        "type": click.FloatRange(0, 1, min_open=True), "default": DEFAULTS.alpha, "show_default": True,
+        "help": "The false-discovery level of a flag.",
+    }),
+    (("--keep-weights",), {"is_flag": True, "help": "Keep downloaded checkpoints after their scan."}),
+    (("--allow-pickle",), {
+        "is_flag": True, "help": "Convert pickled checkpoints that pass every check, and scan them.",
+    }),
+    (("--ray-address",), {
+        "metavar": "ADDRESS",
+        "help": "The address of a running Ray cluster.  [default: start Ray on this machine]",
+    }),
+    (("--workers",), {
+        "type": click.IntRange(1),
+        "help": "The number of scans at the same time.  [default: one for each GPU, or for each core]",
+    }),
+)  # fmt: skip
+_SCAN_SETTINGS = ("samples_per_image", "assumed_train_images", "steps", "guidance_scale", "correction",
+                  "seed", "alpha")  # fmt: skip
+
+
+def scan_options(*, hidden: bool = False) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """Adds the options that `crawl_options` reads. Their defaults come from [crawl] in scanner.toml."""
+
+    def add(function: click.decorators.FC) -> click.decorators.FC:
+        for names, given in reversed(_SCAN_OPTIONS):
+            option = click.option(*names, cls=SharedOption, section="crawl", hidden=hidden, **given)
+            function = option(function)
+        return function
+
+    return add
+
+
+def crawl_options(given: dict[str, Any], **others: Any) -> CrawlOptions:
+    """The options of a crawl from the values of `scan_options`; `others` are further fields."""
+    from scanner.crawl.service import CrawlOptions
+
+    config = ScanConfig(**{name: given[name] for name in _SCAN_SETTINGS})
+    fields = {name: value for name, value in given.items() if name not in _SCAN_SETTINGS}
+    return CrawlOptions(**fields, config=config, **others)

@@ -1,44 +1,95 @@
-"""How a crawl tells what it does: a line for each verdict, and what is running.
+"""How the verbs show their progress on stderr: messages that stay, and below them one line with a bar.
 
-On a terminal the last line is a status that is drawn over; elsewhere a sign of life comes every minute.
+The line is drawn on a terminal only, by rich, in all verbs alike. Elsewhere a message about the progress is
+printed every minute.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
-from scanner.commands.output import plain, told
+from scanner.commands.output import plain, verdict_line
 from scanner.crawl.logs import log_path
 from scanner.crawl.progress import Observer
 from scanner.records import Verdict, now
 from scanner.units import show_duration
 
 if TYPE_CHECKING:
-    from scanner.crawl.progress import Progress, Running
+    from scanner.crawl.progress import Progress as CrawlProgress
+    from scanner.crawl.progress import Running
     from scanner.hubs.http import RateLimitWait
     from scanner.records import Checkpoint, Scan
+    from scanner.store.queries import VerdictCounts
 
-LIMIT_S = 10.0  # between two lines on the limits of one host
-QUIET_S = 60.0  # between two signs of life where nobody watches
-SHOWN = 4  # of what is running
+LIMIT_S = 10.0  # between two messages about the limits of one host
+QUIET_S = 60.0  # between two messages about the progress where there is no terminal
+SHOWN_SCANS = 4  # of the running ones
+RESUME = "Run the same command again to resume."
+
+
+class ProgressLine:
+    """Messages and a progress line on stderr; a context manager that removes the line in the end."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, markup=False, highlight=False)
+        self.is_drawn = self._console.is_terminal
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def message(self, text: str) -> None:
+        """Prints a message above the line."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=True)
+
+    def update(self, description: str, completed: int, total: int | None, status: str) -> None:
+        """Draws the line: a word, a bar (which pulses where the total is not known), and a text."""
+        if not self.is_drawn:
+            return
+        if self._bar is None:
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+                TextColumn("{task.fields[status]}", markup=False, table_column=rest),
+                console=self._console, transient=True, expand=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(description, status=status)
+            self._bar.start()
+        fields: dict[str, Any] = {"description": description, "completed": completed, "status": plain(status)}
+        self._bar.update(self._task, total=total, **fields)
 
 
 class Terminal(Observer):
-    """stderr, as a context manager; leaves no half line."""
+    """Shows the events of a crawl on stderr; a context manager.
 
-    def __init__(self) -> None:
-        self._watched = sys.stderr.isatty()
-        self._told = time.monotonic()
+    After an interrupt it says how to resume, and exits with 130.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._line = ProgressLine(console)
+        self._last_message = time.monotonic()
         self._waiting: RateLimitWait | None = None
-        self._running: list[Running] = []  # at the last tick, less what has ended since
-        self._limited: dict[str, float] = {}  # host -> when its limits were last printed
+        self._limit_shown: dict[str, float] = {}  # host -> when its limits were last printed
+        self._running: list[Running] = []  # at the last tick, without what has ended since
         self._scanning = False
+        self._counts: VerdictCounts | None = None  # when the crawl was interrupted
 
     def __enter__(self) -> Terminal:
         return self
@@ -46,84 +97,84 @@ class Terminal(Observer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wipe()
+        self._line.__exit__()
         if error is not None and self._running:
-            click.echo(f"Given up: {plain(', '.join(map(_at, self._running)))}.", err=True)
+            click.echo(f"Interrupted scans: {plain(', '.join(map(_running, self._running)))}.", err=True)
+        if isinstance(error, KeyboardInterrupt):
+            counts = f"; {self._counts}\n" if self._counts else ". "
+            click.echo(f"\nscanner: interrupted{counts}{RESUME}", err=True)
+            sys.exit(130)
+
+    def message(self, text: str) -> None:
+        """Prints a message that stays."""
+        self._line.message(text)
+        self._last_message = time.monotonic()
 
     def rate_limited(self, wait: RateLimitWait) -> None:
-        """The status line shows it; while there is none, a line of its own does, once in a while."""
+        """The line shows a wait while scans run; else a message does, once in a while."""
         self._waiting = wait
-        if not self._scanning and time.monotonic() - self._limited.get(wait.host, -LIMIT_S) >= LIMIT_S:
-            self._limited[wait.host] = time.monotonic()
+        if not self._scanning and time.monotonic() - self._limit_shown.get(wait.host, -LIMIT_S) >= LIMIT_S:
+            self._limit_shown[wait.host] = time.monotonic()
             self.message(str(wait))
 
     def listing_progress(self, listed: int, inspected: int) -> None:
-        """How far the listing is."""
-        if self._watched:
-            click.echo(f"\r{listed} listed, {inspected} inspected ", nl=False, err=True)
+        """Shows how far a listing without scans is."""
+        self._line.update("listing", 0, None, f"{listed:,} listed, {inspected:,} inspected")
 
-    def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
-        """One verdict."""
+    def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: CrawlProgress) -> None:
+        """Prints a verdict."""
         self._running = [r for r in self._running if r[0].checkpoint_id != checkpoint.checkpoint_id]
         seconds = (scan.finished_at - scan.started_at).total_seconds()
-        more = []
-        if scan.verdict is Verdict.FAILED and scan.seconds:  # a worker was at it
-            more.append(f"see {log_path(scan.scan_id)} in the store")
-        line = told(
-            checkpoint.repo, scan.verdict, scan.best_similarity, scan.q_value, scan.reason, *more,
+        further = []
+        if scan.verdict is Verdict.FAILED and scan.seconds:  # a worker wrote a log
+            further.append(f"see {log_path(scan.scan_id)} in the store")
+        line = verdict_line(
+            checkpoint.repo, scan.verdict, scan.best_similarity, scan.q_value, scan.reason, *further,
             f"({seconds:.0f} s)",
         )  # fmt: skip
-        self.message(f"[{_of_all(progress)}] {line}")
+        self.message(f"[{_done(progress)}] {line}")
 
-    def message(self, text: str) -> None:
-        """A line that stays."""
-        self._wipe()
-        click.echo(text, err=True)
-        self._told = time.monotonic()
-
-    def tick(self, progress: Progress) -> None:
-        """How far it is: drawn over on a terminal, now and then elsewhere."""
+    def tick(self, progress: CrawlProgress) -> None:
+        """Draws the line anew; without a terminal, prints the progress every minute."""
         self._running, self._scanning = progress.running, True
-        if self._watched:
-            width = shutil.get_terminal_size().columns - 1
-            click.echo(f"\r\033[K{self.line(progress)[:width]}", nl=False, err=True)
-        elif time.monotonic() - self._told >= QUIET_S:
-            self._told = time.monotonic()
-            click.echo(self.line(progress), err=True)
+        total = None if progress.listing else progress.total
+        self._line.update("scanning", progress.done, total, self.status(progress))
+        if not self._line.is_drawn and time.monotonic() - self._last_message >= QUIET_S:
+            self.message(self.status(progress))
 
-    def line(self, progress: Progress) -> str:
-        """The status line: done, rate, time left, verdicts, what is running and for how long, who limits."""
-        took = time.monotonic() - progress.started
-        parts = [_of_all(progress)]
-        if progress.done and took > 1:
-            rate = progress.done / took
+    def interrupted(self, counts: VerdictCounts) -> None:
+        """Keeps the verdicts for the last message."""
+        self._counts = counts
+
+    def status(self, progress: CrawlProgress) -> str:
+        """The progress in words: done, rate, time left, verdicts, the running scans, and waits for hubs."""
+        elapsed = time.monotonic() - progress.started
+        parts = [_done(progress)]
+        if progress.done and elapsed > 1:
+            rate = progress.done / elapsed
             left = show_duration((progress.total - progress.done) / rate)
             parts.append(f"{rate * 60:.1f}/min" + (f", {left} left" if not progress.listing else ""))
         parts += [f"{progress.listed:,} listed so far"] if progress.listing else []
         parts += [f"{n} {verdict.value.replace('_', ' ')}" for verdict, n in progress.verdicts.items()]
-        parts += [f"{progress.elsewhere} with another crawl"] if progress.elsewhere else []
-        parts += [f"{progress.retried} tried again"] if progress.retried else []
-        running = [_at(one) for one in progress.running]
+        parts += [f"{progress.elsewhere} held by another crawl"] if progress.elsewhere else []
+        parts += [f"{progress.retried} retried"] if progress.retried else []
         if progress.starting:
             parts.append(f"{progress.starting} worker{'s' * (progress.starting > 1)} starting")
-        if running:
-            more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
-            parts.append(f"at {', '.join(running[:SHOWN])}{more}")
+        if progress.running:
+            shown = ", ".join(_running(one) for one in progress.running[:SHOWN_SCANS])
+            hidden = len(progress.running) - SHOWN_SCANS
+            parts.append(f"running: {shown}{f' and {hidden} more' if hidden > 0 else ''}")
         if self._waiting is not None and self._waiting.until > now():
             parts.append(str(self._waiting))
         return plain("; ".join(parts))
 
-    def _wipe(self) -> None:
-        if self._watched:
-            click.echo("\r\033[K", nl=False, err=True)
 
-
-def _of_all(progress: Progress) -> str:
-    """How many are done, and of how many; "+" while more are being listed."""
+def _done(progress: CrawlProgress) -> str:
+    """How many of how many are done; "+" while more are being listed."""
     return f"{progress.done}/{progress.total}{'+' if progress.listing else ''}"
 
 
-def _at(running: Running) -> str:
-    """What is running, at which stage, and for how long."""
+def _running(running: Running) -> str:
+    """A running scan, its stage, and for how long."""
     checkpoint, stage, seconds = running
     return f"{checkpoint.repo} ({stage} {show_duration(seconds)})"

@@ -1,7 +1,8 @@
-"""One log file a scan: what it did and when, and where it went wrong.
+"""One log file for each scan, with its stages and its errors.
 
-Written line by line into the cache of the node that scans, so it is there even when the process is killed,
-and moved into the store when the scan ends: STORE/logs/<two hex digits>/<scan_id>.log, for its owner alone.
+It is written line by line into the cache of the node that scans, so a killed process leaves it there,
+and moved into the store when the scan ends: STORE/logs/<two hex digits>/<scan_id>.log, readable only by its
+owner.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LOGGER = logging.getLogger("scanner")
 
 
 class _Lines(logging.Formatter):
-    """UTC, milliseconds; what strangers wrote keeps no control character."""
+    """Times are UTC with milliseconds; control characters of untrusted text become spaces."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -31,15 +32,15 @@ class _Lines(logging.Formatter):
 
 
 def log_path(scan_id: str) -> str:
-    """Where a scan's log lies in its store."""
+    """The path of a scan's log in its store."""
     return f"logs/{scan_id[:2]}/{scan_id}.log"
 
 
 @contextlib.contextmanager
 def logged(store: Store, cache: Path, scan_id: str) -> Iterator[logging.Logger]:
-    """What is logged below `scanner` meanwhile goes into that scan's log.
+    """Everything that is logged below `scanner` meanwhile goes into the log of a scan.
 
-    A log that cannot be written costs itself alone: the scan goes on.
+    Where the log cannot be written, the scan goes on without it.
     """
     local = cache / "logs" / f"{scan_id}.log"
     handler: logging.Handler = logging.NullHandler()

@@ -1,8 +1,9 @@
 """The workers of a crawl as Ray actors: as many as the cluster has room for, replaced when they die.
 
-Ray lives here and in the engine. A worker holds a `scanner.crawl.worker.Scanner`; a fetcher holds another, on
-any node with a processor, and brings files into the cache before their scan. On a machine or a cluster with
-GPUs workers take GPUs, several sharing one where its memory allows; otherwise a core each.
+All calls of Ray are here, except those of the metrics. A worker holds a `scanner.crawl.worker.Scanner`; so
+does a fetcher, which runs on any node with a free CPU and downloads files into the cache before their scan.
+Where there are GPUs, a worker takes one, or a part of one where its memory allows several workers; otherwise
+a CPU core.
 """
 
 from __future__ import annotations
@@ -13,74 +14,91 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from scanner.crawl.planning import Planned
+from finextract.reasons import ReasonCode
 from scanner.crawl.worker import Scanner, Stage, Task
-from scanner.errors import ConfigError, NoWorkers
+from scanner.errors import ConfigError, NoWorkers, StoreError
 from scanner.records import Checkpoint
 
-# What a worker on another node must know of the driver's surroundings. Tokens are the node's own affair.
+# Environment variables that workers on other nodes get from the driver. Tokens are not among them: each node
+# has its own.
 PASSED_ON = ("HF_ENDPOINT", "CIVITAI_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "FINEXTRACT_SSCD",
              "AWS_ENDPOINT_URL")  # fmt: skip
-# GiB of a GPU by the name that Ray gives its kind; of others nothing is known, and one worker takes it whole.
+# GiB of a GPU by Ray's name of its type. A GPU of another type is taken by one worker alone.
 GPU_GIB = {"T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "A100-80G": 80, "L40S": 48, "H100": 80,
            "H200": 141, "B200": 192}  # fmt: skip
-# GiB that a worker needs by family: the pair in half precision, and a batch of 32 at 512x512. An estimate.
+# GiB that a worker needs by model family: the pair in half precision and a batch of 32 at 512x512. Estimated.
 WORKER_GIB = {"sd1": 12}
-STARTS = 5  # of workers that may fail in a row
-MOST_A_GPU = 4  # workers; beyond that they only wait for each other
+MAX_FAILED_STARTS = 5  # of workers, in a row
+MAX_PER_GPU = 4  # workers; more would only wait for each other
 NODE_DEATH = re.compile(r"node (has )?(died|been terminated|was terminated)|its node|preempt", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"low on memory|out of memory|oom", re.IGNORECASE)
 
 
 class WorkerDied(Exception):
-    """A worker is gone, and what it did may or may not have been done."""
+    """The process of a worker ended. Whether it wrote its last row is not known."""
 
-    def __init__(self, told: str) -> None:
-        super().__init__(told)
-        self.with_its_node = NODE_DEATH.search(told) is not None
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.with_its_node = NODE_DEATH.search(message) is not None
+        out_of_memory = OUT_OF_MEMORY.search(message) is not None
+        self.reason_code = ReasonCode.OUT_OF_MEMORY if out_of_memory else ReasonCode.WORKER_DIED
 
 
 class WorkerFailed(Exception):
-    """A worker raised what it should not: the store or Ray is in trouble."""
+    """A scan raised an exception, which it does only for the store's or Ray's sake, or it was ended."""
+
+    def __init__(self, message: str, reason_code: ReasonCode = ReasonCode.INTERNAL_ERROR) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """One actor, and what it is at."""
+    """One actor, as the driver sees it. References are Ray's."""
 
     actor: Any
-    starting: Any = None  # the reference that is there once it can be given work
-    at: Checkpoint | None = None
-    answer: Any = None  # the reference of its scan
-    asked: Any = None  # the reference of its last `stage`
-    stage: Stage | None = None
-    began: float = 0.0  # monotonic seconds, its scan
-    seconds: float = math.inf  # of a scan, on average of late
-    queue: list[Planned] = field(default_factory=list)  # that it has claimed beyond, in order
+    starting: Any = None  # reference of its start, until it can be given work
+    answer: Any = None  # reference of its scan, while it runs
+    asked: Any = None  # reference of the last call of `stage`
+    stage: Stage | None = None  # of its scan, as last polled
+    began: float = 0.0  # its scan, monotonic seconds
+    seconds: float = math.inf  # of a scan: a moving average
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be given work."""
+        return self.answer is None and self.starting is None
 
 
 class WorkerPool:
-    """Ray, connected or started on entering; its workers are gone on leaving."""
+    """A context manager: connects to Ray or starts it on entering, and ends its workers on leaving."""
 
     def __init__(
-        self, task: Task, *, address: str | None, workers: int | None, fetchers: int = 1, kind: type = Scanner
+        self,
+        task: Task,
+        *,
+        address: str | None,
+        workers: int | None,
+        fetchers: int = 1,
+        worker_class: type = Scanner,
     ) -> None:
         self._task, self._address, self._wanted, self._num_fetchers = task, address, workers, fetchers
-        self._kind = kind  # what a worker holds; it has the methods of a Scanner
+        self._worker_class = worker_class  # it has the methods of a Scanner
         self.workers: list[WorkerHandle] = []
         self._fetchers: list[Any] = []
-        self._ahead: dict[Any, int] = {}  # reference of a fetch -> bytes
-        self._fetched: set[str] = set()  # checkpoints whose fetch was begun
-        self._failed_starts = 0  # since the last that went well
+        self._fetching: dict[Any, int] = {}  # reference of a fetch -> bytes
+        self._fetched: set[str] = set()  # ids of checkpoints whose fetch was begun
+        self._failed_starts = 0  # since the last successful one
 
     def __enter__(self) -> WorkerPool:
         import ray
 
         self._ray = ray
-        self._ours = not ray.is_initialized()
-        if self._ours:
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
             _start(ray, self._address)
         return self
 
@@ -89,30 +107,30 @@ class WorkerPool:
             self._ray.kill(worker.actor)
         for fetcher in self._fetchers:
             self._ray.kill(fetcher)
-        if self._ours:
+        if self._started_ray:
             self._ray.shutdown()
 
     @property
     def room(self) -> int:
-        """Workers that the cluster has room for now, or as many as were asked for."""
+        """The number of workers that the user asked for, or else that the cluster has room for now."""
         return self._wanted or max(1, self._gpu_room() or int(self._ray.cluster_resources().get("CPU", 1)))
 
     def _gpu_room(self) -> int:
         return int(int(self._ray.cluster_resources().get("GPU", 0)) / self._gpu_share())
 
     def _gpu_share(self) -> float:
-        """The part of a GPU that a worker takes: as its memory allows on the smallest kind that is there."""
+        """The part of a GPU that a worker takes, by the memory of the smallest type of GPU in the cluster."""
         kinds = [name.removeprefix("accelerator_type:") for name in self._ray.cluster_resources()
                  if name.startswith("accelerator_type:")]  # fmt: skip
         need = max(WORKER_GIB.values())  # a worker may be given any of them
         least = min((GPU_GIB.get(kind, need) for kind in kinds), default=need)
-        return 1 / max(1, min(MOST_A_GPU, least // need))
+        return 1 / max(1, min(MAX_PER_GPU, least // need))
 
     def grow(self, most: int) -> None:
-        """Starts workers until there are as many as there is room for, or as `most`."""
+        """Starts workers until there is no room for more, or there are `most`."""
         while len(self.workers) < min(self.room, most):
             gpus = int(self._ray.cluster_resources().get("GPU", 0))
-            remote: Any = self._ray.remote(self._kind)
+            remote: Any = self._ray.remote(self._worker_class)
             actor = remote.options(
                 num_gpus=self._gpu_share() if gpus else 0, num_cpus=0 if gpus else 1, max_restarts=0,
                 max_task_retries=0, max_concurrency=2,
@@ -120,39 +138,39 @@ class WorkerPool:
             self.workers.append(WorkerHandle(actor, starting=actor.ready.remote()))
 
     def start(self, worker: WorkerHandle, checkpoint: Checkpoint) -> None:
-        """Gives a worker that is at nothing a checkpoint."""
-        worker.at, worker.stage, worker.began = checkpoint, None, time.monotonic()
+        """Has an idle worker scan a checkpoint."""
+        worker.stage, worker.began = None, time.monotonic()
         worker.answer = worker.actor.scan.remote(checkpoint)
 
     def fetch_ahead(self, checkpoint: Checkpoint, most_bytes: int) -> None:
-        """Has a file brought into the cache, unless that would be more than `most_bytes` at once."""
+        """Has a checkpoint's files downloaded into the cache, if no more than `most_bytes` are under way."""
         done, _ = (
-            self._ray.wait(list(self._ahead), num_returns=len(self._ahead), timeout=0)
-            if self._ahead
+            self._ray.wait(list(self._fetching), num_returns=len(self._fetching), timeout=0)
+            if self._fetching
             else ([], [])
         )
         for reference in done:
-            del self._ahead[reference]
+            del self._fetching[reference]
         if not self._num_fetchers or checkpoint.checkpoint_id in self._fetched:
             return
-        if sum(self._ahead.values()) + checkpoint.size_bytes > most_bytes:
+        if sum(self._fetching.values()) + checkpoint.size_bytes > most_bytes:
             return
         self._fetched.add(checkpoint.checkpoint_id)
         if not self._fetchers:
-            remote: Any = self._ray.remote(self._kind)
+            remote: Any = self._ray.remote(self._worker_class)
             self._fetchers = [
                 remote.options(
                     num_cpus=1 if self._address else 0, max_restarts=-1, max_task_retries=0
-                ).remote(self._task)  # on a cluster a processor's own node; here it takes none from a scan
+                ).remote(self._task)  # on one machine a fetcher takes no CPU from the scans
                 for _ in range(self._num_fetchers)
             ]
-        fetcher = self._fetchers[len(self._ahead) % len(self._fetchers)]
-        self._ahead[fetcher.fetch_ahead.remote(checkpoint)] = checkpoint.size_bytes
+        fetcher = self._fetchers[len(self._fetching) % len(self._fetchers)]
+        self._fetching[fetcher.fetch_ahead.remote(checkpoint)] = checkpoint.size_bytes
 
     def finished(self, wait_s: float) -> Iterator[tuple[WorkerHandle, Any]]:
-        """Workers whose scan has ended within `wait_s`, each with its Scan, WorkerDied or WorkerFailed.
+        """Workers whose scan ended within `wait_s`, each with its Scan, WorkerDied or WorkerFailed.
 
-        Returns early when a worker has come up, too. Raises NoWorkers where none does.
+        Returns early when a worker has started. Raises NoWorkers where several in a row do not start.
         """
         ray = self._ray
         starting = {w.starting: w for w in self.workers if w.starting is not None}
@@ -161,7 +179,7 @@ class WorkerPool:
         if not awaited:
             return
         done, _ = ray.wait(awaited, num_returns=1, timeout=wait_s)
-        if done:  # and whatever else is done by now
+        if done:  # with everything else that is done by now
             done, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
         for reference in done:
             if reference in starting:
@@ -176,28 +194,32 @@ class WorkerPool:
             except ray.exceptions.RayActorError as error:
                 outcome = WorkerDied(str(error))
             except ray.exceptions.RayError as error:
-                outcome = WorkerFailed(str(getattr(error, "cause", None) or error))
+                cause = getattr(error, "cause", None)
+                is_store = isinstance(cause, StoreError)
+                code = ReasonCode.STORE_UNREACHABLE if is_store else ReasonCode.INTERNAL_ERROR
+                outcome = WorkerFailed(str(cause or error), code)
             yield worker, outcome
 
     def _started(self, worker: WorkerHandle) -> None:
-        """A worker has come up, or has not: then it goes, and another is tried."""
+        """A worker has started, or has failed to; then it is removed, and `grow` starts another."""
         try:
             self._ray.get(worker.starting)
         except self._ray.exceptions.RayError as error:
             self.dismiss(worker)
             died = WorkerDied(str(error))
             self._failed_starts += not died.with_its_node
-            if self._failed_starts >= STARTS:
-                told = str(getattr(error, "cause", None) or error).strip().splitlines() or ["no reason told"]
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                lines = str(getattr(error, "cause", None) or error).strip().splitlines()
                 raise NoWorkers(
-                    f"{STARTS} workers in a row did not come up; the last said: {told[0][:300]}\n"
-                    "`scanner doctor` tells what a worker needs; what is recorded stays."
+                    f"{MAX_FAILED_STARTS} workers in a row did not start. The last error: "
+                    f"{(lines or ['no reason was given'])[0][:300]}\n"
+                    "Run `scanner doctor` to check what a worker needs. All recorded rows are kept."
                 ) from error
         else:
             worker.starting, self._failed_starts = None, 0
 
-    def look(self) -> None:
-        """Asks every busy worker for its stage, and takes what has been answered since the last look."""
+    def poll_stages(self) -> None:
+        """Asks every busy worker for its stage, and collects the answers to the last call."""
         for worker in self.workers:
             if worker.answer is None:
                 continue
@@ -208,33 +230,33 @@ class WorkerPool:
                 try:
                     worker.stage = self._ray.get(worker.asked)
                 except self._ray.exceptions.RayError:
-                    worker.stage = None  # its scan's own answer tells why
+                    worker.stage = None  # `finished` reports the error
             worker.asked = worker.actor.stage.remote()
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """Ends a worker's process; what it was at is nobody's."""
+        """Ends a worker's process and removes the worker."""
         self._ray.kill(worker.actor)
         worker.answer = None
         self.workers.remove(worker)
 
 
 def named_cluster() -> str | None:
-    """The cluster of the job that this process is; RAY_ADDRESS may also name a job server, which is none."""
+    """The cluster that RAY_ADDRESS names, as in a Ray job; None for the address of a job server."""
     named = os.environ.get("RAY_ADDRESS", "")
     return named if named and not named.startswith("http") else None
 
 
 def check_cluster(address: str) -> None:
-    """Raises ConfigError where nobody answers at HOST:PORT; Ray itself would try for minutes."""
+    """Raises ConfigError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if not host or not port.isdigit():
-        return  # "auto" and the like are Ray's own affair
+        return  # Ray interprets "auto" and the like
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address}: {error}.\n"
-            "Start one with `ray start --head`, or leave --ray-address out to start one here."
+            "Start one with `ray start --head`, or omit --ray-address to start one on this machine."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A listing that runs ahead of who reads it, in a thread of its own and by a bounded number of batches."""
+"""An iterator that runs ahead of its reader, in its own thread and by a bounded number of items."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from types import TracebackType
 
 from scanner.hubs import http
 
-BATCHES = 1  # that wait to be taken; one more is being made
+WAITING_ITEMS = 1  # that wait to be taken, while the next one is produced
 
 
 class Prefetcher[T]:
-    """What `items` gives, one after another; a context manager, and on leaving it nothing more is asked.
+    """Iterates over `items` in a thread of its own; a context manager, and on leaving it the thread ends.
 
-    `items` runs in the thread alone. While nobody takes what it gave, it is not asked for more.
+    While the reader does not take what was produced, the thread waits.
     """
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = items
-        self._given: queue.Queue[tuple[T] | None] = queue.Queue(BATCHES)  # None: the end
+        self._produced: queue.Queue[tuple[T] | None] = queue.Queue(WAITING_ITEMS)  # None: the end
         self._error: BaseException | None = None
-        self._left = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listing", daemon=True)
         self.ended = False
 
@@ -33,24 +33,24 @@ class Prefetcher[T]:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left.set()
+        self._stopping.set()
         if self._thread.is_alive():
             with http.interrupt_waits():
                 self._thread.join()
 
     def take(self, wait_s: float = 0) -> T | None:
-        """The next one; None where none is there within `wait_s`, or all have been taken: it has `ended`.
+        """The next item; None where none was produced within `wait_s`, or all have been taken (`ended`).
 
-        Raises what `items` raised, once, when all before it has been taken.
+        Raises what `items` raised, once, after everything before it has been taken.
         """
         if self.ended:
             return None
         try:
-            given = self._given.get(timeout=wait_s) if wait_s else self._given.get_nowait()
+            item = self._produced.get(timeout=wait_s) if wait_s else self._produced.get_nowait()
         except queue.Empty:
             return None
-        if given is not None:
-            return given[0]
+        if item is not None:
+            return item[0]
         self.ended = True
         if self._error is not None:
             raise self._error
@@ -60,16 +60,16 @@ class Prefetcher[T]:
         try:
             for item in self._items:
                 self._put((item,))
-                if self._left.is_set():
+                if self._stopping.is_set():
                     break
-        except BaseException as error:  # whatever it is, it is the reader's affair
+        except BaseException as error:  # `take` raises it in the reader's thread
             self._error = error
         self._put(None)
 
-    def _put(self, given: tuple[T] | None) -> None:
-        while not self._left.is_set():
+    def _put(self, item: tuple[T] | None) -> None:
+        while not self._stopping.is_set():
             try:
-                self._given.put(given, timeout=0.2)
+                self._produced.put(item, timeout=0.2)
             except queue.Full:
                 continue
             return

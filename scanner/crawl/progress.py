@@ -15,6 +15,7 @@ from scanner.records import Checkpoint, Scan, Verdict
 
 if TYPE_CHECKING:
     from scanner.hubs.http import RateLimitWait
+    from scanner.store.queries import VerdictCounts
 
 Running = tuple[Checkpoint, str, float]  # a checkpoint, the stage of its scan, and seconds in that stage
 
@@ -61,7 +62,7 @@ class Observer:
         """A sentence for people, such as the beginning and the end of the listing."""
 
     def checkpoint_listed(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint was listed and inspected. Reported once each, when nothing is scanned."""
+        """A checkpoint was listed and inspected. Called once for each, by a listing without scans."""
 
     def listing_progress(self, listed: int, inspected: int) -> None:
         """A batch was listed: how many entries were listed and inspected in all."""
@@ -71,6 +72,9 @@ class Observer:
 
     def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
         """A checkpoint came to its verdict."""
+
+    def interrupted(self, counts: VerdictCounts) -> None:
+        """A KeyboardInterrupt ends the crawl: the verdicts of all checkpoints of the store up to now."""
 
     def tick(self, progress: Progress) -> None:
         """Called every few seconds while workers scan."""

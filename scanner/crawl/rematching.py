@@ -1,8 +1,8 @@
-"""What was sampled before, compared anew: a corpus that grew asks for no new samples. Numpy only.
+"""Compares the candidates of earlier scans again: a corpus that grew needs no new samples. Numpy only.
 
-Samples and candidates depend on the checkpoint, its caption and base, on N0, and on what a configuration says
-of sampling; what they are compared with comes after. The candidates of such a scan stand in the store with
-their embeddings, so a scan under the new configuration is made of them.
+Samples and candidates depend on the checkpoint, its caption and base, on N0, and on those keys of a
+configuration that concern sampling, not on the references. The store holds the candidates of a scan with
+their embeddings, so the scan under another set of references is computed from them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from scanner.config import ScanConfig, sampling_id
+from scanner.config import ScanConfig, sampling_id_of
 from scanner.match.corpus import load_corpora
 from scanner.match.matching import compare, split
 from scanner.records import Candidate, Checkpoint, ConfigRow, Match, Scan, new_id, now
@@ -21,14 +21,14 @@ from scanner.store.store import Store
 
 
 class Rematching:
-    """Scans of a store under configurations that sample as this one does."""
+    """The newest scans of a store under other configurations with the same sampling."""
 
     def __init__(self, store: Store, config: ScanConfig, run_id: str) -> None:
         self._store, self._config, self._run_id = store, config, run_id
         alike = [
             row.config_id
             for row in store.select(ConfigRow, "WHERE config_id <> ?", [config.config_id])
-            if sampling_id(row.toml) == config.sampling_id
+            if sampling_id_of(row.toml) == config.sampling_id
         ]
         rows = store.query(
             "SELECT checkpoint_id, arg_max(scan_id, finished_at) AS scan_id FROM scans "
@@ -40,16 +40,17 @@ class Rematching:
         self._sampled: dict[str, str] = {row["checkpoint_id"]: row["scan_id"] for row in rows}
 
     def __contains__(self, checkpoint_id: str) -> bool:
-        """Whether it was sampled before."""
+        """Whether the store holds samples of a checkpoint."""
         return checkpoint_id in self._sampled
 
     def __len__(self) -> int:
         return len(self._sampled)
 
     def scans(self, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Scan]]:
-        """Compares and writes; leaves out what must be sampled anew after all.
+        """Compares and writes; returns each checkpoint with its new scan.
 
-        Other base, other caption, other number of samples. Raises StoreError.
+        Leaves out a checkpoint with another base, caption or number of samples than before: it needs new
+        samples. Raises StoreError.
         """
         wanted = " ".join(self._sampled[c.checkpoint_id] for c in checkpoints)
         among = "WHERE scan_id IN (SELECT unnest(string_split(?, ' ')))"
@@ -60,27 +61,26 @@ class Rematching:
         done: list[tuple[Checkpoint, Scan, list[Candidate], tuple[Match, ...]]] = []
         for checkpoint in checkpoints:
             scan = earlier.get(checkpoint.checkpoint_id)
-            if scan is None or not self._samples_alike(scan, checkpoint):
+            if scan is None or not self._same_samples(scan, checkpoint):
                 continue
             candidates = found.get(scan.scan_id, [])
             if len(candidates) == scan.num_candidates:
-                done.append((checkpoint, *self._anew(scan, candidates)))
+                done.append((checkpoint, *self._compared(scan, candidates)))
         self._store.append([candidate for _, _, own, _ in done for candidate in own])
         self._store.append([match for *_, matches in done for match in matches])
         self._store.append([scan for _, scan, *_ in done])
         return [(checkpoint, scan) for checkpoint, scan, *_ in done]
 
-    def _samples_alike(self, scan: Scan, checkpoint: Checkpoint) -> bool:
+    def _same_samples(self, scan: Scan, checkpoint: Checkpoint) -> bool:
         config = self._config
         count = config.samples_per_image * config.num_samples_images(checkpoint.num_train_images)
-        told = (checkpoint.base, checkpoint.caption, count)
-        return (scan.base, scan.caption, scan.num_samples) == told
+        return (scan.base, scan.caption, scan.num_samples) == (checkpoint.base, checkpoint.caption, count)
 
-    def _anew(
+    def _compared(
         self, earlier: Scan, candidates: list[Candidate]
     ) -> tuple[Scan, list[Candidate], tuple[Match, ...]]:
-        """The scan of an earlier one's candidates, and its own rows of candidates and matches."""
-        assert self._corpora is not None, "what was sampled is there"
+        """The new scan of an earlier scan's candidates, with its own rows of candidates and matches."""
+        assert self._corpora is not None, "corpora are loaded where there are samples"
         references, background = self._corpora
         started_at, began, config = now(), time.perf_counter(), self._config
         scan_id = new_id()

@@ -1,114 +1,188 @@
-"""What a crawl of whatever kind does: from options to a plan, and from a plan to verdicts.
+"""The public API of the service: what `scanner crawl` does, without a terminal and without exit codes.
 
-Words go to stderr. Imports Ray and torch only where it scans.
+    from scanner.crawl.service import CrawlOptions, crawl
+
+    result = crawl(CrawlOptions(source="folder:models", store="store", base="OWNER/NAME"))
+    print(result.counts)
+
+Events go to an `Observer`. Ray and torch are imported when workers start, and not before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scanner.config import ScanConfig, default_cache
 from scanner.crawl.progress import Budget, Observer
+from scanner.crawl.summary import ListingResult, ListingSummary
 from scanner.errors import ConfigError, SourceError
-from scanner.records import Verdict, new_id
+from scanner.records import Checkpoint, Listing, Verdict, new_id
+from scanner.store.queries import VerdictCounts, count_verdicts
 from scanner.store.store import Store
-from scanner.units import parse_size
 
 if TYPE_CHECKING:
-    from scanner.crawl.planning import Plan, Planned
+    from scanner.crawl.planning import Plan
     from scanner.crawl.worker import Task
     from scanner.hubs.base import Query, Source
-    from scanner.records import Listing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrawlOptions:
+    """What a crawl lists, and how it scans. The defaults are those of `scanner crawl`."""
+
+    source: str  # "hf", "civitai", or "folder:PATH"
+    store: str  # a folder, or an address such as "s3://BUCKET/PREFIX"
+    limit: int = 100  # entries to list, at most
+    since: datetime | str | None = None  # published then or later; "last": since the last finished listing
+    changed: bool = False  # `since` is compared with the time of the last change, where the source has it
+    filters: tuple[str, ...] = ()  # tags of the source, instead of those that find fine-tuned checkpoints
+    base_model: str | None = None  # only checkpoints that were tuned from this base, OWNER/NAME
+    corpora: tuple[str, ...] = ()  # corpora to compare with; empty for all of the store
+    base: str | None = None  # base of checkpoints that state none: OWNER/NAME, a folder, or a file
+    config: ScanConfig = field(default_factory=ScanConfig)  # its tau and corpora come from the store
+    max_download: int = 10_000_000_000  # bytes of a checkpoint; a larger one is skipped
+    cache_bytes: int = 50_000_000_000  # of all downloads that are kept
+    keep_weights: bool = False  # keep a downloaded checkpoint after its scan
+    allow_pickle: bool = False  # convert pickled checkpoints that pass every check, and scan them
+    ray_address: str | None = None  # of a running cluster; None to start Ray on this machine
+    workers: int | None = None  # scans at once; None for as many as the cluster has room for
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """The options of `scanner crawl`, as they were given."""
+class CrawlResult:
+    """What a crawl came to."""
 
-    source: str
-    limit: int
-    since: str | None
-    filters: tuple[str, ...]
-    base_model: str | None
-    list_only: bool
-    dry_run: bool
-    store: str
-    corpora: tuple[str, ...]
-    base: str | None
-    max_download: str
-    cache_size: str
-    samples_per_image: int
-    assume_train_images: int
-    steps: int
-    guidance_scale: float | None
-    correction: float | None
-    seed: int
-    alpha: float
-    keep_weights: bool
-    allow_pickle: bool
-    ray_address: str | None
-    workers: int | None
-    fail_on_flag: bool
-    as_json: bool
+    config_id: str
+    listed: int  # entries of the source
+    checkpoint_ids: tuple[str, ...]  # the checkpoints among them, in listing order
+    verdicts: dict[Verdict, int]  # that this crawl recorded, or found recorded by another crawl
+    counts: VerdictCounts  # of the listed checkpoints
+    total: VerdictCounts  # of all checkpoints of the store
+    cut_short: SourceError | None  # why the source could not be listed to its end, if it could not
 
-    def open_source(self) -> Source:
-        """The source. Raises ConfigError for what does not go together, or a cluster that does not answer."""
-        from scanner.crawl.pool import check_cluster
-        from scanner.hubs.registry import check_query_options, open_source
 
-        asked = open_source(self.source, base=self.base, allow_pickle=self.allow_pickle)
-        check_query_options(self.source, since=self.since, filters=self.filters, base_model=self.base_model)
-        if self.ray_address is not None and not (self.list_only or self.dry_run):
-            check_cluster(self.ray_address)
-        return asked
+def crawl(
+    options: CrawlOptions, observer: Observer | None = None, *, worker_class: type | None = None
+) -> CrawlResult:
+    """Lists a source, and scans its checkpoints that have no verdict yet while the listing goes on.
 
-    def task(self, store: Store, source: Source, observer: Observer) -> Task:
-        """What every scan has in common. Raises CorpusError without images to look for."""
-        from scanner.crawl.worker import Task
-        from scanner.hubs.base_models import local_base
+    An interrupted crawl is resumed by another call with the same options. Raises ConfigError for options
+    that cannot be used, CorpusError without images to compare with, SourceError where nothing could be
+    listed, StoreError, and NoWorkers where no worker starts. `worker_class` replaces the class of the
+    workers, for tests.
+    """
+    from scanner.crawl.listing import list_with_retries
+    from scanner.crawl.planning import Plan
 
-        config = ScanConfig(
-            guidance_scale=self.guidance_scale,
-            correction=self.correction,
-            samples_per_image=self.samples_per_image,
-            assumed_train_images=self.assume_train_images,
-            steps=self.steps,
-            seed=self.seed,
-            alpha=self.alpha,
+    observer = observer or Observer()
+    source = open_source(options)
+    _check_cluster(options)
+    store = Store(options.store)
+    query = _query(options, store, source)
+    task = _task(options, store, source, observer)
+    store.append([task.config.row()])  # the newest row is that of the configuration that was used last
+
+    def on_retry(error: SourceError, pause_s: float) -> None:
+        observer.message(f"{error}\nThe listing is resumed in {pause_s:.0f} s.")
+
+    batches = list_with_retries(
+        source, store, query, base_given=options.base is not None, on_retry=on_retry
+    )  # fmt: skip
+    plan = Plan.begin(store, task.config.config_id, batches)
+    observer.message(_listing_begins(source, query))
+    result = _scan(options, store, task, plan, observer, None, worker_class, source)
+    if plan.cut_short is not None and not plan.listed:
+        raise plan.cut_short
+    return result
+
+
+def scan_recorded(
+    options: CrawlOptions, observer: Observer | None = None, *, budget: Budget | None = None,
+    worker_class: type | None = None,
+) -> CrawlResult:  # fmt: skip
+    """Scans the checkpoints of a source that the store holds and that have no verdict; lists nothing.
+
+    Begins no scan when the budget is spent. Raises what `crawl` raises.
+    """
+    from scanner.crawl.planning import Plan
+
+    observer = observer or Observer()
+    source = open_source(options)
+    _check_cluster(options)
+    store = Store(options.store)
+    task = _task(options, store, source, observer)
+    store.append([task.config.row()])
+    plan = Plan.of_store(source.name, store, task.config.config_id)
+    return _scan(options, store, task, plan, observer, budget, worker_class)
+
+
+def list_and_inspect(
+    options: CrawlOptions, observer: Observer | None = None, *, dry_run: bool = False
+) -> ListingResult:
+    """Lists and inspects; downloads no weights and scans nothing.
+
+    The observer gets each checkpoint. A dry run writes nothing, and needs no store. Raises ConfigError,
+    SourceError where the source cannot be listed to its end, and StoreError.
+    """
+    from scanner.crawl.listing import list_batches
+    from scanner.crawl.planning import Plan
+    from scanner.hubs import http
+
+    observer, summary = observer or Observer(), ListingSummary(options.max_download)
+    source = open_source(options)
+    with _store_of(options, dry_run) as store:
+        query = _query(options, store, source)
+        observer.message(_listing_begins(source, query))
+        plan = Plan(
+            list_batches(source, store, query, base_given=options.base is not None, write=not dry_run)
         )
-        cores = os.cpu_count() or 1
-        return Task(
-            store=store.uri,
-            source=source.name,
-            base=local_base(self.base),
-            config=with_corpora(store, config, list(self.corpora), observer.message),
-            run_id=new_id(),
-            cache=str(default_cache()),
-            max_download=parse_size(self.max_download),
-            cache_bytes=parse_size(self.cache_size),
-            keep_weights=self.keep_weights,
-            allow_pickle=self.allow_pickle,
-            threads=0 if self.ray_address else max(1, cores // (self.workers or cores)),
-        )
 
-    def query(self, store: Store, source: Source) -> Query:
-        """What to list."""
-        from scanner.hubs.base import Query
+        def on_checkpoint(row: Checkpoint) -> None:
+            summary.add(row)
+            observer.checkpoint_listed(row)
 
-        return Query(self.limit, since_of(self.since, store, source), self.filters, self.base_model)
+        with http.on_rate_limit(observer.rate_limited):
+            for _ in plan.grow(on_checkpoint):
+                if plan.resumed is not None and plan.listed == plan.resumed.listed:
+                    observer.message(_listing_resumes(plan.resumed))
+                observer.listing_progress(plan.listed, plan.inspected)
+    if coverage := source.coverage():
+        observer.message(f"{source.name}: {coverage}")
+    return summary.result(plan.listed, plan.inspected)
+
+
+def open_source(options: CrawlOptions) -> Source:
+    """The source of a crawl. Raises ConfigError for options that do not apply to it."""
+    from scanner.hubs.registry import check_query_options, open_source
+
+    check_query_options(
+        options.source, since=options.since, filters=options.filters, base_model=options.base_model
+    )
+    return open_source(options.source, base=options.base, allow_pickle=options.allow_pickle)
+
+
+def effective_config(options: CrawlOptions, store: Store, observer: Observer | None = None) -> ScanConfig:
+    """The configuration of a crawl with the corpora of the store, and the tau that their background gives.
+
+    Raises CorpusError where a corpus is unknown, or there is no reference or no background.
+    """
+    warn = (observer or Observer()).message
+    return with_corpora(store, options.config, list(options.corpora), warn)
 
 
 def with_corpora(
     store: Store, config: ScanConfig, names: list[str], warn: Callable[[str], None] = lambda _: None
 ) -> ScanConfig:
-    """The configuration with its corpora and the tau that their background gives.
+    """The configuration with its corpora, and the tau that their background gives.
 
-    Raises CorpusError where a named corpus is unknown, or there is no reference or no background.
+    `warn` gets a sentence where the corpora are too small for any flag. Raises CorpusError.
     """
     from finextract.significance import tau_from_background
     from scanner.match.corpus import load_corpora
@@ -125,104 +199,120 @@ def with_corpora(
     )
 
 
-def since_of(text: str | None, store: Store, source: Source) -> datetime | None:
-    """--since as a time, UTC. Raises ConfigError for what is no date."""
-    from scanner.crawl.planning import last_finished
-
-    if text is None:
-        return None
-    if text == "last":
-        return last_finished(store, source)
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"--since {text} is no date. Write it as 2026-11-24, or as `last`.") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def list_and_inspect(
-    source: Source, store: Store, query: Query, base: str | None, *, write: bool,
-    observer: Observer | None = None,
-) -> Plan:  # fmt: skip
-    """Lists and inspects, and reports each batch and each checkpoint to the observer."""
-    from scanner.crawl.planning import make_plan
+def _scan(
+    options: CrawlOptions, store: Store, task: Task, plan: Plan, observer: Observer, budget: Budget | None,
+    worker_class: type | None, source: Source | None = None,
+) -> CrawlResult:  # fmt: skip
+    """Scans a plan; `source` is the one that is listed meanwhile."""
+    from scanner.crawl import engine
+    from scanner.crawl.worker import Scanner
     from scanner.hubs import http
 
-    observer = observer or Observer()
-    observer.message(_begins(source, query))
+    config, reported = task.config, set[str]()
 
-    def batch_listed(plan: Plan) -> None:
-        if plan.resumed is not None and plan.listed == plan.resumed.listed:
-            observer.message(_goes_on(plan.resumed))
-        observer.listing_progress(plan.listed, plan.inspected)
-
-    with http.on_rate_limit(observer.rate_limited):
-        plan = make_plan(
-            source, store, query, base_given=base is not None, write=write, report=batch_listed,
-            tell=observer.checkpoint_listed,
-        )  # fmt: skip
-    if coverage := source.coverage():
-        observer.message(f"{source.name}: {coverage}")
-    return plan
-
-
-def list_and_scan(
-    source: Source, store: Store, query: Query, task: Task, options: Options, observer: Observer
-) -> tuple[Plan, Counter[Verdict]]:
-    """Scans while it lists; returns the plan, which says where the listing was cut short."""
-    from scanner.crawl.planning import begin_plan, keep_growing
-
-    def retries(error: SourceError, pause_s: float) -> None:
-        observer.message(f"{error}\nThe listing goes on in {pause_s:.0f} s.")
-
-    plan = begin_plan(store, task.config.config_id)
-    growth = keep_growing(plan, source, store, query, base_given=options.base is not None, retries=retries)
-    observer.message(_begins(source, query))
-    return plan, scan(store, task, plan, options, observer=observer, growth=growth, source=source)
-
-
-def scan(
-    store: Store, task: Task, plan: Plan, options: Options, budget: Budget | None = None, *,
-    observer: Observer | None = None, growth: Iterable[list[Planned]] = (), source: Source | None = None,
-) -> Counter[Verdict]:  # fmt: skip
-    """Scans what a plan has left to do, and what it grows by; returns the verdicts of this run."""
-    from scanner.crawl.engine import crawl
-    from scanner.hubs import http
-
-    observer = observer or Observer()
-    config, said = task.config, set[str]()
-
-    def say_once(text: str) -> None:
-        if text not in said:
-            said.add(text)
+    def report_once(text: str) -> None:
+        if text not in reported:
+            reported.add(text)
             observer.message(text)
 
-    def listed(plan: Plan) -> None:
+    def on_listed() -> None:
         if plan.resumed is not None:
-            say_once(_goes_on(plan.resumed))
-        if plan.cut_short is not None and plan.listed:
-            say_once(f"The listing ends here: {plan.cut_short}\nWhat was listed is scanned.")
-        if plan.complete or (plan.cut_short is not None and plan.listed):
+            report_once(_listing_resumes(plan.resumed))
+        cut_short = plan.cut_short is not None and plan.listed > 0
+        if cut_short:
+            report_once(f"The listing ends here: {plan.cut_short}\nWhat was listed is scanned.")
+        if plan.complete or cut_short:
             if source is not None and (coverage := source.coverage()):
-                say_once(f"{source.name}: {coverage}")
+                report_once(f"{source.name}: {coverage}")
             todo = len(plan.todo)
-            say_once(
-                f"{plan.listed} entries, {len(plan.planned)} checkpoints, "
-                f"{len(plan.planned) - todo} finished before, {todo} to do; "
-                f"a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}"
+            report_once(
+                f"{plan.listed} entries, {len(plan)} checkpoints, {len(plan) - todo} finished before, "
+                f"{todo} to do; a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}"
             )
 
-    with http.on_rate_limit(observer.rate_limited):
-        return crawl(
-            task, plan, store, growth=growth, address=options.ray_address, workers=options.workers,
-            budget=budget, listed=listed, report=observer.outcome, tick=observer.tick,
-        )  # fmt: skip
+    try:
+        with http.on_rate_limit(observer.rate_limited):
+            verdicts = engine.crawl(
+                task, plan, store, observer=observer, on_listed=on_listed, budget=budget,
+                address=options.ray_address, workers=options.workers, worker_class=worker_class or Scanner,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        observer.interrupted(count_verdicts(store, config.config_id))
+        raise
+    ids = tuple(planned.checkpoint_id for planned in plan)
+    return CrawlResult(
+        config_id=config.config_id,
+        listed=plan.listed,
+        checkpoint_ids=ids,
+        verdicts=dict(verdicts),
+        counts=count_verdicts(store, config.config_id, among=ids),
+        total=count_verdicts(store, config.config_id),
+        cut_short=plan.cut_short,
+    )
 
 
-def _begins(source: Source, query: Query) -> str:
+def _task(options: CrawlOptions, store: Store, source: Source, observer: Observer) -> Task:
+    from scanner.crawl.worker import Task
+    from scanner.hubs.base_models import local_base
+
+    cores = os.cpu_count() or 1
+    return Task(
+        store=store.uri,
+        source=source.name,
+        base=local_base(options.base),
+        config=effective_config(options, store, observer),
+        run_id=new_id(),
+        cache=str(default_cache()),
+        max_download=options.max_download,
+        cache_bytes=options.cache_bytes,
+        keep_weights=options.keep_weights,
+        allow_pickle=options.allow_pickle,
+        threads=0 if options.ray_address else max(1, cores // (options.workers or cores)),
+    )
+
+
+def _query(options: CrawlOptions, store: Store, source: Source) -> Query:
+    from scanner.hubs.base import Query
+
+    since = _since(options.since, store, source)
+    return Query(options.limit, since, options.filters, options.base_model, changed=options.changed)
+
+
+def _since(since: datetime | str | None, store: Store, source: Source) -> datetime | None:
+    """`since` as a time, UTC. Raises ConfigError for a text that is not a date."""
+    from scanner.crawl.listing import last_finished
+
+    if since == "last":
+        return last_finished(store, source)
+    if isinstance(since, str):
+        try:
+            since = datetime.fromisoformat(since)
+        except ValueError:
+            raise ConfigError(f"--since {since} is not a date. Write it as 2026-11-24, or `last`.") from None
+    return since if since is None or since.tzinfo else since.replace(tzinfo=UTC)
+
+
+@contextlib.contextmanager
+def _store_of(options: CrawlOptions, dry_run: bool) -> Iterator[Store]:
+    """The store of a listing. A dry run does not create it: it gets a temporary one that is empty."""
+    with contextlib.ExitStack() as temporary:
+        uri = options.store
+        if dry_run and "://" not in uri and not Path(uri).is_dir():
+            uri = temporary.enter_context(tempfile.TemporaryDirectory())
+        yield Store(uri, create=True)
+
+
+def _check_cluster(options: CrawlOptions) -> None:
+    from scanner.crawl.pool import check_cluster
+
+    if options.ray_address is not None:
+        check_cluster(options.ray_address)
+
+
+def _listing_begins(source: Source, query: Query) -> str:
     return f"listing {source.name} (at most {query.limit} entries) ..."
 
 
-def _goes_on(listing: Listing) -> str:
+def _listing_resumes(listing: Listing) -> str:
     began = listing.started_at.astimezone()
-    return f"going on with the listing of {began:%Y-%m-%d %H:%M}, from entry {listing.listed:,}"
+    return f"resuming the listing of {began:%Y-%m-%d %H:%M} after entry {listing.listed:,}"

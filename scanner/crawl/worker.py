@@ -1,10 +1,12 @@
-"""What runs beside a model: plain classes that hold one. Ray wraps them in the engine.
+"""The scan of one checkpoint after another in a process that holds a model. The pool runs it as a Ray actor.
 
-The only room of the service that reaches the torch side of the method, and only inside its functions.
+The only module of the service that uses the part of the method that needs torch; it imports that part inside
+its functions.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tempfile
@@ -21,9 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finextract.errors import CheckpointError
+from finextract.reasons import ReasonCode
 from scanner.config import DESCRIPTOR, ScanConfig
 from scanner.crawl.logs import LOGGER, logged
-from scanner.errors import EntryError, Skipped, Unavailable
+from scanner.errors import EntryError, Skipped, StoreError, Unavailable
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.fetching import fetched
@@ -33,12 +36,12 @@ from scanner.match.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
 from scanner.store.store import Store
 
-BATCH_SIZE = 32  # samples at once, to begin with
-POISONED = 70  # the exit code of a process whose CUDA context is gone
+BATCH_SIZE = 32  # samples at once, until memory turns out to be too small
+CUDA_EXIT_CODE = 70  # of a process whose CUDA context cannot be used any more
 
 
-class Embedder:
-    """SSCD in this process."""
+class SscdEmbedder:
+    """The SSCD network in this process, as scanner.match.corpus.ImageEmbedder describes it."""
 
     def __init__(self, descriptor: str = DESCRIPTOR, threads: int = 0) -> None:
         from finextract.sscd import load_embedder
@@ -47,75 +50,74 @@ class Embedder:
         self.descriptor: str = self._embedder.descriptor
 
     def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Pictures -> float32 [N, D], L2-normalised."""
+        """Embeds pictures of any mode and size; float32 [N, D], L2-normalised."""
         return self._embedder.embed(images)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every scan of a crawl has in common. Small: it travels to each worker once."""
+    """What all scans of a crawl have in common. It is sent to each worker once."""
 
     store: str
-    source: str
-    base: str | None  # --base
+    source: str  # its specification, such as "hf" or "folder:PATH"
+    base: str | None  # OWNER/NAME or a local path, as the user gave it with --base
     config: ScanConfig
     run_id: str
-    cache: str
-    max_download: int  # bytes
-    cache_bytes: int  # of the cache in all
+    cache: str  # the folder of downloads
+    max_download: int  # bytes of a checkpoint
+    cache_bytes: int  # of the whole cache
     keep_weights: bool
     allow_pickle: bool
-    threads: int  # CPU threads of a worker; 0 = as many as there are
+    threads: int  # CPU threads of a worker; 0 = one for each core
 
 
 class Stage(NamedTuple):
-    """What a scanner is at."""
+    """The stage of the scan that is running."""
 
     checkpoint_id: str
     name: str  # fetch, load, sample, embed, cliques, match
-    seconds: float  # in it
+    seconds: float  # since it began
 
 
 class Scanner:
-    """Scans one inspected checkpoint after another; holds the embedder, the corpora and the last base."""
+    """Scans inspected checkpoints one at a time; holds the embedder, the corpora and the last base model."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._store = Store(task.store)
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
         self._bases = BaseFetcher(task.base)
-        self._embedder: Embedder | None = None
+        self._embedder: SscdEmbedder | None = None
         self._base: tuple[BaseFiles, Any] | None = None
-        self._batch_size = BATCH_SIZE  # less once the memory did not do
+        self._batch_size = BATCH_SIZE  # smaller after the memory was too small
         self._attempt: _Attempt | None = None
 
     @cached_property
     def _corpora(self) -> tuple[Any, Any]:
-        """The references and the background; read at the first scan, which a fetcher never comes to."""
+        """The references and the background. Read at the first scan, so a fetcher never reads them."""
         config = self._task.config
         return split(load_corpora(self._store, list(config.corpora), config.descriptor))
 
     def ready(self) -> None:
-        """Loads what every scan needs, so that no checkpoint is blamed where this fails. Not for fetchers."""
-
-        self._embedder = Embedder(self._task.config.descriptor, self._task.threads)
+        """Loads what every scan needs, so that a failure is not attributed to a checkpoint."""
+        self._embedder = SscdEmbedder(self._task.config.descriptor, self._task.threads)
 
     def stage(self) -> Stage | None:
-        """What it is at, asked from another thread; None for nothing."""
+        """The running stage, None while no scan runs. May be called from another thread."""
         attempt = self._attempt
         if attempt is None:
             return None
         return Stage(attempt.checkpoint_id, attempt.stage, time.perf_counter() - attempt.entered)
 
     def fetch_ahead(self, checkpoint: Checkpoint) -> bool:
-        """Brings a checkpoint's file and its base into the cache for its scan; says if it did."""
+        """Downloads a checkpoint and its base into the cache; returns whether that succeeded."""
         with tempfile.TemporaryDirectory() as folder:
             try:
                 with self._downloads(keep=True) as downloads:
                     assert checkpoint.base is not None, "only an inspected checkpoint is fetched"
                     self._bases.fetch(checkpoint.base, downloads)
                     self._source.fetch(checkpoint, Path(folder), downloads)
-            except (EntryError, OSError):  # its scan meets the same, and tells
+            except (EntryError, OSError):  # its scan raises the same error and records it
                 return False
         return True
 
@@ -127,10 +129,11 @@ class Scanner:
         )  # fmt: skip
 
     def scan(self, checkpoint: Checkpoint) -> Scan:
-        """Scans a checkpoint and writes its rows; the scan's own row comes last, so it never lacks evidence.
+        """Scans a checkpoint and writes its rows. The scan's own row is written after its evidence.
 
-        Never raises for the checkpoint's sake: that ends in `skipped` or `failed`. What failed is not
-        written: it may be tried again.
+        An error of the checkpoint or of its surroundings ends in a row that is `skipped` or `failed`, with
+        its reason and reason code. A failed row is returned and not written, because the attempt may be
+        repeated.
         """
         attempt = self._attempt = _Attempt(checkpoint, self._task)
         with logged(self._store, Path(self._task.cache), attempt.scan_id) as log:
@@ -139,16 +142,15 @@ class Scanner:
             try:
                 scan = self._scan(checkpoint, attempt)
             except (Skipped, CheckpointError) as error:
-                scan = attempt.end(Verdict.SKIPPED, str(error))
+                scan = attempt.end(Verdict.SKIPPED, str(error), error.reason_code)
             except Unavailable as error:
-                scan = attempt.end(Verdict.FAILED, str(error))
-            except Exception as error:  # whatever is ours: the crawl goes on, the row says where to look
+                scan = attempt.end(Verdict.FAILED, str(error), error.reason_code)
+            except Exception as error:  # of the surroundings or of the program: the crawl continues
                 log.exception("in %s", attempt.stage)
-                if "CUDA error" in str(error):  # this process can use its GPU no more; a fresh one can
-                    os._exit(POISONED)
-                scan = attempt.end(
-                    Verdict.FAILED, f"{type(error).__name__} while in {attempt.stage}: {error}"[:500]
-                )
+                if "CUDA error" in str(error):  # a new process can use the GPU, this one cannot
+                    os._exit(CUDA_EXIT_CODE)
+                reason = f"{type(error).__name__} in stage {attempt.stage}: {error}"[:500]
+                scan = attempt.end(Verdict.FAILED, reason, reason_code_of(error))
             finally:
                 self._attempt = None
             log.info("%s %s %s", scan.verdict, scan.reason, scan.seconds)
@@ -188,7 +190,7 @@ class Scanner:
             versions=_versions(),
         )
         with attempt.enter("sample"):
-            self._embedder = self._embedder or Embedder(config.descriptor, self._task.threads)
+            self._embedder = self._embedder or SscdEmbedder(config.descriptor, self._task.threads)
             assert checkpoint.caption is not None, "inspection gives a caption or skips"
             result = extract_all(
                 pair,
@@ -256,7 +258,7 @@ class Scanner:
 
 
 class _Attempt:
-    """What is known of a scan while it runs; `end` makes its row."""
+    """What is known of a scan while it runs; `end` returns its row."""
 
     def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
         self.scan_id, self.checkpoint_id = new_id(), checkpoint.checkpoint_id
@@ -267,7 +269,7 @@ class _Attempt:
 
     @contextmanager
     def enter(self, stage: str) -> Iterator[None]:
-        """Times a stage; a stage inside it counts for itself alone."""
+        """Measures the seconds of a stage, without those of a stage inside it."""
         self.stage, self.entered = stage, time.perf_counter()
         LOGGER.info("%s ...", stage)
         start = self.entered
@@ -278,8 +280,8 @@ class _Attempt:
             inner = sum(self.seconds.values()) - before
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - inner
 
-    def end(self, verdict: Verdict, reason: str) -> Scan:
-        """The scan's row."""
+    def end(self, verdict: Verdict, reason: str, reason_code: ReasonCode | None = None) -> Scan:
+        """Returns the scan's row; a skipped or failed one has a reason code."""
         config = self._task.config
         return Scan(
             scan_id=self.scan_id,
@@ -288,6 +290,7 @@ class _Attempt:
             run_id=self._task.run_id,
             verdict=verdict,
             reason=reason,
+            reason_code=reason_code,
             stage=self.stage,
             started_at=self._started,
             finished_at=now(),
@@ -299,6 +302,17 @@ class _Attempt:
         )
 
 
+def reason_code_of(error: Exception) -> ReasonCode:
+    """The reason code of an error that no part of the program raised on purpose."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by its name
+        return ReasonCode.OUT_OF_MEMORY
+    if isinstance(error, StoreError):
+        return ReasonCode.STORE_UNREACHABLE
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ReasonCode.NO_SPACE
+    return ReasonCode.INTERNAL_ERROR
+
+
 def _png(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
@@ -306,14 +320,14 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def sscd_weights() -> tuple[str, Path]:
-    """The default descriptor's name, and the file of its weights."""
+    """The name of the default descriptor, and the file of its weights."""
     from finextract.sscd import DEFAULT, default_weights
 
     return DEFAULT, default_weights()
 
 
 def devices() -> list[tuple[str, int]]:
-    """The GPUs that torch can use, each with its memory in bytes; none where it runs on the CPU."""
+    """The GPUs that torch can use, each with its memory in bytes; empty where there is only a CPU."""
     import torch
 
     found = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

@@ -33,7 +33,7 @@ PART_ROWS = 256  # references written together
 
 
 class ImageEmbedder(Protocol):
-    """What turns images into descriptors; `scanner.crawl.worker.ImageEmbedder` is the real one."""
+    """What turns images into descriptors; `scanner.crawl.worker.SscdEmbedder` is one."""
 
     descriptor: str  # names the model and its preprocessing
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
+from finextract.reasons import ReasonCode
 from scanner.records import ConfigRow, Verdict
 from scanner.store.store import Store
 
@@ -139,3 +141,45 @@ def shorter(reason: str, repo: str) -> str:
     """Removes the repository and the file from the start of a reason that is shown beside them."""
     rest = reason.removeprefix(repo)
     return rest.partition(" ")[2] if rest != reason and rest[:1] in ("/", ":", " ") else reason
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonCount:
+    """How many checkpoints were skipped or failed for one reason."""
+
+    verdict: str  # skipped, failed, or without a scan the inspection status: skipped, unavailable
+    reason_code: ReasonCode | None  # None for rows of versions that recorded no code
+    count: int
+    repo: str  # an example
+    reason: str  # of the example
+
+    @property
+    def label(self) -> str:
+        """The reason in a few words."""
+        return self.reason_code.label if self.reason_code else "recorded without a reason code"
+
+
+REASONS = """
+SELECT coalesce(s.verdict, c.inspection_status) AS verdict,
+    CASE WHEN s.verdict IS NULL THEN c.reason_code ELSE s.reason_code END AS reason_code,
+    count(*) AS count, arg_min(c.repo, c.checkpoint_id) AS repo,
+    arg_min(coalesce(s.reason, c.reason), c.checkpoint_id) AS reason
+FROM checkpoints c LEFT JOIN (SELECT * FROM scans WHERE config_id = $config_id) s USING (checkpoint_id)
+WHERE coalesce(s.verdict, c.inspection_status) IN ('skipped', 'failed', 'unavailable')
+    AND (s.finished_at >= $since OR $since IS NULL)
+GROUP BY ALL ORDER BY count DESC, verdict, reason_code"""
+
+
+def count_reasons(
+    store: Store, config_id: str | None, *, since: datetime | None = None
+) -> list[ReasonCount]:  # fmt: skip
+    """Counts the skipped and failed checkpoints of one configuration by reason code, most frequent first.
+
+    A checkpoint without a scan counts with what inspection found. `since` counts only scans that finished
+    then or later.
+    """
+    rows = store.query(REASONS, {"config_id": config_id, "since": since})
+    return [
+        ReasonCount(**row | {"reason_code": row["reason_code"] and ReasonCode(row["reason_code"])})
+        for row in rows
+    ]

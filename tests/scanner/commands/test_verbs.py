@@ -158,15 +158,15 @@ def test_a_file_named_in_the_environment_is_the_one_that_is_read(
     monkeypatch.setenv("FINEXTRACT_CONFIG", str(tmp_path / "mine.toml"))
     assert shown("crawl")["--limit"][0] == 3
     monkeypatch.setenv("FINEXTRACT_CONFIG", str(tmp_path / "none.toml"))
-    assert "which is no file" in str(run("status").exception)
+    assert "which is not a file" in str(run("status").exception)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[crawl]\nlimmit = 3", "limmit in [crawl] is no setting. Did you mean limit?"),
-        ("[crwl]\nlimit = 3", "[crwl] is no setting. Did you mean crawl?"),
-        ("stroe = 'x'", "stroe is no setting. Did you mean store?"),
+        ("[crawl]\nlimmit = 3", "limmit in [crawl] is not a setting. Did you mean limit?"),
+        ("[crwl]\nlimit = 3", "[crwl] is not a setting. Did you mean crawl?"),
+        ("stroe = 'x'", "stroe is not a setting. Did you mean store?"),
         ("[corpus.add]\nbackgroud = true", "Did you mean background?"),
         ("[crawl", "cannot be read as TOML"),
     ],

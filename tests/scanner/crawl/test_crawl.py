@@ -186,9 +186,9 @@ def test_a_hub_that_goes_away_while_it_is_listed_keeps_nothing_from_its_verdict(
         with (folder / "model.ckpt").open("ab") as file:
             file.write(bytes([n]))
         repos[f"o/{n}"] = folder
-    monkeypatch.setattr("scanner.crawl.planning.BATCH", 2)
+    monkeypatch.setattr("scanner.crawl.listing.BATCH", 2)
     monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr("scanner.crawl.planning.RETRIES_S", (0.1,))
+    monkeypatch.setattr("scanner.crawl.listing.RETRIES_S", (0.1,))
     store, outage = _fresh(corpora, tmp_path), Script(["503"] * 99, "cursor=")
     words = ["--source", "hf", "--store", str(store), *BUDGET]
     with Hub(repos, page_size=2, handler=type("Away", (Misbehaving, Handler), {"plan": outage})) as hub:
@@ -202,7 +202,7 @@ def test_a_hub_that_goes_away_while_it_is_listed_keeps_nothing_from_its_verdict(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         done = CliRunner().invoke(crawl_command, words)
     assert done.exception is None
-    assert "going on with the listing of" in done.stderr
+    assert "resuming the listing of" in done.stderr
     assert "5 entries, 5 checkpoints, 2 finished before, 3 to do" in done.stderr
     assert len(Store(store).query("SELECT * FROM all_scans")) == 5
     again, outage = tmp_path / "again", Script(["503"] * 5, "cursor=")  # as often as a request is tried
@@ -211,7 +211,7 @@ def test_a_hub_that_goes_away_while_it_is_listed_keeps_nothing_from_its_verdict(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         done = CliRunner().invoke(crawl_command, [*words[:3], str(again), *BUDGET])
     assert done.exception is None
-    assert "The listing goes on in 0 s." in done.stderr
+    assert "The listing is resumed in 0 s." in done.stderr
     assert "5 entries, 5 checkpoints, 0 finished before, 5 to do" in done.stderr
     assert len(Store(again).query("SELECT * FROM all_scans")) == 5
 

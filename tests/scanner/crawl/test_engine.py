@@ -12,19 +12,20 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import batched
 from pathlib import Path
 
 import pytest
 import ray
+from plans import batches_of, whole_plan
 from ray import cloudpickle
 from stub_worker import CONFIG, ended, task
 
 from scanner.commands.progress import Terminal
-from scanner.crawl import engine
+from scanner.crawl import engine, outcomes
 from scanner.crawl.engine import crawl
-from scanner.crawl.planning import Plan, Planned, begin_plan
-from scanner.crawl.progress import Progress
+from scanner.crawl.listing import ListedBatch
+from scanner.crawl.planning import Plan
+from scanner.crawl.progress import Observer, Progress
 from scanner.crawl.worker import Stage, Task
 from scanner.errors import NoWorkers, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
@@ -85,7 +86,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PAUSE_S", 0.1)
+    monkeypatch.setattr(outcomes, "PAUSE_S", 0.1)
     monkeypatch.setattr(engine, "TICK_S", 0.3)
 
 
@@ -121,23 +122,18 @@ def rows_of(store: Store, told: list[tuple[str, str | None]]) -> list[Checkpoint
 
 def plan_of(store: Store, told: list[tuple[str, str | None]]) -> Plan:
     """A whole plan of them."""
-    rows = rows_of(store, told)
-    plan = begin_plan(store, CONFIG.config_id)
-    for row in rows:
-        plan.add(row)
-    plan.listed, plan.complete = len(rows), True
-    return plan
+    return whole_plan(store, CONFIG.config_id, rows_of(store, told))
 
 
-def growth_of(
-    plan: Plan, rows: list[Checkpoint], size: int, given: Callable[[], None] = lambda: None
-) -> Iterator[list[Planned]]:
-    """A listing of them in batches; `given` is told before each."""
-    for batch in batched(rows, size):
-        given()
-        plan.listed += len(batch)
-        yield [planned for row in batch if (planned := plan.add(row)) is not None]
-    plan.complete = True
+class Watcher(Observer):
+    """Passes outcomes and ticks on to functions."""
+
+    def __init__(
+        self,
+        outcome: Callable[[Checkpoint, Scan, Progress], None] = lambda *_: None,
+        tick: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self.outcome, self.tick = outcome, tick  # type: ignore[method-assign]
 
 
 def verdicts(store: Store) -> dict[str, str]:
@@ -158,10 +154,12 @@ def test_every_checkpoint_is_scanned_once_and_workers_stay_with_their_base(
     def report(checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
         told.append((checkpoint.checkpoint_id, progress.done))
 
-    counts = crawl(task(store, tmp_path / "log"), plan, store, workers=2, report=report, kind=Stub)
+    counts = crawl(
+        task(store, tmp_path / "log"), plan, store, workers=2, observer=Watcher(report), worker_class=Stub
+    )
     assert counts == {Verdict.NOTHING_FOUND: 9, Verdict.SKIPPED: 1}
     assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 10
-    assert sorted(id_ for id_, _ in told) == sorted(plan.planned)
+    assert sorted(id_ for id_, _ in told) == sorted(p.checkpoint_id for p in plan)
     assert [done for _, done in told] == list(range(1, 11))
     assert set(tries(tmp_path / "log").values()) == {1}
     seen = [path.read_text().split() for path in (tmp_path / "log").iterdir()]
@@ -174,16 +172,16 @@ def test_scanning_begins_while_the_source_is_listed_and_the_listing_waits_for_th
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "LISTED_AHEAD", 6)
-    monkeypatch.setattr(engine, "AHEAD_MOST", 2)
+    monkeypatch.setattr(engine, "MAX_CLAIMS", 2)
     rows = rows_of(store, [("", "abc"[n % 3] if n % 5 else None) for n in range(100)])
-    plan, done, ahead = Plan(), list[str](), list[int]()
+    done, ahead = list[str](), list[int]()
+    plan = Plan(batches_of(rows, 4, lambda: ahead.append(plan.listed - len(done))))
     counts = crawl(
-        task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub,
-        growth=growth_of(plan, rows, 4, lambda: ahead.append(plan.listed - len(done))),
-        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+        task(store, tmp_path / "log"), plan, store, workers=2, worker_class=Stub,
+        observer=Watcher(lambda checkpoint, *_: done.append(checkpoint.checkpoint_id)),
     )  # fmt: skip
     assert counts == {Verdict.NOTHING_FOUND: 80, Verdict.SKIPPED: 20}
-    assert sorted(done) == sorted(plan.planned)
+    assert sorted(done) == sorted(p.checkpoint_id for p in plan)
     assert len(store.query("SELECT * FROM all_scans")) == 100
     assert len(ahead) == 25
     # 6 wait for a worker and a batch beyond, two batches wait to be taken, each worker holds a few
@@ -193,39 +191,36 @@ def test_scanning_begins_while_the_source_is_listed_and_the_listing_waits_for_th
 def test_what_was_listed_is_scanned_where_its_source_breaks_off(store: Store, tmp_path: Path) -> None:
     rows = rows_of(store, [("", "a")] * 6)
 
-    def broken(plan: Plan) -> Iterator[list[Planned]]:
-        yield from growth_of(plan, rows[:4], 2)
+    def broken() -> Iterator[ListedBatch]:
+        yield from batches_of(rows[:4], 2)
         raise SourceError("the hub is away")
 
-    plan, told = Plan(), list[str]()
-
-    def listed(plan: Plan) -> None:
-        told.append(str(plan.cut_short))
-
+    plan, told = Plan(broken()), list[str]()
     counts = crawl(
-        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub, growth=broken(plan), listed=listed
-    )
+        task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub,
+        on_listed=lambda: told.append(str(plan.cut_short)),
+    )  # fmt: skip
     assert counts == {Verdict.NOTHING_FOUND: 4}
     assert sorted(verdicts(store)) == [row.checkpoint_id for row in rows[:4]]
     assert told[-1] == str(plan.cut_short) == "the hub is away"
 
 
 def test_a_listing_that_fails_for_a_reason_of_ours_ends_the_crawl(store: Store, tmp_path: Path) -> None:
-    def broken() -> Iterator[list[Planned]]:
-        yield []
+    def broken() -> Iterator[ListedBatch]:
+        yield ListedBatch([], 0, 0, False)
         raise StoreError("the disk is full")
 
     with pytest.raises(StoreError, match="the disk is full"):
-        crawl(task(store, tmp_path / "log"), Plan(), store, workers=1, kind=Stub, growth=broken())
+        crawl(task(store, tmp_path / "log"), Plan(broken()), store, workers=1, worker_class=Stub)
 
 
 def test_what_may_kill_workers_waits_for_the_end_of_the_listing(store: Store, tmp_path: Path) -> None:
     rows = rows_of(store, [("", "a")] * 8)
-    plan, done = Plan(quarantined={"id000"}), list[str]()
+    done = list[str]()
+    plan = Plan(batches_of(rows, 2, lambda: time.sleep(0.3)), quarantined={"id000"})
     crawl(
-        task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub,
-        growth=growth_of(plan, rows, 2, lambda: time.sleep(0.3)),
-        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+        task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub,
+        observer=Watcher(lambda checkpoint, *_: done.append(checkpoint.checkpoint_id)),
     )  # fmt: skip
     assert len(done) == 8
     assert done[-1] == "id000"
@@ -235,50 +230,48 @@ def test_what_another_crawl_ruled_out_meanwhile_has_no_second_row(store: Store, 
     told = [("", None), ("", None)]
     late, early = plan_of(store, told), plan_of(store, told)
     for plan in (early, late):
-        counts = crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub)
+        counts = crawl(task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub)
         assert counts == {Verdict.SKIPPED: 2}
     assert len(store.query("SELECT * FROM all_scans")) == 2
 
 
 def test_what_inspection_once_ruled_out_and_now_does_not_is_scanned(store: Store, tmp_path: Path) -> None:
-    crawl(task(store, tmp_path / "log"), plan_of(store, [("", None)]), store, workers=1, kind=Stub)
+    crawl(task(store, tmp_path / "log"), plan_of(store, [("", None)]), store, workers=1, worker_class=Stub)
     assert verdicts(store) == {"id000": "skipped"}
     plan = plan_of(store, [("", "a")])
     assert len(plan.todo) == 1
-    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub)
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub)
     assert verdicts(store) == {"id000": "nothing_found"}
 
 
 def test_what_fails_for_a_reason_of_ours_is_tried_three_times(store: Store, tmp_path: Path) -> None:
     told = [("fails 2", "a"), ("fails", "a"), ("raises 1", "a"), ("raises", "a"), ("dies 2", "a"), ("", "a")]
     plan = plan_of(store, told)
-    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, worker_class=Stub)
     found = [verdicts(store)[f"id{n:03}"] for n in range(6)]
     assert found == ["nothing_found", "failed", "nothing_found", "failed", "nothing_found", "nothing_found"]
     assert [tries(tmp_path / "log")[f"id{n:03}"] for n in range(6)] == [3, 3, 2, 3, 3, 1]
     assert len(store.query("SELECT * FROM all_scans")) == 6
     (raised,) = store.query("SELECT reason FROM scans WHERE checkpoint_id = 'id003'")
     assert "does not answer" in raised["reason"]
-    assert plan_of(store, told).todo == [
-        p for p in plan.planned.values() if p.checkpoint_id in ("id001", "id003")
-    ]
+    assert plan_of(store, told).todo == [p for p in plan if p.checkpoint_id in ("id001", "id003")]
 
 
 def test_a_checkpoint_that_kills_its_workers_costs_three_and_one_more_at_the_end_of_each_later_crawl(
     store: Store, tmp_path: Path
 ) -> None:
     told = [("dies", "a"), *[("", "a")] * 5]
-    counts = crawl(task(store, tmp_path / "log"), plan_of(store, told), store, workers=2, kind=Stub)
+    counts = crawl(task(store, tmp_path / "log"), plan_of(store, told), store, workers=2, worker_class=Stub)
     assert counts == {Verdict.NOTHING_FOUND: 5, Verdict.FAILED: 1}
     assert tries(tmp_path / "log")["id000"] == 3
     (row,) = store.query("SELECT * FROM scans WHERE verdict = 'failed'")
     assert row["reason"].startswith("its worker died 3 times")
     later = plan_of(store, [*told, ("", "b")])
-    assert later.quarantined == {"id000"}
+    assert [p.checkpoint_id for p in later if later.is_quarantined(p)] == ["id000"]
     done: list[str] = []
     counts = crawl(
-        task(store, tmp_path / "log"), later, store, workers=1, kind=Stub,
-        report=lambda checkpoint, *_: done.append(checkpoint.checkpoint_id),
+        task(store, tmp_path / "log"), later, store, workers=1, worker_class=Stub,
+        observer=Watcher(lambda checkpoint, *_: done.append(checkpoint.checkpoint_id)),
     )  # fmt: skip
     assert counts == {Verdict.NOTHING_FOUND: 1, Verdict.FAILED: 1}
     assert done == ["id006", "id000"]
@@ -297,7 +290,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_
             killed.append(int(log.read_text().split()[0]))
             os.kill(killed[-1], signal.SIGKILL)
 
-    counts = crawl(task(store, tmp_path / "log"), plan, store, workers=2, report=report, kind=Stub)
+    counts = crawl(
+        task(store, tmp_path / "log"), plan, store, workers=2, observer=Watcher(report), worker_class=Stub
+    )
     assert counts == {Verdict.NOTHING_FOUND: 8}
     assert len(store.query("SELECT * FROM all_scans")) == 8
     assert len(set(killed)) == 2
@@ -313,7 +308,9 @@ def test_a_stage_past_its_deadline_is_ended(
     def tick(progress: Progress) -> None:
         running.extend(stage for _, stage, _ in progress.running)
 
-    crawl(task(store, tmp_path / "log"), plan, store, workers=2, tick=tick, kind=Stub)
+    crawl(
+        task(store, tmp_path / "log"), plan, store, workers=2, observer=Watcher(tick=tick), worker_class=Stub
+    )
     assert [verdicts(store)[f"id{n:03}"] for n in range(3)] == ["nothing_found", "failed", "nothing_found"]
     (row,) = store.query("SELECT reason FROM scans WHERE verdict = 'failed'")
     assert "sample took longer than 1 s" in row["reason"]
@@ -326,7 +323,9 @@ def test_two_crawls_at_once_share_the_work_and_both_see_every_verdict(store: Sto
     counts: list[Counter[Verdict]] = []
 
     def run(plan: Plan) -> None:
-        counts.append(crawl(task(store, tmp_path / "log"), plan, Store(store.uri), workers=1, kind=Stub))
+        counts.append(
+            crawl(task(store, tmp_path / "log"), plan, Store(store.uri), workers=1, worker_class=Stub)
+        )
 
     threads = [threading.Thread(target=run, args=[plan]) for plan in plans]
     for thread in threads:
@@ -347,7 +346,7 @@ def test_what_a_dead_crawl_held_is_taken_over(
 
     monkeypatch.setattr(leases, "CLOCK_SKEW", timedelta(0))
     dead = leases.Leases(store.storage, "dead")
-    dead.take([f"id000-{CONFIG.config_id}"])
+    dead.acquire([f"id000-{CONFIG.config_id}"])
     elsewhere: list[int] = []
 
     def tick(progress: Progress) -> None:
@@ -358,7 +357,9 @@ def test_what_a_dead_crawl_held_is_taken_over(
         elsewhere.append(progress.elsewhere)
 
     plan = plan_of(store, [("", "a"), ("", "a")])
-    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stub, tick=tick)
+    crawl(
+        task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub, observer=Watcher(tick=tick)
+    )
     assert set(verdicts(store).values()) == {"nothing_found"}
     assert len(verdicts(store)) == 2
     assert max(elsewhere) == 1
@@ -380,13 +381,13 @@ def test_workers_that_do_not_come_up_are_no_checkpoint_s_fault_and_end_the_crawl
 ) -> None:
     plan = plan_of(store, [("", "a"), ("", "a")])
     (store.root / "broken").write_text("99")
-    with pytest.raises(NoWorkers, match=r"did not come up.*no module named torch"):
-        crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stillborn)
+    with pytest.raises(NoWorkers, match=r"did not start.*no module named torch"):
+        crawl(task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stillborn)
     assert verdicts(store) == {}
     assert store.storage.names("leases") == []
     (tmp_path / "log" / "starts").unlink()
     (store.root / "broken").write_text("2")
-    crawl(task(store, tmp_path / "log"), plan, store, workers=1, kind=Stillborn)
+    crawl(task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stillborn)
     assert verdicts(store) == {"id000": "nothing_found", "id001": "nothing_found"}
 
 
@@ -396,7 +397,7 @@ def test_a_crawl_compacts_the_store_that_it_writes_to(
     monkeypatch.setattr(compaction, "INTERVAL_S", 0.2)
     monkeypatch.setattr(compaction, "CRAWL_PARTS", 5)
     plan = plan_of(store, [("slow", "ab"[n % 2]) for n in range(30)])
-    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, worker_class=Stub)
     assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 30
     assert any(name.startswith("compacted-") for name in store.storage.names("scans"))
     assert len(store.tables["scans"].names()) < 25
@@ -404,13 +405,13 @@ def test_a_crawl_compacts_the_store_that_it_writes_to(
 
 def test_a_monitor_is_told_verdicts_stages_and_what_is_left(store: Store, tmp_path: Path) -> None:
     plan = plan_of(store, [("", "a"), ("", "a"), ("dies", "b"), ("", None)])
-    crawl(task(store, tmp_path / "log"), plan, store, workers=2, kind=Stub)
+    crawl(task(store, tmp_path / "log"), plan, store, workers=2, worker_class=Stub)
     (node,) = ray.nodes()
     address, told = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", ""
     until = time.monotonic() + 60  # Ray's agent gathers every few seconds
     while 'verdict="failed"' not in told and time.monotonic() < until:
         time.sleep(0.5)
-        with urllib.request.urlopen(address) as answer:
+        with urllib.request.urlopen(address, timeout=20) as answer:
             told = answer.read().decode()
     ours = (line for line in told.splitlines() if line.startswith("ray_finextract_"))
     lines = [line for line in ours if 'source="stub"' in line]
@@ -439,8 +440,8 @@ def test_an_interrupted_crawl_tells_what_it_gave_up_but_not_what_had_ended(
             terminal.outcome(ended_, scan, progress)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         interrupted()
     told = capsys.readouterr().err
-    assert "Given up: o/1 (sample 1.5 h).\n" in told
+    assert "Interrupted scans: o/1 (sample 1.5 h).\n" in told
     assert "o/0 (" not in told

@@ -20,8 +20,9 @@ from stub_worker import Quick, task
 from scanner.crawl import engine
 from scanner.crawl import pool as pool
 from scanner.crawl.engine import crawl
-from scanner.crawl.planning import Plan
+from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerPool
+from scanner.crawl.progress import Observer, Progress
 from scanner.crawl.worker import Scanner, Task, _Attempt
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store.store import Store
@@ -75,9 +76,17 @@ def plan_of_one(store: Store) -> Plan:
         listed_at=now(), raw="{}", inspection_status=InspectionStatus.READY,
     )  # fmt: skip
     store.append([row])
-    plan = Plan(1)
-    plan.add(row)
-    return plan
+    return Plan(planned=[Planned.of(row)])
+
+
+class Retries(Observer):
+    """Keeps the number of retries at each outcome."""
+
+    def __init__(self, retries: list[int]) -> None:
+        self._retries = retries
+
+    def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        self._retries.append(progress.retried)
 
 
 def hf_task(store: Store, tmp_path: Path) -> Task:
@@ -87,8 +96,8 @@ def hf_task(store: Store, tmp_path: Path) -> Task:
 def test_as_many_workers_share_a_gpu_as_its_memory_allows_and_one_takes_a_kind_that_is_not_known(
     store: Store, tmp_path: Path, labelled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with WorkerPool(hf_task(store, tmp_path), address=None, workers=None, kind=Quick) as there:
-        assert there.room == pool.MOST_A_GPU == 4
+    with WorkerPool(hf_task(store, tmp_path), address=None, workers=None, worker_class=Quick) as there:
+        assert there.room == pool.MAX_PER_GPU == 4
         there.grow(most=10)
         ray.get([worker.starting for worker in there.workers], timeout=120)
         assert len(there.workers) == 4
@@ -106,8 +115,8 @@ def test_a_worker_whose_cuda_context_is_gone_ends_its_process_and_a_fresh_one_ta
     monkeypatch.setattr(engine, "TICK_S", 0.3)
     told: list[int] = []
     counts = crawl(
-        hf_task(store, tmp_path), plan_of_one(store), store, workers=1, kind=kind,
-        report=lambda _, scan, progress: told.append(progress.retried),
+        hf_task(store, tmp_path), plan_of_one(store), store, workers=1, worker_class=kind,
+        observer=Retries(told),
     )  # fmt: skip
     assert counts == {Verdict.NOTHING_FOUND: 1}
     assert told == [1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,20 +16,16 @@ from click.testing import CliRunner
 from ray import cloudpickle
 from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_safetensors
-from stub_worker import CONFIG, ended, task
+from stub_worker import ended
 
+from finextract.reasons import ReasonCode
 from scanner.cli import cli
 from scanner.config import DESCRIPTOR
 from scanner.crawl import nightly
-from scanner.crawl.engine import crawl
-from scanner.crawl.nightly import OVERLAP, Shift
-from scanner.crawl.planning import make_plan, plan_of_store
-from scanner.crawl.progress import Budget
+from scanner.crawl.progress import Budget, Observer
+from scanner.crawl.service import CrawlOptions
 from scanner.crawl.worker import Stage, Task
-from scanner.errors import SourceError
-from scanner.hubs.base import Query
-from scanner.hubs.huggingface.source import HuggingFaceSource
-from scanner.records import Checkpoint, Night, Reference, Role, Scan, Verdict, now
+from scanner.records import Checkpoint, ConfigRow, Night, Reference, Role, Scan, Verdict, now
 from scanner.store.store import Store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -56,6 +51,7 @@ class Stub:
         verdict = Verdict.FAILED if "bad" in checkpoint.repo else verdict
         return ended(
             self.task, checkpoint, verdict, "out of luck" * (verdict is Verdict.FAILED),
+            reason_code=ReasonCode.HUB_UNREACHABLE if verdict is Verdict.FAILED else None,
             seconds={"fetch": 1.0, "sample": 9.0}, best_similarity=0.9, q_value=0.01,
         )  # fmt: skip
 
@@ -72,7 +68,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanner.crawl.engine.PAUSE_S", 0.05)
+    monkeypatch.setattr("scanner.crawl.outcomes.PAUSE_S", 0.05)
 
 
 def lora(folder: Path, seed: int) -> Path:
@@ -89,83 +85,58 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield running
 
 
-def shift(store: Store, cache: Path, since: list[datetime | None]) -> tuple[Shift, str]:
-    """As the command makes one, with workers that scan nothing."""
-    source = HuggingFaceSource()
-    told = task(store, cache, source.name)
-
-    def enlist(before: Night | None) -> int:
-        since.append(None if before is None else before.started_at - OVERLAP)
-        return make_plan(source, store, Query(100, since[-1], changed=True)).listed
-
-    def scan(budget: Budget) -> Counter[Verdict]:
-        plan = plan_of_store("hf", store, CONFIG.config_id)
-        return crawl(told, plan, store, workers=1, budget=budget, kind=Stub)
-
-    def left() -> int:
-        return len(plan_of_store("hf", store, CONFIG.config_id).todo)
-
-    return Shift("hf", enlist, scan, left), CONFIG.config_id
+def work(store: Store, date: str, budget: Budget | None = None, sources: tuple[str, ...] = ("hf",)) -> Night:
+    """A night whose workers scan nothing."""
+    options = CrawlOptions(source="hf", store=store.uri, limit=100, workers=1)
+    return nightly.run(options, sources, date, budget=budget, worker_class=Stub)
 
 
-def work(store: Store, cache: Path, date: str, budget: Budget | None = None) -> tuple[Night, datetime | None]:
-    since: list[datetime | None] = []
-    one, config_id = shift(store, cache, since)
-    return nightly.run(store, date, config_id, [one], budget or Budget()), since[0]
-
-
-def test_a_night_lists_scans_and_records_what_it_came_to(hub: Hub, store: Store, tmp_path: Path) -> None:
-    night, since = work(store, tmp_path / "log", "2026-11-24")
-    assert since is None
+def test_a_night_lists_scans_and_records_what_it_came_to(hub: Hub, store: Store) -> None:
+    add_references(store)
+    night = work(store, "2026-11-24")
     assert (night.listed, night.left) == (4, 1)
     assert night.verdicts == {"flagged": 1, "failed": 1, "nothing_found": 2}
     assert (night.worker_seconds, night.downloaded_bytes > 0) == (40.0, True)
     assert nightly.complete(store, "2026-11-24") == night
     report = store.storage.read("reports/night-2026-11-24.md").decode()
     assert "- o/mine: similarity 0.90, q 0.010; http" in report
-    assert "- 1 times: out of luck" in report
+    assert "- 1 × the hub did not answer, for example o/bad: out of luck" in report
     assert "1 checkpoints left to do" in report
 
 
-def test_the_next_night_lists_what_changed_since_and_tries_the_failed_again(
-    hub: Hub, store: Store, tmp_path: Path
-) -> None:
-    first, _ = work(store, tmp_path / "log", "2026-11-24")
+def test_the_next_night_lists_what_changed_since_and_tries_the_failed_again(hub: Hub, store: Store) -> None:
+    add_references(store)
+    work(store, "2026-11-24")
     lora(hub.repositories["o/c"].folder, 99)
     hub.push("o/c", datetime(2030, 1, 1, tzinfo=UTC))
-    night, since = work(store, tmp_path / "log", "2026-11-25")
-    assert since == first.started_at - OVERLAP
+    night = work(store, "2026-11-25")
     assert night.listed == 1
     assert night.verdicts == {"failed": 1, "nothing_found": 1}, "the new revision, and what had failed"
     assert len(store.query("SELECT * FROM checkpoints WHERE repo = 'o/c'")) == 2
 
 
-def test_a_budget_leaves_the_rest_for_the_next_night(hub: Hub, store: Store, tmp_path: Path) -> None:
-    night, _ = work(store, tmp_path / "log", "2026-11-24", Budget(seconds=15.0))
+def test_a_budget_leaves_the_rest_for_the_next_night(hub: Hub, store: Store) -> None:
+    add_references(store)
+    night = work(store, "2026-11-24", Budget(seconds=15.0))
     assert sum(night.verdicts.values()) + night.left == 4
     assert night.left >= 2
-    night, _ = work(store, tmp_path / "log", "2026-11-25")
-    assert night.left == 1, "what fails stays to do"
+    assert work(store, "2026-11-25").left == 1, "what fails stays to do"
 
 
 def test_a_source_that_cannot_be_listed_keeps_no_other_from_its_night_which_is_done_again(
-    hub: Hub, store: Store, tmp_path: Path
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, config_id = shift(store, tmp_path / "log", [])
-
-    def away(_: Night | None) -> int:
-        raise SourceError("the *hub* does not answer")
-
-    other = Shift("civitai", away, lambda _: Counter(), lambda: 0)
-    night = nightly.run(store, "2026-11-24", config_id, [other, one], Budget())
+    add_references(store)
+    monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.01)
+    night = work(store, "2026-11-24", sources=("civitai", "hf"))  # nothing answers as Civitai
     assert (night.listed, night.verdicts["flagged"], night.finished_at) == (4, 1, None)
     report = store.storage.read("reports/night-2026-11-24.md").decode()
     assert "## Not complete" in report
-    assert "- civitai: the \\*hub\\* does not answer" in report
+    assert "- civitai: " in report
     assert store.select(Night) == [night]
     spent = night.worker_seconds
-    night, since = work(store, tmp_path / "log", "2026-11-24")
-    assert (since, night.listed, night.finished_at is None) == (None, 4, False)
+    night = work(store, "2026-11-24")
+    assert (night.listed, night.finished_at is None) == (4, False)
     assert night.verdicts["flagged"] == 1, "of the whole night"
     assert len(json.loads(night.flagged)) == 1
     assert night.worker_seconds > spent
@@ -197,22 +168,21 @@ def test_a_folder_that_is_not_there_keeps_no_other_source_from_its_night(
     assert "is no folder" in done.stdout
 
 
-def test_an_interrupted_night_goes_on_and_a_complete_one_is_left_alone(
-    hub: Hub, store: Store, tmp_path: Path
-) -> None:
-    one, config_id = shift(store, tmp_path / "log", [])
+def test_an_interrupted_night_is_resumed_and_a_complete_one_is_left_alone(hub: Hub, store: Store) -> None:
+    add_references(store)
 
-    def interrupted(_: Budget) -> Counter[Verdict]:
-        raise KeyboardInterrupt
+    class Interrupting(Observer):
+        def listing_progress(self, listed: int, inspected: int) -> None:
+            raise KeyboardInterrupt
 
+    options = CrawlOptions(source="hf", store=store.uri, workers=1)
     with pytest.raises(KeyboardInterrupt):
-        nightly.run(
-            store, "2026-11-24", config_id, [Shift("hf", one.enlist, interrupted, one.left)], Budget()
-        )
+        nightly.run(options, ["hf"], "2026-11-24", observer=Interrupting(), worker_class=Stub)
     assert nightly.complete(store, "2026-11-24") is None
     begun = store.select(Night)[0].started_at
-    night, _ = work(store, tmp_path / "log", "2026-11-24")
+    night = work(store, "2026-11-24")
     assert night.started_at == begun
+    assert work(store, "2026-11-24") == night
     done = subprocess.run(
         [Path(sys.executable).parent / "scanner", "nightly", "--date", "2026-11-24", "--store", store.uri],
         capture_output=True, text=True, check=False,
@@ -220,6 +190,21 @@ def test_an_interrupted_night_goes_on_and_a_complete_one_is_left_alone(
     assert (done.returncode, done.stdout) == (0, "")
     assert "The night of 2026-11-24 is complete: nothing to do." in done.stderr
     assert store.select(Night) == [night]
+
+
+def test_a_night_takes_the_options_of_its_scans_from_the_table_of_the_crawl(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_references(store)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "scanner.toml").write_text('[crawl]\nsource = "hf"\nlimit = 3\nsteps = 7\nalpha = 0.1\n')
+    monkeypatch.setenv("FINEXTRACT_CONFIG", str(tmp_path / "scanner.toml"))
+    words = ["nightly", "--source", f"folder:{tmp_path / 'tree'}", "--alpha", "0.2", "--store", store.uri]
+    done = CliRunner().invoke(cli, words)
+    assert done.exception is None, done.output
+    toml = store.select(ConfigRow)[0].toml
+    assert "steps = 7" in toml
+    assert "alpha = 0.2" in toml, "the command line takes precedence"
 
 
 def test_markup_and_control_characters_of_strangers_stay_text_in_a_report(store: Store) -> None:
@@ -244,4 +229,4 @@ def test_markup_and_control_characters_of_strangers_stay_text_in_a_report(store:
 
 def test_a_date_that_is_none_is_refused(store: Store) -> None:
     done = CliRunner().invoke(cli, ["nightly", "--date", "soon", "--store", store.uri])
-    assert "is no date" in str(done.exception)
+    assert "is not a date" in str(done.exception)

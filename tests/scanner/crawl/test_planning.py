@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from plans import listed_plan
 from servers.civitai import Civitai as CivitaiSite
 from servers.civitai import lora_bytes, model
 from servers.hub import FIRST_CREATED, Handler, Hub
@@ -20,7 +21,8 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 
 from scanner.commands.crawl import command
 from scanner.config import ScanConfig
-from scanner.crawl.planning import Plan, begin_plan, grow, keep_growing, last_finished, make_plan
+from scanner.crawl.listing import last_finished, list_batches, list_with_retries
+from scanner.crawl.planning import Plan
 from scanner.hubs import http
 from scanner.hubs.base import Query
 from scanner.hubs.civitai.source import CivitaiSource
@@ -58,8 +60,8 @@ def asked_files(hub: Hub) -> list[str]:
 
 
 def test_every_entry_is_recorded_with_what_inspection_says(hub: Hub, store: Store) -> None:
-    plan = make_plan(HuggingFaceSource(), store, Query(100))
-    assert plan.listed == len(plan.planned) == len(hub.repositories)
+    plan = listed_plan(HuggingFaceSource(), store, Query(100))
+    assert plan.listed == len(plan) == len(hub.repositories)
     rows = {row["repo"]: row for row in store.query("SELECT * FROM checkpoints")}
     assert len(rows) == len(hub.repositories)
     ready = rows["o/05"]
@@ -73,25 +75,27 @@ def test_every_entry_is_recorded_with_what_inspection_says(hub: Hub, store: Stor
 
 
 def test_no_weights_are_read_to_list_and_inspect(hub: Hub, store: Store) -> None:
-    make_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
     ranges = [r for _, path, r in hub.requests if "/resolve/" in path or "/cdn/" in path]
     assert ranges
     assert all(r is not None for r in ranges)
 
 
 def test_what_is_known_is_not_asked_again(hub: Hub, store: Store) -> None:
-    make_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
     hub.requests.clear()
-    again = make_plan(HuggingFaceSource(), store, Query(100))
+    again = listed_plan(HuggingFaceSource(), store, Query(100))
     assert again.listed == len(hub.repositories)
     assert {path.split("/resolve/")[0] for path in asked_files(hub)} == {"/o/baseless"}
     assert again.inspected == 1
 
 
 def test_a_base_that_is_given_makes_more_of_what_was_skipped(hub: Hub, store: Store) -> None:
-    make_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
     seen: list[Checkpoint] = []
-    make_plan(HuggingFaceSource(base="lab/other"), store, Query(100), base_given=True, tell=seen.append)
+    listed_plan(
+        HuggingFaceSource(base="lab/other"), store, Query(100), base_given=True, on_checkpoint=seen.append
+    )
     baseless = next(c for c in seen if c.repo == "o/baseless")
     assert (baseless.inspection_status, baseless.base) == (InspectionStatus.READY, "lab/other")
     told = next(c for c in seen if c.repo == "o/03")
@@ -102,21 +106,21 @@ def test_what_was_ruled_out_is_to_do_as_soon_as_inspection_rules_it_out_no_more(
     hub: Hub, store: Store, tmp_path: Path
 ) -> None:
     folder, config = f"folder:{tmp_path / 'baseless'}", ScanConfig().config_id
-    (id_,) = make_plan(open_source(folder), store, Query(9)).planned
+    ((id_, *_),) = listed_plan(open_source(folder), store, Query(9))
     at = now()
     store.append([Scan("s", id_, config, "r", Verdict.SKIPPED, "its base is unknown", "inspect", at, at)])
-    assert make_plan(open_source(folder), store, Query(9), config_id=config).todo == []
-    growing = begin_plan(store, config)
+    assert listed_plan(open_source(folder), store, Query(9), config_id=config).todo == []
     based = open_source(folder, base="lab/base")
-    ((planned,),) = grow(growing, based, store, Query(9), base_given=True)
-    assert growing.todo == [planned]
+    plan = Plan.begin(store, config, list_batches(based, store, Query(9), base_given=True))
+    ((planned,),) = plan.grow()
+    assert plan.todo == [planned]
     assert (planned.checkpoint_id, planned.inspection_status) == (id_, InspectionStatus.READY)
 
 
 def test_an_entry_that_could_not_be_identified_leaves_no_second_row(hub: Hub, store: Store) -> None:
     broken = next(c for c in HuggingFaceSource().list(Query(100)) if c.repo == "o/03")
     store.append([broken])  # as a crawl leaves it that the hub did not answer
-    make_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
     (row,) = store.query("SELECT checkpoint_id FROM checkpoints WHERE repo = 'o/03'")
     assert row["checkpoint_id"] != broken.checkpoint_id
 
@@ -128,9 +132,9 @@ def test_a_file_that_both_hubs_offer_is_one_checkpoint(
     write_card(tmp_path / "a", base_model="lab/base", instance_prompt="a sks", tags=["lora", "text-to-image"])
     (tmp_path / "a" / WEIGHTS).write_bytes(content)
     with Hub({"o/a": tmp_path / "a"}) as hub, CivitaiSite([model(7, "the same", content)]) as site:
-        (one,) = make_plan(HuggingFaceSource(endpoint=hub.url), store, Query(9)).planned.values()
+        (one,) = listed_plan(HuggingFaceSource(endpoint=hub.url), store, Query(9))
         http.trust(site.store_url)
-        (other,) = make_plan(CivitaiSource(endpoint=site.url), store, Query(9)).planned.values()
+        (other,) = listed_plan(CivitaiSource(endpoint=site.url), store, Query(9))
     assert (one.inspection_status, other.inspection_status) == (
         InspectionStatus.READY,
         InspectionStatus.READY,
@@ -146,23 +150,23 @@ class Stopped(Exception):
 def test_an_interrupted_listing_goes_on_where_it_had_come_to(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scanner.crawl.planning.BATCH", 5)
+    monkeypatch.setattr("scanner.crawl.listing.BATCH", 5)
 
     def stop_at_ten(plan: Plan) -> None:
         if plan.listed == 10:
             raise Stopped
 
     with pytest.raises(Stopped):
-        make_plan(HuggingFaceSource(), store, Query(13), report=stop_at_ten)
+        listed_plan(HuggingFaceSource(), store, Query(13), report=stop_at_ten)
     hub.requests.clear()
-    plan = make_plan(HuggingFaceSource(), store, Query(13))
+    plan = listed_plan(HuggingFaceSource(), store, Query(13))
     assert plan.resumed is not None
     assert plan.resumed.listed == 10
-    assert plan.listed == len(plan.planned) == 13
+    assert plan.listed == len(plan) == 13
     assert len(asked_files(hub)) == 3, "only what is new is asked about"
     lists = [path for _, path, _ in hub.requests if path.startswith("/api/models?")]
     assert any("cursor=" in path for path in lists[:1]), "the pages before are not asked for again"
-    assert make_plan(HuggingFaceSource(), store, Query(13)).resumed is None
+    assert listed_plan(HuggingFaceSource(), store, Query(13)).resumed is None
 
 
 @pytest.mark.parametrize("stale", [timedelta(days=1), timedelta(0)])
@@ -170,25 +174,27 @@ def test_a_listing_that_breaks_off_goes_on_or_begins_again_where_it_stood_still_
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch, stale: timedelta
 ) -> None:
     for name, value in [
-        ("crawl.planning.BATCH", 2),
-        ("crawl.planning.RETRIES_S", (0.1,)),
-        ("crawl.planning.STALE", stale),
+        ("crawl.listing.BATCH", 2),
+        ("crawl.listing.RETRIES_S", (0.1,)),
+        ("crawl.listing.STALE", stale),
     ]:
         monkeypatch.setattr(f"scanner.{name}", value)
     monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.01)
     repos = {name: repository.folder for name, repository in hub.repositories.items()}
     away = {"plan": Script(["503"] * 5, "cursor=")}  # as often as a request is tried
-    plan, pauses = Plan(), list[float]()
+    pauses = list[float]()
     with Hub(repos, page_size=4, handler=type("Away", (Misbehaving, Handler), away)) as breaking:
         monkeypatch.setenv("HF_ENDPOINT", breaking.url)
-        growth = keep_growing(
-            plan, HuggingFaceSource(), store, Query(100), retries=lambda _, pause_s: pauses.append(pause_s)
+        plan = Plan(
+            list_with_retries(
+                HuggingFaceSource(), store, Query(100), on_retry=lambda _, pause_s: pauses.append(pause_s)
+            )
         )
-        given = [planned.checkpoint_id for batch in growth for planned in batch]
+        given = [planned.checkpoint_id for batch in plan.grow() for planned in batch]
     assert pauses == [0.1]
     assert plan.complete
-    assert plan.listed == len(plan.planned) == len(repos)
-    assert sorted(given) == sorted(plan.planned), "each once"
+    assert plan.listed == len(plan) == len(repos)
+    assert sorted(given) == sorted(p.checkpoint_id for p in plan), "each once"
 
 
 def test_another_query_does_not_take_over_an_interrupted_listing(hub: Hub, store: Store) -> None:
@@ -196,16 +202,16 @@ def test_another_query_does_not_take_over_an_interrupted_listing(hub: Hub, store
         raise Stopped
 
     with pytest.raises(Stopped):
-        make_plan(HuggingFaceSource(), store, Query(100), report=stop)
-    assert make_plan(HuggingFaceSource(), store, Query(3)).resumed is None
+        listed_plan(HuggingFaceSource(), store, Query(100), report=stop)
+    assert listed_plan(HuggingFaceSource(), store, Query(3)).resumed is None
 
 
 def test_since_lists_what_was_published_then_or_later(hub: Hub, store: Store) -> None:
     at = FIRST_CREATED.replace(hour=9)
     seen: list[Checkpoint] = []
-    plan = make_plan(HuggingFaceSource(), store, Query(100, since=at), tell=seen.append)
+    plan = listed_plan(HuggingFaceSource(), store, Query(100, since=at), on_checkpoint=seen.append)
     assert plan.listed == len(hub.repositories) - 9
-    assert len(seen) == len(plan.planned)
+    assert len(seen) == len(plan)
     assert all(c.created_at is not None and c.created_at >= at for c in seen)
     began = last_finished(store, HuggingFaceSource())
     assert began is not None
@@ -214,9 +220,9 @@ def test_since_lists_what_was_published_then_or_later(hub: Hub, store: Store) ->
 
 def test_a_base_model_narrows_the_listing(hub: Hub, store: Store) -> None:
     seen: list[Checkpoint] = []
-    make_plan(HuggingFaceSource(), store, Query(100, base_model="lab/base"), tell=seen.append)
+    listed_plan(HuggingFaceSource(), store, Query(100, base_model="lab/base"), on_checkpoint=seen.append)
     assert {c.repo for c in seen} == set(hub.repositories) - {"o/baseless", "o/empty"}
-    assert make_plan(HuggingFaceSource(), store, Query(100, filters=("dreambooth",))).listed == 0
+    assert listed_plan(HuggingFaceSource(), store, Query(100, filters=("dreambooth",))).listed == 0
 
 
 def test_list_only_writes_rows_and_no_verdict_and_needs_no_corpus(
@@ -270,8 +276,8 @@ def crawl(*words: str) -> tuple[int, str]:
 def test_a_checkpoint_that_is_published_stays_at_its_address_when_a_folder_has_it_too(
     hub: Hub, store: Store, tmp_path: Path
 ) -> None:
-    make_plan(HuggingFaceSource(), store, Query(100))
-    make_plan(open_source(f"folder:{tmp_path / '05'}"), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(open_source(f"folder:{tmp_path / '05'}"), store, Query(100))
     (row,) = store.query(
         "SELECT source, repo FROM checkpoints WHERE file = ? AND repo IN ('.', 'o/05')", [WEIGHTS]
     )
@@ -326,7 +332,7 @@ def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:
         ),
         (["--source", "hf", "--base-model", "nonsense", "--dry-run"], "is no OWNER/NAME"),
         (["--source", "folder:.", "--filter", "x", "--dry-run"], "It works with: hf, civitai."),
-        (["--source", "hf", "--since", "soon", "--dry-run"], "is no date"),
+        (["--source", "hf", "--since", "soon", "--dry-run"], "is not a date"),
         (["--source", "hf", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
     ],
 )
@@ -339,7 +345,7 @@ def test_an_option_that_cannot_be_used_is_told_at_once(words: list[str], why: st
 
 
 def test_status_shows_the_strongest_first_and_says_how_many_more_there_are(hub: Hub, store: Store) -> None:
-    make_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
     first = store.query("SELECT checkpoint_id, repo FROM checkpoints ORDER BY repo DESC LIMIT 1")[0]
     store.append([ScanConfig().row()])
     at = now()
@@ -357,7 +363,7 @@ def test_status_shows_the_strongest_first_and_says_how_many_more_there_are(hub: 
 
 
 def test_a_watched_status_tells_the_sum_again_when_the_store_has_news(hub: Hub, store: Store) -> None:
-    make_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
     command = [Path(sys.executable).parent / "scanner", "status", "--watch", "--store", str(store.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
@@ -375,11 +381,11 @@ def test_a_watched_status_tells_the_sum_again_when_the_store_has_news(hub: Hub, 
 
 def test_a_configuration_that_the_store_never_saw_is_refused(store: Store) -> None:
     code, told = crawl("status", "--config", "nonsense", "--store", str(store.root))
-    assert (code, "is no configuration of this store" in told) == (2, True)
+    assert (code, "is not a configuration of this store" in told) == (2, True)
 
 
 def test_status_tells_why_what_was_only_listed_cannot_be_scanned(hub: Hub, store: Store) -> None:
-    make_plan(HuggingFaceSource(), store, Query(100))
+    listed_plan(HuggingFaceSource(), store, Query(100))
     code, told = crawl("status", "--store", str(store.root))
     assert code == 0
     assert "base model is not known" in told

@@ -19,7 +19,7 @@ from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_safetensors
 
 from scanner.config import ScanConfig
-from scanner.crawl.worker import Embedder, Scanner, Task
+from scanner.crawl.worker import Scanner, SscdEmbedder, Task
 from scanner.errors import Skipped, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs import http
@@ -83,7 +83,7 @@ def only_lora(folder: Path, base: Path | None = None) -> Checkpoint:
 
 
 def scanned(folder: Path, checkpoint: Checkpoint, base: Path | None, place: Path) -> Scan:
-    store, embedder = Store(place / "store", create=True), Embedder()
+    store, embedder = Store(place / "store", create=True), SscdEmbedder()
     for name, role, shades in (("mine", Role.REFERENCE, (40, 90)), ("other", Role.BACKGROUND, (130, 200))):
         for shade in shades:
             (place / name).mkdir(exist_ok=True)

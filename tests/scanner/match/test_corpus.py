@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from scanner.cli import cli
-from scanner.crawl.worker import Embedder
+from scanner.crawl.worker import SscdEmbedder
 from scanner.errors import CorpusError
 from scanner.hashing import sha256_of
 from scanner.images import open_image
@@ -26,8 +26,8 @@ from scanner.store.store import Store
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    return Embedder()
+def embedder() -> SscdEmbedder:
+    return SscdEmbedder()
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (48, 40), mode: str = "RGB") -> Path:
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def add(
-    store: Store, folder: Path, embedder: Embedder, name: str = "mine", role: Role = Role.REFERENCE
+    store: Store, folder: Path, embedder: SscdEmbedder, name: str = "mine", role: Role = Role.REFERENCE
 ) -> Added:
     *_, done = corpus.add(store, name, folder, embedder, role)
     return done
@@ -67,7 +67,9 @@ def bomb(path: Path, side: int = 30_000) -> Path:
     return path
 
 
-def test_every_image_of_a_folder_becomes_a_reference(store: Store, folder: Path, embedder: Embedder) -> None:
+def test_every_image_of_a_folder_becomes_a_reference(
+    store: Store, folder: Path, embedder: SscdEmbedder
+) -> None:
     done = add(store, folder, embedder)
     assert (done.found, done.added, done.left_out) == (3, 3, {})
     rows = store.select(Reference, "ORDER BY path")
@@ -77,7 +79,7 @@ def test_every_image_of_a_folder_becomes_a_reference(store: Store, folder: Path,
     assert np.linalg.norm(rows[0].embedding) == pytest.approx(1, abs=1e-4)
 
 
-def test_adding_again_embeds_only_what_is_new(store: Store, folder: Path, embedder: Embedder) -> None:
+def test_adding_again_embeds_only_what_is_new(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
     add(store, folder, embedder)
     assert (again := add(store, folder, embedder)).added == 0
     assert again.unchanged == 3
@@ -89,14 +91,14 @@ def test_adding_again_embeds_only_what_is_new(store: Store, folder: Path, embedd
     assert len(store.select(Reference)) == 4  # what left the folder stays in the corpus
 
 
-def test_a_copy_counts_once(store: Store, folder: Path, embedder: Embedder) -> None:
+def test_a_copy_counts_once(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
     (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
     done = add(store, folder, embedder)
     assert (done.added, done.repeated) == (3, 1)
 
 
 def test_an_interrupted_add_keeps_what_was_written(
-    store: Store, folder: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+    store: Store, folder: Path, embedder: SscdEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "PART_ROWS", 1)
     monkeypatch.setattr(corpus, "BATCH_IMAGES", 1)
@@ -105,7 +107,9 @@ def test_an_interrupted_add_keeps_what_was_written(
     assert done.added == 2
 
 
-def test_unusable_images_are_left_out_with_a_reason(store: Store, folder: Path, embedder: Embedder) -> None:
+def test_unusable_images_are_left_out_with_a_reason(
+    store: Store, folder: Path, embedder: SscdEmbedder
+) -> None:
     (folder / "text.png").write_text("<svg/>")
     (folder / "empty.gif").touch()
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:300])
@@ -121,7 +125,9 @@ def test_unusable_images_are_left_out_with_a_reason(store: Store, folder: Path, 
     assert "decompression bomb" in done.left_out[folder / "bomb.png"]
 
 
-def test_a_folder_without_usable_images_is_an_error(store: Store, tmp_path: Path, embedder: Embedder) -> None:
+def test_a_folder_without_usable_images_is_an_error(
+    store: Store, tmp_path: Path, embedder: SscdEmbedder
+) -> None:
     for place, words in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no images")):
         with pytest.raises(CorpusError, match=words):
             add(store, place, embedder)
@@ -154,13 +160,13 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert open_image(path).mode == "RGB"
 
 
-def test_a_corpus_has_one_role(store: Store, folder: Path, embedder: Embedder) -> None:
+def test_a_corpus_has_one_role(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
     add(store, folder, embedder)
     with pytest.raises(CorpusError, match="is a reference corpus already"):
         add(store, folder, embedder, role=Role.BACKGROUND)
 
 
-def test_corpora_come_back_with_their_embeddings(store: Store, folder: Path, embedder: Embedder) -> None:
+def test_corpora_come_back_with_their_embeddings(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
     add(store, folder, embedder)
     add(store, folder / "below", embedder, "other", Role.BACKGROUND)
     mine, other = load_corpora(store, None, embedder.descriptor)
@@ -173,7 +179,7 @@ def test_corpora_come_back_with_their_embeddings(store: Store, folder: Path, emb
     assert [c.name for c in load_corpora(store, ["other"], embedder.descriptor)] == ["other"]
 
 
-def test_a_changed_corpus_has_another_digest(store: Store, folder: Path, embedder: Embedder) -> None:
+def test_a_changed_corpus_has_another_digest(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
     add(store, folder, embedder)
     (before,) = load_corpora(store, None, embedder.descriptor)
     (same,) = load_corpora(store, ["mine"], embedder.descriptor)
@@ -184,7 +190,7 @@ def test_a_changed_corpus_has_another_digest(store: Store, folder: Path, embedde
 
 
 def test_an_unknown_corpus_and_another_descriptor_are_errors(
-    store: Store, folder: Path, embedder: Embedder
+    store: Store, folder: Path, embedder: SscdEmbedder
 ) -> None:
     assert load_corpora(store, None, embedder.descriptor) == []
     with pytest.raises(CorpusError, match="There is none yet"):

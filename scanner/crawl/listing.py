@@ -1,0 +1,198 @@
+"""The listing of a source in batches: each is inspected by a few threads, and recorded.
+
+The position of the listing is recorded with each batch, so an interrupted listing resumes after the last
+recorded one. Knows no Ray and no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+
+from scanner.errors import Skipped, SourceError, Unavailable
+from scanner.hubs import http
+from scanner.hubs.base import Query, Source
+from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, Listing, now
+from scanner.store.store import Store
+
+BATCH = 200  # entries that are inspected and recorded together
+INSPECTORS = 8  # threads; each spends nearly all of its time waiting for a hub
+RETRIES_S = (
+    30.0,
+    120.0,
+    600.0,
+)  # pauses before an interrupted listing is resumed, while it makes no progress
+STALE = timedelta(days=1)  # an interrupted listing that is older begins again
+Place = tuple[str, str, str]  # repo, revision, file
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBatch:
+    """Some entries of a source, inspected and recorded."""
+
+    rows: list[Checkpoint]
+    listed: int  # entries of the whole listing up to here
+    inspected: int  # entries of this batch that were inspected now; the others were known
+    complete: bool  # whether this is the last batch
+    resumed: Listing | None = None  # the interrupted listing that recorded this batch earlier
+
+
+def list_batches(
+    source: Source, store: Store, query: Query, *, base_given: bool = False, write: bool = True
+) -> Iterator[ListedBatch]:
+    """Lists, inspects and records up to `query.limit` entries, batch by batch.
+
+    A batch is requested from the source when the one before it has been consumed. `base_given` says that the
+    user named a base, with which entries that were skipped before may be scanned. Without `write` nothing is
+    recorded, and an interrupted listing is not resumed. Raises SourceError, StoreError.
+    """
+    listing = _interrupted(store, source, query) if write else None
+    seen: set[Place] = set()
+    source.position.clear()
+    if listing is None:
+        listing = _new_listing(source, query)
+    else:
+        source.position.update(listing.position)
+        yield ListedBatch(_recorded(listing, store, seen), listing.listed, 0, False, resumed=listing)
+    # Entries that a page repeats are not counted, so more may be requested than the limit.
+    entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
+    inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix="inspect")
+    listed, complete = listing.listed, False
+    try:
+        while not complete:
+            batch = list(islice(entries, BATCH)) if listed < query.limit else []
+            position = dict(source.position)  # all entries before it are in this batch or in earlier ones
+            fresh = [c for c in batch if _place(c) not in seen][: query.limit - listed]
+            seen.update(_place(c) for c in fresh)
+            rows, inspected = _inspected(source, store, fresh, base_given, inspectors)
+            listed += len(fresh)
+            complete = len(batch) < BATCH or listed >= query.limit
+            if write:
+                listing = dataclasses.replace(
+                    listing, updated_at=now(), listed=listed, finished=complete,
+                    position={} if complete else position,
+                )  # fmt: skip
+                store.append(rows)
+                store.append([listing])
+            yield ListedBatch(rows, listed, inspected, complete)
+    except BaseException:
+        with http.interrupt_waits():  # an inspection that waits for a hub ends at once
+            inspectors.shutdown(cancel_futures=True)
+        raise
+    inspectors.shutdown()
+
+
+def list_with_retries(
+    source: Source,
+    store: Store,
+    query: Query,
+    *,
+    base_given: bool = False,
+    on_retry: Callable[[SourceError, float], None] = lambda *_: None,
+) -> Iterator[ListedBatch]:
+    """`list_batches`, resumed after a pause where a source that was listed in part does not answer.
+
+    `on_retry` gets the error and the seconds of the pause. Raises SourceError where retries do not help.
+    """
+    tries, listed, complete = 0, 0, False
+    while not complete:
+        before = listed
+        try:
+            for batch in list_batches(source, store, query, base_given=base_given):
+                listed, complete = batch.listed, batch.complete
+                yield batch
+        except SourceError as error:
+            tries = tries if listed == before else 0
+            if not listed or tries == len(RETRIES_S):
+                raise
+            on_retry(error, RETRIES_S[tries])
+            http.pause(RETRIES_S[tries])
+            tries += 1
+
+
+def last_finished(store: Store, source: Source) -> datetime | None:
+    """When the newest finished listing of a source began; None where there is none."""
+    rows = store.select(
+        Listing, "WHERE source = ? AND finished ORDER BY started_at DESC LIMIT 1", [source.name]
+    )
+    return rows[0].started_at if rows else None
+
+
+def _recorded(listing: Listing, store: Store, seen: set[Place]) -> list[Checkpoint]:
+    """The rows that an interrupted listing recorded; their places are added to `seen`."""
+    since = [listing.source, listing.started_at]
+    for row in store.query(
+        "SELECT repo, revision, file FROM all_checkpoints WHERE source = ? AND listed_at >= ?", since
+    ):
+        seen.add((row["repo"], row["revision"], row["file"]))
+    return store.select(Checkpoint, "WHERE source = ? AND listed_at >= ?", since)
+
+
+def _new_listing(source: Source, query: Query) -> Listing:
+    at = now()
+    return Listing(_listing_id(source, query), source.name, at, at, 0, {}, False)
+
+
+def _interrupted(store: Store, source: Source, query: Query) -> Listing | None:
+    rows = store.select(Listing, "WHERE listing_id = ? AND NOT finished", [_listing_id(source, query)])
+    return rows[0] if rows and now() - rows[0].updated_at < STALE else None
+
+
+def _listing_id(source: Source, query: Query) -> str:
+    text = json.dumps([source.name, dataclasses.asdict(query)], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _place(checkpoint: Checkpoint) -> Place:
+    return checkpoint.repo, checkpoint.revision, checkpoint.file
+
+
+def _inspected(
+    source: Source, store: Store, batch: Sequence[Checkpoint], base_given: bool,
+    inspectors: ThreadPoolExecutor,
+) -> tuple[list[Checkpoint], int]:  # fmt: skip
+    """The inspected rows of a batch, in order, and how many were inspected now.
+
+    An entry whose earlier inspection still holds is not inspected again.
+    """
+    known = {_place(c): c for c in store.placed(source.name, [_place(c) for c in batch])}
+    rows: list[Checkpoint | None] = []
+    unknown = []
+    for checkpoint in batch:
+        before = known.get(_place(checkpoint))
+        if checkpoint.inspection_status is not InspectionStatus.UNKNOWN:
+            rows.append(checkpoint)
+        elif before is not None and _still_holds(before, base_given):
+            rows.append(dataclasses.replace(before, listed_at=now()))
+        else:
+            rows.append(None)
+            unknown.append(checkpoint)
+    inspected = inspectors.map(lambda checkpoint: _inspect(source, checkpoint), unknown)
+    return [next(inspected) if row is None else row for row in rows], len(unknown)
+
+
+def _still_holds(checkpoint: Checkpoint, base_given: bool) -> bool:
+    """Whether inspecting the same file again would have the same result."""
+    uncertain = (None, BaseOrigin.GIVEN, BaseOrigin.FAMILY)
+    return checkpoint.inspection_status is InspectionStatus.READY and not (
+        base_given and checkpoint.base_origin in uncertain
+    )
+
+
+def _inspect(source: Source, checkpoint: Checkpoint) -> Checkpoint:
+    try:
+        return source.inspect(checkpoint)
+    except (Skipped, Unavailable) as error:
+        skipped = isinstance(error, Skipped)
+        return dataclasses.replace(
+            checkpoint,
+            inspection_status=InspectionStatus.SKIPPED if skipped else InspectionStatus.UNAVAILABLE,
+            reason=str(error),
+            reason_code=error.reason_code,
+        )

@@ -1,0 +1,202 @@
+"""The outcome of each checkpoint of a crawl: exactly one row, or another attempt.
+
+A checkpoint that inspection skipped gets its row at once, without a worker. So does one whose samples are in
+the store under a configuration that samples alike: its candidates are compared again. An attempt that failed
+for a reason outside the checkpoint (a dead worker, a hub or a store that does not answer, a deadline) is
+repeated up to `ATTEMPTS` times. The loss of a node does not count as an attempt, up to `NODES_LOST` times.
+Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import batched
+
+from finextract.reasons import ReasonCode
+from scanner.crawl.monitoring import CrawlMetrics
+from scanner.crawl.planning import Plan, Planned
+from scanner.crawl.pool import WorkerDied, WorkerFailed
+from scanner.crawl.progress import Budget, Observer, Progress
+from scanner.crawl.rematching import Rematching
+from scanner.crawl.worker import Task
+from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, new_id, now
+from scanner.store.leases import Leases
+from scanner.store.store import Store
+
+ATTEMPTS = 3  # at a checkpoint
+NODES_LOST = 20  # while a checkpoint was scanned, before further losses count as attempts
+ROWS = 200  # read or written together
+PAUSE_S = 5.0  # before the second attempt; twice as long before the third
+
+
+class Outcomes:
+    """Records outcomes, and counts them in `progress` and `budget`."""
+
+    def __init__(self, task: Task, plan: Plan, store: Store, budget: Budget, observer: Observer) -> None:
+        self._task, self._plan, self._store, self._observer = task, plan, store, observer
+        self._config_id = task.config.config_id
+        self._rematching = Rematching(store, task.config, task.run_id)
+        self._attempts: Counter[str] = Counter()
+        self._nodes_lost: Counter[str] = Counter()
+        self.leases = Leases(store.storage, task.run_id)
+        self.budget = budget
+        self.progress = Progress()
+        self.metrics: CrawlMetrics | None = None  # once Ray is running
+
+    # --- without a worker
+
+    def record_skipped(self, skipped: Sequence[Planned]) -> None:
+        """Writes the rows of what inspection skipped, unless another crawl has written them meanwhile."""
+        for batch in batched(skipped, ROWS):
+            ids = [p.checkpoint_id for p in batch]
+            rows = {row.checkpoint_id: row for row in self._store.of_source(self._task.source, ids)}
+            recorded = {scan.checkpoint_id: scan for scan in self._recorded_elsewhere(ids)}
+            scans = [_not_ready(self._task, row) for id_, row in rows.items() if id_ not in recorded]
+            self._store.append(scans)
+            for scan in (*recorded.values(), *scans):
+                self._count(rows[scan.checkpoint_id], scan)
+
+    def record_rematched(self, ready: Sequence[Planned]) -> list[Planned]:
+        """Writes the rows of what needs no new samples; returns the rest."""
+        done: set[str] = set()
+        for batch in batched([p.checkpoint_id for p in ready if p.checkpoint_id in self._rematching], ROWS):
+            if self.budget.is_spent:
+                break
+            held = self.leases.acquire(self._key(id_) for id_ in batch)
+            mine = {id_ for id_ in batch if self._key(id_) in held}
+            mine -= {scan.checkpoint_id for scan in self._recorded_elsewhere(sorted(mine))}
+            for row, scan in self._rematching.scans(self._store.of_source(self._task.source, sorted(mine))):
+                self._close(row, scan)
+                done.add(row.checkpoint_id)
+            self.leases.release(held)
+        return [p for p in ready if p.checkpoint_id not in done]
+
+    # --- with a worker
+
+    def lease(
+        self, planned: Sequence[Planned]
+    ) -> tuple[list[Checkpoint], list[Planned], list[str]]:  # fmt: skip
+        """Leases checkpoints for this crawl.
+
+        Returns the rows of those that it got, those that another crawl holds, and the ids of those that need
+        no scan: another crawl has finished them meanwhile, which is counted, or their rows were removed.
+        """
+        held = self.leases.acquire(self._key(p.checkpoint_id) for p in planned)
+        elsewhere = [p for p in planned if self._key(p.checkpoint_id) not in held]
+        ids = [p.checkpoint_id for p in planned if self._key(p.checkpoint_id) in held]
+        rows = (
+            {row.checkpoint_id: row for row in self._store.of_source(self._task.source, ids)} if ids else {}
+        )
+        finished = [id_ for id_ in ids if id_ not in rows]
+        for scan in self._recorded_elsewhere(list(rows)):
+            self._close(rows.pop(scan.checkpoint_id), scan)
+            finished.append(scan.checkpoint_id)
+        return list(rows.values()), elsewhere, finished
+
+    def allow_one_attempt(self, planned: Planned) -> None:
+        """A quarantined checkpoint is tried once more."""
+        self._attempts[planned.checkpoint_id] = ATTEMPTS - 1
+
+    def settle(self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed) -> float | None:
+        """Records an outcome and returns None, or returns the pause in seconds before another attempt."""
+        if not isinstance(outcome, Scan):
+            # A worker may have died after it wrote its row.
+            written = self._store.select(
+                Scan, "WHERE checkpoint_id = ? AND run_id = ?", [checkpoint.checkpoint_id, self._task.run_id]
+            )
+            if written:
+                outcome = written[0]
+        if isinstance(outcome, Scan) and outcome.verdict is not Verdict.FAILED:
+            self._close(checkpoint, outcome)
+            return None
+        id_ = checkpoint.checkpoint_id
+        if isinstance(outcome, WorkerDied) and outcome.with_its_node and self._nodes_lost[id_] < NODES_LOST:
+            self._nodes_lost[id_] += 1
+            self.progress.retried += 1
+            return 0.0
+        self._attempts[id_] += 1
+        if self._attempts[id_] < ATTEMPTS:
+            self.progress.retried += 1
+            return 0.0 if isinstance(outcome, WorkerDied) else PAUSE_S * self._attempts[id_]
+        scan = outcome if isinstance(outcome, Scan) else _failed(self._task, checkpoint, outcome)
+        self._store.append([scan])
+        self._close(checkpoint, scan)
+        return None
+
+    def count_in_metrics(self, metrics: CrawlMetrics) -> None:
+        """Counts outcomes in Ray's metrics too, beginning with those that are recorded already."""
+        metrics.count_verdicts(self.progress.verdicts)
+        self.metrics = metrics
+
+    def _recorded_elsewhere(self, ids: Sequence[str]) -> list[Scan]:
+        """The verdicts that other crawls recorded meanwhile.
+
+        A row of inspection does not count for a checkpoint that inspection does not skip any more.
+        """
+
+        def counts(scan: Scan) -> bool:
+            ready = self._plan[scan.checkpoint_id].inspection_status is InspectionStatus.READY
+            if scan.verdict is Verdict.FAILED or (scan.stage == "inspect" and ready):
+                return False
+            return scan.run_id != self._task.run_id
+
+        return [scan for scan in self._store.scans_of(self._config_id, ids) if counts(scan)] if ids else []
+
+    def _close(self, checkpoint: Checkpoint, scan: Scan) -> None:
+        if scan.run_id == self._task.run_id:
+            self.budget.spent_seconds += sum(scan.seconds.values())
+            self.budget.spent_bytes += checkpoint.size_bytes if "fetch" in scan.seconds else 0
+        self.leases.release([self._key(checkpoint.checkpoint_id)])
+        self._count(checkpoint, scan)
+
+    def _count(self, checkpoint: Checkpoint, scan: Scan) -> None:
+        self.progress.done += 1
+        self.progress.verdicts[scan.verdict] += 1
+        if self.metrics is not None:
+            self.metrics.count_scan(checkpoint, scan)
+        self._observer.outcome(checkpoint, scan, self.progress)
+
+    def _key(self, checkpoint_id: str) -> str:
+        return f"{checkpoint_id}-{self._config_id}"
+
+
+def _failed(task: Task, checkpoint: Checkpoint, outcome: WorkerDied | WorkerFailed) -> Scan:
+    """The row of a checkpoint whose last attempt ended without a row of its worker."""
+    first_line = (str(outcome).strip().splitlines() or ["no reason was given"])[0][:300]
+    if isinstance(outcome, WorkerDied):
+        reason = f"its worker died {ATTEMPTS} times or more: {first_line}"
+        return _unscanned(task, checkpoint, Verdict.FAILED, reason, outcome.reason_code, "worker")
+    reason = f"{first_line} ({ATTEMPTS} times)"
+    return _unscanned(task, checkpoint, Verdict.FAILED, reason, outcome.reason_code, "scan")
+
+
+def _not_ready(task: Task, checkpoint: Checkpoint) -> Scan:
+    """The row of a checkpoint that inspection skipped, or could not inspect."""
+    skipped = checkpoint.inspection_status is InspectionStatus.SKIPPED
+    verdict = Verdict.SKIPPED if skipped else Verdict.FAILED
+    return _unscanned(task, checkpoint, verdict, checkpoint.reason, checkpoint.reason_code, "inspect")
+
+
+def _unscanned(
+    task: Task, checkpoint: Checkpoint, verdict: Verdict, reason: str, reason_code: ReasonCode | None,
+    stage: str,
+) -> Scan:  # fmt: skip
+    at = now()
+    return Scan(
+        scan_id=new_id(),
+        checkpoint_id=checkpoint.checkpoint_id,
+        config_id=task.config.config_id,
+        run_id=task.run_id,
+        verdict=verdict,
+        reason=reason,
+        reason_code=reason_code,
+        stage=stage,
+        started_at=at,
+        finished_at=at,
+        caption=checkpoint.caption,
+        base=checkpoint.base,
+        tau=task.config.tau,
+        alpha=task.config.alpha,
+        seed=task.config.seed,
+    )
