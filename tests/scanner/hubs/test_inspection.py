@@ -16,8 +16,16 @@ from servers.trouble import lora_shapes, sdxl_lora_shapes
 from finextract.metadata.cards import Card
 from finextract.weights.formats import Header, TensorInfo
 from scanner.errors import Skipped
-from scanner.hubs.base import is_repo
-from scanner.hubs.base_models import MOVED, SD15, base_of_file, base_of_hash, family_of_base, gate, stands_now
+from scanner.hubs.base_models import (
+    MOVED,
+    SD15,
+    base_of_file,
+    base_of_hash,
+    family_of_base,
+    gate,
+    is_repo,
+    stands_now,
+)
 from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.inspection import base_hint, refine
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
