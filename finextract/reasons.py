@@ -1,47 +1,52 @@
 """The reasons for which a checkpoint was skipped or failed, as codes that can be counted.
 
-A sentence explains one case to a person; the code beside it groups cases. The same enumeration serves the
-method and the service, so that one code means one thing everywhere. Imports nothing but the standard library.
+A sentence explains one case to a person; the code beside it groups cases. The method and the service share
+one enumeration, so that a code has one meaning everywhere. Imports only the standard library.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
 class ReasonCode(StrEnum):
-    """Why a checkpoint has no result. The values are stored, so they never change their meaning."""
+    """Why a checkpoint has no result. The values are stored, so their meaning must never change."""
 
     # The weights. Such a checkpoint is skipped.
     PICKLE = "pickle"  # stored as a pickle, which can run code when it is opened
-    DANGEROUS_PICKLE = "dangerous_pickle"  # a pickle that did not pass the gates of --allow-pickle
+    DANGEROUS_PICKLE = "dangerous_pickle"  # a pickle that did not pass the checks of --allow-pickle
     DAMAGED = "damaged"  # not a whole safetensors file, or numbers that are not finite
     NO_WEIGHTS = "no_weights"  # the entry holds no weight file
     UNSUPPORTED_KIND = "unsupported_kind"  # a VAE, a textual inversion, an adapter algorithm, ...
     UNSUPPORTED_FAMILY = "unsupported_family"  # a known model family that cannot be scanned yet
-    UNKNOWN_FAMILY = "unknown_family"  # keys and shapes do not tell the model family
+    UNKNOWN_FAMILY = "unknown_family"  # keys and shapes match no known model family
     UNSUPPORTED_INPUTS = "unsupported_inputs"  # the model takes more than a noisy latent: inpainting, ...
     UNSUPPORTED_LAYOUT = "unsupported_layout"  # a supported model in a file layout that cannot be read yet
-    TOO_LARGE = "too_large"  # larger than --max-download
+    TOO_LARGE = "too_large"  # larger than --max-download, or a pickle larger than is ever converted
     # The base and the metadata. Such a checkpoint is skipped.
-    BASE_UNKNOWN = "base_unknown"  # nothing tells the base model
-    BASE_MISMATCH = "base_mismatch"  # the weights do not fit the base that is told
-    BASE_UNAVAILABLE = "base_unavailable"  # the base is removed, gated, or of a kind that is no base
+    BASE_UNKNOWN = "base_unknown"  # no metadata state the base model
+    BASE_MISMATCH = "base_mismatch"  # the weights do not fit the base that is stated
+    BASE_UNAVAILABLE = "base_unavailable"  # the base is removed, gated, or of a kind that cannot be a base
     IS_A_BASE = "is_a_base"  # the checkpoint is a base model itself
-    CAPTION_UNKNOWN = "caption_unknown"  # nothing tells the training caption
+    CAPTION_UNKNOWN = "caption_unknown"  # no metadata state the training caption
     # What the hub allows. Such a checkpoint is skipped.
     GATED = "gated"  # its licence must be accepted first
     LOGIN_REQUIRED = "login_required"  # a token is missing or not accepted
     EARLY_ACCESS = "early_access"  # paid or not yet public
-    REMOVED = "removed"  # deleted, disabled, archived, or private
+    NOT_OFFERED = "not_offered"  # it can be used on the hub but not downloaded, or not by this account
+    REAL_PERSON = "real_person"  # the hub marks it as showing a real person
+    REMOVED = "removed"  # deleted, disabled, archived, private, or not published
     HUB_WARNING = "hub_warning"  # the hub's own scanner calls the file dangerous
-    INVALID_ENTRY = "invalid_entry"  # a name, a commit or an address that cannot be used
+    INVALID_ENTRY = "invalid_entry"  # a name, commit, address, size or SHA256 is missing or unusable
     # The surroundings. Such a checkpoint has failed and is tried again.
     HUB_UNREACHABLE = "hub_unreachable"
     RATE_LIMITED = "rate_limited"
     NOT_READY = "not_ready"  # the hub has not finished processing the upload
     CHANGED = "changed"  # the bytes are not those that were listed
+    UNREADABLE = "unreadable"  # a local file that cannot be read
     NO_SPACE = "no_space"  # the disk or the cache is full
+    NO_ISOLATION = "no_isolation"  # this machine cannot run a process without network, as --allow-pickle does
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_DIED = "worker_died"
     TIMED_OUT = "timed_out"
@@ -56,7 +61,7 @@ class ReasonCode(StrEnum):
 
 LABELS = {
     ReasonCode.PICKLE: "stored as a pickle",
-    ReasonCode.DANGEROUS_PICKLE: "a pickle that may run code",
+    ReasonCode.DANGEROUS_PICKLE: "a pickle that failed the safety checks",
     ReasonCode.DAMAGED: "damaged weights",
     ReasonCode.NO_WEIGHTS: "no weights",
     ReasonCode.UNSUPPORTED_KIND: "unsupported kind of weights",
@@ -73,6 +78,8 @@ LABELS = {
     ReasonCode.GATED: "gated: its licence must be accepted",
     ReasonCode.LOGIN_REQUIRED: "login required",
     ReasonCode.EARLY_ACCESS: "early access",
+    ReasonCode.NOT_OFFERED: "not offered for download",
+    ReasonCode.REAL_PERSON: "marked as showing a real person",
     ReasonCode.REMOVED: "removed or private",
     ReasonCode.HUB_WARNING: "reported as dangerous by the hub",
     ReasonCode.INVALID_ENTRY: "invalid entry",
@@ -80,10 +87,23 @@ LABELS = {
     ReasonCode.RATE_LIMITED: "limited by the hub",
     ReasonCode.NOT_READY: "not yet processed by the hub",
     ReasonCode.CHANGED: "changed since it was listed",
+    ReasonCode.UNREADABLE: "unreadable local file",
     ReasonCode.NO_SPACE: "disk full",
+    ReasonCode.NO_ISOLATION: "no process without network on this machine",
     ReasonCode.OUT_OF_MEMORY: "out of memory",
     ReasonCode.WORKER_DIED: "the worker process ended",
     ReasonCode.TIMED_OUT: "took too long",
     ReasonCode.STORE_UNREACHABLE: "the store did not answer",
     ReasonCode.INTERNAL_ERROR: "internal error",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one checkpoint cannot be scanned."""
+
+    reason_code: ReasonCode
+    sentence: str  # for people; ends with a full stop
+
+    def __str__(self) -> str:
+        return self.sentence

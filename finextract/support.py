@@ -7,10 +7,9 @@ import no torch, so that a listing can be judged before any weights are download
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from finextract.reasons import ReasonCode
+from finextract.reasons import Reason, ReasonCode
 from finextract.weights.formats import WeightsKind
 
 FAMILY_NAMES = {
@@ -39,17 +38,6 @@ _SUPPORTED_PARTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Unsupported:
-    """Why something cannot be scanned."""
-
-    reason_code: ReasonCode
-    sentence: str  # for people; ends with a full stop
-
-    def __str__(self) -> str:
-        return self.sentence
-
-
 def describe(kind: WeightsKind) -> str:
     """What weights are, for people: "SDXL weights (refiner)", "LyCORIS weights (LoHa)"."""
     name = KIND_NAMES[kind.kind]
@@ -60,33 +48,33 @@ def describe(kind: WeightsKind) -> str:
     return f"{name} ({kind.detail})" if kind.detail else name
 
 
-def why_unsupported(kind: WeightsKind, where: str) -> Unsupported | None:
+def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
     """Why a fine-tuned checkpoint of this kind cannot be scanned; None where it can.
 
     `where` names the file in the sentence.
     """
     holds = f"{where} holds {describe(kind)}"
     if kind.kind not in SUPPORTED_KINDS:
-        return Unsupported(
+        return Reason(
             ReasonCode.UNSUPPORTED_KIND,
             f"{holds}: only full checkpoints, UNets and LoRA weights can be scanned so far.",
         )
     if kind.family == "unknown":
-        return Unsupported(
+        return Reason(
             ReasonCode.UNKNOWN_FAMILY, f"{holds}, and its keys and shapes match no known model family."
         )
     if kind.family not in SUPPORTED_FAMILIES:
-        return Unsupported(
+        return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{holds}: only Stable Diffusion 1.x checkpoints can be scanned so far.",
         )
     if kind.kind != "lora" and kind.detail:
-        return Unsupported(
+        return Reason(
             ReasonCode.UNSUPPORTED_INPUTS,
             f"{holds}: only models whose single input is a noisy latent image can be scanned so far.",
         )
     if kind.kind == "unet" and kind.style != "diffusers":
-        return Unsupported(
+        return Reason(
             ReasonCode.UNSUPPORTED_LAYOUT,
             f"{holds} under the original key names: a lone UNet can be scanned "
             "with diffusers key names only.",
@@ -94,11 +82,11 @@ def why_unsupported(kind: WeightsKind, where: str) -> Unsupported | None:
     return None
 
 
-def why_unsupported_base(kind: WeightsKind, where: str) -> Unsupported | None:
+def why_unsupported_base(kind: WeightsKind, where: str) -> Reason | None:
     """Why a single file of this kind cannot be a base model; None where it can."""
     if (kind.kind, kind.family, kind.style, kind.detail) == ("full", "sd1", "ldm", ""):
         return None
-    return Unsupported(
+    return Reason(
         ReasonCode.BASE_UNAVAILABLE,
         f"its base {where} holds {describe(kind)}: only a full checkpoint of Stable Diffusion 1.x can be "
         "a base so far. Pass --base with one.",
@@ -107,21 +95,21 @@ def why_unsupported_base(kind: WeightsKind, where: str) -> Unsupported | None:
 
 def why_unsupported_pipeline(
     model_index: Mapping[str, Any], scheduler: Mapping[str, Any], where: str
-) -> Unsupported | None:
+) -> Reason | None:
     """Why a diffusers pipeline folder cannot be loaded; None where it can.
 
     `model_index` is its model_index.json, `scheduler` its scheduler_config.json; both are untrusted.
     """
     parts = {name: component_class(model_index, name) for name in _SUPPORTED_PARTS}
     if parts != _SUPPORTED_PARTS or component_class(model_index, "vae") not in SUPPORTED_VAES:
-        return Unsupported(
+        return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{where} is a {model_index.get('_class_name')!s:.60}; "
             "only Stable Diffusion 1.x-shaped pipelines can be scanned so far.",
         )
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction != "epsilon":
-        return Unsupported(
+        return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{where} predicts {prediction!s:.40}; only models that predict epsilon can be scanned so far.",
         )

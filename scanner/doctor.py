@@ -16,6 +16,7 @@ import httpx2
 from scanner.config import default_cache
 from scanner.errors import ScannerError
 from scanner.hubs import http
+from scanner.hubs.addresses import trust
 from scanner.store.storage import open_storage
 from scanner.text import first_line
 from scanner.units import show_size
@@ -142,7 +143,7 @@ def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
     """Whether a hub answers, and the limits that it states."""
     endpoint = os.environ.get(variable) or usual
     try:
-        endpoint = http.trust(endpoint)
+        endpoint = trust(endpoint)
         with http.new_session() as session:
             answer = session.get(endpoint + path, timeout=TIMEOUT_S)
         limits = answer.headers.get("RateLimit") or answer.headers.get("Retry-After") or ""

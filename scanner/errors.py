@@ -1,26 +1,26 @@
-"""Every exception that a user of the service can cause or meet.
+"""The exceptions of the service that its users can cause or meet.
 
-ScannerError                exit code 2: usage, configuration, or surroundings
+ScannerError                exit code 2: usage, configuration, or environment
 ├── ConfigError             an option or a setting that cannot be used
 ├── StoreError              the store is missing, unreadable or not writable
-├── QueryError              a question in SQL that the store does not understand
+├── QueryError              a SQL query that cannot be run
 ├── CorpusError             a reference corpus cannot be read or has no usable image
-├── NoWorkers               one worker after another did not come up
+├── NoWorkers               no worker process could be started
 ├── SourceError             a hub or folder cannot be listed
-└── EntryError              one listed entry, which costs its own row and nothing else
-    ├── Skipped             the entry's own doing: its row says `skipped` and why
-    └── Unavailable         the network's or our doing: its row says `failed`, and it is tried again
+└── EntryError              one listed entry; the crawl continues with the others
+    ├── Skipped             because of the entry itself: its row has the verdict `skipped` and the reason
+    └── Unavailable         because of the network, the disk or this program: `failed`, and tried again
 
 Each message says what is wrong, where, and what to do next.
 """
 
-from typing import ClassVar
+from __future__ import annotations
 
 from finextract.reasons import ReasonCode
 
 
 class ScannerError(Exception):
-    """Something a person can mend; printed on one or two lines, without a traceback."""
+    """A problem that a person can solve; printed on one or two lines, without a traceback."""
 
 
 class ConfigError(ScannerError):
@@ -32,7 +32,7 @@ class StoreError(ScannerError):
 
 
 class QueryError(ScannerError):
-    """A question in SQL that is no SQL, or asks for what is not there."""
+    """A SQL query with a syntax error, or one that names a table or column that does not exist."""
 
 
 class CorpusError(ScannerError):
@@ -40,7 +40,7 @@ class CorpusError(ScannerError):
 
 
 class NoWorkers(ScannerError):
-    """One worker after another did not come up."""
+    """No worker process could be started, after several attempts."""
 
 
 class SourceError(ScannerError):
@@ -48,25 +48,22 @@ class SourceError(ScannerError):
 
 
 class EntryError(ScannerError):
-    """One listed entry cannot be scanned; the crawl goes on.
+    """One listed entry cannot be scanned; the crawl continues with the others.
 
     `reason_code` is stored beside the message, so that entries can be counted by reason.
     """
 
-    default_code: ClassVar[ReasonCode] = ReasonCode.INTERNAL_ERROR
-
-    def __init__(self, message: str, reason_code: ReasonCode | None = None) -> None:
+    def __init__(self, message: str, reason_code: ReasonCode) -> None:
         super().__init__(message)
-        self.reason_code = reason_code or self.default_code
+        self.reason_code = reason_code
+
+    def __reduce__(self) -> tuple[type[EntryError], tuple[str, ReasonCode]]:
+        return type(self), (str(self), self.reason_code)  # by default pickle would pass the message alone
 
 
 class Skipped(EntryError):
-    """The entry cannot be scanned for a reason of its own: pickled, corrupt, unsupported, no base."""
-
-    default_code = ReasonCode.UNSUPPORTED_KIND
+    """The entry cannot be scanned because of what it is: pickled, damaged, unsupported, ..."""
 
 
 class Unavailable(EntryError):
-    """The entry could not be fetched or scanned this time; a later crawl tries it again."""
-
-    default_code = ReasonCode.HUB_UNREACHABLE
+    """The entry could not be fetched or scanned this time; a later crawl tries again."""

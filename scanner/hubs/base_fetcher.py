@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finextract.errors import CheckpointError
+from finextract.reasons import ReasonCode
 from finextract.weights.formats import read_header
 from scanner.errors import Skipped
 from scanner.hubs.base_models import CIVITAI_SCHEME, SD15, local_base
@@ -65,7 +66,7 @@ class BaseFetcher:
             try:
                 check_base(read_header(path), base)
             except CheckpointError as error:
-                raise Skipped(f"its base cannot be read: {error}") from error
+                raise Skipped(f"its base cannot be read: {error}", ReasonCode.BASE_UNAVAILABLE) from error
             return BaseFiles(self._huggingface.fetch(SD15, downloads), path)
         if path.is_absolute():
             return BaseFiles(path)

@@ -1,12 +1,12 @@
-"""A checkpoint and its base as verified local files, and away again after the scan.
+"""The cache of verified downloads, shared by all processes of a machine.
 
-    CACHE/weights/ab/<sha256>        a verified file, once for all; the least recently used goes first
-    CACHE/weights/ab/<sha256>.part   an unfinished one; the next attempt goes on with it
+    CACHE/weights/ab/<sha256>        a verified file, stored once; the least recently used is evicted first
+    CACHE/weights/ab/<sha256>.part   an unfinished download; the next attempt resumes it
     CACHE/bases/OWNER--NAME/COMMIT/  a base's small files, and links to its weights
-    CACHE/scans/<random>/            a checkpoint under scan; what a killed process left goes with the next
+    CACHE/scans/<random>/            a checkpoint during its scan; a later scan removes what a killed one left
 
-A file in use is locked, and never evicted; a killed process's locks fall with it. Sizes are bytes. Knows no
-hub: the sources download, this module caps, checks, evicts and clears.
+A file in use is locked, and never evicted; the locks of a process are released when it ends. Sizes are in
+bytes. The sources download; this module limits sizes, verifies and evicts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from finextract.reasons import ReasonCode
 from scanner.errors import Skipped, Unavailable
 from scanner.units import show_size
 
@@ -29,7 +30,7 @@ SPARE_BYTES = 500_000_000  # that a download leaves free on the disk
 
 
 class DownloadCache:
-    """The files of one scan, as a context manager: held while it runs, then kept for others or let go."""
+    """The cached files of one scan, as a context manager: locked during the scan, then kept or removed."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class DownloadCache:
     ) -> None:
         self.cache, self.max_bytes = cache, max_bytes
         self._budget, self._keep = cache_bytes, keep
-        self._held: dict[str, tuple[IO[bytes], bool]] = {}  # SHA256 -> open and locked file, and if it stays
+        self._held: dict[str, tuple[IO[bytes], bool]] = {}  # SHA256 -> locked file, and whether it stays
 
     def __enter__(self) -> DownloadCache:
         return self
@@ -64,10 +65,10 @@ class DownloadCache:
         *,
         stays: bool = False,
     ) -> Path:
-        """The verified file with that SHA256, downloaded unless it is there; held until the block ends.
+        """The verified file with that SHA256, downloaded unless it is cached; locked until the block ends.
 
-        `download` goes on with a partial file and raises unless its content is right. `stays` says that the
-        file is likely to be needed again. Raises Skipped and Unavailable for want of room.
+        `download` resumes a partial file, and raises unless its content is right. With `stays` the file is
+        kept for later scans. Raises Skipped where the file is too large, Unavailable where there is no room.
         """
         path = self._path(sha256)
         if sha256 in self._held:
@@ -80,7 +81,7 @@ class DownloadCache:
                 return path
             part = path.with_name(f"{sha256}.part")
             part.touch()
-            held = _lock(part, fcntl.LOCK_EX)  # another process may be at it: then it is there afterwards
+            held = _lock(part, fcntl.LOCK_EX)  # waits for another process that downloads the same file
             if held is None:
                 continue
             with held:
@@ -93,9 +94,10 @@ class DownloadCache:
                     part.unlink(missing_ok=True)
 
     def make_room(self, missing: int, size_bytes: int, where: str) -> None:
-        """Evicts until `missing` bytes fit the cache's budget.
+        """Evicts files until `missing` more bytes fit into the cache.
 
-        Raises Skipped for a file beyond the cap, Unavailable where the disk or what is in use leaves no room.
+        Raises Skipped for a file that is too large, Unavailable where the disk, or the files in use, leave
+        no room.
         """
         check_room(size_bytes, self.cache, self.max_bytes, where, missing)
         folder = self.cache / "weights"
@@ -114,8 +116,9 @@ class DownloadCache:
             if used + missing > self._budget:
                 raise Unavailable(
                     f"{where} needs {show_size(missing)} more in the cache {self.cache}, where all "
-                    f"{show_size(used)} are in use and at most {show_size(self._budget)} may be. "
-                    "Pass a larger --cache-size, or fewer --workers."
+                    f"{show_size(used)} are in use and at most {show_size(self._budget)} are allowed. "
+                    "Pass a larger --cache-size, or fewer --workers.",
+                    ReasonCode.NO_SPACE,
                 )
 
     def _path(self, sha256: str) -> Path:
@@ -129,7 +132,7 @@ def _stats(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _lock(path: Path, how: int, *, wait: bool = True) -> IO[bytes] | None:
-    """The open and locked file; None where it is not there (any more), or is in use and not awaited."""
+    """The open and locked file; None where it does not exist, or is in use and `wait` is false."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -148,37 +151,46 @@ def _remove_unless_used(path: Path, file: IO[bytes]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return  # another scan reads it, and lets it go
+        return  # another scan reads it, and removes it afterwards
     path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a lock file against other processes and threads; without `wait` raises BlockingIOError."""
+    """Holds a lock file against other processes and threads.
+
+    Raises BlockingIOError where it is held already and `wait` is false.
+    """
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 def check_room(size_bytes: int, folder: Path, max_bytes: int, where: str, missing: int | None = None) -> None:
-    """Raises Skipped for more than the cap, Unavailable where the disk has no room for what is missing."""
+    """Raises Skipped for more than `max_bytes`, Unavailable where the disk has no room for `missing` bytes.
+
+    `missing` is what is still to be downloaded; by default all of `size_bytes`.
+    """
     if size_bytes > max_bytes:
         raise Skipped(
             f"{where} is {show_size(size_bytes)}, and at most {show_size(max_bytes)} are fetched. "
-            "Pass a larger --max-download."
+            "Pass a larger --max-download.",
+            ReasonCode.TOO_LARGE,
         )
     free = shutil.disk_usage(folder).free
     if (size_bytes if missing is None else missing) + SPARE_BYTES > free:
         raise Unavailable(
             f"{where} is {show_size(size_bytes)}, and the disk of {folder} has {show_size(free)} free. "
-            "Make room there, or name another cache."
+            "Make room there, or name another cache.",
+            ReasonCode.NO_SPACE,
         )
 
 
 def check_sha256(actual: str, listed: str | None, where: str) -> None:
-    """Raises Unavailable where bytes are not those that were listed. Without a listed SHA256 all pass."""
+    """Raises Unavailable where a SHA256 is not the listed one. Without a listed SHA256 any is accepted."""
     if listed is not None and actual != listed:
         raise Unavailable(
-            f"{where} is not what was listed: its SHA256 is {actual[:12]}..., listed was {listed[:12]}.... "
-            "It was not opened; the next crawl lists and fetches it again."
+            f"{where} is not what was listed: its SHA256 is {actual[:12]}..., not {listed[:12]}.... "
+            "It was not opened; the next crawl lists and fetches it again.",
+            ReasonCode.CHANGED,
         )

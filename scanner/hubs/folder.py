@@ -1,7 +1,7 @@
-"""A local tree of checkpoints as a source: diffusers folders, loose weight files, and the cards beside them.
+"""A local folder as a source: diffusers folders and single weight files in it, and the cards beside them.
 
-Nothing is copied: a fetched checkpoint is the file or folder itself, checked once more against what was
-listed. Links are followed for files, not for folders.
+Nothing is copied: a fetched checkpoint is the file or folder itself, verified again by its SHA256.
+Symbolic links to files are followed, those to folders are not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from finextract.errors import CheckpointError
 from finextract.metadata.captions import find_caption
 from finextract.metadata.local_files import read_card, read_object, read_sidecar_files
+from finextract.reasons import ReasonCode
 from finextract.weights.files import NOT_WEIGHTS
 from finextract.weights.formats import PICKLE_SUFFIXES, read_header
 from scanner.errors import Skipped, SourceError, Unavailable
@@ -35,13 +36,13 @@ MAX_SIZE = 1 << 50
 
 
 class FolderSource:
-    """The checkpoints below a folder. `base` is the base of all of them, whatever their cards tell."""
+    """The checkpoints below a folder. `base` is the base of all of them, whatever their cards state."""
 
     def __init__(self, path: Path, base: str | None = None, *, allow_pickle: bool = False) -> None:
         self.root = path.expanduser().absolute()
         self.name = f"folder:{self.root}"
-        self.position: dict[str, str] = {}  # a folder is walked from its start
-        self._listed: dict[str, str] = {}  # SHA256 of a file that was listed -> its path
+        self.position: dict[str, str] = {}  # always empty: a folder is listed from its start
+        self._listed: dict[str, str] = {}  # SHA256 of a listed file -> its path
         self._base, self._allow_pickle = local_base(base), allow_pickle
         if not self.root.is_dir():
             raise SourceError(
@@ -51,15 +52,15 @@ class FolderSource:
     def list(self, query: Query) -> Iterator[Checkpoint]:
         """The checkpoints, each read once for its SHA256. See `Source.list`.
 
-        Large files come first, for the base of a smaller one may be among them.
+        Large files come first, because the base of a smaller file may be among them.
         """
-        places = sorted(self._walk(), key=_weight, reverse=True)
+        places = sorted(self._walk(), key=_file_size, reverse=True)
         found = (self._checkpoint(*place) for place in places)
         wanted = (c for c in found if query.since is None or (c.created_at or UNKNOWN_TIME) >= query.since)
         return islice(wanted, max(query.limit, 0))
 
     def _walk(self) -> Iterator[tuple[Path, Layout]]:
-        """Every checkpoint: the folder that it is in, and its place there."""
+        """Every checkpoint: its folder, and its layout in that folder."""
         for place, folders, names in os.walk(self.root, onerror=self._unreadable):
             folder = Path(place)
             folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -75,7 +76,7 @@ class FolderSource:
                 pickled = not name.endswith(".safetensors")
                 hashed = not pickled or self._allow_pickle
                 yield folder, Layout(name, {name: name} if hashed else {}, pickled)
-            if weights:  # what a training run saved on its way is no checkpoint of its own
+            if weights:  # intermediate saves of a training run are no checkpoints
                 folders[:] = [f for f in folders if not INTERMEDIATE.fullmatch(f)]
 
     def _unreadable(self, error: OSError) -> None:
@@ -90,7 +91,7 @@ class FolderSource:
             hashes = [(path, sha256_of(folder / path)) for path in layout.weights]
             sizes = {path: (folder / path).stat().st_size for path in layout.weights}
             created = datetime.fromtimestamp((folder / layout.file).stat().st_mtime, UTC)
-        except OSError:  # inspect tries again, and tells
+        except OSError:  # `inspect` tries again and reports it
             hashes, sizes, created = [], {}, None
         if layout.file and hashes:
             self._listed[hashes[0][1]] = str(folder / layout.file)
@@ -117,33 +118,35 @@ class FolderSource:
         )
 
     def coverage(self) -> str:
-        """Nothing is told. See `Source.coverage`."""
+        """Always "": a folder states no total. See `Source.coverage`."""
         return ""
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
         """Reads the header, the card and a configuration file. See `Source.inspect`."""
         entry = json.loads(checkpoint.raw)
         folder, where = self.root / entry["path"], f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
-        side = read_sidecar_files(folder)
+        sidecar_files = read_sidecar_files(folder)
         card = read_card(folder, checkpoint.file)
         hint = None
         for name in ("adapter_config.json", "unet/config.json"):
             hint = hint or base_hint(read_object(folder / name))
         if entry["pickled"] and self._allow_pickle:
-            return refine_unread(checkpoint, card, hint=hint, base=self._base, side=side)
+            return refine_unread(checkpoint, card, hint=hint, base=self._base, sidecar_files=sidecar_files)
         if entry["pickled"]:
             raise Skipped(
                 f"{where} is a pickle, which can run code when it is opened; it was not opened. "
-                "Convert it to safetensors, ask its author for that, or see --allow-pickle."
+                "Convert it to safetensors, ask its author for safetensors, or see --allow-pickle.",
+                ReasonCode.PICKLE,
             )
         denoiser = checkpoint.file or next((p for p in entry["weights"] if p.startswith(DENOISERS)), "")
         try:
             header = read_header(folder / denoiser)
         except CheckpointError as error:
-            raise Skipped(f"{checkpoint.repo}: {error}") from error
+            raise Skipped(f"{checkpoint.repo}: {error}", error.reason_code) from error
         except OSError as error:
             raise Unavailable(
-                f"{where} cannot be read: {error.strerror}. The next crawl tries again."
+                f"{where} cannot be read: {error.strerror}. The next crawl tries again.",
+                ReasonCode.UNREADABLE,
             ) from error
         return refine(
             checkpoint,
@@ -151,29 +154,31 @@ class FolderSource:
             card,
             hint=hint,
             base=self._base,
-            base_by_hash=self._base_beside,
-            side=side,
+            base_by_hash=self._listed_base,
+            sidecar_files=sidecar_files,
         )
 
-    def _base_beside(self, sha256: str) -> str | None:
-        """The file of the tree that is the base, if it has been listed."""
+    def _listed_base(self, sha256: str) -> str | None:
+        """The path of the file with that SHA256, where it was listed."""
         return self._listed.get(sha256)
 
     def fetch(self, checkpoint: Checkpoint, into: Path, downloads: DownloadCache) -> Path:
-        """The file or folder where it is. See `Source.fetch`; nothing is written."""
+        """The path of the file or folder itself; a pickle is converted into `into`. See `Source.fetch`."""
         entry = json.loads(checkpoint.raw)
         folder = self.root / str(entry["path"])
         if checkpoint.size_bytes > downloads.max_bytes:
             raise Skipped(
-                f"{checkpoint.repo} is {show_size(checkpoint.size_bytes)}, at most "
-                f"{show_size(downloads.max_bytes)} are read. Pass a larger --max-download."
+                f"{checkpoint.repo} is {show_size(checkpoint.size_bytes)}, and at most "
+                f"{show_size(downloads.max_bytes)} are read. Pass a larger --max-download.",
+                ReasonCode.TOO_LARGE,
             )
         try:
             for path, sha256 in entry["weights"].items():
                 check_sha256(sha256_of(folder / path), sha256, str(folder / path))
         except OSError as error:
             raise Unavailable(
-                f"{folder} cannot be read: {error.strerror}. The next crawl tries again."
+                f"{folder} cannot be read: {error.strerror}. The next crawl tries again.",
+                ReasonCode.UNREADABLE,
             ) from error
         if entry["pickled"]:
             name = checkpoint.file
@@ -181,8 +186,8 @@ class FolderSource:
         return folder / checkpoint.file
 
 
-def _weight(place: tuple[Path, Layout]) -> int:
-    """Bytes of a loose weight file; 0 for a folder, which is nothing's base by its hash."""
+def _file_size(place: tuple[Path, Layout]) -> int:
+    """Bytes of a single weight file; 0 for a diffusers folder, which no hash names as a base."""
     folder, layout = place
     try:
         return (folder / layout.file).stat().st_size if layout.file else 0

@@ -1,14 +1,14 @@
-"""How strangers' servers are asked: who may be asked at all, how long to wait, and when to give up.
+"""Requests to hubs: sessions, rate limits, retries, and bodies read up to a limit.
 
-Knows HTTP; knows no hub's routes and no store. Every request, each redirect included, passes `guard`.
-Two budgets are kept apart: a server that says "later" (429, or 503 with Retry-After) may be waited for
-patiently, a server or a line that fails is tried a few times only. Times are seconds.
+Knows HTTP, but no hub's routes. A request has two separate budgets: a server that limits requests (429, or
+503 with Retry-After) may be waited for during a long time, while a transient error (of the server or the
+connection) is retried a few times only. Times are in seconds.
 """
 
 from __future__ import annotations
 
 import email.utils
-import ipaddress
+import errno
 import re
 import threading
 import time
@@ -18,31 +18,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import httpx2
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not exported for mypy
     parse_ratelimit_headers,
 )
 
-from scanner.errors import ConfigError, Skipped
+from finextract.reasons import ReasonCode
+from scanner.errors import Skipped
+from scanner.hubs.addresses import AddressRefused, check_peer, guard
 
-# The hubs and the stores that they are known to send downloads to, with all hosts below them.
-PUBLIC_HOSTS = (
-    "huggingface.co", "hf.co", "civitai.com", "civitai.red", "r2.cloudflarestorage.com", "backblazeb2.com",
-)  # fmt: skip
 USER_AGENT = f"finextract-scanner/{version('finextract-scanner')}"
 TIMEOUT_S = 15.0  # without a byte
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # between tries, where the server names no time
-
-
-class AddressRefused(Skipped):
-    """An address that is not asked: a stranger's redirect, or one without https."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # before a retry, where the server states no time
 
 
 class RateLimited(httpx2.HTTPError):
-    """A server says "later": once more after `wait_s`, or after a growing while where it names no time."""
+    """A server limits requests: to be retried after `wait_s`, or with a growing wait where that is None."""
 
     def __init__(self, host: str, wait_s: float | None, limit: str) -> None:
         super().__init__(f"{host} limits requests{f' ({limit})' if limit else ''}")
@@ -50,20 +42,20 @@ class RateLimited(httpx2.HTTPError):
 
 
 class TransientError(httpx2.HTTPError):
-    """A server's own trouble: tried a few times more."""
+    """A server failed in a way that may pass: retried a few times."""
 
 
 class Interrupted(Exception):
-    """What was asked for is not wanted any more; see `interrupt_waits`. Nothing may be concluded from it."""
+    """The request was cancelled by `interrupt_waits`. Nothing is known about what was requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimitWait:
-    """Who is limiting, and until when. What a status line shows."""
+    """The host that limits requests, and until when. Shown in a status line."""
 
     host: str
     until: datetime  # UTC
-    limit: str  # which of the server's limits, as it names it; "" where it does not
+    limit: str  # which of the server's limits, by the server's own name; "" where it states none
 
     def __str__(self) -> str:
         named = f" ({self.limit})" if self.limit else ""
@@ -74,83 +66,19 @@ class RateLimitWait:
 class RetryPolicy:
     """The two budgets of one request."""
 
-    throttle_s: float = 1800.0  # waited in all while a server says "later"
-    faults: int = 4  # tries after the first that failed
+    rate_limit_wait_s: float = 1800.0  # in all, for as long as the server limits requests
+    max_retries: int = 4  # after transient errors; the first attempt is not counted
 
 
-_trusted: set[tuple[str, str, int | None]] = set()  # (scheme, host, port) of endpoints that a person named
-_until: dict[str, tuple[float, str]] = {}  # host -> (time.monotonic() until which it wants no request, limit)
+_limited_until: dict[str, tuple[float, str]] = {}  # host -> (time.monotonic() of the end, name of the limit)
 _lock = threading.Lock()
-_leaving = threading.Event()  # set while `interrupt_waits`
-_leavers = 0
+_interrupting = threading.Event()  # set while a block of `interrupt_waits` runs
+_interrupters = 0  # such blocks now
 _listeners: list[Callable[[RateLimitWait], None]] = []
 
 
-def trust(endpoint: str) -> str:
-    """Admits a hub that a person named, whatever its scheme and address; gives it back without a slash.
-
-    A public hub keeps the rules of all public ones. Raises ConfigError for a text that is no address.
-    """
-    try:
-        parts = urlsplit(endpoint)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if host is None or parts.scheme not in ("http", "https"):
-        raise ConfigError(f"{endpoint} is no address of a hub. Write it as https://HOST.")
-    try:
-        check_address(endpoint)
-    except AddressRefused:
-        _trusted.add((parts.scheme, host, port))
-    return endpoint.rstrip("/")
-
-
-def guard(request: httpx2.Request) -> None:
-    """Raises AddressRefused for an address that is not allowed. A request hook: it sees redirects too."""
-    check_address(str(request.url))
-
-
-def check_address(url: str) -> None:
-    """Allows https to a known hub or its stores, and the endpoint that a person named.
-
-    Raises AddressRefused for any other address.
-    """
-    parts = urlsplit(url)
-    host = (parts.hostname or "").rstrip(".").lower()
-    if (parts.scheme, host, parts.port) in _trusted:
-        return
-    if parts.scheme != "https":
-        raise AddressRefused(f"an address without https is not asked: {_shown(url)}.")
-    if not any(host == known or host.endswith(f".{known}") for known in PUBLIC_HOSTS):
-        raise AddressRefused(f"an address on another host is not asked: {_shown(url)}.")
-
-
-def check_peer(response: httpx2.Response) -> None:
-    """Raises AddressRefused where a public name led to a private or link-local address. A response hook.
-
-    Behind a proxy the peer is the proxy, which then has to keep its own house.
-    """
-    parts = urlsplit(str(response.request.url))
-    if (parts.scheme, parts.hostname, parts.port) in _trusted or parts.scheme in getproxies():
-        return
-    stream = response.extensions.get("network_stream")
-    address = stream.get_extra_info("server_addr") if stream is not None else None
-    if address and not is_public(str(address[0])):
-        raise AddressRefused(
-            f"{parts.hostname} leads to the private address {address[0]}, which is not asked."
-        )
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public Internet's."""
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_global
-    except ValueError:
-        return False
-
-
 def new_session(*request_hooks: Callable[[httpx2.Request], object]) -> httpx2.Client:
-    """A guarded client that follows redirects; on another host they lose the Authorization header."""
+    """A guarded client that follows redirects; a redirect to another host loses the Authorization header."""
     return httpx2.Client(
         event_hooks={"request": [guard, *request_hooks], "response": [check_peer]},
         follow_redirects=True,
@@ -160,11 +88,9 @@ def new_session(*request_hooks: Callable[[httpx2.Request], object]) -> httpx2.Cl
 
 
 def check_status(response: httpx2.Response) -> None:
-    """Raises RateLimited or TransientError for an answer that asks to be tried again.
+    """Raises RateLimited or TransientError for a response that may be retried; accepts every other status.
 
-    The caller handles every other status.
-
-    An answer that says its limit is used up is remembered: the host is not asked before its time.
+    A response that states that a limit is used up is remembered: the host gets no request before its reset.
     """
     host = response.request.url.host
     info = parse_ratelimit_headers(response.headers)
@@ -180,7 +106,7 @@ def check_status(response: httpx2.Response) -> None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None where it tells neither."""
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None for anything else."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -192,98 +118,107 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
+def reason_code_of(error: Exception) -> ReasonCode:
+    """The reason code of a request that failed for good, or of a file that could not be written."""
+    if isinstance(error, RateLimited):
+        return ReasonCode.RATE_LIMITED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ReasonCode.NO_SPACE
+    return ReasonCode.HUB_UNREACHABLE
+
+
 def with_retries[T](request: Callable[[], T], host: str, policy: RetryPolicy = RetryPolicy()) -> T:
-    """Makes a request until it is answered, within both budgets.
+    """Sends a request until it is answered, within both budgets.
 
     `request` raises RateLimited, TransientError, AddressRefused or httpx2.TransportError for what may be
-    tried again; the last one is raised where its budget is spent. A wait that the throttle budget cannot
-    pay is not begun. Raises Interrupted.
+    retried; the last of them is raised once its budget is spent. A wait that would exceed the budget is not
+    begun. Raises Interrupted.
     """
-    faults, throttles, waited_s = 0, 0, 0.0
+    errors, limits, waited_s = 0, 0, 0.0
     while True:
         pause(0)
-        waited_s += _wait_for(host, policy.throttle_s - waited_s)
+        waited_s += _wait_for(host, policy.rate_limit_wait_s - waited_s)
         try:
             return request()
         except RateLimited as error:
             wait_s = error.wait_s
             if wait_s is None:
-                wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**throttles)
-            throttles += 1
-            if waited_s + wait_s > policy.throttle_s:
+                wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**limits)
+            limits += 1
+            if waited_s + wait_s > policy.rate_limit_wait_s:
                 raise
             _hold(host, wait_s, error.limit)
-        except (
-            TransientError,
-            AddressRefused,
-            httpx2.TransportError,
-        ):  # a redirect too may be a server's passing trouble
-            faults += 1
-            if faults > policy.faults:
+        except (TransientError, AddressRefused, httpx2.TransportError):  # a wrong redirect may pass, too
+            errors += 1
+            if errors > policy.max_retries:
                 raise
-            pause(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (faults - 1)) / 2)
+            pause(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (errors - 1)) / 2)
 
 
 def _hold(host: str, wait_s: float, limit: str) -> None:
+    """Keeps requests from a host for that long."""
     with _lock:
         until = time.monotonic() + wait_s
-        if until > _until.get(host, (0.0, ""))[0]:
-            _until[host] = (until, limit)
+        if until > _limited_until.get(host, (0.0, ""))[0]:
+            _limited_until[host] = (until, limit)
 
 
 def _wait_for(host: str, budget_s: float) -> float:
-    """Waits until a host wants requests again; returns the seconds waited."""
+    """Waits until a host accepts requests again; returns the seconds waited.
+
+    Raises RateLimited where that takes longer than `budget_s`.
+    """
     with _lock:
-        until, limit = _until.get(host, (0.0, ""))
+        until, limit = _limited_until.get(host, (0.0, ""))
     wait_s = until - time.monotonic()
     if wait_s <= 0:
         return 0.0
     if wait_s > budget_s:
         raise RateLimited(host, wait_s, limit)
     waiting = RateLimitWait(host, datetime.fromtimestamp(time.time() + wait_s, UTC), limit)
-    for tell in list(_listeners):
-        tell(waiting)
+    for listener in list(_listeners):
+        listener(waiting)
     pause(wait_s)
     return wait_s
 
 
 def pause(seconds: float) -> None:
-    """Sleeps. Raises Interrupted where the work is interrupt_waits meanwhile."""
-    if _leaving.wait(seconds):
+    """Sleeps. Raises Interrupted as soon as `interrupt_waits` is in effect."""
+    if _interrupting.wait(seconds):
         raise Interrupted
 
 
 @contextmanager
 def interrupt_waits() -> Iterator[None]:
-    """While the block runs, every thread that waits for a host or would ask one is interrupted instead.
+    """While the block runs, every thread that waits for a host, or is about to request it, is interrupted.
 
-    A request that is under way is not: it ends by itself, within `TIMEOUT_S` where nothing comes.
+    A request that was already sent is not: it ends by itself, after at most `TIMEOUT_S` without a byte.
     """
-    global _leavers
+    global _interrupters
     with _lock:
-        _leavers += 1
-        _leaving.set()
+        _interrupters += 1
+        _interrupting.set()
     try:
         yield
     finally:
         with _lock:
-            _leavers -= 1
-            if not _leavers:
-                _leaving.clear()
+            _interrupters -= 1
+            if not _interrupters:
+                _interrupting.clear()
 
 
 @contextmanager
-def on_rate_limit(tell: Callable[[RateLimitWait], None]) -> Iterator[None]:
-    """Tells of every wait for a host's limits while the block runs."""
-    _listeners.append(tell)
+def on_rate_limit(listener: Callable[[RateLimitWait], None]) -> Iterator[None]:
+    """Calls `listener` before every wait for a host's rate limit while the block runs."""
+    _listeners.append(listener)
     try:
         yield
     finally:
-        _listeners.remove(tell)
+        _listeners.remove(listener)
 
 
 def read_at_most(response: httpx2.Response, limit: int) -> bytes:
-    """The first `limit` bytes of a streamed answer's body, decompressed; no more is read."""
+    """The first `limit` bytes of a streamed response's body, decompressed; no more is read."""
     content = bytearray()
     for chunk in response.iter_bytes():
         content += chunk
@@ -293,15 +228,15 @@ def read_at_most(response: httpx2.Response, limit: int) -> bytes:
 
 
 def content_extent(response: httpx2.Response) -> tuple[int, int | None]:
-    """Where in its file an answer begins, and the size of the whole file; None where that is not told.
+    """The offset in its file at which a response begins, and the size of the whole file; None if not stated.
 
-    Raises TransientError for a part whose place is not told.
+    Raises TransientError for a partial response that does not state its offset.
     """
     if response.status_code == 206:
-        told = response.headers.get("Content-Range", "")
-        match = re.fullmatch(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)", told)
+        stated = response.headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)", stated)
         if match is None:
-            raise TransientError(f"{response.url.host} does not tell which part of the file it sends")
+            raise TransientError(f"{response.url.host} does not state which part of the file it sends")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if re.fullmatch(r"\d{1,15}", length) else None
@@ -311,41 +246,38 @@ def complete_download(
     part: Path,
     size_bytes: int,
     where: str,
-    ask: Callable[[int], AbstractContextManager[httpx2.Response]],
+    request: Callable[[int], AbstractContextManager[httpx2.Response]],
     host: str,
     policy: RetryPolicy = RetryPolicy(),
 ) -> None:
-    """Completes a partial file of a known size, going on where an earlier attempt or a broken line left it.
+    """Completes a partial file of a known size, resuming after the bytes that it already holds.
 
-    `ask` gives a streamed answer that begins at a byte, or at the first. Raises Skipped, and removes the
-    file, before the first byte too many; and whatever `ask` raises.
+    `request` returns a streamed response that begins at a byte offset, or at the first byte. Raises Skipped,
+    and removes the file, before a byte beyond `size_bytes` is written; and whatever `request` raises.
     """
     with part.open("ab") as file:
 
-        def begin_again() -> None:
+        def restart() -> None:
             file.seek(0)
             file.truncate()
 
-        def go_on() -> None:
+        def resume() -> None:
             if file.tell() > size_bytes:
-                begin_again()
+                restart()
             if file.tell() == size_bytes:
                 return
-            with ask(file.tell()) as response:
+            with request(file.tell()) as response:
                 if content_extent(response)[0] != file.tell():
-                    begin_again()
+                    restart()
                 for chunk in response.iter_bytes():
                     if file.tell() + len(chunk) > size_bytes:
                         part.unlink(missing_ok=True)
-                        raise Skipped(f"{where} is larger than the {size_bytes:,} bytes that were listed.")
+                        raise Skipped(
+                            f"{where} is larger than the {size_bytes:,} bytes that were listed.",
+                            ReasonCode.INVALID_ENTRY,
+                        )
                     file.write(chunk)
             if file.tell() < size_bytes:
                 raise httpx2.ReadError(f"it ended after {file.tell():,} of {size_bytes:,} bytes")
 
-        with_retries(go_on, host, policy)
-
-
-def _shown(url: str) -> str:
-    """An address without its query, which may hold a signature, on one line."""
-    parts = urlsplit(url)
-    return "".join(c for c in f"{parts.scheme}://{parts.netloc}{parts.path}" if c.isprintable())[:200]
+        with_retries(resume, host, policy)

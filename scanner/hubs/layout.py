@@ -1,7 +1,7 @@
-"""What in a repository is a checkpoint. Works on file names alone; opens nothing.
+"""Which files of a repository are a checkpoint. Works on file names alone; opens no file.
 
-A checkpoint is a diffusers pipeline folder, or one file of weights at the top, or a lone UNet. Names come
-from strangers: only those that stay inside their repository are looked at.
+A checkpoint is a diffusers pipeline folder, or one weight file at the top, or a lone UNet. Names are
+untrusted: one that would lead outside its repository is ignored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ _CONFIG = re.compile(
     r"scheduler/\w+\.json|"
     r"tokenizer/(?:\w+\.json|merges\.txt)"
 )
-SIDE = re.compile(
-    r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml"
-)  # tell of the training
+# They describe the training run.
+SIDECAR_FILES = re.compile(r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml")
 INTERMEDIATE = re.compile(r"checkpoint-\d+")
 
 
@@ -36,11 +35,11 @@ class Layout:
 
     file: str  # the single weight file, or "" for a pipeline folder
     weights: dict[str, str]  # weight files that a scan needs: path in the repository -> path as it is kept
-    pickled: bool = False  # `file` is a pickle and will not be opened
+    pickled: bool = False  # `file` is a pickle
 
     @property
     def denoiser(self) -> str:
-        """The weight file whose header tells kind and family."""
+        """The weight file whose header shows kind and family."""
         return self.file or next(p for p in self.weights if p.startswith(DENOISERS))
 
 

@@ -1,4 +1,4 @@
-"""The start of a remote file, and the safetensors header in it. Knows no hub: sources bring the read."""
+"""The start of a remote file, and the safetensors header in it. A source supplies the range request."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from finextract.errors import CheckpointError
+from finextract.reasons import ReasonCode
 from finextract.weights.formats import MAX_HEADER_BYTES, Header, parse_header
 from scanner.errors import Skipped
 
@@ -15,14 +16,14 @@ FIRST_READ = 100_001  # bytes; most headers are shorter
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The start of a file, and what its server told of all of it."""
+    """The start of a file, and what its server states about the whole file."""
 
     content: bytes
     size: int | None = None  # bytes, of the whole file
     sha256: str | None = None  # 64 hex digits
 
     def is_sound(self, asked: int) -> bool:
-        """Whether as much came as was asked for, and the right bytes where that can be told."""
+        """Whether as many bytes came as were requested, and the right ones where a SHA256 covers them."""
         if self.size is not None and len(self.content) < min(asked, self.size):
             return False
         if self.sha256 is None or self.size != len(self.content):
@@ -33,8 +34,8 @@ class Start:
 def read_header(read: Callable[[int], Start], where: str, listed_size: int | None) -> tuple[Header, Start]:
     """A weight file's header by one range read of its first bytes, or two where it is long.
 
-    `listed_size` counts where the answer tells no size. Raises Skipped for a file that is no safetensors, or
-    whose header tells another size.
+    `listed_size` is used where the response states no size. Raises Skipped for a file that is no safetensors
+    file, or whose header states another size.
     """
     start = read(FIRST_READ)
     length = 8 + int.from_bytes(start.content[:8], "little")
@@ -43,11 +44,12 @@ def read_header(read: Callable[[int], Start], where: str, listed_size: int | Non
     try:
         header = parse_header(start.content, where)
     except CheckpointError as error:
-        raise Skipped(str(error)) from error
+        raise Skipped(str(error), error.reason_code) from error
     size = start.size if start.size is not None else listed_size
     if size is not None and header.size_bytes != size:
         raise Skipped(
-            f"{where} is damaged: its header tells {header.size_bytes:,} bytes, the hub lists {size:,}. "
-            "Ask its author to upload it again."
+            f"{where} is damaged: its header states {header.size_bytes:,} bytes, the hub lists {size:,}. "
+            "Ask its author to upload it again.",
+            ReasonCode.DAMAGED,
         )
     return header, start

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from finextract.reasons import ReasonCode
 from scanner.errors import Skipped
 from scanner.hubs.base_models import CIVITAI_SCHEME
 from scanner.hubs.cache import DownloadCache
@@ -33,14 +34,19 @@ class CivitaiBases:
         try:
             version = self._client.version(version_id, where)
             file, _, reason = choose(dicts(version.get("files"), MAX_FILES))
-            sha256 = sha256_of_file(file or {})
-            if file is None or sha256 is None:
-                raise Skipped(f"{where}: {reason or 'it tells no SHA256.'}")
+            if file is None:
+                assert reason is not None, "without a file there is a reason"
+                raise Skipped(f"{where}: {reason}", reason.reason_code)
+            if (sha256 := sha256_of_file(file)) is None:
+                raise Skipped(f"{where}: the site states no SHA256 of it.", ReasonCode.INVALID_ENTRY)
             query = download_query(file)
             read = partial(self._client.read_start, version_id, query, where=where)
             header, _ = read_header(read, where, None)
         except Skipped as error:
-            raise Skipped(f"its base cannot be had: {error} Pass --base with another copy of it.") from error
+            raise Skipped(
+                f"its base cannot be downloaded: {error} Pass --base with another copy of it.",
+                ReasonCode.BASE_UNAVAILABLE,
+            ) from error
         check_base(header, where)
         download = partial(
             self._client.download, version_id, query, size_bytes=header.size_bytes, sha256=sha256, where=where

@@ -1,10 +1,10 @@
-"""The requests that are made to Civitai: a page of the listing, a version, a file or the start of one.
+"""The requests to Civitai: a page of the listing, a version, a file or the start of one.
 
-The token goes along with downloads alone, in a header, to Civitai's own host: the redirect to the store of
-signed addresses loses it. Answers are strangers' data: bodies are read up to a cap, a download up to the
-told size, and an answer counts as weights only where its status, its type and its length say so.
+The token is sent with downloads only, in a header, to Civitai's own host: the redirect to a signed address
+in an object store loses it. Responses are untrusted: bodies are read up to a limit, a download up to the
+listed size, and a response counts as weights only if its status, content type and length are right.
 
-Raises Skipped for what is not offered, Unavailable for no answer, SourceError while listing.
+Raises Skipped for what is not offered, Unavailable where the site does not answer, SourceError for a listing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from finextract.reasons import ReasonCode
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs import http
+from scanner.hubs.addresses import AddressRefused, trust
 from scanner.hubs.cache import check_sha256
 from scanner.hubs.civitai.files import text
-from scanner.hubs.http import AddressRefused, RetryPolicy, TransientError
+from scanner.hubs.http import RetryPolicy, TransientError
 from scanner.hubs.huggingface.entries import UNKNOWN_TIME, when
 from scanner.hubs.remote import Start
 from scanner.text import first_line
@@ -36,16 +38,16 @@ Params = list[tuple[str, str | int | float | bool | None]]  # as the client take
 TOKENS = ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN")
 MAX_JSON_BYTES = 32_000_000  # of one page; a hundred models with all their versions are a few megabytes
 MAX_ERROR_BYTES = 10_000
-DOWNLOAD = RetryPolicy(faults=10)  # a download goes on where it broke
+DOWNLOAD = RetryPolicy(max_retries=10)  # each resumes the download where it stopped
 
 
 class CivitaiClient:
-    """Civitai at one endpoint: CIVITAI_ENDPOINT as it is now, or civitai.com. Opens nothing when made."""
+    """Civitai at one endpoint, by default CIVITAI_ENDPOINT or civitai.com. Its session opens when used."""
 
     def __init__(self, endpoint: str | None = None) -> None:
-        self.endpoint = http.trust(endpoint or os.environ.get("CIVITAI_ENDPOINT") or DEFAULT_ENDPOINT)
+        self.endpoint = trust(endpoint or os.environ.get("CIVITAI_ENDPOINT") or DEFAULT_ENDPOINT)
         self.host = urlsplit(self.endpoint).netloc
-        self._limited = urlsplit(self.endpoint).hostname or ""  # who limits: a host's ports are one
+        self._limited_host = urlsplit(self.endpoint).hostname or ""  # rate limits are kept by host, not port
         token = _token()
         self._login = {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -67,15 +69,18 @@ class CivitaiClient:
         return page
 
     def version(self, version_id: int, where: str) -> dict[str, Any]:
-        """A version's own page. Raises Skipped where it is not published any more."""
+        """A version's own entry. Raises Skipped where it is no longer published."""
         with self._explained(where):
             version = self._json(f"/api/v1/model-versions/{version_id}")
         if version is None:
-            raise Skipped(f"{where} is not published on {self.host} any more.")
+            raise Skipped(f"{where} is no longer published on {self.host}.", ReasonCode.REMOVED)
         return version
 
     def version_of(self, digest: str, where: str) -> dict[str, Any] | None:
-        """The version that holds the file with that hash; None where none does. `where` asks for it."""
+        """The version that holds the file with that hash; None where none does.
+
+        `where` names the checkpoint in error messages.
+        """
         with self._explained(where):
             return self._json(f"/api/v1/model-versions/by-hash/{digest}")
 
@@ -86,25 +91,25 @@ class CivitaiClient:
             with self._weights(version_id, query, {"Range": f"bytes=0-{size - 1}"}, where) as response:
                 first, whole = http.content_extent(response)
                 if first != 0:
-                    raise TransientError(f"{self.host} answered with another part of the file")
+                    raise TransientError(f"{self.host} sent another part of the file")
                 start = Start(http.read_at_most(response, size), whole)
             if not start.is_sound(size):
-                raise TransientError(f"the answer ended after {len(start.content):,} bytes")
+                raise TransientError(f"the response ended after {len(start.content):,} bytes")
             return start
 
         with self._explained(where):
-            return http.with_retries(read, self._limited)
+            return http.with_retries(read, self._limited_host)
 
     def download(
         self, version_id: int, query: Mapping[str, str], part: Path, size_bytes: int, sha256: str, where: str
     ) -> None:
         """Completes a partial file of a known size, and checks the SHA256 of all of it.
 
-        A file that is not what was listed is removed.
+        A file whose size or SHA256 is not the listed one is removed.
         """
 
         @contextmanager
-        def ask(start: int) -> Iterator[httpx2.Response]:
+        def request(start: int) -> Iterator[httpx2.Response]:
             wanted = {"Range": f"bytes={start}-"} if start else {}
             with self._weights(version_id, query, wanted, where) as response:
                 whole = http.content_extent(response)[1]
@@ -112,18 +117,19 @@ class CivitaiClient:
                     part.unlink(missing_ok=True)
                     raise Unavailable(
                         f"{where} has {whole:,} bytes, and {size_bytes:,} were listed. It was not "
-                        "fetched; the next crawl lists it again."
+                        "fetched; the next crawl lists it again.",
+                        ReasonCode.CHANGED,
                     )
                 yield response
 
         with self._explained(where):
-            http.complete_download(part, size_bytes, where, ask, self._limited, DOWNLOAD)
+            http.complete_download(part, size_bytes, where, request, self._limited_host, DOWNLOAD)
         if (found := sha256_of(part)) != sha256:
             part.unlink()
             check_sha256(found, sha256, where)
 
     def _json(self, path: str, query: Params | None = None, holds: str = "id") -> dict[str, Any] | None:
-        """An object that has the field `holds`; None for a 404."""
+        """A JSON object that has the field `holds`; None for status 404."""
 
         def read() -> dict[str, Any] | None:
             with self._stream(path, query or [], {}) as response:
@@ -134,20 +140,20 @@ class CivitaiClient:
                     raise httpx2.HTTPError(f"{self.host} answered {response.status_code}{_words(response)}")
                 try:
                     value = json.loads(http.read_at_most(response, MAX_JSON_BYTES))
-                except (ValueError, RecursionError) as error:  # a page of HTML, or half an answer
-                    raise TransientError(f"{self.host} answered with no JSON") from error
+                except (ValueError, RecursionError) as error:  # a page of HTML, or a truncated response
+                    raise TransientError(f"{self.host} did not answer with JSON") from error
                 if not isinstance(value, dict) or holds not in value:
                     raise TransientError(f"{self.host} does not answer like Civitai")
                 return value
 
-        return http.with_retries(read, self._limited)
+        return http.with_retries(read, self._limited_host)
 
     @contextmanager
     def _stream(self, path: str, query: Params, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
         try:
             request = self._session.build_request("GET", self.endpoint + path, params=query, headers=headers)
             response = self._session.send(request, stream=True)
-        except AddressRefused as error:  # Civitai's own doing, which is no cause of the entry's
+        except AddressRefused as error:  # a wrong redirect by the site is not the entry's fault
             raise TransientError(first_line(error)) from error
         try:
             yield response
@@ -158,58 +164,69 @@ class CivitaiClient:
     def _weights(
         self, version_id: int, query: Mapping[str, str], headers: Mapping[str, str], where: str
     ) -> Iterator[httpx2.Response]:
-        """An answer that holds weights. Every other answer has its own error."""
+        """A response that holds weights. Every other response raises its own error."""
         headers = {"Accept-Encoding": "identity", **headers, **self._login}
         with self._stream(f"/api/download/models/{version_id}", list(query.items()), headers) as response:
             http.check_status(response)
             if response.url.origin == httpx2.URL(self.endpoint).origin:
                 self._check_offer(response, where)
             elif response.status_code == 416:
-                raise Skipped(f"{where} is empty, or has fewer bytes than were listed; it was not fetched.")
-            elif response.status_code >= 400:  # a signed address that has run out: ask for a new one
+                raise Skipped(
+                    f"{where} is empty, or has fewer bytes than were listed; it was not fetched.",
+                    ReasonCode.DAMAGED,
+                )
+            elif response.status_code >= 400:  # the signed address has expired: request a new one
                 raise TransientError(f"{response.url.host} answered {response.status_code}")
             kind = response.headers.get("Content-Type", "").lower()
             if response.status_code not in (200, 206) or kind.startswith(("text/", "application/json")):
-                raise TransientError(f"{response.url.host} answered with a page where weights were asked for")
+                raise TransientError(f"{response.url.host} sent a web page instead of weights")
             yield response
 
     def _check_offer(self, response: httpx2.Response, where: str) -> None:
-        """Raises what Civitai's own answer to a download means, other than the weights."""
+        """Raises the error that Civitai's own response to a download stands for, if it stands for one."""
         status = 401 if response.url.path.startswith("/login") else response.status_code
         if status == 401:
             raise Skipped(
                 f"{where} cannot be downloaded with this {TOKENS[0]}: its author has disabled downloads, or "
                 "the token is not valid any more."
                 if self._login
-                else f"{where} asks for a login before it can be downloaded, or its downloads are disabled. "
-                f"Set {TOKENS[0]} to an API key of your Civitai account."
+                else f"{where} requires a login to be downloaded, or its downloads are disabled. "
+                f"Set {TOKENS[0]} to an API key of your Civitai account.",
+                ReasonCode.LOGIN_REQUIRED,
             )
         words = _words(response) if status >= 400 else ""
-        if status == 403 and words not in ("", " (Forbidden)"):  # which is said to addresses, not of entries
-            raise Skipped(f"{where} is not offered to you by {self.host}{words}.")
+        if status == 403 and words not in ("", " (Forbidden)"):  # those refuse an IP address, not an entry
+            early = "early access" in words.lower()
+            raise Skipped(
+                f"{where} cannot be downloaded with your account: {self.host} refuses it{words}.",
+                ReasonCode.EARLY_ACCESS if early else ReasonCode.NOT_OFFERED,
+            )
         if status == 404:
             raise Unavailable(
-                f"{where} could not be found on {self.host} just now. The next crawl tries again."
+                f"{where} was not found on {self.host}. The next crawl tries again.", ReasonCode.NOT_READY
             )
         if status == 410:
-            raise Skipped(f"{where} was archived by its author, so its files cannot be had.")
+            raise Skipped(
+                f"{where} was archived by its author, so its files cannot be downloaded.", ReasonCode.REMOVED
+            )
         if status >= 400:
             raise httpx2.HTTPError(f"{self.host} answered {status}{words}")
 
     @contextmanager
     def _explained(self, where: str) -> Iterator[None]:
-        """Turns the client's errors about one entry into ours."""
+        """Turns errors of requests for one entry into Unavailable."""
         try:
             yield
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             raise Unavailable(
                 f"{where} could not be fetched from {self.host}: {first_line(error)}. "
-                "The next crawl tries again."
+                "The next crawl tries again.",
+                http.reason_code_of(error),
             ) from error
 
 
 def _token() -> str | None:
-    """The token that the surroundings name. Raises ConfigError for one that no header can hold."""
+    """The token in the environment. Raises ConfigError for one that no header can hold."""
     name = next((n for n in TOKENS if os.environ.get(n, "").strip()), None)
     if name is None:
         return None
@@ -220,7 +237,7 @@ def _token() -> str | None:
 
 
 def _words(response: httpx2.Response) -> str:
-    """What an error's JSON says, to put behind a sentence; "" for none."""
+    """What the JSON of an error response says, in brackets after a space; "" for none."""
     try:
         told = json.loads(http.read_at_most(response, MAX_ERROR_BYTES))
     except (ValueError, RecursionError):

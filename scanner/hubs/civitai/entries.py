@@ -1,7 +1,7 @@
-"""Civitai's raw entries as records: what is told of a version, and what rules it out.
+"""Civitai's raw entries as records: what they state about a version, and why one cannot be scanned.
 
-Every field is a stranger's, and the site's answers drift: a wrong type counts as missing, a string may have
-become a list, a time may lack its zone, a hash may not be there yet. Never raises for what an entry holds.
+Every field is untrusted, and the site's responses vary: a wrong type counts as missing, a string may have
+become a list, a time may lack its zone, a hash may not be computed yet. Never raises for what an entry holds.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from datetime import UTC
 from hashlib import sha256
 from typing import Any
 
+from finextract.reasons import Reason, ReasonCode
 from scanner.hubs.base_models import CIVITAI_SCHEME
 from scanner.hubs.civitai.files import (
     Json,
     as_id,
     choose,
-    danger_of,
     dicts,
     kept_name,
     metadata_of,
     sha256_of_file,
     size_of_file,
     text,
+    warning_of,
 )
 from scanner.hubs.huggingface.entries import UNKNOWN_TIME, placeholder_id, when
 from scanner.records import Checkpoint, InspectionStatus, identify, now
 from scanner.text import printable
 
-TYPES = ("Checkpoint", "LORA", "LoCon", "DoRA")  # that are fine-tunes; LoHa and LoKr are filed under these
-# What a baseModel says, which is a family and never the very checkpoint that was trained on. Other names
-# (video, audio, and image models of other shapes) are "unknown".
+TYPES = ("Checkpoint", "LORA", "LoCon", "DoRA")  # of fine-tunes; LoHa and LoKr are among them
+# baseModel -> family; it never states the exact checkpoint that was trained on. Other names (video, audio,
+# image models of other architectures) are "unknown".
 FAMILIES = (
     (r"SD 1\.[45]( \w+)?", "sd1"),
     (r"SD 2\.[01]( \w+)?", "sd2"),
@@ -42,7 +43,7 @@ FAMILIES = (
     (r"SD 3(\.5( .+)?)?", "sd3"),
     (r"Flux\.1 .+", "flux"),
 )
-# The bases of trainings on the site, as (model, version), and where such a version is on HuggingFace.
+# The bases of the site's own trainer as (model, version), and the HuggingFace repositories of some versions.
 TRAINER_BASES = {
     "sd_1_5": (127227, 139180), "anime": (84586, 89927), "semi": (4384, 128713), "realistic": (81458, 132760),
     "sdxl": (101055, 128078), "pony": (257749, 290640), "illustrious": (795765, 889818),
@@ -68,7 +69,7 @@ MAX_KEPT_CHARS, MAX_FILE_CHARS = 10_000, 500  # of another field, as JSON
 def make_checkpoints(
     item: Mapping[str, Any], source: str, endpoint: str, *, allow_pickle: bool = False
 ) -> list[Checkpoint]:
-    """A record for each version of a listed model; one that stands for the model where it holds none."""
+    """A record for each version of a listed model; a single one for a model without versions."""
     versions = list(dicts(item.get("modelVersions"), MAX_VERSIONS))
     return [_checkpoint(item, version, source, endpoint, allow_pickle) for version in versions or [{}]]
 
@@ -85,7 +86,7 @@ def _checkpoint(
     creator = item.get("creator")
     creator = text(creator.get("username"), 100) if isinstance(creator, dict) else None
     called = text(item.get("name"), 150) or str(model_id or "(a model without a name)")
-    if version_id is None:  # nothing else tells two such entries apart
+    if version_id is None:  # distinguishes two such entries
         digest = sha256(json.dumps(_kept(item, MODEL_KEPT)).encode()).hexdigest()
         called = f"{called} ({model_id or digest[:12]})"
     repo, revision = f"{creator or 'civitai'}/{called}", str(version_id or "")
@@ -107,7 +108,7 @@ def _checkpoint(
             _kept(item, MODEL_KEPT),
             _kept(version, VERSION_KEPT),
             [_kept(f, FILE_KEPT, MAX_FILE_CHARS) for f in ([file] if file else []) + others],
-            # names change with their model's, numbers do not
+            # the names of models change, the numbers do not
             placeholder_id(source, "" if version_id else repo, revision, file_id),
             bool(file),
             reason,
@@ -116,30 +117,36 @@ def _checkpoint(
 
 
 def with_detail(checkpoint: Checkpoint, detail: Mapping[str, Any]) -> Checkpoint:
-    """The record with what the version's own page tells more: its training, its use, its hashes."""
+    """The record, completed by the version's own entry: its training, its use, its hashes."""
     raw = json.loads(checkpoint.raw)
     model, files = raw["model"], raw["files"]
-    told = detail.get("model")
-    model |= _kept(told, ("type", "poi", "mode")) if isinstance(told, dict) else {}
+    detail_model = detail.get("model")
+    model |= _kept(detail_model, ("type", "poi", "mode")) if isinstance(detail_model, dict) else {}
     by_id = {as_id(f.get("id")): f for f in dicts(detail.get("files"), MAX_FILES) if as_id(f.get("id"))}
     files = [{**f, **_kept(by_id.get(as_id(f.get("id")), {}), FILE_KEPT, MAX_FILE_CHARS)} for f in files]
     version = {**raw["version"], **_kept(detail, VERSION_KEPT)}
-    danger = danger_of(files[0]) if files else ""
+    warning = warning_of(files[0]) if files else None
     return dataclasses.replace(
-        checkpoint, **_facts(checkpoint.repo, model, version, files, checkpoint.checkpoint_id, True, danger)
+        checkpoint, **_facts(checkpoint.repo, model, version, files, checkpoint.checkpoint_id, True, warning)
     )
 
 
 def _facts(
-    repo: str, model: Json, version: Json, files: list[Json], placeholder: str, chosen: bool, reason: str
+    repo: str,
+    model: Json,
+    version: Json,
+    files: list[Json],
+    placeholder: str,
+    chosen: bool,
+    reason: Reason | None,
 ) -> Json:
-    """The fields of a record that a version's own page may change.
+    """The fields of a record that a version's own entry may change.
 
-    `chosen` says that the first of `files` is the checkpoint; if not, `reason` says why there is none.
+    With `chosen` the first of `files` is the checkpoint. `reason` is why the files cannot be scanned.
     """
     file = files[0] if chosen else {}
     digest = sha256_of_file(file)
-    reason = _ruled_out(model, version) or reason
+    reason = _why_skipped(model, version) or reason
     training, num_images, public = _training(version, files)
     return {
         "checkpoint_id": identify([("", digest)]) if digest else placeholder,
@@ -152,72 +159,84 @@ def _facts(
         "raw": json.dumps({"model": model, "version": version, "files": files}),
         "inspection_status": InspectionStatus.SKIPPED if reason else InspectionStatus.UNKNOWN,
         "reason": f"{repo}: {reason}" if reason else "",
+        "reason_code": reason.reason_code if reason else None,
         "training": json.dumps(training),
         "public_images": public,
     }
 
 
-def _ruled_out(model: Json, version: Json) -> str:
-    """Why the site's own words rule an entry out; "" where they do not."""
+def _why_skipped(model: Json, version: Json) -> Reason | None:
+    """Why an entry cannot be scanned, as far as model and version state it; None where it may be."""
     kind, mode = text(model.get("type")), text(model.get("mode"))
     use, ends = text(version.get("usageControl")), _early_until(version)
     if mode == "TakenDown":
-        return "it was taken down by Civitai."
+        return Reason(ReasonCode.REMOVED, "it was taken down by Civitai.")
     if mode == "Archived":
-        return "it was archived by its author, so its files cannot be had."
+        return Reason(ReasonCode.REMOVED, "it was archived by its author, so its files cannot be downloaded.")
     if model.get("poi") is True:
-        return "it is marked as showing a real person; such models are not scanned."
+        return Reason(
+            ReasonCode.REAL_PERSON, "it is marked as showing a real person; such models are not scanned."
+        )
     if kind not in TYPES:
-        return f"it is of the type {kind or '(none)'}: only {', '.join(TYPES)} are scanned."
+        return Reason(
+            ReasonCode.UNSUPPORTED_KIND,
+            f"it is of the type {kind or '(none)'}: only {', '.join(TYPES)} are scanned.",
+        )
     if as_id(version.get("id")) is None:
-        return "it has no published version."
+        return Reason(ReasonCode.REMOVED, "it has no published version.")
     if text(version.get("status")) not in (None, "Published"):
-        return "its version is not published."
+        return Reason(ReasonCode.REMOVED, "its version is not published.")
     if use not in (None, "Download"):
-        return "it can be used on the site only (generation); its author does not offer it for download."
+        return Reason(
+            ReasonCode.NOT_OFFERED,
+            "it can be used on the site only (generation); its author does not offer it for download.",
+        )
     if ends is not None or text(version.get("availability")) == "EarlyAccess":
         until = f" until {ends}" if ends else ""
-        return f"it is in early access{until}: only those who paid for it can download it."
-    return ""
+        return Reason(
+            ReasonCode.EARLY_ACCESS,
+            f"it is in early access{until}: only those who paid for it can download it.",
+        )
+    return None
 
 
 def _early_until(version: Json) -> str | None:
-    """The day that early access ends on; None where it is over, or not told."""
+    """The day on which early access ends; None where it is over, or not stated."""
     ends = max(when(version.get("earlyAccessEndsAt")), when(version.get("earlyAccessDeadline")))
     return f"{ends.astimezone(UTC):%Y-%m-%d}" if ends > now() else None
 
 
 def family_of(base_model: object) -> str:
-    """The family that a baseModel names, or "unknown"."""
+    """The family of a baseModel, or "unknown"."""
     name = base_model if isinstance(base_model, str) else ""
     return next((family for pattern, family in FAMILIES if re.fullmatch(pattern, name)), "unknown")
 
 
 def trigger(version: Json) -> str | None:
-    """The words that its author says bring the model out, joined; None where none are told."""
+    """The author's trigger words, joined; None where none are stated."""
     words = version.get("trainedWords")
     words = [words] if isinstance(words, str) else words
-    told = [text(w.strip(" ,")) for w in words if isinstance(w, str)] if isinstance(words, list) else []
-    return text(", ".join(dict.fromkeys(w for w in told if w)))
+    stated = [text(w.strip(" ,")) for w in words if isinstance(w, str)] if isinstance(words, list) else []
+    return text(", ".join(dict.fromkeys(w for w in stated if w)))
 
 
 def sample_prompt(version: Json) -> str | None:
-    """The first prompt that a training on the site was watched with; None where none is told."""
+    """The first sample prompt of a training on the site; None where none is stated."""
     prompts = _details(version).get("samplePrompts")
     prompts = [prompts] if isinstance(prompts, str) else prompts
     return next((p for p in map(text, prompts) if p), None) if isinstance(prompts, list) else None
 
 
 def trainer_base(version: Json) -> tuple[int, int] | None:
-    """The (model, version) that a training on the site began from; None where it is not told."""
-    told = _details(version).get("baseModel")
-    if not isinstance(told, str):
+    """The (model, version) that a training on the site started from; None where it is not stated."""
+    stated = _details(version).get("baseModel")
+    if not isinstance(stated, str):
         return None
-    match = re.fullmatch(r"(?:urn:air:\w+:\w+:)?civitai:(\d{1,15})@(\d{1,15})", told)
-    return (int(match[1]), int(match[2])) if match else TRAINER_BASES.get(told)
+    match = re.fullmatch(r"(?:urn:air:\w+:\w+:)?civitai:(\d{1,15})@(\d{1,15})", stated)
+    return (int(match[1]), int(match[2])) if match else TRAINER_BASES.get(stated)
 
 
-def base_name(model_id: int, version_id: int) -> str:
+def base_id(model_id: int, version_id: int) -> str:
     """A version of Civitai as a base: OWNER/NAME where it is known on HuggingFace, civitai:MODEL@VERSION."""
     return ON_HUGGINGFACE.get(version_id, f"{CIVITAI_SCHEME}{model_id}@{version_id}")
 
@@ -228,11 +247,11 @@ def _details(version: Json) -> Json:
 
 
 def _training(version: Json, files: list[Json]) -> tuple[Json, int | None, int]:
-    """What is told of a training on the site, its number of images, and how many of them are published."""
+    """The settings of a training on the site, its number of images, and how many of them are published."""
     details = _details(version)
     params = details.get("params")
-    told: Json = {k: text(details.get(k)) for k in ("type", "baseModel") if text(details.get(k))}
-    told |= {
+    settings: Json = {k: text(details.get(k)) for k in ("type", "baseModel") if text(details.get(k))}
+    settings |= {
         printable(k, 50): v if not isinstance(v, str) else printable(v, 200)
         for k, v in (list(params.items())[:60] if isinstance(params, dict) else ())
         if isinstance(v, str | int | float | bool)
@@ -242,13 +261,14 @@ def _training(version: Json, files: list[Json]) -> tuple[Json, int | None, int]:
         f for f in files if f.get("type") == "Training Data" and metadata_of(f).get("shareDataset") is True
     ]
     public = sum(max(1, n) if type(n := metadata_of(f).get("numImages")) is int else 1 for f in shared)
-    return ({"civitai": told} if told else {}), counts[0] if counts else None, min(public, 1_000_000)
+    return ({"civitai": settings} if settings else {}), counts[0] if counts else None, min(public, 1_000_000)
 
 
 def _license(model: Json) -> str | None:
-    """What its author allows. A list, or a string such as "{Image,RentCivit}"."""
-    told = model.get("allowCommercialUse")
-    uses = re.findall(r"\w+", told) if isinstance(told, str) else told if isinstance(told, list) else None
+    """What the author allows. The entry has a list, or a string such as "{Image,RentCivit}"."""
+    stated = model.get("allowCommercialUse")
+    uses = re.findall(r"\w+", stated) if isinstance(stated, str) else stated
+    uses = uses if isinstance(uses, list) else None
     if uses is None:
         return None
     named = ", ".join(printable(u, 30) for u in uses[:10] if isinstance(u, str) and u != "None")
@@ -257,7 +277,7 @@ def _license(model: Json) -> str | None:
 
 
 def _kept(value: Mapping[str, Any], names: tuple[str, ...], limit: int = MAX_KEPT_CHARS) -> Json:
-    """Those fields: long text is cut, other long values are left out."""
+    """Those fields of an entry: long text is cut, other long values are omitted."""
     kept: Json = {}
     for name in names:
         field = value.get(name)

@@ -1,6 +1,6 @@
-"""The files of a version on Civitai: which of them is the checkpoint, and what the site tells of it.
+"""The files of a version on Civitai: which of them is the checkpoint, and what the site states about it.
 
-Also the readers of single fields, which take a wrong type for a missing value. Nothing here raises.
+Also readers of single fields, for which a wrong type counts as missing. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from finextract.reasons import Reason, ReasonCode
 from finextract.weights.formats import PICKLE_SUFFIXES
 from scanner.hubs.huggingface.entries import MAX_SIZE
 from scanner.hubs.layout import is_safe
@@ -21,41 +22,46 @@ MAX_ID = 1 << 53
 Json = dict[str, Any]
 
 
-def choose(files: Iterator[Json], *, allow_pickle: bool = False) -> tuple[Json | None, list[Json], str]:
-    """The file of a version that is the checkpoint, the others, and why there is none; "" where there is.
+def choose(
+    files: Iterator[Json], *, allow_pickle: bool = False
+) -> tuple[Json | None, list[Json], Reason | None]:
+    """The file of a version that is the checkpoint, the others, and why there is none; None where there is.
 
-    SafeTensor alone, or else a pickle where that is allowed; pruned before full, for the weights are the
-    same; then what the site shows first.
+    Safetensors first, a pickle only where that is allowed; pruned before full, because the weights are the
+    same; then the file that the site shows first.
     """
     listed = list(files)
     weights = [f for f in listed if f.get("type") in WEIGHTS]
     pickles = [f for f in weights if is_pickle(f)]
     good = [f for f in weights if _is_safetensors(f)] or (pickles if allow_pickle else [])
-    clean = [f for f in good if not danger_of(f)]
+    clean = [f for f in good if warning_of(f) is None]
     if clean:
         file = min(clean, key=_preference)
-        return file, [f for f in listed if f is not file], ""
+        return file, [f for f in listed if f is not file], None
     if good:
-        return None, listed, danger_of(good[0])
+        return None, listed, warning_of(good[0])
     if pickles:
         name = printable(str(pickles[0].get("name")), 200)
-        reason = (
+        sentence = (
             f"it holds its weights as a pickle ({name}), which can run code when it is opened; it was not "
+            "opened. Ask its author for safetensors, or see --allow-pickle."
         )
-        return None, listed, reason + "opened. Ask its author for safetensors, or see --allow-pickle."
-    return None, listed, "it holds no weights in safetensors, and no pickle either."
+        return None, listed, Reason(ReasonCode.PICKLE, sentence)
+    sentence = "it holds no weights: no safetensors, and no pickle either."
+    return None, listed, Reason(ReasonCode.NO_WEIGHTS, sentence)
 
 
 def _preference(file: Json) -> tuple[bool, bool, bool]:
     return file["type"] not in WEIGHTS[:2], not _is_pruned(file), file.get("primary") is not True
 
 
-def danger_of(file: Json) -> str:
-    """What the site's own scans warn of; "" for nothing."""
+def warning_of(file: Json) -> Reason | None:
+    """The warning of the site's own scans; None where they give none."""
     for scan, what in (("virusScanResult", "virus"), ("pickleScanResult", "pickle")):
         if file.get(scan) == "Danger":
-            return f"Civitai's {what} scan calls its file dangerous; it was not fetched."
-    return ""
+            sentence = f"Civitai's {what} scan calls its file dangerous; it was not fetched."
+            return Reason(ReasonCode.HUB_WARNING, sentence)
+    return None
 
 
 def metadata_of(file: Json) -> Json:
@@ -69,7 +75,7 @@ def _suffix(file: Json) -> str:
 
 
 def is_pickle(file: Json) -> bool:
-    """Whether a file says that it is pickled, by its name or its format."""
+    """Whether a file is a pickle, by its name or its stated format."""
     return _suffix(file) in PICKLE_SUFFIXES or metadata_of(file).get("format") == "PickleTensor"
 
 
@@ -83,7 +89,7 @@ def _is_pruned(file: Json) -> bool:
 
 
 def kept_name(file: Json, version_id: int | None) -> str:
-    """The name that a file is kept under: its own, where that is a plain one of its kind."""
+    """The name under which a file is stored: its own, where that is a safe name with the right suffix."""
     name, suffixes = file.get("name"), PICKLE_SUFFIXES if is_pickle(file) else {".safetensors"}
     if is_safe(name) and "/" not in name and not name.startswith(".") and _suffix(file) in suffixes:
         return name
@@ -91,24 +97,24 @@ def kept_name(file: Json, version_id: int | None) -> str:
 
 
 def sha256_of_file(file: Json) -> str | None:
-    """The SHA256 that is told of a file, lower case."""
+    """The SHA256 that the site states for a file, lower case."""
     hashes = file.get("hashes")
-    told = hashes.get("SHA256") if isinstance(hashes, dict) else None
-    return told.lower() if isinstance(told, str) and re.fullmatch("[0-9a-fA-F]{64}", told) else None
+    stated = hashes.get("SHA256") if isinstance(hashes, dict) else None
+    return stated.lower() if isinstance(stated, str) and re.fullmatch("[0-9a-fA-F]{64}", stated) else None
 
 
 def size_of_file(file: Json) -> int:
-    """Bytes, as near as the site tells them (some sizes are rounded); 0 where it does not."""
-    told = file.get("sizeKB")
-    if isinstance(told, bool) or not isinstance(told, int | float) or not 0 <= told <= MAX_SIZE / 1024:
+    """Bytes, as near as the site states them (some sizes are rounded); 0 where it states none."""
+    kilobytes = file.get("sizeKB")
+    if isinstance(kilobytes, bool) or not isinstance(kilobytes, int | float):
         return 0
-    return round(told * 1024)
+    return round(kilobytes * 1024) if 0 <= kilobytes <= MAX_SIZE / 1024 else 0
 
 
 def download_query(file: Json) -> dict[str, str]:
-    """What names this file among its version's, whatever file an account prefers."""
-    told = {"type": file.get("type")} | {k: metadata_of(file).get(k) for k in ("format", "size", "fp")}
-    query = {k: v for k, v in told.items() if isinstance(v, str) and v.isprintable() and len(v) < 50}
+    """The query that selects this file of its version, whatever format an account prefers."""
+    stated = {"type": file.get("type")} | {k: metadata_of(file).get(k) for k in ("format", "size", "fp")}
+    query = {k: v for k, v in stated.items() if isinstance(v, str) and v.isprintable() and len(v) < 50}
     file_id = as_id(file.get("id"))
     return query | ({"fileId": str(file_id)} if file_id else {})
 

@@ -1,8 +1,9 @@
 """Civitai as a source: LoRA and trained checkpoints among its models.
 
-A listed entry is one file of one version of a model. Listing costs two requests for every hundred models;
-inspecting costs one for the version's own page, one or two range reads, and one for each base that is named
-by its hash. CIVITAI_ENDPOINT names another address of the site, CIVITAI_TOKEN opens what asks for a login.
+A listed entry is one file of one version of a model. A listing takes two requests for every hundred models;
+an inspection takes one request for the version's own entry, one or two range requests, and one for each base
+that is stated by its hash. CIVITAI_ENDPOINT names another address of the site; CIVITAI_TOKEN is sent with
+downloads.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finextract.metadata.cards import Card, parse_training
+from finextract.reasons import ReasonCode
 from scanner.errors import Skipped, Unavailable
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import base_of_hash, local_base
@@ -23,7 +25,7 @@ from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.client import CivitaiClient, Params
 from scanner.hubs.civitai.entries import (
     TYPES,
-    base_name,
+    base_id,
     make_checkpoints,
     sample_prompt,
     trainer_base,
@@ -42,7 +44,7 @@ from scanner.hubs.pickles import scannable
 from scanner.hubs.remote import read_header
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
 
-PAGE_SIZE = 100  # models; the most that the site gives
+PAGE_SIZE = 100  # models; the site's maximum
 
 
 class CivitaiSource:
@@ -58,20 +60,22 @@ class CivitaiSource:
     ) -> None:
         self._default_base, self._allow_pickle = local_base(base), allow_pickle
         self._api = CivitaiClient(endpoint)
-        self._bases: dict[str, dict[str, Any] | None] = {}  # SHA256 -> its version; each process asks once
-        self.position: dict[str, str] = {}  # walk -> the cursor of the page that it has come to
-        self.listed = 0  # models that this listing has met
-        self.told: int | None = None  # models that the site says there are, where it says so
+        self._bases: dict[
+            str, dict[str, Any] | None
+        ] = {}  # SHA256 -> its version; requested once per process
+        self.position: dict[str, str] = {}  # walk -> the cursor of the page that it has reached
+        self.listed = 0  # models in this listing so far
+        self.total_items: int | None = None  # models in all, where the site states it
 
     def list(self, query: Query) -> Iterator[Checkpoint]:
         """The versions of fine-tunes, the models with the newest ones first. See `Source.list`."""
         return islice(self._list(query), max(query.limit, 0))
 
     def _list(self, query: Query) -> Iterator[Checkpoint]:
-        """Two walks through one listing, half a page apart; what both find comes once.
+        """Two walks through one listing, half a page apart; an entry that both find comes once.
 
-        A cursor can lose what lies at the end of a page, or repeat it: there, the other walk is in a page's
-        middle.
+        The site's cursors can omit or repeat entries at the end of a page. The end of a page of one walk is
+        in the middle of a page of the other.
         """
         size = min(query.limit, PAGE_SIZE)
         walks = [self._walk("pages", query, size, size), self._walk("between", query, (size + 1) // 2, size)]
@@ -95,21 +99,21 @@ class CivitaiSource:
                                 yield checkpoint
 
     def _walk(self, walk: str, query: Query, first: int, size: int) -> Iterator[Sequence[dict[str, Any]]]:
-        """Page after page by the cursors, against our own address; the site's links are not followed."""
+        """Page after page by cursor, requested from our own endpoint; the site's links are not followed."""
         wanted: Params = [("types", kind) for kind in TYPES]
-        wanted += [("checkpointType", "Trained")]  # asked of checkpoints alone: LoRAs are not lost by it
+        wanted += [("checkpointType", "Trained")]  # applies to checkpoints only: LoRAs are still listed
         wanted += [("sort", "Newest"), ("period", "AllTime"), ("nsfw", "true")]
         wanted += [("tag", query.filters[0])] if query.filters else []
         cursor = self.position.get(walk, "")
         met = {cursor}
         while True:
-            self.position[walk] = cursor  # all before this page has been taken
+            self.position[walk] = cursor  # everything before this page has been listed
             limit = size if cursor else first
             page = self._api.page([*wanted, ("limit", str(limit)), *([("cursor", cursor)] if cursor else [])])
             items = tuple(dicts(page.get("items"), 10 * PAGE_SIZE))
             metadata = page.get("metadata")
             metadata = metadata if isinstance(metadata, dict) else {}
-            self.told = as_id(metadata.get("totalItems")) or self.told
+            self.total_items = as_id(metadata.get("totalItems")) or self.total_items
             yield items
             following = metadata.get("nextCursor")
             cursor = str(following)
@@ -120,20 +124,26 @@ class CivitaiSource:
                 return
 
     def coverage(self) -> str:
-        """The models met, of those told. See `Source.coverage`."""
-        return "" if self.told is None else f"{self.listed:,} of {self.told:,} models listed"
+        """The models listed, of the total that the site states. See `Source.coverage`."""
+        return "" if self.total_items is None else f"{self.listed:,} of {self.total_items:,} models listed"
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Asks for the version's own page, and reads the header by range. See `Source.inspect`."""
+        """Requests the version's own entry, and reads the header by range. See `Source.inspect`."""
         where = f"{checkpoint.repo}/{checkpoint.file}"
         version_id = as_id(checkpoint.revision)
         if version_id is None or not checkpoint.file:
-            raise Skipped(checkpoint.reason or f"{checkpoint.repo} has no file that could be scanned.")
+            raise Skipped(
+                checkpoint.reason or f"{checkpoint.repo} has no file that could be scanned.",
+                checkpoint.reason_code or ReasonCode.NO_WEIGHTS,
+            )
         checkpoint = with_detail(checkpoint, self._api.version(version_id, where))
         if checkpoint.inspection_status is InspectionStatus.SKIPPED:
-            raise Skipped(checkpoint.reason)
+            raise Skipped(checkpoint.reason, checkpoint.reason_code or ReasonCode.INVALID_ENTRY)
         if checkpoint.sha256 is None:
-            raise Unavailable(f"{where} has no SHA256 yet, as its upload is new. The next crawl asks again.")
+            raise Unavailable(
+                f"{where} has no SHA256 yet, because its upload is new. The next crawl tries again.",
+                ReasonCode.NOT_READY,
+            )
         raw = json.loads(checkpoint.raw)
         version = raw["version"]
         query = download_query(raw["files"][0])
@@ -145,31 +155,32 @@ class CivitaiSource:
         else:
             header, _ = read_header(read, where, None)
             checkpoint = replace(checkpoint, size_bytes=header.size_bytes)
-        told_in_header = parse_training(header.metadata if header else {})
-        exact, told, evidence = self._exact_base(told_in_header.base_sha256, version, where)
-        caption = _caption(told_in_header.caption, version)
+        header_training = parse_training(header.metadata if header else {})
+        exact, base_name, origin = self._exact_base(header_training.base_sha256, version, where)
+        caption = _caption(header_training.caption, version)
         card = Card(instance_prompt=caption, license=checkpoint.license)
         if header is None:
             refined = refine_unread(checkpoint, card, default_base=self._default_base, base=exact)
         else:
             refined = refine(checkpoint, header, card, default_base=self._default_base, base=exact)
         training = {**json.loads(checkpoint.training), **json.loads(refined.training)}
-        training |= {"civitai_base": told} if told else {}
+        training |= {"civitai_base": base_name} if base_name else {}
         return replace(
             refined,
             num_train_images=refined.num_train_images or checkpoint.num_train_images,
-            base_origin=evidence or refined.base_origin,
+            base_origin=origin or refined.base_origin,
             training=json.dumps(training),
             public_images=checkpoint.public_images,
             inspection_status=InspectionStatus.READY,
             reason="",
+            reason_code=None,
         )
 
     def _exact_base(
         self, digest: str | None, version: dict[str, Any], where: str
     ) -> tuple[str | None, str, BaseOrigin | None]:
-        """The very base that was trained on, its name for people, and what tells it; None for no such."""
-        if base_of_hash(digest) is not None:  # inspection knows it without asking
+        """The exact base of the training, its name for people, and what states it; None where unknown."""
+        if base_of_hash(digest) is not None:  # `refine` finds it without a request
             return None, "", None
         if digest is not None:
             if digest not in self._bases:
@@ -179,11 +190,11 @@ class CivitaiSource:
             if model_id and version_id:
                 model = found.get("model")
                 name = text(model.get("name"), 100) if isinstance(model, dict) else None
-                told = " ".join(n for n in (name, text(found.get("name"), 100)) if n)
-                return base_name(model_id, version_id), told, BaseOrigin.HASH
+                shown = " ".join(n for n in (name, text(found.get("name"), 100)) if n)
+                return base_id(model_id, version_id), shown, BaseOrigin.HASH
         trained_on = trainer_base(version)
         if trained_on is not None:
-            return base_name(*trained_on), "", BaseOrigin.CARD
+            return base_id(*trained_on), "", BaseOrigin.CARD
         return None, "", None
 
     def fetch(self, checkpoint: Checkpoint, into: Path, downloads: DownloadCache) -> Path:
@@ -204,7 +215,7 @@ class CivitaiSource:
 
 
 def _is_wanted(checkpoint: Checkpoint, item: dict[str, Any], query: Query) -> bool:
-    """Whether a query asks for it, as far as is told."""
+    """Whether a query includes a checkpoint, as far as its entry states it."""
     if query.since and checkpoint.created_at and checkpoint.created_at < query.since:
         return False
     tags = item.get("tags")
@@ -212,16 +223,16 @@ def _is_wanted(checkpoint: Checkpoint, item: dict[str, Any], query: Query) -> bo
 
 
 def _is_before(query: Query, item: dict[str, Any]) -> bool:
-    """Whether all versions of a model are older than a query asks for. One without a time is not."""
+    """Whether all versions of a model are older than `query.since`. One without a time is not."""
     times = [c.created_at for c in make_checkpoints(item, "", "")]
     return query.since is not None and all(t is not None and t < query.since for t in times)
 
 
 def _caption(counted: str | None, version: dict[str, Any]) -> str | None:
-    """The training caption: as the header counts it, where its author's trigger is in it or none is told.
+    """The training caption: the header's tags, if they include the author's trigger words or there are none.
 
-    The header has what was trained on, but where no tag was in each caption it may miss the trigger; its
-    author's words have the trigger, and often what else helps a picture.
+    The header counts the tags of the training captions, but may lack the trigger where no tag was in every
+    caption; the author's trigger words include it, and often other words that improve a picture.
     """
     words = trigger(version)
     plain = (counted or "").lower().replace("_", " ")

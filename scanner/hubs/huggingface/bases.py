@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finextract.reasons import ReasonCode
 from scanner.errors import Skipped
 from scanner.hubs.cache import DownloadCache, locked
 from scanner.hubs.huggingface.client import HubClient
@@ -31,18 +32,21 @@ class HuggingFaceBases:
                 self._entries[base] = self._client.info(base, None)
             except Skipped as error:
                 raise Skipped(
-                    f"its base cannot be had: {error} Pass --base with another copy of it."
+                    f"its base cannot be downloaded: {error} Pass --base with another copy of it.",
+                    ReasonCode.BASE_UNAVAILABLE,
                 ) from error
         entry = self._entries[base]
         files = remote_files(entry)
         if "model_index.json" not in files or not pipeline_weights(files):
             raise Skipped(
-                f"its base {base} is no diffusers pipeline with safetensors. Pass --base with one that is."
+                f"its base {base} is no diffusers pipeline with safetensors. Pass --base with one that is.",
+                ReasonCode.BASE_UNAVAILABLE,
             )
         revision = commit_of(entry)
         if revision is None:
             raise Skipped(
-                f"its base {base} has no commit that could be fetched. Pass --base with another copy."
+                f"the hub states no valid commit of its base {base}. Pass --base with another copy of it.",
+                ReasonCode.BASE_UNAVAILABLE,
             )
         folder = downloads.cache / "bases" / base.replace("/", "--") / revision
         folder.mkdir(parents=True, exist_ok=True)

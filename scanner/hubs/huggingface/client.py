@@ -1,10 +1,11 @@
-"""The four requests that are made to a HuggingFace Hub, through the huggingface_hub client's own session.
+"""The four requests to a HuggingFace Hub, through the session of the huggingface_hub client.
 
-Its session is `scanner.hubs.http`'s guarded one; its headers bring the token, its errors tell what a status
-means. The reading is bounded here, because the hub's answers are strangers' data: a listing page, a small
-file or a header is read up to a cap, a download up to the listed size.
+That session is a guarded one of `scanner.hubs.http`; huggingface_hub adds the token and interprets statuses.
+Responses are untrusted, so this module limits what is read: a listing page, a small file or a header up to a
+fixed size, a download up to the listed size.
 
-Raises Skipped for what is gone, private or gated, Unavailable for no answer, SourceError while listing.
+Raises Skipped for what is removed, private or gated, Unavailable where the hub does not answer, SourceError
+for a listing.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
     hf_raise_for_status,
 )
 
+from finextract.reasons import ReasonCode
 from scanner.errors import Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs import http
+from scanner.hubs.addresses import trust
 from scanner.hubs.cache import check_sha256
 from scanner.hubs.remote import Start
 from scanner.text import first_line
@@ -47,12 +50,12 @@ set_client_factory(http.new_session)
 
 
 class HubClient:
-    """A hub at one endpoint: HF_ENDPOINT as it is now, or huggingface.co. Cheap to make; opens nothing."""
+    """A hub at one endpoint, by default HF_ENDPOINT or huggingface.co. Cheap to make; opens no connection."""
 
     def __init__(self, endpoint: str | None = None) -> None:
-        self.endpoint = http.trust(endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
+        self.endpoint = trust(endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)
         self.host = urlsplit(self.endpoint).netloc
-        self._limited = urlsplit(self.endpoint).hostname or ""  # who limits: a host's ports are one
+        self._limited_host = urlsplit(self.endpoint).hostname or ""  # rate limits are kept by host, not port
         self._headers = build_hf_headers(
             library_name="finextract-scanner", library_version=version("finextract-scanner")
         )
@@ -63,7 +66,7 @@ class HubClient:
     ) -> Iterator[tuple[str, list[dict[str, Any]]]]:  # fmt: skip
         """The models with all those tags, newest first by `order`: each page's address and its raw entries.
 
-        `start` is the address of a page to begin at, as an earlier listing told it.
+        `start` is the address of the page to begin at, as an earlier listing yielded it.
         """
         query = {"filter": filters, "expand": expand, "sort": order, "limit": page_size}
         url: str | None = str(httpx2.URL(f"{self.endpoint}/api/models", params=query))
@@ -78,10 +81,10 @@ class HubClient:
                     "Check the network, or HF_ENDPOINT if it is set, and run the same command again."
                 ) from error
             yield url, [entry for entry in page if isinstance(entry, dict)]
-            url = links.get("next", {}).get("url")  # it holds the query
+            url = links.get("next", {}).get("url")  # includes the query
             if url is not None and urlsplit(url)[:2] != urlsplit(self.endpoint)[:2]:
                 raise SourceError(
-                    f"{self.endpoint} sends its listing on to another host, which is not followed."
+                    f"{self.endpoint} continues its listing on another host, which is not followed."
                 )
 
     def info(self, repo: str, revision: str | None) -> dict[str, Any]:
@@ -104,9 +107,9 @@ class HubClient:
                 if kind.startswith("text/html") or (
                     kind.startswith("application/json") and not path.endswith(".json")
                 ):
-                    raise http.TransientError(f"{self.host} answered with a page where {path} was asked for")
-                told = [*(r.headers for r in response.history), response.headers]
-                linked = next((h for h in told if "X-Linked-Etag" in h), response.headers)
+                    raise http.TransientError(f"{self.host} sent a web page instead of {path}")
+                received = [*(r.headers for r in response.history), response.headers]
+                linked = next((h for h in received if "X-Linked-Etag" in h), response.headers)
                 sha256 = linked.get("X-Linked-Etag", "").strip('"')
                 length = linked.get("X-Linked-Size", "")
                 start = Start(
@@ -115,26 +118,26 @@ class HubClient:
                     sha256 if re.fullmatch("[0-9a-f]{64}", sha256) else None,
                 )
             if not start.is_sound(size):
-                raise http.TransientError(f"{path} came damaged from {self.host}")
+                raise http.TransientError(f"{self.host} sent {path} incomplete or with another SHA256")
             return start
 
         with self._explained(repo):
-            return http.with_retries(read, self._limited)
+            return http.with_retries(read, self._limited_host)
 
     def download(
         self, repo: str, revision: str, path: str, part: Path, size_bytes: int, sha256: str | None
     ) -> None:
         """Completes a partial file of a known size, and checks the SHA256 of all of it.
 
-        A file that is not what was listed is removed.
+        A file whose SHA256 is not the listed one is removed.
         """
 
-        def ask(start: int) -> AbstractContextManager[httpx2.Response]:
+        def request(start: int) -> AbstractContextManager[httpx2.Response]:
             headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
             return self._stream(self._file_url(repo, revision, path), headers)
 
         with self._explained(repo):
-            http.complete_download(part, size_bytes, f"{repo}/{path}", ask, self._limited)
+            http.complete_download(part, size_bytes, f"{repo}/{path}", request, self._limited_host)
         if sha256 is not None and (found := sha256_of(part)) != sha256:
             part.unlink()
             check_sha256(found, sha256, f"{repo}/{path}")
@@ -150,7 +153,7 @@ class HubClient:
             yield response
 
     def _read_json(self, url: str, kind: type) -> tuple[Any, dict[str | None, dict[str, str]]]:
-        """A JSON answer of that kind, and its Link header. What is no such answer is asked for again."""
+        """A JSON response of that type, and its Link header. Any other response is a transient error."""
 
         def read() -> tuple[Any, dict[str | None, dict[str, str]]]:
             with self._stream(url, {}) as response:
@@ -158,21 +161,22 @@ class HubClient:
             try:
                 value = json.loads(content)
             except (ValueError, RecursionError) as error:
-                raise http.TransientError(f"{self.host} answers, but not like a HuggingFace Hub") from error
+                raise http.TransientError(f"{self.host} does not answer like a HuggingFace Hub") from error
             if not isinstance(value, kind):
-                raise http.TransientError(f"{self.host} answers, but not like a HuggingFace Hub")
+                raise http.TransientError(f"{self.host} does not answer like a HuggingFace Hub")
             return value, links
 
-        return http.with_retries(read, self._limited)
+        return http.with_retries(read, self._limited_host)
 
     @contextmanager
     def _explained(self, repo: str) -> Iterator[None]:
-        """Turns the client's errors about one repository into ours."""
+        """Turns errors of requests for one repository into Skipped and Unavailable."""
         try:
             yield
         except GatedRepoError as error:
             raise Skipped(
-                f"{repo} is gated: accept its terms at {self.endpoint}/{repo}, then set HF_TOKEN."
+                f"{repo} is gated: accept its terms at {self.endpoint}/{repo}, then set HF_TOKEN.",
+                ReasonCode.GATED,
             ) from error
         except (
             RepositoryNotFoundError,
@@ -180,9 +184,13 @@ class HubClient:
             EntryNotFoundError,
             DisabledRepoError,
         ) as error:
-            raise Skipped(f"{repo} is not on {self.host} any more, or is private, or lost a file.") from error
+            raise Skipped(
+                f"{repo} was removed from {self.host}, or is private, or no longer holds a listed file.",
+                ReasonCode.REMOVED,
+            ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RecursionError) as error:
             raise Unavailable(
                 f"{repo} could not be fetched from {self.host}: {first_line(error)}. "
-                "The next crawl tries again."
+                "The next crawl tries again.",
+                http.reason_code_of(error),
             ) from error

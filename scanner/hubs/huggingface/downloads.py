@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from finextract.reasons import ReasonCode
 from scanner.errors import Skipped
 from scanner.hubs.cache import DownloadCache, check_room
 from scanner.hubs.huggingface.client import HubClient
@@ -46,7 +47,10 @@ def download_files(
     """
     wanted = list(wanted)
     if any(w.remote.size is None for w in wanted):
-        raise Skipped(f"{repo} does not tell the sizes of its files, so they are not fetched.")
+        raise Skipped(
+            f"the hub does not state the size of every file of {repo}, so they are not downloaded.",
+            ReasonCode.INVALID_ENTRY,
+        )
     downloads.cache.mkdir(parents=True, exist_ok=True)
     check_room(sum(w.remote.size or 0 for w in wanted), downloads.cache, downloads.max_bytes, repo, 0)
     for w in wanted:

@@ -1,5 +1,7 @@
-"""A hub's raw entry as records. Every field is a stranger's: a wrong type counts as missing, text loses what
-cannot be printed, and numbers are held in bounds. Never raises for what an entry holds.
+"""A hub's raw entries as records.
+
+Every field is untrusted: a wrong type counts as missing, text loses its control characters, and numbers are
+limited. Never raises for what an entry holds.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finextract.metadata.cards import card_from
+from finextract.reasons import Reason, ReasonCode
 from scanner.hubs.base_models import is_repo
-from scanner.hubs.layout import SIDE, Layout, is_safe, layouts, pipeline_configs
+from scanner.hubs.layout import SIDECAR_FILES, Layout, is_safe, layouts, pipeline_configs
 from scanner.records import Checkpoint, InspectionStatus, identify, now
 from scanner.text import printable
 
-MAX_FILES = 20_000  # of one repository; the rest is not looked at
-MAX_SIZE = 1 << 50  # bytes; a larger number is nonsense
+MAX_FILES = 20_000  # of one repository; the rest is ignored
+MAX_SIZE = 1 << 50  # bytes; a larger number counts as missing
 CONCEPT_IMAGES = re.compile(r"concept_images/[^/]+\.(?:png|jpe?g|webp)", re.IGNORECASE)
 KEPT = ("id", "sha", "author", "gated", "disabled", "createdAt", "lastModified", "library_name",
         "pipeline_tag", "tags", "cardData", "config")  # fmt: skip
@@ -29,7 +32,7 @@ UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """What a hub tells of one file."""
+    """What a hub states about one file."""
 
     size: int | None = None  # bytes
     sha256: str | None = None  # 64 hex digits; files stored in git itself have none
@@ -47,17 +50,17 @@ def remote_files(entry: Mapping[str, Any]) -> dict[str, Remote]:
     return files
 
 
-def with_files(entry: Mapping[str, Any], told: Mapping[str, Remote]) -> dict[str, Any]:
-    """The entry with the sizes and hashes of the files that are told of, in the hub's own form."""
+def with_files(entry: Mapping[str, Any], known: Mapping[str, Remote]) -> dict[str, Any]:
+    """The entry with the sizes and hashes of the known files, in the hub's own form."""
     siblings = entry.get("siblings")
-    known = []
+    completed = []
     for sibling in siblings if isinstance(siblings, list) else ():
-        remote = told.get(str(sibling.get("rfilename"))) if isinstance(sibling, dict) else None
+        remote = known.get(str(sibling.get("rfilename"))) if isinstance(sibling, dict) else None
         if remote is not None:
             lfs = {} if remote.sha256 is None else {"lfs": {"sha256": remote.sha256, "size": remote.size}}
             sibling = {"rfilename": sibling["rfilename"], "size": remote.size, **lfs}
-        known.append(sibling)
-    return {**entry, "siblings": known}
+        completed.append(sibling)
+    return {**entry, "siblings": completed}
 
 
 def make_checkpoints(
@@ -86,7 +89,7 @@ def _checkpoint(
     card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
     page = f"/blob/{revision}/{file}" if file else f"/tree/{revision}"
     created = when(entry.get("createdAt"))
-    reason = _ruled_out(entry, repo, revision, layout, allow_pickle)
+    reason = _why_skipped(entry, repo, revision, layout, allow_pickle)
     return Checkpoint(
         checkpoint_id=identify(hashes) if identified else placeholder_id(source, repo, revision, file),
         source=source,
@@ -106,56 +109,62 @@ def _checkpoint(
         listed_at=now(),
         raw=_raw(entry, layout),
         inspection_status=InspectionStatus.SKIPPED if reason else InspectionStatus.UNKNOWN,
-        reason=reason,
+        reason=reason.sentence if reason else "",
+        reason_code=reason.reason_code if reason else None,
         public_images=sum(1 for path in files if CONCEPT_IMAGES.fullmatch(path)),
     )
 
 
-def _ruled_out(
+def _why_skipped(
     entry: Mapping[str, Any], repo: str, revision: str, layout: Layout | None, allow_pickle: bool
-) -> str:
-    """Why an entry cannot be scanned, as far as the listing tells; "" where nothing speaks against it."""
+) -> Reason | None:
+    """Why an entry cannot be scanned, as far as its listing shows; None where it may be."""
     if entry.get("disabled") is True:
-        return f"{repo} was disabled by its hub."
+        return Reason(ReasonCode.REMOVED, f"{repo} was disabled by its hub.")
     if not is_repo(repo) or not revision:
-        return f"{repo} has no name or no commit that could be fetched from a hub."
-    if layout is None:
-        return f"{repo} holds no weights: no safetensors, and no pickle either."
-    if layout.pickled and not allow_pickle:
-        return (
-            f"{repo} holds its weights as a pickle ({layout.file}), which can run code when "
-            "it is opened; it was not opened. Ask its author for safetensors, or see --allow-pickle."
+        return Reason(
+            ReasonCode.INVALID_ENTRY, f"{repo} has no valid name, or no commit that could be downloaded."
         )
-    return ""
+    if layout is None:
+        return Reason(
+            ReasonCode.NO_WEIGHTS, f"{repo} holds no weights: no safetensors, and no pickle either."
+        )
+    if layout.pickled and not allow_pickle:
+        return Reason(
+            ReasonCode.PICKLE,
+            f"{repo} holds its weights as a pickle ({layout.file}), which can run code when "
+            "it is opened; it was not opened. Ask its author for safetensors, or see --allow-pickle.",
+        )
+    return None
 
 
 def placeholder_id(source: str, repo: str, revision: str, file: str) -> str:
-    """The id of an entry whose weights have no known SHA256, so that it can be told from others."""
+    """The id of an entry whose weights have no known SHA256, different from that of every other entry."""
     return hashlib.sha256("\n".join(("unidentified", source, repo, revision, file)).encode()).hexdigest()
 
 
 def commit_of(entry: Mapping[str, Any]) -> str | None:
-    """The commit that an entry names, 40 or 64 hex digits."""
+    """The commit that an entry states, 40 or 64 hex digits."""
     sha = entry.get("sha")
     return sha if isinstance(sha, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", sha) else None
 
 
 def _raw(entry: Mapping[str, Any], layout: Layout | None) -> str:
-    """The entry as JSON: the fields that describe the model, and those of its files that a scan could use."""
+    """The entry as JSON: the fields that describe the model, and the files that a scan could use."""
     kept = {k: entry[k] for k in KEPT if k in entry and len(json.dumps(entry[k])) <= MAX_KEPT_CHARS}
     siblings = entry.get("siblings")
     siblings = [s for s in siblings if isinstance(s, dict)] if isinstance(siblings, list) else []
     weights = layout.weights if layout else {}
     names = [str(s.get("rfilename")) for s in siblings]
     useful = {*weights, *pipeline_configs(names), "adapter_config.json", layout.file if layout else ""}
-    useful |= {name for name in names if SIDE.fullmatch(name)}
+    useful |= {name for name in names if SIDECAR_FILES.fullmatch(name)}
     return json.dumps(
         kept | {"siblings": [s for s, name in zip(siblings, names, strict=True) if name in useful]}
     )
 
 
 def when(value: object) -> datetime:
-    """A time as a hub tells it, UTC; 1970 where it tells none that can be read."""
+    """A time that a hub states, UTC; UNKNOWN_TIME where it cannot be read."""
     try:
         time = datetime.fromisoformat(value) if isinstance(value, str) else UNKNOWN_TIME
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)

@@ -1,9 +1,9 @@
 """HuggingFace as a source: fine-tunes of Stable Diffusion among the models of a hub.
 
-A listed entry is one checkpoint of one repository, pinned to the commit that the listing names. Listing costs
-one request a page. Inspecting costs one or two range reads, whose answer tells a file's size and SHA256 too,
-and for a pipeline of several files one request more. HF_ENDPOINT names another hub, HF_TOKEN opens what is
-gated.
+A listed entry is one checkpoint of one repository, pinned to the commit that the listing states. A listing
+takes one request per page. An inspection takes one or two range requests, whose response headers also state
+the file's size and SHA256, and one request more for a pipeline of several files. HF_ENDPOINT names another
+hub; HF_TOKEN is sent for gated repositories.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finextract.metadata.cards import Card, card_from
+from finextract.reasons import ReasonCode
 from scanner.errors import Skipped
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import is_repo, local_base
@@ -35,7 +36,7 @@ from scanner.hubs.huggingface.entries import (
 )
 from scanner.hubs.inspection import base_hint, refine, refine_unread
 from scanner.hubs.layout import (
-    SIDE,
+    SIDECAR_FILES,
     TUNED,
     Layout,
     layouts,
@@ -50,8 +51,8 @@ BASES = (
     "runwayml/stable-diffusion-v1-5",
     "CompVis/stable-diffusion-v1-4",
 )
-# Tags that find fine-tunes of image models: as the trainers and people's own uploads set them, and as the hub
-# relates them to the bases that can be scanned. An entry that several find is listed once.
+# Tags of fine-tunes of image models: those that trainers and uploaders set, and the relations to a base that
+# the hub adds. Each tuple is one listing; an entry that several listings hold is listed once.
 FILTERS = (
     ("lora", "text-to-image"),
     ("lora", "stable-diffusion"),
@@ -64,11 +65,11 @@ EXPAND = ("author", "cardData", "config", "createdAt", "disabled", "gated", "las
           "pipeline_tag", "sha", "siblings", "tags")  # fmt: skip
 PAGE_SIZE = 200  # entries; with their files a page is a few megabytes
 MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file
-MAX_SIDECAR_FILES = 2  # that are read of what tells of a training
+MAX_SIDECAR_FILES = 2  # files read that describe the training
 
 
 class HuggingFaceSource:
-    """The hub that HF_ENDPOINT names, or huggingface.co. `base` is that of the checkpoints that tell none."""
+    """The hub that HF_ENDPOINT names, or huggingface.co. `base` is for checkpoints that state none."""
 
     name = "hf"
 
@@ -76,15 +77,15 @@ class HuggingFaceSource:
         self, base: str | None = None, endpoint: str | None = None, *, allow_pickle: bool = False
     ) -> None:
         self._default_base, self._allow_pickle = local_base(base), allow_pickle
-        self._hub = HubClient(endpoint)
-        self.position: dict[str, str] = {}  # query -> the page that its listing has come to
+        self._client = HubClient(endpoint)
+        self.position: dict[str, str] = {}  # query -> the page that its listing has reached
 
     def list(self, query: Query) -> Iterator[Checkpoint]:
         """The checkpoints of fine-tunes, newest repository first. See `Source.list`."""
         return islice(self._list(query), max(query.limit, 0))
 
     def _list(self, query: Query) -> Iterator[Checkpoint]:
-        """Several queries merged by time; what more than one finds comes once."""
+        """Several listings merged by time; an entry that is in more than one comes once."""
         page_size = min(query.limit, PAGE_SIZE)
         order = "lastModified" if query.changed else "createdAt"
         streams = [self._stream(tags, page_size, order) for tags in _tags(query)]
@@ -96,37 +97,37 @@ class HuggingFaceSource:
             if repo not in seen:
                 seen.add(repo)
                 yield from make_checkpoints(
-                    entry, self.name, self._hub.endpoint, allow_pickle=self._allow_pickle
+                    entry, self.name, self._client.endpoint, allow_pickle=self._allow_pickle
                 )
 
     def _stream(self, tags: tuple[str, ...], page_size: int, order: str) -> Iterator[dict[str, Any]]:
-        """One query's entries; of those that a page repeats or brings out of order, each as it comes."""
+        """The entries of one listing in the hub's order, repeated ones included."""
         key = "&".join(tags)
-        for address, entries in self._hub.listing(tags, EXPAND, page_size, order, self.position.get(key)):
-            self.position[key] = address  # all before this page has been taken
+        for address, entries in self._client.listing(tags, EXPAND, page_size, order, self.position.get(key)):
+            self.position[key] = address  # everything before this page has been listed
             yield from entries
 
     def coverage(self) -> str:
-        """Nothing is told. See `Source.coverage`."""
+        """Always "": a hub states no total. See `Source.coverage`."""
         return ""
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Reads the header by range, a configuration where the card tells no base. See `Source.inspect`."""
+        """Reads the header by range, and a configuration if the card states no base. See `Source.inspect`."""
         if checkpoint.inspection_status is InspectionStatus.SKIPPED:
-            raise Skipped(checkpoint.reason)
+            raise Skipped(checkpoint.reason, checkpoint.reason_code or ReasonCode.INVALID_ENTRY)
         repo, revision = checkpoint.repo, checkpoint.revision
         entry, layout = self._layout(checkpoint)
         card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
         if layout.pickled:
             return self._inspect_pickled(checkpoint, entry, card)
         path, listed = layout.denoiser, remote_files(entry)[layout.denoiser]
-        read = partial(self._hub.read_start, repo, revision, path)
+        read = partial(self._client.read_start, repo, revision, path)
         header, start = read_header(read, f"{repo}/{path}", listed.size)
         entry = with_files(entry, {path: Remote(header.size_bytes, start.sha256 or listed.sha256)})
         files = remote_files(entry)
         hashes = [(path, sha256) for path in layout.weights if (sha256 := files[path].sha256)]
         if len(hashes) != len(layout.weights):
-            raise Skipped(f"{repo} does not tell the SHA256 of its weights, so they are not fetched.")
+            raise _unverifiable(repo, "SHA256")
         checkpoint = replace(
             checkpoint,
             checkpoint_id=identify(hashes),
@@ -134,35 +135,33 @@ class HuggingFaceSource:
             size_bytes=sum(files[path].size or 0 for path in layout.weights),
             raw=json.dumps(entry),
         )
-        hint, side = self._told_beside(checkpoint, files, card)
+        hint, sidecar_files = self._read_beside(checkpoint, files, card)
         return refine(
             checkpoint,
             header,
             card,
             hint=hint,
             default_base=self._default_base,
-            side=side,
+            sidecar_files=sidecar_files,
             family_default=True,
         )
 
-    def _told_beside(
+    def _read_beside(
         self, checkpoint: Checkpoint, files: dict[str, Remote], card: Card
     ) -> tuple[str | None, dict[str, str]]:
-        """The base that a configuration names, where the card names none, and what tells of the training."""
+        """The base in a configuration file, where the card states none, and the sidecar files by name."""
         repo, revision, hint = checkpoint.repo, checkpoint.revision, None
         for path in ("adapter_config.json", "unet/config.json") if not is_repo(card.base_model) else ():
             if path in files:
                 hint = hint or base_hint(self._small_json(repo, revision, path))
-        beside = [path for path in files if SIDE.fullmatch(path)][:MAX_SIDECAR_FILES]
-        return hint, {path: self._small(repo, revision, path).decode(errors="replace") for path in beside}
+        paths = [path for path in files if SIDECAR_FILES.fullmatch(path)][:MAX_SIDECAR_FILES]
+        return hint, {path: self._small(repo, revision, path).decode(errors="replace") for path in paths}
 
     def _inspect_pickled(self, checkpoint: Checkpoint, entry: dict[str, Any], card: Card) -> Checkpoint:
-        """A pickle's size and SHA256; nothing of it is looked at before its gates."""
-        start = self._hub.read_start(checkpoint.repo, checkpoint.revision, checkpoint.file, 1)
+        """A pickle's size and SHA256; its content is not read before it is converted."""
+        start = self._client.read_start(checkpoint.repo, checkpoint.revision, checkpoint.file, 1)
         if start.sha256 is None or start.size is None:
-            raise Skipped(
-                f"{checkpoint.repo} does not tell the SHA256 of its weights, so they are not fetched."
-            )
+            raise _unverifiable(checkpoint.repo, "SHA256")
         found = {checkpoint.file: Remote(start.size, start.sha256)}
         checkpoint = replace(
             checkpoint,
@@ -171,29 +170,29 @@ class HuggingFaceSource:
             size_bytes=start.size,
             raw=json.dumps(with_files(entry, found)),
         )
-        hint, side = self._told_beside(checkpoint, remote_files(entry), card)
-        return refine_unread(checkpoint, card, hint=hint, default_base=self._default_base, side=side)
+        hint, sidecar_files = self._read_beside(checkpoint, remote_files(entry), card)
+        return refine_unread(
+            checkpoint, card, hint=hint, default_base=self._default_base, sidecar_files=sidecar_files
+        )
 
     def _layout(self, checkpoint: Checkpoint) -> tuple[dict[str, Any], Layout]:
-        """The checkpoint's entry with its files' sizes, and its place there. Raises Skipped for none."""
+        """The checkpoint's entry with its files' sizes, and its layout. Raises Skipped without sizes."""
         entry: dict[str, Any] = json.loads(checkpoint.raw)
         found = layouts(remote_files(entry))
         layout = next((f for f in found if f.file == checkpoint.file), found[0])
         if not layout.file and any(remote_files(entry)[path].size is None for path in layout.weights):
-            entry = with_files(entry, remote_files(self._hub.info(checkpoint.repo, checkpoint.revision)))
+            entry = with_files(entry, remote_files(self._client.info(checkpoint.repo, checkpoint.revision)))
             if any(remote_files(entry).get(path, Remote()).size is None for path in layout.weights):
-                raise Skipped(
-                    f"{checkpoint.repo} does not tell the sizes of its files, so they are not fetched."
-                )
+                raise _unverifiable(checkpoint.repo, "size")
         return entry, layout
 
     def _small(self, repo: str, revision: str, path: str) -> bytes:
-        return self._hub.read_start(repo, revision, path, MAX_SMALL_FILE).content
+        return self._client.read_start(repo, revision, path, MAX_SMALL_FILE).content
 
     def _small_json(self, repo: str, revision: str, path: str) -> dict[str, Any]:
         try:
             value = json.loads(self._small(repo, revision, path))
-        except (ValueError, RecursionError):  # a stranger's broken file tells nothing
+        except (ValueError, RecursionError):  # a damaged file counts as an empty one
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -204,7 +203,7 @@ class HuggingFaceSource:
         kept = layout.file.rpartition("/")[2] or "pipeline"
         if layout.pickled:
             wanted = [Wanted(layout.file, kept, files[layout.file])]
-            download_files(self._hub, checkpoint.repo, checkpoint.revision, wanted, into, downloads)
+            download_files(self._client, checkpoint.repo, checkpoint.revision, wanted, into, downloads)
             return scannable(into / kept, into, kept, f"{checkpoint.repo}/{layout.file}")
         if layout.file:
             wanted = [Wanted(layout.file, kept, files[layout.file])]
@@ -214,19 +213,23 @@ class HuggingFaceSource:
                 (into / "adapter_config.json").write_text(json.dumps(small))
         else:
             wanted = pipeline_files(files, f"{kept}/", TUNED)
-        download_files(self._hub, checkpoint.repo, checkpoint.revision, wanted, into, downloads)
+        download_files(self._client, checkpoint.repo, checkpoint.revision, wanted, into, downloads)
         return into / kept
 
     def fetch_train_images(self, repo: str, into: Path, max_bytes: int) -> tuple[Path, ...]:
-        """The training images that a repository publishes, as files below `into`; asked for by name alone.
+        """Downloads the training images that a repository publishes as files below `into`.
 
-        Raises Skipped where it publishes none, or more than `max_bytes`, Unavailable for no answer.
+        Raises Skipped where it publishes none, or more than `max_bytes`, Unavailable where the hub does not
+        answer.
         """
-        entry = self._hub.info(repo, None)
+        entry = self._client.info(repo, None)
         images = {p: f for p, f in remote_files(entry).items() if CONCEPT_IMAGES.fullmatch(p)}
         revision = commit_of(entry)
         if not images or revision is None:
-            raise Skipped(f"{repo} publishes no training images (it has no concept_images/).")
+            raise Skipped(
+                f"{repo} publishes no training images: it has no folder concept_images.",
+                ReasonCode.INVALID_ENTRY,
+            )
         into.mkdir(parents=True, exist_ok=True)
         sizes = {path: remote.size or 0 for path, remote in images.items()}
         check_room(sum(sizes.values()), into, max_bytes, f"{repo}/concept_images")
@@ -234,10 +237,17 @@ class HuggingFaceSource:
         for path, remote in images.items():
             target = into / path.rpartition("/")[2]
             part = target.with_name(target.name + ".part")
-            self._hub.download(repo, revision, path, part, sizes[path], remote.sha256)
+            self._client.download(repo, revision, path, part, sizes[path], remote.sha256)
             part.replace(target)
             fetched.append(target)
         return tuple(fetched)
+
+
+def _unverifiable(repo: str, field: str) -> Skipped:
+    return Skipped(
+        f"the hub does not state the {field} of the weights of {repo}, so they are not downloaded.",
+        ReasonCode.INVALID_ENTRY,
+    )
 
 
 def _tags(query: Query) -> list[tuple[str, ...]]:

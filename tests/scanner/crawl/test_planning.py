@@ -23,7 +23,7 @@ from scanner.commands.crawl import command
 from scanner.config import ScanConfig
 from scanner.crawl.listing import last_finished, list_batches, list_with_retries
 from scanner.crawl.planning import Plan
-from scanner.hubs import http
+from scanner.hubs import addresses
 from scanner.hubs.base import Query
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.huggingface.source import HuggingFaceSource
@@ -133,7 +133,7 @@ def test_a_file_that_both_hubs_offer_is_one_checkpoint(
     (tmp_path / "a" / WEIGHTS).write_bytes(content)
     with Hub({"o/a": tmp_path / "a"}) as hub, CivitaiSite([model(7, "the same", content)]) as site:
         (one,) = listed_plan(HuggingFaceSource(endpoint=hub.url), store, Query(9))
-        http.trust(site.store_url)
+        addresses.trust(site.store_url)
         (other,) = listed_plan(CivitaiSource(endpoint=site.url), store, Query(9))
     assert (one.inspection_status, other.inspection_status) == (
         InspectionStatus.READY,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -30,8 +32,9 @@ from servers.civitai import (
 )
 from servers.misbehaviour import ALL, ANSWERS, LIMITS, Script, Seeded
 
-from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
-from scanner.hubs import http
+from finextract.reasons import ReasonCode
+from scanner.errors import ConfigError, EntryError, Skipped, SourceError, Unavailable
+from scanner.hubs import addresses, http
 from scanner.hubs.base import Query
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
@@ -51,7 +54,7 @@ Serve = Callable[..., Site]
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, no login, and nothing remembered of the last test's limits."""
     monkeypatch.setattr(http, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(http, "_until", {})
+    monkeypatch.setattr(http, "_limited_until", {})
     for name in ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN", "CIVITAI_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -65,7 +68,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Se
         site.__enter__()
         request.addfinalizer(lambda: site.__exit__())
         monkeypatch.setenv("CIVITAI_ENDPOINT", site.url)
-        http.trust(site.store_url)
+        addresses.trust(site.store_url)
         return site
 
     return start
@@ -135,7 +138,7 @@ def test_cursors_that_lose_or_repeat_models_cost_none_and_give_none_twice(
     source = CivitaiSource()
     listed = revisions(source)
     assert sorted(listed) == [n * 10 for n in range(1, 731)]
-    assert (source.listed, source.told) == (730, 730)
+    assert (source.listed, source.total_items) == (730, 730)
 
 
 def test_a_cursor_that_repeats_itself_ends_the_listing(serve: Serve) -> None:
@@ -214,31 +217,62 @@ def test_safetensors_come_before_pickles_pruned_before_full_and_then_the_first(s
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "code", "words"),
     [
-        ({"poi": True}, "showing a real person"),
-        ({"mode": "Archived", "files": [], "version": {"files": []}}, "archived by its author"),
-        ({"mode": "TakenDown"}, "taken down by Civitai"),
-        ({"version": {"availability": "EarlyAccess"}}, "in early access: only those who paid"),
-        ({"version": {"earlyAccessEndsAt": "2999-12-31T00:00:00"}}, "early access until 2999-12-31"),
-        ({"version": {"usageControl": "Generation"}}, "on the site only"),
-        ({"type": "TextualInversion"}, "of the type TextualInversion: only Checkpoint, LORA"),
-        ({"modelVersions": []}, "no published version"),
-        ({"version": {"files": []}}, "no weights in safetensors"),
-        ({"files": [file_entry(1, "a.ckpt", b"x")]}, r"a pickle \(a\.ckpt\).*Ask its author for safetensors"),
+        ({"poi": True}, ReasonCode.REAL_PERSON, "showing a real person"),
+        (
+            {"mode": "Archived", "files": [], "version": {"files": []}},
+            ReasonCode.REMOVED,
+            "archived by its author",
+        ),
+        ({"mode": "TakenDown"}, ReasonCode.REMOVED, "taken down by Civitai"),
+        (
+            {"version": {"availability": "EarlyAccess"}},
+            ReasonCode.EARLY_ACCESS,
+            "in early access: only those who paid",
+        ),
+        (
+            {"version": {"earlyAccessEndsAt": "2999-12-31T00:00:00"}},
+            ReasonCode.EARLY_ACCESS,
+            "early access until 2999-12-31",
+        ),
+        ({"version": {"usageControl": "Generation"}}, ReasonCode.NOT_OFFERED, "on the site only"),
+        (
+            {"type": "TextualInversion"},
+            ReasonCode.UNSUPPORTED_KIND,
+            "of the type TextualInversion: only Checkpoint, LORA",
+        ),
+        ({"modelVersions": []}, ReasonCode.REMOVED, "no published version"),
+        ({"version": {"files": []}}, ReasonCode.NO_WEIGHTS, "no weights: no safetensors"),
+        (
+            {"files": [file_entry(1, "a.ckpt", b"x")]},
+            ReasonCode.PICKLE,
+            r"a pickle \(a\.ckpt\).*Ask its author for safetensors",
+        ),
         (
             {"files": [file_entry(1, "a.safetensors", b"x", virusScanResult="Danger")]},
+            ReasonCode.HUB_WARNING,
             "virus scan calls its file",
         ),
-        ({"files": [file_entry(1, "a.safetensors", b"x", pickleScanResult="Danger")]}, "pickle scan calls"),
+        (
+            {"files": [file_entry(1, "a.safetensors", b"x", pickleScanResult="Danger")]},
+            ReasonCode.HUB_WARNING,
+            "pickle scan calls",
+        ),
     ],
 )
-def test_what_the_site_rules_out_is_a_row_with_a_reason(changes: dict[str, Any], words: str) -> None:
+def test_what_the_site_rules_out_is_a_row_with_a_reason_and_its_code(
+    changes: dict[str, Any], code: ReasonCode, words: str
+) -> None:
     (checkpoint,) = make_checkpoints(lora(1, **changes), "civitai", "https://civitai.com")
     assert checkpoint.inspection_status is InspectionStatus.SKIPPED
     assert checkpoint.reason.startswith("maker1/thing 1")
-    with pytest.raises(Skipped, match=words):
-        raise Skipped(checkpoint.reason)
+    assert re.search(words, checkpoint.reason)
+    assert checkpoint.reason_code is code
+    if checkpoint.revision:
+        with pytest.raises(Skipped) as skipped:
+            CivitaiSource(endpoint="http://127.0.0.1:9").inspect(dataclasses.replace(checkpoint, file=""))
+        assert skipped.value.reason_code is code
 
 
 def test_early_access_that_is_over_rules_nothing_out() -> None:
@@ -506,7 +540,7 @@ def test_a_version_that_is_gone_is_skipped(serve: Serve) -> None:
     site = serve([lora()])
     listed = only()
     site.versions.clear()
-    with pytest.raises(Skipped, match=r"not published on .* any more"):
+    with pytest.raises(Skipped, match=r"is no longer published on"):
         CivitaiSource().inspect(listed)
 
 
@@ -514,37 +548,93 @@ def test_a_version_that_is_gone_is_skipped(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "value", "error", "words"),
+    ("status", "value", "error", "code", "words"),
     [
-        (401, {"error": "Unauthorized"}, Skipped, "Set CIVITAI_TOKEN to an API key"),
-        (307, {"location": "/login?returnUrl=/models/1"}, Skipped, "Set CIVITAI_TOKEN"),
-        (403, {"error": "Early Access", "deadline": "2027-01-31T00:00:00Z"}, Skipped, "until 2027-01-31"),
-        (403, {"error": "Forbidden"}, Unavailable, "answered 403"),
-        (404, {"error": "File not found"}, Unavailable, "just now. The next crawl tries again"),
-        (410, {"error": "Archived"}, Skipped, "archived by its author"),
-        (418, {"error": "x\x1b[31m", "message": "tea"}, Unavailable, r"answered 418 \(x\[31m, tea\)"),
-        (500, {"error": "x"}, Unavailable, "answered 500"),
-        (200, {"error": "unusual"}, Unavailable, "a page where weights were asked for"),
-        (307, {"location": "http://169.254.169.254/latest"}, Unavailable, "without https is not asked"),
-        (307, {"location": "https://elsewhere.invalid/x"}, Unavailable, "on another host is not asked"),
-        (307, {"location": "file:///etc/passwd"}, Unavailable, "could not be fetched"),
+        (
+            401,
+            {"error": "Unauthorized"},
+            Skipped,
+            ReasonCode.LOGIN_REQUIRED,
+            "Set CIVITAI_TOKEN to an API key",
+        ),
+        (
+            307,
+            {"location": "/login?returnUrl=/models/1"},
+            Skipped,
+            ReasonCode.LOGIN_REQUIRED,
+            "Set CIVITAI_TOKEN",
+        ),
+        (
+            403,
+            {"error": "Early Access", "deadline": "2027-01-31T00:00:00Z"},
+            Skipped,
+            ReasonCode.EARLY_ACCESS,
+            "until 2027-01-31",
+        ),
+        (403, {"error": "Forbidden"}, Unavailable, ReasonCode.HUB_UNREACHABLE, "answered 403"),
+        (
+            404,
+            {"error": "File not found"},
+            Unavailable,
+            ReasonCode.NOT_READY,
+            "was not found on .* The next crawl tries again",
+        ),
+        (410, {"error": "Archived"}, Skipped, ReasonCode.REMOVED, "archived by its author"),
+        (
+            418,
+            {"error": "x\x1b[31m", "message": "tea"},
+            Unavailable,
+            ReasonCode.HUB_UNREACHABLE,
+            r"answered 418 \(x\[31m, tea\)",
+        ),
+        (500, {"error": "x"}, Unavailable, ReasonCode.HUB_UNREACHABLE, "answered 500"),
+        (
+            200,
+            {"error": "unusual"},
+            Unavailable,
+            ReasonCode.HUB_UNREACHABLE,
+            "sent a web page instead of weights",
+        ),
+        (
+            307,
+            {"location": "http://169.254.169.254/latest"},
+            Unavailable,
+            ReasonCode.HUB_UNREACHABLE,
+            "without https is not requested",
+        ),
+        (
+            307,
+            {"location": "https://elsewhere.invalid/x"},
+            Unavailable,
+            ReasonCode.HUB_UNREACHABLE,
+            "on another host is not requested",
+        ),
+        (
+            307,
+            {"location": "file:///etc/passwd"},
+            Unavailable,
+            ReasonCode.HUB_UNREACHABLE,
+            "could not be fetched",
+        ),
     ],
 )
 def test_each_answer_to_a_download_has_its_own_outcome(
-    serve: Serve, status: int, value: dict[str, str], error: type[Exception], words: str
+    serve: Serve, status: int, value: dict[str, str], error: type[EntryError], code: ReasonCode, words: str
 ) -> None:
     serve([lora()], answers={10: (status, value)})
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as raised:
         inspected()
+    assert raised.value.reason_code is code
 
 
 def test_a_quota_that_stays_used_up_makes_an_entry_unavailable_and_names_who_limits(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve([lora()], answers={10: (429, {"error": "unusual amount of downloading"})})
-    monkeypatch.setattr(http.with_retries, "__defaults__", (http.RetryPolicy(throttle_s=0.05),))
-    with pytest.raises(Unavailable, match=r"127\.0\.0\.1 limits requests"):
+    monkeypatch.setattr(http.with_retries, "__defaults__", (http.RetryPolicy(rate_limit_wait_s=0.05),))
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1 limits requests") as raised:
         inspected()
+    assert raised.value.reason_code is ReasonCode.RATE_LIMITED
 
 
 def test_a_token_opens_what_asks_for_a_login_and_goes_to_no_other_host(
@@ -756,7 +846,7 @@ def test_all_entries_are_accounted_for_with_every_misbehaviour_on(serve: Serve) 
     source = CivitaiSource()
     listed = list(source.list(Query(10_000)))
     assert sorted(int(c.revision) for c in listed) == sorted(i["modelVersions"][0]["id"] for i in items)
-    assert (source.listed, source.told) == (300, 300)
+    assert (source.listed, source.total_items) == (300, 300)
     with ThreadPoolExecutor(8) as threads:
         ready = list(
             threads.map(
@@ -772,7 +862,7 @@ def test_all_entries_are_accounted_for_with_every_misbehaviour_on(serve: Serve) 
 def test_five_thousand_generated_models_are_served_cheaply(serve: Serve) -> None:
     serve(generated(5_000), told=True, loses=3)
     source = CivitaiSource()
-    assert len({c.checkpoint_id for c in source.list(Query(10_000))}) == source.told == 5_000
+    assert len({c.checkpoint_id for c in source.list(Query(10_000))}) == source.total_items == 5_000
 
 
 def test_files_in_a_folder_can_be_served(serve: Serve, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_webui_folder_tells_captions_in_its_sidecars(tmp_path: Path) -> None:
     source = open_source(f"folder:{tmp_path}", base="lab/base")
     captions = {name: source.inspect(c).caption for name, c in entries.items() if "bare" not in name}
     assert captions == {"./activated.safetensors": "sks cat", "./downloaded.safetensors": "ohwx, dog"}
-    with pytest.raises(Skipped, match="does not tell its training caption"):
+    with pytest.raises(Skipped, match="does not state its training caption"):
         source.inspect(entries["./bare.safetensors"])
 
 

@@ -1,4 +1,4 @@
-"""Whom the client asks, and how long it waits: over real sockets."""
+"""Which addresses are requested, and how long the client waits and retries: over real sockets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ import httpx2
 import pytest
 
 from scanner.errors import ConfigError
-from scanner.hubs import http
+from scanner.hubs import addresses, http
+from scanner.hubs.addresses import AddressRefused, check_address, is_public
 from scanner.hubs.http import (
-    AddressRefused,
     Interrupted,
     RateLimited,
     RetryPolicy,
     TransientError,
-    check_address,
-    is_public,
     retry_after,
     with_retries,
 )
@@ -31,9 +29,9 @@ Answer = tuple[int, dict[str, str], bytes]
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is trusted and nobody limits yet; waits between tries are short."""
-    monkeypatch.setattr(http, "_trusted", set())
-    monkeypatch.setattr(http, "_until", {})
+    """No endpoint is trusted, no host limits requests, and waits before retries are short."""
+    monkeypatch.setattr(addresses, "_trusted", set())
+    monkeypatch.setattr(http, "_limited_until", {})
     monkeypatch.setattr(http, "FIRST_WAIT_S", 0.01)
 
 
@@ -65,7 +63,7 @@ def serve(request: pytest.FixtureRequest) -> Serve:
         request.addfinalizer(server.server_close)
         request.addfinalizer(server.shutdown)
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        return http.trust(url) if trusted else url
+        return addresses.trust(url) if trusted else url
 
     seen: list[tuple[str, dict[str, str]]] = []
     start.seen = seen  # type: ignore[attr-defined]
@@ -97,7 +95,7 @@ def get(url: str, headers: dict[str, str] | None = None) -> httpx2.Response:
         "//huggingface.co/",
     ],
 )
-def test_an_address_that_nobody_named_is_not_asked(url: str) -> None:
+def test_an_address_outside_the_allow_list_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused):
         check_address(url)
 
@@ -111,24 +109,24 @@ def test_an_address_that_nobody_named_is_not_asked(url: str) -> None:
         "https://civitai-delivery-worker-prod.5ac0637cfd0766c97916cefa3764fbdf.r2.cloudflarestorage.com/model",
     ],
 )
-def test_the_hubs_and_their_stores_are_asked(url: str) -> None:
+def test_the_hubs_and_their_object_stores_are_allowed(url: str) -> None:
     check_address(url)
 
 
 def test_only_the_named_port_of_a_named_host_is_trusted() -> None:
-    http.trust("http://127.0.0.1:8001/")
+    addresses.trust("http://127.0.0.1:8001/")
     check_address("http://127.0.0.1:8001/x")
     for url in ("http://127.0.0.1:8002/x", "http://127.0.0.1/x", "http://localhost:8001/x"):
         with pytest.raises(AddressRefused):
             check_address(url)
 
 
-def test_a_public_hub_that_was_named_keeps_the_rules_of_all_public_ones() -> None:
-    http.trust("https://huggingface.co/")
+def test_a_public_hub_that_the_user_named_stays_under_the_rules_for_public_hosts() -> None:
+    addresses.trust("https://huggingface.co/")
     check_address("https://huggingface.co/api/models")
     with pytest.raises(AddressRefused, match="without https"):
         check_address("http://huggingface.co/api/models")
-    http.trust("https://hub.example")
+    addresses.trust("https://hub.example")
     with pytest.raises(AddressRefused, match="without https"):
         check_address("http://hub.example/api/models")
 
@@ -136,9 +134,9 @@ def test_a_public_hub_that_was_named_keeps_the_rules_of_all_public_ones() -> Non
 @pytest.mark.parametrize(
     "text", ["huggingface.co", "", "ftp://host", "https://", "http://[::1", "http://h:x"]
 )
-def test_a_text_that_is_no_address_cannot_be_named(text: str) -> None:
+def test_a_text_that_is_no_address_cannot_be_trusted(text: str) -> None:
     with pytest.raises(ConfigError, match="https://HOST"):
-        http.trust(text)
+        addresses.trust(text)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +145,11 @@ def test_a_text_that_is_no_address_cannot_be_named(text: str) -> None:
      ("169.254.169.254", False), ("127.0.0.1", False), ("::1", False), ("fe80::1%eth0", False),
      ("fc00::1", False), ("::ffff:10.0.0.1", False), ("0.0.0.0", False), ("nonsense", False)],
 )  # fmt: skip
-def test_private_and_link_local_addresses_are_told_from_public_ones(address: str, public: bool) -> None:
+def test_private_and_link_local_addresses_are_not_public(address: str, public: bool) -> None:
     assert is_public(address) is public
 
 
-def test_a_redirect_to_a_host_that_nobody_named_is_not_followed(serve: Serve) -> None:
+def test_a_redirect_to_a_host_outside_the_allow_list_is_not_followed(serve: Serve) -> None:
     elsewhere = serve((200, {}, b"secret"), trusted=False)
     hub = serve((302, {"Location": f"{elsewhere}/taken?token=1"}, b""))
     with pytest.raises(AddressRefused) as refused:
@@ -160,7 +158,7 @@ def test_a_redirect_to_a_host_that_nobody_named_is_not_followed(serve: Serve) ->
     assert [path for path, _ in serve.seen] == ["/file"]  # type: ignore[attr-defined]
 
 
-def test_a_login_does_not_go_on_to_another_host(serve: Serve) -> None:
+def test_a_token_is_not_sent_on_to_another_host(serve: Serve) -> None:
     store = serve((200, {}, b"weights"))
     hub = serve((307, {"Location": f"{store}/signed"}, b""))
     assert get(f"{hub}/file", {"Authorization": "Bearer secret"}).content == b"weights"
@@ -170,7 +168,7 @@ def test_a_login_does_not_go_on_to_another_host(serve: Serve) -> None:
     assert second["User-Agent"].startswith("finextract-scanner/")
 
 
-def test_every_form_of_later_is_read() -> None:
+def test_every_form_of_retry_after_is_read() -> None:
     soon = datetime.now(UTC) + timedelta(seconds=40)
     assert retry_after({"Retry-After": "7"}) == 7
     assert 30 < (retry_after({"Retry-After": email.utils.format_datetime(soon, usegmt=True)}) or 0) <= 40
@@ -183,7 +181,7 @@ def test_every_form_of_later_is_read() -> None:
     "headers",
     [{}, {"Retry-After": "0"}, {"RateLimit": '"api";r=0;t=0', "RateLimit-Policy": '"w";"api";q=5;w=300'}],
 )
-def test_a_limit_is_waited_for_and_then_the_answer_comes(serve: Serve, headers: dict[str, str]) -> None:
+def test_a_rate_limit_is_waited_for_and_then_the_answer_comes(serve: Serve, headers: dict[str, str]) -> None:
     hub = serve((429, headers, b""), (429, headers, b""), (200, {}, b"at last"))
     waits: list[http.RateLimitWait] = []
     with http.on_rate_limit(waits.append):
@@ -191,16 +189,16 @@ def test_a_limit_is_waited_for_and_then_the_answer_comes(serve: Serve, headers: 
     assert all(w.host == "127.0.0.1" for w in waits)
 
 
-def test_limits_do_not_use_up_the_patience_for_faults(serve: Serve) -> None:
+def test_rate_limits_do_not_use_up_the_retries_for_transient_errors(serve: Serve) -> None:
     later, broken = (429, {"Retry-After": "0"}, b""), (502, {}, b"")
     hub = serve(later, broken, later, later, later, broken, later, (200, {}, b"fine"))
-    assert with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=2)).content == b"fine"
+    assert with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(max_retries=2)).content == b"fine"
 
 
-def test_faults_are_tried_a_few_times_only(serve: Serve) -> None:
+def test_a_transient_error_is_retried_a_few_times_only(serve: Serve) -> None:
     hub = serve((500, {}, b""))
     with pytest.raises(TransientError, match="answered 500"):
-        with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(faults=3))
+        with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(max_retries=3))
     assert len(serve.seen) == 4  # type: ignore[attr-defined]
 
 
@@ -208,11 +206,11 @@ def test_a_wait_that_is_too_long_is_not_begun(serve: Serve) -> None:
     hub = serve((429, {"Retry-After": "86400"}, b""))
     began = time.monotonic()
     with pytest.raises(RateLimited):
-        with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(throttle_s=10))
+        with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(rate_limit_wait_s=10))
     assert time.monotonic() - began < 5
 
 
-def test_who_waits_for_a_limit_is_interrupted_where_the_work_is_abandoned(serve: Serve) -> None:
+def test_a_wait_for_a_rate_limit_can_be_interrupted(serve: Serve) -> None:
     url = serve((429, {"Retry-After": "600"}, b""), (200, {}, b"late"))
     ends: list[BaseException] = []
 
@@ -232,7 +230,7 @@ def test_who_waits_for_a_limit_is_interrupted_where_the_work_is_abandoned(serve:
         with pytest.raises(Interrupted), http.interrupt_waits():  # nor is anything begun
             with_retries(lambda: get(url), "127.0.0.1")
     assert [type(error) for error in ends] == [Interrupted]
-    http._until.clear()
+    http._limited_until.clear()
     assert get(url).content == b"late", "and afterwards all is as before"
 
 
@@ -248,10 +246,10 @@ def test_a_limit_that_is_used_up_is_respected_before_the_next_request(serve: Ser
     assert "127.0.0.1 limits requests (api): waiting until" in str(wait)
 
 
-def test_a_broken_line_is_a_fault(serve: Serve) -> None:
-    http.trust("http://127.0.0.1:9")
+def test_a_failed_connection_is_a_transient_error(serve: Serve) -> None:
+    addresses.trust("http://127.0.0.1:9")
     with pytest.raises(httpx2.TransportError):
-        with_retries(lambda: get("http://127.0.0.1:9"), "127.0.0.1", RetryPolicy(faults=1))
+        with_retries(lambda: get("http://127.0.0.1:9"), "127.0.0.1", RetryPolicy(max_retries=1))
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
+from scanner.hubs.addresses import trust
 from scanner.hubs.base import Query
 from scanner.hubs.base_fetcher import BaseFetcher
 from scanner.hubs.cache import DownloadCache
-from scanner.hubs.http import trust
 from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.huggingface.source import HuggingFaceSource
 from scanner.hubs.registry import open_source
@@ -280,7 +280,7 @@ def test_base_serves_only_checkpoints_that_tell_none(serve: Serve, tmp_path: Pat
 
 def test_a_base_on_the_authors_own_disk_is_never_looked_for_on_ours(serve: Serve, tmp_path: Path) -> None:
     serve({"o/a": lora(tmp_path / "a", base_model=str(pipeline(tmp_path / "private")))})
-    with pytest.raises(Skipped, match="which is no OWNER/NAME"):
+    with pytest.raises(Skipped, match="is no OWNER/NAME"):
         HuggingFaceSource().inspect(only(HuggingFaceSource()))
 
 

@@ -153,7 +153,7 @@ def test_a_base_of_another_family_is_no_evidence() -> None:
     wrong = replace(CARD, base_model="stabilityai/stable-diffusion-xl-base-1.0")
     assert refined(card=wrong, hint="lab/config").base_origin == BaseOrigin.CONFIG
     with pytest.raises(
-        Skipped, match=r"calls stabilityai/.* its base, which is of SDXL: one of the two is wrong"
+        Skipped, match=r"states stabilityai/.* as its base, which is of SDXL: one of the two is wrong"
     ):
         refined(card=wrong)
 
@@ -198,11 +198,11 @@ def test_files_beside_the_weights_fill_what_is_missing() -> None:
         "hparams.yml": "instance_prompt: a photo of sks\nmax_train_steps: 400\nresolution: 512",
         "train.sh": "--pretrained_model_name_or_path=lab/side --max_train_steps=999 --instance_prompt=no",
     }
-    found = refine(LISTED, header(), Card(), side=side)
+    found = refine(LISTED, header(), Card(), sidecar_files=side)
     assert (found.base, found.base_origin) == ("lab/side", BaseOrigin.CONFIG)
     assert found.caption == "a photo of sks"
     assert json.loads(found.training) == {"base_name": "lab/side", "steps": 400, "resolution": [512, 512]}
-    assert refine(LISTED, header(), CARD, side=side).caption == CARD.instance_prompt
+    assert refine(LISTED, header(), CARD, sidecar_files=side).caption == CARD.instance_prompt
 
 
 def test_a_given_base_overrules_the_card() -> None:
@@ -262,7 +262,7 @@ def test_a_lora_without_a_base_says_what_would_help() -> None:
 
 
 def test_a_base_that_is_no_name_is_quoted() -> None:
-    with pytest.raises(Skipped, match=r'calls its base "./models/mine", which is no OWNER/NAME'):
+    with pytest.raises(Skipped, match=r'its base "./models/mine" is no OWNER/NAME'):
         refined(card=replace(CARD, base_model="./models/mine"))
 
 
@@ -307,7 +307,9 @@ def test_whatever_is_told_the_record_is_ready_or_the_entry_skipped(
 ) -> None:
     shapes = {key: tuple(shape) for key, shape in tried_formats.read(name)["tensors"].items()}
     with contextlib.suppress(Skipped):
-        found = refine(LISTED, header(shapes, **metadata), card, hint=hint, side=side, family_default=family)
+        found = refine(
+            LISTED, header(shapes, **metadata), card, hint=hint, sidecar_files=side, family_default=family
+        )
         assert found.inspection_status == InspectionStatus.READY
         assert is_repo(found.base)
         assert found.base_origin is not None

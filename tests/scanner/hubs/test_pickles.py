@@ -19,7 +19,7 @@ from servers.trouble import lora_shapes, write_card
 from finextract.weights.formats import read_header
 from scanner.errors import Skipped
 from scanner.hashing import sha256_of
-from scanner.hubs import http
+from scanner.hubs import addresses
 from scanner.hubs.base import Query
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.source import CivitaiSource
@@ -156,7 +156,7 @@ def test_a_pickled_lora_on_civitai_is_scanned_where_that_is_allowed(
         model(2, "evil", files=[file_entry(21, "../evil.ckpt", evil, **pickled)]),
     ]
     with Site(items) as site:
-        http.trust(site.store_url)
+        addresses.trust(site.store_url)
         refused = list(CivitaiSource(endpoint=site.url).list(Query(9)))
         assert all("--allow-pickle" in c.reason for c in refused)
         source = CivitaiSource("lab/base", site.url, allow_pickle=True)

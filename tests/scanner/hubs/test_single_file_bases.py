@@ -22,7 +22,7 @@ from scanner.config import ScanConfig
 from scanner.crawl.worker import Scanner, SscdEmbedder, Task
 from scanner.errors import Skipped, Unavailable
 from scanner.hashing import sha256_of
-from scanner.hubs import http
+from scanner.hubs import addresses, http
 from scanner.hubs.base import Query
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.base_models import SD15
@@ -146,7 +146,7 @@ def site(base_bytes: bytes, zoo_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
     with Site(items) as running:
         monkeypatch.setenv("CIVITAI_ENDPOINT", running.url)
-        http.trust(running.store_url)
+        addresses.trust(running.store_url)
         yield running
 
 
@@ -179,8 +179,8 @@ def test_a_base_on_civitai_that_cannot_be_one_is_told_before_it_is_downloaded(
 ) -> None:
     for name, words in (
         ("civitai:3@30", "only a full checkpoint"),
-        ("civitai:4@40", "its base cannot be had: .* pickle .* Pass --base"),
-        ("civitai:9@90", "not published .* Pass --base"),
+        ("civitai:4@40", "its base cannot be downloaded: .* pickle .* Pass --base"),
+        ("civitai:9@90", "no longer published .* Pass --base"),
     ):
         with DownloadCache(tmp_path / "cache") as downloads, pytest.raises(Skipped, match=words):
             BaseFetcher().fetch(name, downloads)
