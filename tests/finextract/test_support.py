@@ -81,3 +81,7 @@ def test_a_pipeline_is_judged_by_its_configuration_files() -> None:
 def test_support_is_known_without_torch() -> None:
     child = "import sys, finextract.support; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", child], check=False).returncode == 0
+
+
+def test_every_reason_code_has_a_label_of_its_own() -> None:
+    assert len({code.label for code in ReasonCode}) == len(ReasonCode)
