@@ -1,14 +1,31 @@
-"""Text from strangers and from errors, made safe to print and to store."""
+"""Untrusted text, made safe to store (`printable`, `first_line`) and to display (`for_terminal`)."""
 
 from __future__ import annotations
 
+import unicodedata
 
-def printable(text: str, limit: int) -> str:
-    """A stranger's text on one line, without control characters, at most `limit` long."""
-    return "".join(c for c in text if c.isprintable())[:limit]
+from finextract.text import first_line, printable
+
+__all__ = ["first_line", "for_terminal", "printable"]
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, direction marks, surrogates, unassigned
+_MAX_MARKS = 2  # combining marks in a row; no script needs more, and more would cover the lines above
 
 
-def first_line(error: BaseException) -> str:
-    """An error's first line without its control characters, for a message of one line."""
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "".join(c for c in line if c.isprintable())[:200].rstrip(". ")
+def for_terminal(text: str | None, limit: int = 2000) -> str:
+    """Returns one line of at most `limit` characters that a terminal only displays.
+
+    A line break or tab becomes a space, every other invisible character `�`. A longer text ends in `…`.
+    """
+    shown: list[str] = []
+    marks = 0
+    for character in (text or "")[:limit]:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in ("Mn", "Me") else 0
+        if character in "\n\r\t" or category == "Zs":
+            shown.append(" ")
+        elif category in _INVISIBLE:
+            shown.append("\N{REPLACEMENT CHARACTER}")
+        elif marks <= _MAX_MARKS:
+            shown.append(character)
+    return "".join(shown) + ("…" if len(text or "") > limit else "")

@@ -42,7 +42,7 @@ DECIDE = [
         "z",
         "undo",
         "Undo",
-        "Withdraw the decision under the cursor, or else your last event",
+        "Withdraw the decision under the cursor, or what you recorded last",
     ),
     Key("decide.note", "n", "note", "Note", "Write a note, with or without a decision"),
 ]

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from PIL import Image
 
-from tui.content.formatting import one_in, plain, probability, short_time, web_address
+from scanner.text import for_terminal
+from tui.content.formatting import one_in, probability, short_time, web_address
 from tui.images import blur, fit
 
 
@@ -22,11 +23,11 @@ from tui.images import blur, fit
     ],
 )
 def test_untrusted_text_becomes_one_line_that_controls_no_terminal(untrusted: str | None, shown: str) -> None:
-    assert plain(untrusted) == shown
+    assert for_terminal(untrusted) == shown
 
 
 def test_long_untrusted_text_is_cut() -> None:
-    assert plain("x" * 100, limit=10) == "x" * 10 + "…"
+    assert for_terminal("x" * 100, limit=10) == "x" * 10 + "…"
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from rich.text import Text
 from scanner.records import ReviewDecision, Verdict
 from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter
 from scanner.store.queries import VerdictCounts, shorter
+from scanner.text import for_terminal
 from tui.content.formatting import (
     NONE,
     VERDICTS,
     cell,
     count,
     decision_text,
-    plain,
     probability,
     reason_label,
     short_time,
@@ -97,7 +97,7 @@ def list_state(page: CheckpointPage, counts: VerdictCounts | None, shown: ListFi
     """Returns the heading of the list and, if the list is empty, advice what to do next."""
     heading = Text(HEADINGS[shown], style="bold", no_wrap=True, overflow="ellipsis")
     if part:
-        heading.append(f" · repo contains “{plain(part, 40)}”", style="not bold")
+        heading.append(f" · repo contains “{for_terminal(part, 40)}”", style="not bold")
     if len(page.rows) < page.total:
         heading.append(f" · first {len(page.rows):,} of {page.total:,}", style="not bold")
     if page.rows:
@@ -133,11 +133,11 @@ def columns(shown: ListFilter, wide: bool) -> list[Column]:
 
 def line(row: CheckpointRow, shown: ListFilter, present: datetime, wide: bool) -> Line:
     """Returns one checkpoint as a row of a list; its cells are those of `columns`."""
-    cells = [cell(plain(row.repo, 200), style="bold")]
+    cells = [cell(for_terminal(row.repo, 200), style="bold")]
     if wide:
-        cells.append(cell(plain(row.source.partition(":")[0], 40)))
-        cells.append(cell(plain(f"{row.kind}, {row.family}", 40)))
-        cells.append(cell(plain(row.base, 100) or "not known"))
+        cells.append(cell(for_terminal(row.source.partition(":")[0], 40)))
+        cells.append(cell(for_terminal(f"{row.kind}, {row.family}", 40)))
+        cells.append(cell(for_terminal(row.base, 100) or "not known"))
     if shown is ListFilter.FLAGGED:
         cells.append(cell(similarity(row.best_similarity), right=True))
         cells.append(cell(probability(row.q_value), right=True))
@@ -169,14 +169,14 @@ def decision_state(row: CheckpointRow) -> str:
 
 def in_full(row: CheckpointRow) -> Text:
     """Returns the name, reason and note of a checkpoint, which the columns may cut."""
-    text = Text(plain(row.repo, 300), style="bold")
+    text = Text(for_terminal(row.repo, 300), style="bold")
     text.append(f"  {VERDICTS[row.verdict]}", style="not bold")
     if row.reason:
-        text.append(f": {plain(row.reason)}", style="not bold")
-    base = f" on {plain(row.base, 100)}" if row.base else ""
-    text.append(f" · {plain(row.kind, 40)}, {plain(row.family, 40)}{base}", style="not bold")
+        text.append(f": {for_terminal(row.reason)}", style="not bold")
+    base = f" on {for_terminal(row.base, 100)}" if row.base else ""
+    text.append(f" · {for_terminal(row.kind, 40)}, {for_terminal(row.family, 40)}{base}", style="not bold")
     if row.note:
-        text.append(f" · note “{plain(row.note)}”", style="not bold")
+        text.append(f" · note “{for_terminal(row.note)}”", style="not bold")
     return text
 
 
@@ -186,4 +186,4 @@ def _result(row: CheckpointRow) -> str:
     if row.verdict is Verdict.NOTHING_FOUND:
         nearest = similarity(row.best_similarity)
         return "" if nearest == NONE else f"nearest reference {nearest}"
-    return plain(shorter(row.reason or "", row.repo), 300)
+    return for_terminal(shorter(row.reason or "", row.repo), 300)

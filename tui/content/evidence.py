@@ -8,13 +8,13 @@ from rich.text import Text
 from scanner.records import Checkpoint, Decision, EventKind, Scan, Verdict
 from scanner.store.decisions import fold
 from scanner.store.desk_queries import MatchRow, OpenedCheckpoint
+from scanner.text import for_terminal
 from tui.content.formatting import (
     NONE,
     VERDICTS,
     count,
     decision_text,
     one_in,
-    plain,
     probability,
     similarity,
     utc,
@@ -92,7 +92,7 @@ def without_match(opened: OpenedCheckpoint) -> Text:
         return Text("This checkpoint has no scan yet. Open it again later to see one.")
     text = Text(VERDICTS[scan.verdict].capitalize(), style="bold")
     if scan.reason:
-        text.append(f": {plain(scan.reason)}", style="not bold")
+        text.append(f": {for_terminal(scan.reason)}", style="not bold")
     if advice := ADVICE.get(scan.verdict):
         text.append(f"\n{advice}", style="not bold")
     return text
@@ -106,7 +106,7 @@ def decision_log(history: tuple[Decision, ...]) -> Text:
     standing = fold(history)
     for event in reversed(history):
         stands = event in (standing.decided, standing.noted)
-        line = f"{_event(event, events)}, by {plain(event.reviewer, 60)}, {utc(event.decided_at)}\n"
+        line = f"{_event(event, events)}, by {for_terminal(event.reviewer, 60)}, {utc(event.decided_at)}\n"
         text.append(line, style="bold" if stands else "dim")
     text.rstrip()
     return text
@@ -116,11 +116,11 @@ def _event(event: Decision, events: dict[str, Decision]) -> str:
     if event.event is EventKind.DECIDE:
         return decision_text(event.decision)
     if event.event is EventKind.NOTE:
-        return f"note “{plain(event.note)}”" if event.note else "note removed"
+        return f"note “{for_terminal(event.note)}”" if event.note else "note removed"
     withdrawn = events.get(event.withdraws or "")
     if withdrawn is None or withdrawn.event is EventKind.WITHDRAW:
         return "withdrew an event that is not in the log"
-    return f"withdrew {_event(withdrawn, {})} of {plain(withdrawn.reviewer, 60)}"
+    return f"withdrew {_event(withdrawn, {})} of {for_terminal(withdrawn.reviewer, 60)}"
 
 
 def facts(opened: OpenedCheckpoint, match: MatchRow | None) -> Grid:
@@ -144,7 +144,7 @@ def facts(opened: OpenedCheckpoint, match: MatchRow | None) -> Grid:
     grid.add_column(no_wrap=True, width=10)
     grid.add_column(ratio=1, overflow="fold")
     for name, value in rows:
-        grid.add_row(Text(name, style="bold"), Text(plain(value)))
+        grid.add_row(Text(name, style="bold"), Text(for_terminal(value)))
     return grid
 
 

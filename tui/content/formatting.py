@@ -1,18 +1,19 @@
-"""Untrusted text made safe for a terminal, and numbers, times and decisions as text.
+"""Numbers, times, verdicts and decisions as text.
 
 Repo names, captions, licences and reasons come from hubs, so anybody can have written them. Every such text
-passes through `plain` before it is shown, and only ever into `rich.text.Text`, which parses no markup.
+passes through scanner.text.for_terminal before it is shown, and goes into `rich.text.Text`, which parses no
+markup.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from datetime import datetime
 from urllib.parse import urlsplit
 
 from rich.text import Text
 
 from scanner.records import ReviewDecision, Verdict
+from scanner.text import for_terminal
 
 NONE = "–"  # stands for a value that is missing
 # A mark and a word, so that no meaning depends on a colour.
@@ -29,27 +30,6 @@ VERDICTS = {
     Verdict.FAILED: "failed",
     None: "to do",
 }
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, direction marks, surrogates, unassigned
-_MAX_MARKS = 2  # combining marks in a row; no script needs more, and more would cover the lines above
-
-
-def plain(untrusted: str | None, limit: int = 2000) -> str:
-    """Returns one line of at most `limit` characters that a terminal only displays.
-
-    A line break or tab becomes a space, every other invisible character `�`. A longer text ends in `…`.
-    """
-    shown: list[str] = []
-    marks = 0
-    for character in (untrusted or "")[:limit]:
-        category = unicodedata.category(character)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        if character in "\n\r\t" or category == "Zs":
-            shown.append(" ")
-        elif category in _INVISIBLE:
-            shown.append("\N{REPLACEMENT CHARACTER}")
-        elif marks <= _MAX_MARKS:
-            shown.append(character)
-    return "".join(shown) + ("…" if len(untrusted or "") > limit else "")
 
 
 def cell(text: str, *, right: bool = False, style: str = "") -> Text:
@@ -106,7 +86,7 @@ def reason_label(code: str | None) -> str:
 
 def web_address(url: str) -> str | None:
     """Returns the URL if a browser may open it: http or https, with a host, without hidden characters."""
-    if url != plain(url) or any(character.isspace() for character in url):
+    if url != for_terminal(url) or any(character.isspace() for character in url):
         return None
     try:
         parts = urlsplit(url)

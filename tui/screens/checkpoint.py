@@ -19,13 +19,13 @@ from textual.widgets import DataTable, Footer, Static
 from scanner.errors import ScannerError
 from scanner.store.decisions import fold
 from scanner.store.desk_queries import PAGE_SIZE, MatchRow, OpenedCheckpoint, open_checkpoint
+from scanner.text import for_terminal
 from tui.content.evidence import decision_log, evidence, facts, without_match
 from tui.content.formatting import (
     VERDICTS,
     cell,
     count,
     decision_text,
-    plain,
     probability,
     similarity,
     web_address,
@@ -103,7 +103,9 @@ class CheckpointScreen(DecidingScreen):
                 open_checkpoint, store, self.checkpoint_id, self.scan_id, self.limit
             )
         except ScannerError as error:
-            self.query_one("#link", Static).update(Text(f"The store cannot be read: {plain(str(error))}"))
+            self.query_one("#link", Static).update(
+                Text(f"The store cannot be read: {for_terminal(str(error))}")
+            )
             return
         finally:
             self.queries -= 1
@@ -120,7 +122,7 @@ class CheckpointScreen(DecidingScreen):
             matches = count(opened.flagged, "match", "matches")
             head.append(f" · {opened.decided:,} of {matches} decided", style="not bold")
         if (whole := fold(opened.history).decided) is not None:
-            by = plain(whole.reviewer, 40)
+            by = for_terminal(whole.reviewer, 40)
             head.append(f" · {decision_text(whole.decision)} as a whole by {by}", style="not bold")
         self.query_one("#head", Static).update(head)
         self.query_one("#link", Static).update(Text(self._link(opened.checkpoint.url)))
@@ -130,7 +132,7 @@ class CheckpointScreen(DecidingScreen):
 
     def _link(self, url: str) -> str:
         opens = "  (o opens it)" if web_address(url) else ""
-        return f"{plain(url)}{opens}" if url else "The address of this checkpoint is not known."
+        return f"{for_terminal(url)}{opens}" if url else "The address of this checkpoint is not known."
 
     def _line(self, match: MatchRow) -> Line:
         return Line(
@@ -234,7 +236,7 @@ class CheckpointScreen(DecidingScreen):
 
     def action_copy_link(self) -> None:
         """Copies the address of the checkpoint's page."""
-        url = plain(self.opened.checkpoint.url) if self.opened else ""
+        url = for_terminal(self.opened.checkpoint.url) if self.opened else ""
         self.app.copy_to_clipboard(url)
         self.say(f"Copied {url}")
 

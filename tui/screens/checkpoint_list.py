@@ -22,6 +22,7 @@ from scanner.store.desk_queries import (
     list_checkpoints,
 )
 from scanner.store.queries import VerdictCounts, count_standing_verdicts
+from scanner.text import for_terminal
 from tui.content.checkpoint_list import (
     WITH_REASONS,
     columns,
@@ -31,7 +32,6 @@ from tui.content.checkpoint_list import (
     list_state,
     reasons_line,
 )
-from tui.content.formatting import plain
 from tui.keys import DECIDE, LIST, bindings
 from tui.review import Recorded, Subject
 from tui.screens.checkpoint import CheckpointScreen
@@ -101,7 +101,9 @@ class ListScreen(DecidingScreen):
             await self.show_reasons(shown, part)
             self.counts = await asyncio.to_thread(count_standing_verdicts, store)
         except ScannerError as error:
-            self.query_one("#counts", Static).update(Text(f"The store cannot be read: {plain(str(error))}"))
+            self.query_one("#counts", Static).update(
+                Text(f"The store cannot be read: {for_terminal(str(error))}")
+            )
             return
         finally:
             self.queries -= 1
@@ -156,7 +158,7 @@ class ListScreen(DecidingScreen):
     def open(self) -> None:
         """Opens the checkpoint under the cursor."""
         if row := self.row():
-            repo = plain(row.repo, 200)
+            repo = for_terminal(row.repo, 200)
             self.app.push_screen(CheckpointScreen(self.session, row.checkpoint_id, row.scan_id, repo))
 
     def row(self) -> CheckpointRow | None:
@@ -210,7 +212,7 @@ class ListScreen(DecidingScreen):
             return "There is no checkpoint under the cursor."
         if row.scan_id is None or row.verdict not in (Verdict.FLAGGED, Verdict.NOTHING_FOUND):
             return "This checkpoint has no scan result, so there is nothing to decide."
-        return Subject(row.scan_id, f"{plain(row.repo, 30)} as a whole")
+        return Subject(row.scan_id, f"{for_terminal(row.repo, 30)} as a whole")
 
     def note_of(self, subject: Subject) -> str:
         """Returns the note on the scan under the cursor."""

@@ -14,7 +14,8 @@ from textual.screen import Screen
 
 from scanner.errors import ScannerError
 from scanner.records import EventKind, ReviewDecision
-from tui.content.formatting import decision_text, plain
+from scanner.text import for_terminal
+from tui.content.formatting import decision_text
 from tui.review import Recorded, Subject
 from tui.screens.note import NoteScreen
 from tui.session import Session
@@ -97,7 +98,9 @@ class DecidingScreen(Screen[None]):
 
     def say_not_recorded(self, error: ScannerError) -> None:
         """Shows that a write failed, for longer than other messages."""
-        self.app.notify(f"NOT recorded: {plain(str(error))}", severity="error", timeout=15, markup=False)
+        self.app.notify(
+            f"NOT recorded: {for_terminal(str(error))}", severity="error", timeout=15, markup=False
+        )
 
     def say(self, text: str, severity: str = "information") -> None:
         """Shows a short message."""
