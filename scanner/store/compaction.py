@@ -21,9 +21,10 @@ from deltalake.exceptions import DeltaError
 
 from scanner.errors import StoreError
 from scanner.records import new_id
+from scanner.store.datafiles import columns_file, is_part, is_readable
 from scanner.store.delta import DataFile
 from scanner.store.storage import FolderStorage
-from scanner.store.store import Store, columns_file, is_part, is_readable
+from scanner.store.store import Store
 from scanner.store.tables import COMPACTED, CONTESTED, KEPT, TABLES, compaction
 
 INTERVAL_S = 60.0  # between two compactions of a store that a crawl writes to
@@ -85,17 +86,24 @@ def compact(
 
 def _compact(store: Store, table: str, fewest_parts: int) -> Compacted:
     files = rows = 0
-    for batch in batches(store.tables[table].files(), fewest_parts):
+    current = store.tables[table].files()
+    damaged: set[str] = set()
+    for batch in batches(current, fewest_parts):
+        names = [file.name for file in batch]
         try:
-            made = _rewrite(store, table, [file.name for file in batch])
+            made = _rewrite(store, table, names, damaged)
         except duckdb.Error:
-            readable = [file.name for file in batch if is_readable(store.storage, f"{table}/{file.name}")]
-            if len(readable) == len(batch):
+            damaged = {f.name for f in current if not _is_whole(store, table, f.name)}
+            if not damaged:
                 raise
-            made = _rewrite(store, table, readable) if readable else 0
+            made = _rewrite(store, table, names, damaged)
         files += len(batch) if made else 0
         rows += made
     return Compacted(table, files, rows)
+
+
+def _is_whole(store: Store, table: str, name: str) -> bool:
+    return is_readable(store.storage, f"{table}/{name}", thoroughly=True)
 
 
 def batches(files: Sequence[DataFile], fewest_parts: int) -> list[list[DataFile]]:
@@ -118,11 +126,15 @@ def batches(files: Sequence[DataFile], fewest_parts: int) -> list[list[DataFile]
     return [group for group in groups if len(group) > 1 or is_part(group[0].name)]
 
 
-def _rewrite(store: Store, table: str, names: Sequence[str]) -> int:
-    """Replaces files by one; gives the number of its rows, 0 where another compaction was faster."""
+def _rewrite(store: Store, table: str, names: Sequence[str], damaged: set[str]) -> int:
+    """Replaces files, without the damaged ones, by one.
+
+    Returns the number of its rows; 0 where another compaction was faster.
+    """
     storage = store.storage
-    current = {file.name for file in store.tables[table].files()}
-    if not current >= set(names):
+    names = [name for name in names if name not in damaged]
+    current = {file.name for file in store.tables[table].files()} - damaged
+    if not names or not current >= set(names):
         return 0
     others = sorted(current - set(names)) if table in KEPT else []
     name = f"{CONTESTED if others else COMPACTED}{new_id()}.parquet"

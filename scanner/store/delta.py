@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,13 +26,15 @@ from scanner.records import new_id
 from scanner.store.storage import Storage
 
 LOG = "_delta_log"
-# Every N commits the log is summed up in a checkpoint, and entries older than the retention are removed. A
-# writer commits within seconds after it read the log; the retention must be far longer than that.
+# Every 100 commits the log is summed up in a checkpoint, and entries older than the retention are removed:
+# each commit lists the log. A writer commits within seconds after it has read the log; see `Table._check`.
 CONFIGURATION: dict[str, str | None] = {
     "delta.checkpointInterval": "100",
-    "delta.logRetentionDuration": "interval 10 minutes",
+    "delta.logRetentionDuration": "interval 5 minutes",
     "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
+LONGEST_S = 120.0  # of a commit, well below the retention of the log; beyond it the result is checked
+ATTEMPTS = 3  # of a commit for which the table cannot be read
 COMMIT_S = 120.0  # after which a commit that always meets others fails
 RETRIES = 4  # of one commit inside deltalake, before the table is read again after a pause
 PAUSE_S = 0.02, 0.2
@@ -130,20 +133,35 @@ class Table:
         self, actions: Callable[[DeltaTable], list[AddAction | RemoveAction] | None], retries: int
     ) -> bool:
         deadline = time.monotonic() + COMMIT_S
-        while True:
+        for attempt in count():
             with self._writing, self._storage.lock(self.name):
                 try:
+                    began = time.time()
                     table = self._writable()
                     if (made := actions(table)) is None:
                         return False
                     how = CommitProperties(max_commit_retries=retries)
                     table.create_write_transaction(made, "append", table.schema(), commit_properties=how)
+                    if time.time() - began > LONGEST_S:
+                        self._check(made)
                     return True
-                except CommitFailedError:
+                except DeltaError as error:  # another commit was faster, or removed old entries of the log
                     self._writer = None
-                    if time.monotonic() > deadline:
+                    again = isinstance(error, CommitFailedError) or attempt < ATTEMPTS
+                    if not again or time.monotonic() > deadline:
                         raise
             time.sleep(random.uniform(*PAUSE_S))
+        raise AssertionError("unreachable")
+
+    def _check(self, made: Sequence[AddAction | RemoveAction]) -> None:
+        """After a commit during which the process was stopped: whether it is a version that readers find.
+
+        Its number may have been free because the log's entry of that number was removed.
+        """
+        self._writer = self._updated(None)
+        current = {file.name for file in _files(self._writer)} if self._writer else set()
+        if any(isinstance(action, AddAction) and action.path not in current for action in made):
+            raise OSError(f"a commit to {self.name} took longer than {LONGEST_S:.0f} s and may be lost")
 
     def _writable(self) -> DeltaTable:
         """The table as it is now, with every column of the schema."""

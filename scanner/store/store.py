@@ -16,29 +16,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
 from scanner.errors import QueryError, StoreError
 from scanner.records import Checkpoint, Record, Scan
+from scanner.store.datafiles import columns_file, is_part, is_readable
 from scanner.store.delta import LOG, Table
-from scanner.store.storage import FolderStorage, Storage, open_storage
-from scanner.store.tables import COMPACTED, CONTESTED, PART, TABLES, arrow_schema, record, table_schema, views
+from scanner.store.rows import arrow_rows, rows_of
+from scanner.store.storage import FolderStorage, open_storage
+from scanner.store.tables import COMPACTED, PART, TABLES, record, table_schema, views
 
 LOGGER = logging.getLogger("scanner.store")
 EXPORTS = ("parquet", "csv", "json", "duckdb")
 MARKER = "scans"  # the table that every store has
+DAMAGE = duckdb.IOException, duckdb.InvalidInputException  # what DuckDB raises for a file it cannot read
 ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
 # Rows that refer to others are read before them: a scan is never seen without its matches.
 READ_ORDER = (
@@ -126,7 +125,9 @@ class Store:
             return False
         with self._lock:
             paths = [f"{table}/{name}" for table, names in self._names.items() for name in names]
-            found = [p for p in paths if p not in self._damaged and not is_readable(self.storage, p)]
+            paths = [path for path in paths if path not in self._damaged]
+            found = [p for p in paths if not is_readable(self.storage, p)]
+            found = found or [p for p in paths if not is_readable(self.storage, p, thoroughly=True)]
             if found:
                 LOGGER.warning(
                     "%d data files of the store %s cannot be read, and their rows are missing: %s",
@@ -140,9 +141,7 @@ class Store:
         """Writes records, all of one type, as one commit, which appears whole or not at all."""
         if not records:
             return
-        record_type = type(records[0])
-        rows = [{f.name: getattr(r, f.name) for f in dataclasses.fields(record_type)} for r in records]
-        self.append_arrow(TABLES[record_type], pa.Table.from_pylist(rows, schema=arrow_schema(record_type)))
+        self.append_arrow(TABLES[type(records[0])], arrow_rows(records))
 
     def append_arrow(self, table: str, rows: pa.Table) -> None:
         """Writes rows with the columns of a table as one commit."""
@@ -166,9 +165,7 @@ class Store:
 
     def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """Rows of a query over the views, as dictionaries. `"references"` is an SQL word: quote it."""
-        table = self.query_arrow(sql, parameters)
-        columns = [_values(column) for column in table.columns]
-        return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return rows_of(self.query_arrow(sql, parameters))
 
     def query_arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
         """Rows of a query over the views, as an Arrow table."""
@@ -179,14 +176,15 @@ class Store:
                     with self._connection.cursor() as cursor:
                         cursor.execute("SET TimeZone = 'UTC'")
                         return cursor.execute(sql, parameters).to_arrow_table()
-            except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
-                raise QueryError(str(error).strip()) from error
-            except (duckdb.IOException, duckdb.InvalidInputException, OSError, DeltaError) as error:
+            except (duckdb.Error, OSError, DeltaError) as error:
+                # A damaged page raises the base class itself; a mistake in the SQL one of its subclasses.
+                if isinstance(error, duckdb.Error) and not (
+                    type(error) is duckdb.Error or isinstance(error, DAMAGE)
+                ):
+                    raise QueryError(str(error).strip()) from error
                 self._stamps.clear()  # files may have been replaced and deleted since the views were made
                 if (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
                     raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}") from error
-            except duckdb.Error as error:
-                raise QueryError(str(error).strip()) from error
         raise AssertionError("the last attempt returns or raises")
 
     def export(self, table: str, path: Path, form: str) -> int:
@@ -283,15 +281,6 @@ class Store:
         return set(ids.column(0).to_pylist())
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    """A column as Python values. Arrow's own way looks for a package of time zones at each time of day."""
-    if pa.types.is_timestamp(column.type) and column.type.tz == "UTC":
-        naive = column.cast(pa.timestamp(column.type.unit)).to_pylist()
-        return [at if at is None else at.replace(tzinfo=UTC) for at in naive]
-    values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
-    return values
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """DuckDB makes an error of its own of a signal that comes while it is asked; here it is one again."""
@@ -305,36 +294,6 @@ def _interruptible() -> Iterator[None]:
 
 def _image(sha256: str) -> str:
     return f"images/{sha256[:2]}/{sha256}.png"
-
-
-def is_part(path: str) -> bool:
-    """Whether a data file holds rows as they were appended, by our own writer or by another program."""
-    return not path.rpartition("/")[2].startswith((COMPACTED, CONTESTED))
-
-
-def is_readable(storage: Storage, path: str) -> bool:
-    """Whether a data file is there and is a whole Parquet file."""
-    try:
-        content = pa.BufferReader(storage.read(path))
-        with pq.ParquetFile(content) as file:
-            for group in range(file.num_row_groups):
-                file.read_row_group(group)
-    except (OSError, pa.ArrowException):
-        return False
-    return True
-
-
-@cache
-def columns_file(table: str) -> str:
-    """A Parquet file without rows that has the columns of a table."""
-    path = Path(_scratch().name) / f"{table}.parquet"
-    pq.write_table(table_schema(table).empty_table(), path)
-    return str(path)
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="finextract-columns-")
 
 
 def _brief(error: BaseException) -> str:

@@ -1,0 +1,44 @@
+"""The Parquet files of a table: their kinds, whether one can be read, and one without rows."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scanner.store.storage import FolderStorage, Storage
+from scanner.store.tables import COMPACTED, CONTESTED, table_schema
+
+
+def is_part(path: str) -> bool:
+    """Whether a data file holds rows as they were appended, by our own writer or by another program."""
+    return not path.rpartition("/")[2].startswith((COMPACTED, CONTESTED))
+
+
+def is_readable(storage: Storage, path: str, *, thoroughly: bool = False) -> bool:
+    """Whether a data file exists and has a whole footer; `thoroughly`, whether every value can be read."""
+    try:
+        folder = isinstance(storage, FolderStorage)
+        source = storage.address(path) if folder else pa.BufferReader(storage.read(path))
+        with pq.ParquetFile(source) as file:
+            for group in range(file.num_row_groups) if thoroughly else ():
+                file.read_row_group(group)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+@cache
+def columns_file(table: str) -> str:
+    """A Parquet file without rows that has the columns of a table."""
+    path = Path(_scratch().name) / f"{table}.parquet"
+    pq.write_table(table_schema(table).empty_table(), path)
+    return str(path)
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="finextract-columns-")
