@@ -73,7 +73,7 @@ def ids(store: Store) -> list[str]:
 
 def scan(n: int) -> Scan:
     at = now()
-    return Scan(f"s{n}", f"c{n}", "config", "run", Verdict.SKIPPED, "", "match", at, at)
+    return Scan(f"scan-number-{n}", f"c{n}", "config", "run", Verdict.SKIPPED, "", "match", at, at)
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -141,7 +141,7 @@ def test_a_damaged_file_costs_its_own_rows_and_one_warning(
     store = Store(tmp_path / "store", create=True)
     for n in range(3):
         store.append([scan(n)])
-    (path,) = (p for p in (store.root / "scans").glob("part-*") if b"s1" in p.read_bytes())
+    (path,) = (p for p in (store.root / "scans").glob("part-*") if b"scan-number-1" in p.read_bytes())
     if damage == "missing":
         path.unlink()
     elif damage == "overwritten":  # the footer stands, the pages do not
@@ -151,12 +151,14 @@ def test_a_damaged_file_costs_its_own_rows_and_one_warning(
         path.write_bytes(path.read_bytes()[: 500 if damage == "truncated" else 0])
     opened = Store(store.uri)
     for _ in range(2):
-        assert sorted(row.scan_id for row in opened.select(Scan)) == ["s0", "s2"]
+        assert sorted(row.scan_id for row in opened.select(Scan)) == ["scan-number-0", "scan-number-2"]
     (warning,) = caplog.records
     assert path.name in warning.getMessage()
     opened.append([scan(3)])
     list(compact(opened))
-    assert sorted(row.scan_id for row in Store(store.uri).select(Scan)) == ["s0", "s2", "s3"]
+    assert sorted(row.scan_id for row in Store(store.uri).select(Scan)) == [
+        f"scan-number-{n}" for n in (0, 2, 3)
+    ]
 
 
 def test_a_column_that_an_older_table_lacks_is_added_and_is_null_in_its_rows(store: Store) -> None:
@@ -168,10 +170,10 @@ def test_a_column_that_an_older_table_lacks_is_added_and_is_null_in_its_rows(sto
     Table(storage, "scans", older).append(older_rows)
     opened = Store(storage.uri)
     before = opened.query("SELECT scan_id, seed, reason_code FROM scans")
-    assert before == [{"scan_id": "s0", "seed": None, "reason_code": None}]
+    assert before == [{"scan_id": "scan-number-0", "seed": None, "reason_code": None}]
     opened.append([replace(scan(1), seed=7)])
     after = opened.query("SELECT scan_id, seed FROM scans ORDER BY scan_id")
-    assert after == [{"scan_id": "s0", "seed": None}, {"scan_id": "s1", "seed": 7}]
+    assert after == [{"scan_id": "scan-number-0", "seed": None}, {"scan_id": "scan-number-1", "seed": 7}]
     table = DeltaTable(storage.address("scans"), storage_options=storage.options)
     assert {field.name for field in table.schema().fields} == set(table_schema("scans").names)
     list(compact(opened))
