@@ -72,10 +72,10 @@ ORDER BY {ORDER}, repo, checkpoint_id"""
 REASONS = f"""
 WITH latest AS ({LATEST}
 )
-SELECT latest.reason_code, count(*) AS checkpoints
+SELECT latest.reason_code, count(*) AS count
 FROM latest JOIN checkpoints USING (checkpoint_id)
 WHERE verdict = $verdict AND contains(lower(repo), lower($part))
-GROUP BY latest.reason_code ORDER BY checkpoints DESC, latest.reason_code"""
+GROUP BY latest.reason_code ORDER BY count DESC, latest.reason_code"""
 MATCHES = """
 SELECT
     match_id, candidate_id AS of_candidate, corpus, reference_id,
@@ -165,6 +165,14 @@ class CheckpointPage:
 
 
 @dataclass(frozen=True, slots=True)
+class StandingReason:
+    """How many checkpoints of a list were skipped or failed for one reason."""
+
+    reason_code: ReasonCode | None  # None for rows of versions that recorded no code
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class MatchRow:
     """One match of the opened scan, with its candidate, its reference and its decision log."""
 
@@ -221,15 +229,14 @@ def list_checkpoints(
     return CheckpointPage(rows, rows[0].total if rows else 0)
 
 
-def count_standing_reasons(
-    store: Store, verdict: Verdict, part: str = ""
-) -> list[tuple[ReasonCode | None, int]]:
+def count_standing_reasons(store: Store, verdict: Verdict, part: str = "") -> list[StandingReason]:
     """Counts the checkpoints whose standing scan has a verdict by reason code, largest group first.
 
-    `part` restricts the count to repos that contain it. None is the code of scans that have none.
+    `part` restricts the count to repos that contain it.
     """
     rows = store.query(REASONS, {"verdict": str(verdict), "part": part})
-    return [(ReasonCode(r["reason_code"]) if r["reason_code"] else None, r["checkpoints"]) for r in rows]
+    codes = [(ReasonCode(row["reason_code"]) if row["reason_code"] else None, row["count"]) for row in rows]
+    return [StandingReason(code, count) for code, count in codes]
 
 
 def _checkpoint_row(row: dict[str, Any]) -> CheckpointRow:

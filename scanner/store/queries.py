@@ -143,6 +143,11 @@ def shorter(reason: str, repo: str) -> str:
     return rest.partition(" ")[2] if rest != reason and rest[:1] in ("/", ":", " ") else reason
 
 
+def reason_label(code: ReasonCode | None) -> str:
+    """Returns a reason code in a few words; rows of older versions have no code."""
+    return code.label if code else "recorded without a reason code"
+
+
 @dataclass(frozen=True, slots=True)
 class ReasonCount:
     """How many checkpoints were skipped or failed for one reason."""
@@ -156,7 +161,7 @@ class ReasonCount:
     @property
     def label(self) -> str:
         """The reason in a few words."""
-        return self.reason_code.label if self.reason_code else "recorded without a reason code"
+        return reason_label(self.reason_code)
 
 
 REASONS = """

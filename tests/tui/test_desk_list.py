@@ -8,8 +8,7 @@ from filled_store import Crawl, Opener
 from finextract.reasons import ReasonCode
 from scanner.records import Verdict
 from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_checkpoints
-from scanner.store.queries import VerdictCounts, count_standing_verdicts
-from tui.content.formatting import reason_label
+from scanner.store.queries import VerdictCounts, count_standing_verdicts, reason_label
 from tui.widgets.table import Table
 
 
@@ -70,7 +69,8 @@ async def test_skipped_checkpoints_are_grouped_by_reason_code_the_largest_group_
         assert not seen.app.screen.query_one("#reasons").display
         await seen.press("v", "v", "v")
         labels = [
-            f"{number} {reason_label(code)}" for number, code in ((2, "pickle"), (1, "gated"), (1, None))
+            f"{number} {reason_label(code)}"
+            for number, code in ((2, ReasonCode.PICKLE), (1, ReasonCode.GATED), (1, None))
         ]
         assert seen.part("#reasons") == " · ".join(labels)
         assert order(seen.part("#checkpoints"), "y/pickle", "z/pickle", "a/gated", "b/old")
@@ -79,7 +79,7 @@ async def test_skipped_checkpoints_are_grouped_by_reason_code_the_largest_group_
         await seen.settle()
         assert seen.part("#reasons") == labels[0].replace("2", "1")
         await seen.press("escape", "v")
-        assert seen.part("#reasons") == f"1 {reason_label('hub_unreachable')}"
+        assert seen.part("#reasons") == f"1 {reason_label(ReasonCode.HUB_UNREACHABLE)}"
 
 
 async def test_nothing_found_is_never_called_clean(filled: Crawl, desk: Opener) -> None:

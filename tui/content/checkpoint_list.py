@@ -9,8 +9,8 @@ from datetime import datetime
 from rich.text import Text
 
 from scanner.records import ReviewDecision, Verdict
-from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter
-from scanner.store.queries import VerdictCounts, shorter
+from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter, StandingReason
+from scanner.store.queries import VerdictCounts, reason_label, shorter
 from scanner.text import for_terminal
 from tui.content.formatting import (
     NONE,
@@ -19,7 +19,6 @@ from tui.content.formatting import (
     count,
     decision_text,
     probability,
-    reason_label,
     short_time,
     similarity,
 )
@@ -83,13 +82,13 @@ def counts_line(counts: VerdictCounts | None) -> Text:
     )
 
 
-def reasons_line(reasons: Sequence[tuple[str | None, int]]) -> Text:
-    """Returns the number of checkpoints for each reason code, largest first."""
-    text = Text(no_wrap=True, overflow="ellipsis")
-    for place, (code, number) in enumerate(reasons):
+def reasons_text(reasons: Sequence[StandingReason]) -> Text:
+    """Returns the number of checkpoints for each reason, the most frequent first."""
+    text = Text()
+    for place, reason in enumerate(reasons):
         text.append(" · " if place else "")
-        text.append(f"{number:,}", style="bold")
-        text.append(f" {reason_label(code)}")
+        text.append(f"{reason.count:,}", style="bold")
+        text.append(f" {reason_label(reason.reason_code)}")
     return text
 
 
@@ -127,7 +126,7 @@ def columns(shown: ListFilter, wide: bool) -> list[Column]:
         scores = [Column("Similar", 7, right=True), Column("q value", 7, right=True)]
         return [repo, *origin, *scores, Column("Matches", 7, right=True), Column("Decision", 17), scanned]
     if shown in WITH_REASONS:
-        return [repo, *origin, Column("Reason", 19), Column("Explanation", 20, share=3), scanned]
+        return [repo, *origin, Column("Reason", 18, share=2), Column("Explanation", 12, share=2), scanned]
     return [repo, *origin, Column("Verdict", 13), Column("Result", 20, share=3), scanned]
 
 

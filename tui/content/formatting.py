@@ -79,11 +79,6 @@ def decision_text(decision: ReviewDecision | None) -> str:
     return DECISIONS[decision]
 
 
-def reason_label(code: str | None) -> str:
-    """Returns the name of a reason code for a person: `unknown family`."""
-    return code.replace("_", " ") if code else "no code"
-
-
 def web_address(url: str) -> str | None:
     """Returns the URL if a browser may open it: http or https, with a host, without hidden characters."""
     if url != for_terminal(url) or any(character.isspace() for character in url):

@@ -30,7 +30,7 @@ from tui.content.checkpoint_list import (
     in_full,
     line,
     list_state,
-    reasons_line,
+    reasons_text,
 )
 from tui.keys import DECIDE, LIST, bindings
 from tui.review import Recorded, Subject
@@ -119,7 +119,7 @@ class ListScreen(DecidingScreen):
             else []
         )
         line = self.query_one("#reasons", Static)
-        line.update(reasons_line(reasons))
+        line.update(reasons_text(reasons))
         line.display = bool(reasons)
 
     def show(self, page: CheckpointPage) -> None:
