@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import uuid4
 
-from finextract.reasons import ReasonCode
+from finextract.reasons import ReasonCode as ReasonCode  # exported: the desk uses it
 
 
 class Verdict(StrEnum):

@@ -1,7 +1,7 @@
-"""The main job, end to end and offline: what `make demo` runs.
+"""The main use, end to end and offline: what `make demo` runs.
 
 Prints and runs the public commands against a small HuggingFace Hub on loopback that serves the zoo's real
-models, at a reduced budget. Checks at the end that what came out is what must come out.
+models, at a reduced budget. Checks the verdicts at the end.
 
     python tests/demo.py             # a store in a folder, below build/demo
     python tests/demo.py bucket      # a store in an S3 server on loopback, and in a folder: the same rows?
@@ -44,7 +44,7 @@ def run(*words: str, env: dict[str, str], capture: bool = False) -> str:
 
 
 def main() -> None:
-    """The demo, and where it is asked for the same in a bucket."""
+    """Runs the demo, and with the argument `bucket` the same in a bucket."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     name = f"store-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = os.path.relpath(OUT / name, Path.cwd())
@@ -72,7 +72,7 @@ def demonstrate_bucket(hub: Hub, folder: str, name: str) -> int:
 
 
 def outcome(store: Store) -> dict[str, object]:
-    """What a crawl came to, without what differs from run to run: random ids, times and seconds."""
+    """The results of a crawl, without random ids, times and seconds, which differ from run to run."""
     return {
         "scans": store.query(
             "SELECT checkpoint_id, config_id, verdict, reason, stage, caption, base, guidance_scale, "
@@ -99,7 +99,7 @@ def demonstrate(hub: Hub, shown: str) -> None:
     }  # fmt: skip
     env.pop("HF_TOKEN", None)
     print(f"A HuggingFace Hub on loopback serves the zoo: HF_ENDPOINT={hub.url}")
-    print(f"Reduced budget: {' '.join(BUDGET)} (the method's own is 50, 50 and what the author tells).")
+    print(f"Reduced budget: {' '.join(BUDGET)} (the method uses 50, 50, and N0 of the author).")
     images = os.path.relpath(ZOO / "images", Path.cwd())
     run("scanner", "corpus", "add", "mine", f"{images}/subjects", "--store", shown, env=env)
     run(
@@ -112,12 +112,12 @@ def demonstrate(hub: Hub, shown: str) -> None:
     wrong = check(verdicts)
     print(f"\ndemo: {len(verdicts)} checkpoints in {time.monotonic() - start:.0f} s, in the store {shown}")
     if wrong:
-        sys.exit("demo: not as it must be:\n  " + "\n  ".join(wrong))
+        sys.exit("demo: not as expected:\n  " + "\n  ".join(wrong))
     print("demo: every strong checkpoint is flagged, no control is, pickled and corrupt entries are skipped.")
 
 
 def check(verdicts: dict[str, dict[str, str]]) -> list[str]:
-    """What is not as it must be."""
+    """The verdicts that are not as expected."""
     zoo = json.loads((ZOO / "zoo.json").read_text())
     wrong = []
     for entry in zoo["checkpoints"]:

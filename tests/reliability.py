@@ -1,10 +1,10 @@
-"""A crawl on a cluster where everything goes wrong: does every checkpoint still get exactly one verdict?
+"""The reliability of a crawl: whatever fails, every checkpoint gets exactly one verdict.
 
-A local Ray of several nodes with made-up GPUs, a hub on loopback that serves copies of the zoo's checkpoints
-under their own ids, and `scanner crawl` as a person runs it. While it scans, and by the seed: workers get
-SIGKILL, nodes are taken away and added, the hub does not answer for a while, and the driver gets SIGKILL and
-is started again. The listing keeps little ahead of the workers, so it is met as well. At the end every
-checkpoint must have exactly one verdict, equal to the undisturbed run's.
+A local Ray cluster of several nodes with simulated GPUs, a hub on loopback that serves copies of the zoo's
+checkpoints under their own ids, and `scanner crawl` as a user runs it. While it scans, chosen by the seed:
+workers get SIGKILL, nodes are removed and added, the hub does not answer for a while, and the driver gets
+SIGKILL and is started again. The listing runs only a few entries ahead of the workers, so it is interrupted
+too. At the end every checkpoint must have exactly one verdict, the same as in an undisturbed run.
 
     python tests/reliability.py --seeds 0-19 [--checkpoints 60] [--results FILE]      # a line a seed
 """
@@ -41,7 +41,7 @@ from servers.misbehaviour import Misbehaving  # noqa: E402
 ZOO = ROOT / "zoo"
 SCANNER = Path(sys.executable).parent / "scanner"
 PAGE = 10  # entries of a page of the hub, and of a batch of the listing
-# The command, with steps so small that the listing goes on for most of the crawl.
+# The command, with batches so small that the listing lasts for most of the crawl.
 CRAWL = f"""
 import scanner.crawl.engine, scanner.crawl.listing
 from scanner.cli import main
@@ -56,15 +56,15 @@ BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "
 NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
         "object_store_memory": 80_000_000}  # fmt: skip
 PACE_S = (5.0, 13.0)  # between two disturbances, at least and at most
-MOST = 1000  # disturbances
+MOST = 1000  # disturbances of one crawl
 DEATHS = 2  # of the driver
 OUTAGE_S = 12.0
-DISTURBED = 8  # starts of the driver; where something is still `failed` then, it is tried in peace
-STARTS = 12  # of the driver, before something is taken to be wrong
+DISTURBED = 8  # starts of the driver; later ones are not disturbed
+STARTS = 12  # of the driver, before the run counts as broken
 
 
 class Outage:
-    """The plan of a hub that answers nothing while it is on."""
+    """A plan of a hub: it answers 503 during an outage."""
 
     def __init__(self) -> None:
         self.until = 0.0
@@ -75,7 +75,7 @@ class Outage:
 
 @dataclass
 class Tally:
-    """What one seed did, and what came of it."""
+    """The disturbances of one seed, and their result."""
 
     seed: int
     checkpoints: int
@@ -135,7 +135,7 @@ def corpora(into: Path) -> Path:
 
 
 def rows(store: Path) -> list[dict[str, Any]]:
-    """Every scan row that was ever written, with the repository's name."""
+    """Every scan row that was ever written, with the name of its repository."""
     from scanner.store.store import Store
 
     return Store(store).query(
@@ -146,7 +146,7 @@ def rows(store: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def cluster(workers: int = 2) -> Iterator[Any]:
-    """A head without GPU, and nodes with one made-up GPU each."""
+    """A head without a GPU, and nodes with one simulated GPU each."""
     from ray.cluster_utils import Cluster
 
     os.environ.update(RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_USAGE_STATS_ENABLED="0",
@@ -273,7 +273,7 @@ def disturbed(
 
 
 def original(repo: str) -> str:
-    """What a repository is a copy of."""
+    """The name of the checkpoint that a repository is a copy of."""
     return repo.rpartition("-")[0] if repo.startswith("copies/") else repo
 
 
@@ -288,7 +288,7 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def undisturbed(
     repos: dict[str, Path], prepared: Path, folder: Path, *, on_cluster: bool = True
 ) -> tuple[dict[str, dict[str, Any]], float]:
-    """The verdicts of a crawl that nothing happens to, by what was copied, and its seconds."""
+    """The verdicts of an undisturbed crawl by the name of the copied checkpoint, and its seconds."""
     store, began = Path(shutil.copytree(prepared, folder / "store")), time.monotonic()
     with Hub(repos, page_size=PAGE) as hub, cluster() if on_cluster else nullcontext() as running:
         address = running.address if running else None
@@ -304,9 +304,9 @@ def undisturbed(
 def study(
     seeds: list[int], count: int, results: Path | None, folder: Path, *, short: bool = False
 ) -> list[Tally]:
-    """Every seed; each is told on stdout, and appended to the results.
+    """Runs every seed; prints each to stdout, and appends it to the results.
 
-    The undisturbed run is on a cluster and of all copies, or in short on one machine and of one of each.
+    The undisturbed run scans all copies on a cluster, or, if `short`, one copy of each on one machine.
     """
     repos = copies(count, folder / "hub")
     prepared = corpora(folder / "corpora")

@@ -1,9 +1,9 @@
-"""What a second actor brings on two cores, and how long actors wait for files.
+"""The speedup of a second worker on two cores, and how long workers wait for files.
 
-Crawls copies of the zoo's LoRA from a hub on loopback that takes its time over each file, with one actor of
-one thread, one of two, and two of one; each with a store and a cache of its own. From the scans' own
-rows: checkpoints a minute between the first scan's start and the last one's end, the ratio to one actor,
-and of the actors' time the share in `fetch` and between scans.
+Crawls copies of the zoo's LoRA from a hub on loopback that delays each file, with one worker of one thread,
+one of two, and two of one; each with its own store and cache. From the rows of the scans: checkpoints a
+minute between the start of the first scan and the end of the last, the ratio to one worker, and the share of
+the workers' time that is spent in `fetch` and between scans.
 
     python tests/speedup.py [--checkpoints 16] [--latency 0.5]
 """
@@ -25,11 +25,11 @@ import reliability  # noqa: E402
 from servers.hub import Handler, Hub  # noqa: E402
 
 BUDGET = {"samples_per_image": 4, "steps": 25, "assumed_train_images": 5}
-ACTORS = ((1, 1), (1, 2), (2, 1))  # how many, and threads of each
+WORKERS = ((1, 1), (1, 2), (2, 1))  # how many, and threads of each
 
 
-def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str, float]:
-    """One crawl; what its rows tell."""
+def crawled(prepared: Path, folder: Path, workers: int, threads: int) -> dict[str, float]:
+    """One crawl, and the figures from its rows."""
     from scanner.config import ScanConfig
     from scanner.crawl.engine import crawl
     from scanner.crawl.listing import list_batches
@@ -49,14 +49,14 @@ def crawled(prepared: Path, folder: Path, actors: int, threads: int) -> dict[str
     )  # fmt: skip
     plan = Plan.begin(store, config.config_id, list_batches(open_source("hf"), store, Query(1000)))
     list(plan.grow())
-    counts = crawl(task, plan, store, workers=actors)
+    counts = crawl(task, plan, store, workers=workers)
     assert not counts[Verdict.FAILED], counts
     scans = store.select(Scan, "WHERE stage = 'match'")
     span = (max(s.finished_at for s in scans) - min(s.started_at for s in scans)).total_seconds()
     return {
         "a_minute": 60 * len(scans) / span,
-        "fetch": sum(s.seconds["fetch"] for s in scans) / (actors * span),
-        "between": 1 - sum(sum(s.seconds.values()) for s in scans) / (actors * span),
+        "fetch": sum(s.seconds["fetch"] for s in scans) / (workers * span),
+        "between": 1 - sum(sum(s.seconds.values()) for s in scans) / (workers * span),
     }
 
 
@@ -82,13 +82,13 @@ def main() -> None:
         with Hub(repos, handler=Slow) as hub:
             os.environ["HF_ENDPOINT"] = hub.url
             first = 0.0
-            for actors, threads in ACTORS:
-                told = crawled(prepared, folder / f"{actors}x{threads}", actors, threads)
-                first = first or told["a_minute"]
+            for workers, threads in WORKERS:
+                figures = crawled(prepared, folder / f"{workers}x{threads}", workers, threads)
+                first = first or figures["a_minute"]
                 print(
-                    f"{actors} actors of {threads} threads: {told['a_minute']:.1f} checkpoints a minute, "
-                    f"{told['a_minute'] / first:.2f} times; waiting for files {told['fetch']:.1%}, "
-                    f"between scans {told['between']:.1%} of their time",
+                    f"{workers} workers of {threads} threads: {figures['a_minute']:.1f} checkpoints/min, "
+                    f"{figures['a_minute'] / first:.2f} times; waiting for files {figures['fetch']:.1%}, "
+                    f"between scans {figures['between']:.1%} of their time",
                     flush=True,
                 )
 

@@ -7,7 +7,8 @@ import json
 import click
 
 from scanner import settings
-from scanner.commands.output import plain, rows_table
+from scanner.commands.output import rows_table
+from scanner.text import for_terminal
 
 
 @click.command("config")
@@ -26,6 +27,6 @@ def command(ctx: click.Context, verb: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"file": str(file) if file else None, "settings": rows}, default=str, indent=2))
         return
     names = ("verb", "option", "value", "from")
-    rows_table(names, ([plain(str(row[name])) for name in names] for row in rows))
+    rows_table(names, ([for_terminal(str(row[name])) for name in names] for row in rows))
     where = " or ".join(str(place) for place in settings.places())
     click.echo(f"To change a setting, write {where}." if file is None else f"Read from {file}.", err=True)

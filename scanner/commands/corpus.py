@@ -11,6 +11,7 @@ import click
 
 from scanner.commands.options import store_option
 from scanner.errors import CorpusError
+from scanner.text import for_terminal
 
 if TYPE_CHECKING:
     from scanner.match.corpus import Added
@@ -37,7 +38,6 @@ def add(name: str, folder: Path, background: bool, store: str) -> None:
 
     Run the command again when DIR has changed: only new images are embedded.
     """
-    from scanner.commands.output import plain
     from scanner.crawl.worker import SscdEmbedder
     from scanner.match.corpus import add as add_images
     from scanner.match.corpus import image_files
@@ -58,7 +58,7 @@ def add(name: str, folder: Path, background: bool, store: str) -> None:
     if done.repeated:
         click.echo(f"  {done.repeated} are copies of others and are counted once.", err=True)
     for path, reason in list(done.left_out.items())[:SHOWN]:
-        click.echo(plain(f"  not usable: {path.relative_to(folder)} {reason}"), err=True)
+        click.echo(for_terminal(f"  not usable: {path.relative_to(folder)} {reason}"), err=True)
     if len(done.left_out) > SHOWN:
         click.echo(f"  and {len(done.left_out) - SHOWN} more", err=True)
     if done.removed:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import plain
+from scanner.text import for_terminal
 
 
 @click.command("doctor")
@@ -26,9 +26,9 @@ def command(store: str, ray_address: str | None, as_json: bool) -> int:
     for check in examine(store, ray_address):
         done.append(check)
         if not as_json:
-            click.echo(plain(f"{check.state.value:6} {check.name:14} {check.finding}"))
+            click.echo(for_terminal(f"{check.state.value:6} {check.name:14} {check.finding}"))
             if check.remedy:
-                click.echo(plain(f"{'':22}{check.remedy}"))
+                click.echo(for_terminal(f"{'':22}{check.remedy}"))
     if as_json:
         click.echo(json.dumps([asdict(check) for check in done], indent=2))
     return 2 if any(check.state is State.BAD for check in done) else 0

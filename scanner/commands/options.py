@@ -76,11 +76,11 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--guidance-scale",), {
         "type": float, "metavar": "W",
-        "help": "w' of the method.  [default: 3 for full weights, 5 for LoRA]",
+        "help": "The guidance scale w'.  [default: 3 for full weights, 5 for LoRA]",
     }),
     (("--correction",), {
         "type": float, "metavar": "K",
-        "help": "k of the method.  [default: -0.02 for full weights, 0 for LoRA]",
+        "help": "The correction term k.  [default: -0.02 for full weights, 0 for LoRA]",
     }),
     (("--seed",), {
         "type": click.IntRange(0), "default": DEFAULTS.seed, "show_default": True,
@@ -88,7 +88,7 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--alpha",), {
         "type": click.FloatRange(0, 1, min_open=True), "default": DEFAULTS.alpha, "show_default": True,
-        "help": "The false-discovery level of a flag.",
+        "help": "The false-discovery level: a flag needs a corrected p-value (q) of at most this.",
     }),
     (("--keep-weights",), {"is_flag": True, "help": "Keep downloaded checkpoints after their scan."}),
     (("--allow-pickle",), {

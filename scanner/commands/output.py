@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scanner.store.queries import ReasonCount, shorter
+from scanner.text import for_terminal
 from scanner.units import show_size
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 100  # checkpoints in a table
 VERDICTS = {"flagged": "FLAGGED", "nothing_found": "nothing found"}
-
-
-def plain(text: str) -> str:
-    """An untrusted text on one line, without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def verdict_line(
@@ -36,7 +32,7 @@ def verdict_line(
     if best_similarity is not None and q_value is not None:
         parts.append(f"best {best_similarity:.2f}, q {q_value:.3f}")
     parts += [shorter(reason, repo)] if reason else []
-    return plain("  ".join([*parts, *further]))
+    return for_terminal("  ".join([*parts, *further]))
 
 
 def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
@@ -52,14 +48,14 @@ def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
     table.add_column("reason", overflow="fold")
     for row in rows:
         table.add_row(
-            Text(plain(row["repo"])),
+            Text(for_terminal(row["repo"])),
             Text(
                 VERDICTS.get(row["verdict"], row["verdict"]),
                 style="bold" if row["verdict"] == "flagged" else "",
             ),
             "" if row["best_similarity"] is None else f"{row['best_similarity']:.2f}",
             "" if row["q_value"] is None else f"{row['q_value']:.3f}",
-            Text(plain(shorter(row["reason"], row["repo"]))),
+            Text(for_terminal(shorter(row["reason"], row["repo"]))),
         )
     _console().print(table)
     if len(rows) < total:
@@ -72,7 +68,7 @@ def rows_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Prints rows of text to stdout, under the names of their columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        table.add_column(Text(plain(name)), overflow="fold")
+        table.add_column(Text(for_terminal(name)), overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     _console().print(table)
@@ -86,7 +82,7 @@ def _console() -> Console:
 def reasons_table(reasons: Sequence[ReasonCount]) -> None:
     """Prints why checkpoints were skipped or failed: each reason with its number and an example."""
     rows = ((f"{r.count:,}", r.verdict, r.label, f"{r.repo}: {shorter(r.reason, r.repo)}") for r in reasons)
-    rows_table(("number", "verdict", "reason", "example"), (map(plain, row) for row in rows))
+    rows_table(("number", "verdict", "reason", "example"), (map(for_terminal, row) for row in rows))
 
 
 CHECKPOINT_FIELDS = ("checkpoint_id", "source", "repo", "revision", "file", "size_bytes", "kind", "family",
@@ -132,7 +128,7 @@ def show_listing(
         click.echo()
         names = ("checkpoint", "status", "reason")
         cells = ((r["repo"], r["inspection_status"], shorter(r["reason"], r["repo"])) for r in rows)
-        rows_table(names, (map(plain, row) for row in cells))
+        rows_table(names, (map(for_terminal, row) for row in cells))
         if result.skipped + result.unavailable > len(rows):
             click.echo(f"... and {result.skipped + result.unavailable - len(rows)} more. --json shows all.")
     click.echo(

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from scanner.commands.output import plain, verdict_line
+from scanner.commands.output import verdict_line
 from scanner.crawl.logs import log_path
 from scanner.crawl.progress import Observer
 from scanner.records import Verdict, now
+from scanner.text import for_terminal
 from scanner.units import show_duration
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ class ProgressLine:
             )  # fmt: skip
             self._task = self._bar.add_task(description, status=status)
             self._bar.start()
-        fields: dict[str, Any] = {"description": description, "completed": completed, "status": plain(status)}
+        fields: dict[str, Any] = {
+            "description": description,
+            "completed": completed,
+            "status": for_terminal(status),
+        }
         self._bar.update(self._task, total=total, **fields)
 
 
@@ -99,7 +104,9 @@ class Terminal(Observer):
     ) -> None:
         self._line.__exit__()
         if error is not None and self._running:
-            click.echo(f"Interrupted scans: {plain(', '.join(map(_running, self._running)))}.", err=True)
+            click.echo(
+                f"Interrupted scans: {for_terminal(', '.join(map(_running, self._running)))}.", err=True
+            )
         if isinstance(error, KeyboardInterrupt):
             counts = f"; {self._counts}\n" if self._counts else ". "
             click.echo(f"\nscanner: interrupted{counts}{RESUME}", err=True)
@@ -166,7 +173,7 @@ class Terminal(Observer):
             parts.append(f"running: {shown}{f' and {hidden} more' if hidden > 0 else ''}")
         if self._waiting is not None and self._waiting.until > now():
             parts.append(str(self._waiting))
-        return plain("; ".join(parts))
+        return for_terminal("; ".join(parts))
 
 
 def _done(progress: CrawlProgress) -> str:

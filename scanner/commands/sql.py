@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import plain, rows_table
+from scanner.commands.output import rows_table
 from scanner.store.store import Store
 from scanner.store.tables import TABLES
+from scanner.text import for_terminal
 
 VIEWS = ", ".join(TABLES.values())
 
@@ -33,7 +34,7 @@ def command(query: str, store: str, form: str) -> None:
         writer.writerow(rows[0] if rows else [])
         writer.writerows([_cell(value) for value in row.values()] for row in rows)
     elif rows:
-        rows_table(list(rows[0]), ([plain(_cell(v)) for v in row.values()] for row in rows))
+        rows_table(list(rows[0]), ([for_terminal(_cell(v)) for v in row.values()] for row in rows))
     click.echo(f"{len(rows):,} row{'s' if len(rows) != 1 else ''}", err=True)
 
 

@@ -21,6 +21,7 @@ from scanner.records import Checkpoint, Night, Scan, now
 from scanner.store.compaction import compact
 from scanner.store.queries import ReasonCount, count_reasons, shorter
 from scanner.store.store import Store
+from scanner.text import for_terminal
 
 OVERLAP = timedelta(days=1)  # listed again, because a hub's listing may lag behind its clock
 
@@ -185,5 +186,4 @@ def _flagged(checkpoint: Checkpoint, scan: Scan) -> str:
 
 def _plain(text: str) -> str:
     """An untrusted text as one line without markup."""
-    kept = "".join(c if c.isprintable() else " " for c in text)
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in kept)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in for_terminal(text))

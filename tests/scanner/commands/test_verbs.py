@@ -63,14 +63,14 @@ def test_sql_answers_as_a_table_as_csv_and_as_json(filled: Store) -> None:
     assert first["seconds"] == {"sample": 1.5}
 
 
-def test_control_characters_of_strangers_do_not_reach_the_terminal(filled: Store) -> None:
+def test_control_characters_of_untrusted_text_do_not_reach_the_terminal(filled: Store) -> None:
     assert "\x1b" not in run("sql", "SELECT reason FROM all_scans", store=filled).stdout
 
 
 @pytest.mark.parametrize(
     "query", ["SELEC 1", "SELECT nothing FROM scans", "SELECT 1 FROM nowhere", "SELECT CAST('a' AS INTEGER)"]
 )
-def test_a_question_that_is_no_sql_is_answered_without_a_traceback(filled: Store, query: str) -> None:
+def test_a_query_that_is_not_sql_is_refused_without_a_traceback(filled: Store, query: str) -> None:
     done = subprocess.run(
         [BIN / "scanner", "sql", query, "--store", filled.root], capture_output=True, text=True, check=False
     )
@@ -126,7 +126,7 @@ def shown(verb: str) -> dict[str, tuple[object, str]]:
     return {row["option"]: (row["value"], row["from"]) for row in rows}
 
 
-def test_config_tells_each_value_and_where_it_comes_from(
+def test_config_shows_each_value_and_where_it_comes_from(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.write_text('store = "here"\n[crawl]\nsource = "hf"\nsamples-per-image = 7\ncorpus = ["a"]\n')
@@ -171,7 +171,7 @@ def test_a_file_named_in_the_environment_is_the_one_that_is_read(
         ("[crawl", "cannot be read as TOML"),
     ],
 )
-def test_a_setting_that_is_none_is_named_with_what_was_meant(settings: Path, text: str, words: str) -> None:
+def test_an_unknown_setting_is_named_with_a_suggestion(settings: Path, text: str, words: str) -> None:
     settings.write_text(text)
     assert words in str(run("status").exception)
 
@@ -212,7 +212,7 @@ def test_the_doctor_finds_nothing_wrong_where_all_is_there(
     assert found["HF_TOKEN"] is found["CIVITAI_TOKEN"] is found["SSCD"] is State.GOOD
 
 
-def test_the_doctor_names_what_is_wrong_and_what_would_mend_it(
+def test_the_doctor_names_what_is_wrong_and_how_to_fix_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as closed:
@@ -227,7 +227,7 @@ def test_the_doctor_names_what_is_wrong_and_what_would_mend_it(
     assert done.return_value == 2
 
 
-def test_a_hub_that_is_none_is_told_from_one_that_is(
+def test_an_address_that_is_not_a_hub_is_recognised(
     hubs: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIVITAI_ENDPOINT", os.environ["HF_ENDPOINT"])  # answers, but not as Civitai does

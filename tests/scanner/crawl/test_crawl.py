@@ -296,7 +296,7 @@ def test_another_caption_or_base_asks_for_new_samples(crawled: Crawled) -> None:
     assert rematching.scans(other) == []
 
 
-def test_an_interrupted_crawl_says_how_to_go_on(few: Hub, corpora: Path, tmp_path: Path) -> None:
+def test_an_interrupted_crawl_says_how_to_resume(few: Hub, corpora: Path, tmp_path: Path) -> None:
     folder = _fresh(corpora, tmp_path)
     crawl = _start(folder, few, tmp_path)
     said = []

@@ -337,7 +337,7 @@ def test_two_crawls_at_once_share_the_work_and_both_see_every_verdict(store: Sto
     assert counts == [{Verdict.NOTHING_FOUND: 16}] * 2
 
 
-def test_what_a_dead_crawl_held_is_taken_over(
+def test_the_lease_of_a_dead_crawl_is_taken_over(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from datetime import timedelta
@@ -403,7 +403,9 @@ def test_a_crawl_compacts_the_store_that_it_writes_to(
     assert len(store.tables["scans"].names()) < 25
 
 
-def test_a_monitor_is_told_verdicts_stages_and_what_is_left(store: Store, tmp_path: Path) -> None:
+def test_ray_serves_the_verdicts_the_stages_and_the_checkpoints_that_are_left_as_metrics(
+    store: Store, tmp_path: Path
+) -> None:
     plan = plan_of(store, [("", "a"), ("", "a"), ("dies", "b"), ("", None)])
     crawl(task(store, tmp_path / "log"), plan, store, workers=2, worker_class=Stub)
     (node,) = ray.nodes()
@@ -425,7 +427,7 @@ def test_a_monitor_is_told_verdicts_stages_and_what_is_left(store: Store, tmp_pa
     assert any(line.startswith("ray_finextract_left") for line in lines)
 
 
-def test_an_interrupted_crawl_tells_what_it_gave_up_but_not_what_had_ended(
+def test_an_interrupted_crawl_names_the_scans_that_were_running_and_not_those_that_had_ended(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan_of(store, [("", "a"), ("", "a")])

@@ -125,7 +125,9 @@ def test_a_worker_whose_cuda_context_is_gone_ends_its_process_and_a_fresh_one_ta
 
 
 @pytest.mark.gpu
-def test_a_scan_on_a_gpu_comes_to_what_one_on_the_cpu_comes_to_and_its_row_tells_both(tmp_path: Path) -> None:
+def test_a_scan_on_a_gpu_has_the_verdict_of_one_on_the_cpu_and_names_its_device(
+    tmp_path: Path,
+) -> None:
     for subject in ("fruit", "flowers"):
         shutil.copytree(ZOO / f"images/subjects/{subject}", tmp_path / "subjects" / subject)
     store = tmp_path / "store"

@@ -147,7 +147,7 @@ def test_the_job_server_asks_for_the_token(head: Head) -> None:
         urllib.request.urlopen(f"{head.jobs}/api/jobs/", timeout=5)
 
 
-def test_a_crawl_that_names_no_cluster_starts_its_own_beside_one_that_runs(head: Head) -> None:
+def test_a_crawl_without_a_cluster_address_starts_its_own_ray_beside_a_running_one(head: Head) -> None:
     asked = (
         "import ray; from scanner.crawl.pool import _start; "
         "_start(ray, None); print(len(ray.nodes()), ray.nodes())"

@@ -91,7 +91,7 @@ def work(store: Store, date: str, budget: Budget | None = None, sources: tuple[s
     return nightly.run(options, sources, date, budget=budget, worker_class=Stub)
 
 
-def test_a_night_lists_scans_and_records_what_it_came_to(hub: Hub, store: Store) -> None:
+def test_a_night_lists_scans_and_records_its_results(hub: Hub, store: Store) -> None:
     add_references(store)
     night = work(store, "2026-11-24")
     assert (night.listed, night.left) == (4, 1)
@@ -207,7 +207,7 @@ def test_a_night_takes_the_options_of_its_scans_from_the_table_of_the_crawl(
     assert "alpha = 0.2" in toml, "the command line takes precedence"
 
 
-def test_markup_and_control_characters_of_strangers_stay_text_in_a_report(store: Store) -> None:
+def test_markup_and_control_characters_of_untrusted_text_stay_text_in_a_report(store: Store) -> None:
     at = now()
     store.append([
         Checkpoint(
@@ -227,6 +227,6 @@ def test_markup_and_control_characters_of_strangers_stay_text_in_a_report(store:
     assert "\\<b\\>" in told
 
 
-def test_a_date_that_is_none_is_refused(store: Store) -> None:
+def test_a_text_that_is_not_a_date_is_refused(store: Store) -> None:
     done = CliRunner().invoke(cli, ["nightly", "--date", "soon", "--store", store.uri])
     assert "is not a date" in str(done.exception)

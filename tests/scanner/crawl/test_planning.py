@@ -35,8 +35,8 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def lora(folder: Path, seed: int, **card: object) -> Path:
-    told = {"base_model": "lab/base", "instance_prompt": "a sks", "tags": ["lora", "text-to-image"]}
-    write_card(folder, **{k: v for k, v in (told | card).items() if v is not None})
+    shown = {"base_model": "lab/base", "instance_prompt": "a sks", "tags": ["lora", "text-to-image"]}
+    write_card(folder, **{k: v for k, v in (shown | card).items() if v is not None})
     write_safetensors(folder / WEIGHTS, small_tensors(lora_shapes(width=8, context=16, rank=1), seed))
     return folder
 
@@ -98,8 +98,8 @@ def test_a_base_that_is_given_makes_more_of_what_was_skipped(hub: Hub, store: St
     )
     baseless = next(c for c in seen if c.repo == "o/baseless")
     assert (baseless.inspection_status, baseless.base) == (InspectionStatus.READY, "lab/other")
-    told = next(c for c in seen if c.repo == "o/03")
-    assert (told.base, told.base_origin) == ("lab/base", BaseOrigin.CARD)
+    shown = next(c for c in seen if c.repo == "o/03")
+    assert (shown.base, shown.base_origin) == ("lab/base", BaseOrigin.CARD)
 
 
 def test_what_was_ruled_out_is_to_do_as_soon_as_inspection_rules_it_out_no_more(
@@ -147,7 +147,7 @@ class Stopped(Exception):
     pass
 
 
-def test_an_interrupted_listing_goes_on_where_it_had_come_to(
+def test_an_interrupted_listing_is_resumed_after_the_last_recorded_batch(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scanner.crawl.listing.BATCH", 5)
@@ -170,7 +170,7 @@ def test_an_interrupted_listing_goes_on_where_it_had_come_to(
 
 
 @pytest.mark.parametrize("stale", [timedelta(days=1), timedelta(0)])
-def test_a_listing_that_breaks_off_goes_on_or_begins_again_where_it_stood_still_for_too_long(
+def test_an_interrupted_listing_is_resumed_or_begins_again_when_it_is_too_old(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch, stale: timedelta
 ) -> None:
     for name, value in [
@@ -230,26 +230,26 @@ def test_list_only_writes_rows_and_no_verdict_and_needs_no_corpus(
 ) -> None:
     folder = tmp_path / "fresh"
     monkeypatch.setenv("FINEXTRACT_CACHE", str(tmp_path / "cache"))
-    code, told = crawl("crawl", "--source", "hf", "--list-only", "--limit", "50", "--store", str(folder))
+    code, shown = crawl("crawl", "--source", "hf", "--list-only", "--limit", "50", "--store", str(folder))
     assert code == 0
-    assert "14 checkpoints = 11 can be scanned + 3 skipped + 0 unavailable" in told
+    assert "14 checkpoints = 11 can be scanned + 3 skipped + 0 unavailable" in shown
     store = Store(folder)
     assert len(store.query("SELECT * FROM checkpoints")) == 14
     assert store.select(Scan) == []
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_dry_run_writes_nothing_and_tells_counts_bytes_and_reasons(hub: Hub, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing_and_prints_counts_bytes_and_reasons(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "fresh"
     done = CliRunner().invoke(
         command, ["--source", "hf", "--dry-run", "--limit", "50", "--store", str(folder), "--json"]
     )
-    told = json.loads(done.stdout)
-    assert (told["ready"], told["skipped"], told["unavailable"], told["bases"]) == (11, 3, 0, 1)
-    assert told["download_bytes"] == sum(
+    shown = json.loads(done.stdout)
+    assert (shown["ready"], shown["skipped"], shown["unavailable"], shown["bases"]) == (11, 3, 0, 1)
+    assert shown["download_bytes"] == sum(
         repository.files[WEIGHTS].size for name, repository in hub.repositories.items() if name[2:].isdigit()
     )
-    assert {row["repo"]: row["reason"] for row in told["checkpoints"]}["o/pickled"].count("pickle")
+    assert {row["repo"]: row["reason"] for row in shown["checkpoints"]}["o/pickled"].count("pickle")
     assert not folder.exists()
 
 
@@ -285,10 +285,10 @@ def test_a_checkpoint_that_is_published_stays_at_its_address_when_a_folder_has_i
 
 
 def test_what_is_larger_than_may_be_downloaded_is_not_counted_as_scannable(hub: Hub, tmp_path: Path) -> None:
-    _, told = crawl(
+    _, shown = crawl(
         "crawl", "--source", "hf", "--dry-run", "--max-download", "10", "--store", str(tmp_path / "s")
     )
-    assert "14 checkpoints = 0 can be scanned + 3 skipped + 11 larger than --max-download" in told
+    assert "14 checkpoints = 0 can be scanned + 3 skipped + 11 larger than --max-download" in shown
 
 
 def test_a_listing_that_is_interrupted_does_not_wait_for_the_hub_s_limits(
@@ -317,10 +317,10 @@ def test_a_listing_that_is_interrupted_does_not_wait_for_the_hub_s_limits(
 
 
 def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:
-    code, told = crawl(
+    code, shown = crawl(
         "crawl", "--source", "hf", "--dry-run", "--since", "2030-01-01", "--store", str(tmp_path / "s")
     )
-    assert (code, "Nothing was listed" in told) == (0, True)
+    assert (code, "Nothing was listed" in shown) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -336,12 +336,12 @@ def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:
         (["--source", "hf", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
     ],
 )
-def test_an_option_that_cannot_be_used_is_told_at_once(words: list[str], why: str, store: Store) -> None:
-    code, told = crawl("crawl", *words, "--store", str(store.root))
+def test_an_option_that_cannot_be_used_is_an_error_at_once(words: list[str], why: str, store: Store) -> None:
+    code, shown = crawl("crawl", *words, "--store", str(store.root))
     assert code == 2
-    assert "scanner: error:" in told
-    assert why in told
-    assert "Traceback" not in told
+    assert "scanner: error:" in shown
+    assert why in shown
+    assert "Traceback" not in shown
 
 
 def test_status_shows_the_strongest_first_and_says_how_many_more_there_are(hub: Hub, store: Store) -> None:
@@ -352,17 +352,17 @@ def test_status_shows_the_strongest_first_and_says_how_many_more_there_are(hub: 
     for n, (id_, verdict) in enumerate([(first["checkpoint_id"], Verdict.FLAGGED), ("gone", Verdict.FAILED)]):
         store.append([Scan(f"s{n}", id_, ScanConfig().config_id, "r", verdict, "", "match", at, at)])
     planned = len(store.query("SELECT * FROM checkpoints"))
-    code, told = crawl("status", "--limit", "2", "--store", str(store.root))
-    lines = told.splitlines()
+    code, shown = crawl("status", "--limit", "2", "--store", str(store.root))
+    lines = shown.splitlines()
     assert code == 0
     assert lines[1].split()[:2] == [first["repo"], "FLAGGED"]
-    assert f"... and {planned - 2} more" in told
+    assert f"... and {planned - 2} more" in shown
     assert lines[-1] == (
         f"{planned} planned = 1 flagged + 0 nothing found + 0 skipped + 0 failed + {planned - 1} to do"
     )
 
 
-def test_a_watched_status_tells_the_sum_again_when_the_store_has_news(hub: Hub, store: Store) -> None:
+def test_a_watched_status_prints_the_counts_again_when_the_store_has_changed(hub: Hub, store: Store) -> None:
     listed_plan(HuggingFaceSource(), store, Query(100))
     command = [Path(sys.executable).parent / "scanner", "status", "--watch", "--store", str(store.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
@@ -380,12 +380,12 @@ def test_a_watched_status_tells_the_sum_again_when_the_store_has_news(hub: Hub, 
 
 
 def test_a_configuration_that_the_store_never_saw_is_refused(store: Store) -> None:
-    code, told = crawl("status", "--config", "nonsense", "--store", str(store.root))
-    assert (code, "is not a configuration of this store" in told) == (2, True)
+    code, shown = crawl("status", "--config", "nonsense", "--store", str(store.root))
+    assert (code, "is not a configuration of this store" in shown) == (2, True)
 
 
-def test_status_tells_why_what_was_only_listed_cannot_be_scanned(hub: Hub, store: Store) -> None:
+def test_status_shows_why_a_listed_checkpoint_cannot_be_scanned(hub: Hub, store: Store) -> None:
     listed_plan(HuggingFaceSource(), store, Query(100))
-    code, told = crawl("status", "--store", str(store.root))
+    code, shown = crawl("status", "--store", str(store.root))
     assert code == 0
-    assert "base model is not known" in told
+    assert "base model is not known" in shown

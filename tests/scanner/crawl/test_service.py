@@ -138,7 +138,7 @@ def test_an_error_of_the_surroundings_has_its_reason_code(error: Exception, code
     assert reason_code_of(error) is code
 
 
-def test_a_worker_that_ran_out_of_memory_is_told_from_one_that_died() -> None:
+def test_a_worker_that_ran_out_of_memory_has_another_reason_code_than_one_that_died() -> None:
     killed = WorkerDied("The task was killed because the node was running low on memory.")
     assert killed.reason_code is ReasonCode.OUT_OF_MEMORY
     assert WorkerDied("The worker died unexpectedly.").reason_code is ReasonCode.WORKER_DIED
