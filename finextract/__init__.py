@@ -1,9 +1,17 @@
 """FineXtract: extract training images from personalised diffusion checkpoints by model guidance.
 
-    from finextract import load_pair, extract, ExtractionSettings, load_embedder
+    from finextract import ExtractionSettings, extract_all, load_embedder, load_pair
 
-The names above are imported when they are first used, so `finextract.weights.formats`,
-`finextract.metadata.cards` and `finextract.significance` stay free of torch.
+    pair = load_pair(Path("base"), Path("tuned.safetensors"))
+    extraction = extract_all(pair, "a photo of sks dog", 5, ExtractionSettings(), load_embedder())
+    for clique in extraction.candidates:
+        extraction.picture(clique.representative).show()
+
+`extract` yields the rounds of an extraction one by one, and `conclude` makes an Extraction of the round at
+which a caller stops. `audit` compares an extraction with known training images.
+
+These names are imported when they are first used, so that `finextract.weights`, `finextract.metadata`,
+`finextract.support` and `finextract.significance` stay free of torch.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""The owner's question: does this checkpoint give back the images that it was trained on?
+"""Audit: an extraction compared with the images that the checkpoint was trained on.
 
-Runs an extraction and compares it with the training images. R = training images, N = samples.
+It answers whether the checkpoint reproduces them. R = training images, N = samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finextract.sscd import Embedder
 
 @dataclass(frozen=True)
 class Audit:
-    """An extraction beside the training images."""
+    """An extraction, compared with the training images."""
 
     extraction: Extraction
     descriptor: str
@@ -39,7 +39,7 @@ class Audit:
     seconds: dict[str, float]  # by stage
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The result as `finextract audit --json` prints it."""
         settings, guidance = self.extraction.settings, self.extraction.guidance
         return {
             **_scores(self.over_samples),

@@ -1,6 +1,6 @@
 """`finextract extract` and `finextract audit`: the method, for one checkpoint on this machine.
 
-stdout is data, stderr is words. Exit codes: 0 done, 2 something to mend, 130 interrupted.
+Results go to stdout, messages to stderr. Exit codes: 0 done, 2 usage or input error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
             "--base", required=True, type=click.Path(path_type=Path), metavar="DIR",
             help="The base model: a diffusers pipeline folder.",
         ),
-        click.option("--caption", metavar="TEXT", help="The training caption.  [default: as the card tells]"),
+        click.option("--caption", metavar="TEXT",
+                     help="The training caption.  [default: from the card, metadata or sidecar files]"),
         click.option("--method", type=click.Choice(["finextract", "cfg", "direct"]), default="finextract",
                      show_default=True, help="Model guidance, or a baseline on the tuned model alone."),
         click.option("--guidance-scale", type=float, metavar="W",
@@ -38,7 +39,7 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
                      help="Seed of the first sample; the others follow."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-                     help="Where pictures go.  [default: finextract-out/NAME]"),
+                     help="Where images are written.  [default: finextract-out/NAME]"),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     ]  # fmt: skip
@@ -61,8 +62,8 @@ def audit(checkpoint: Path, base: Path, train_images: Path, out: Path | None, as
           **options: Any) -> None:  # fmt: skip
     """Does CHECKPOINT give back the images it was trained on?
 
-    CHECKPOINT is a .safetensors file or a folder as a hub serves it. Prints AS and A-ESR, the share of the
-    training images that some sample copies, and writes a contact sheet.
+    CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Prints AS and
+    A-ESR, the share of the training images that some sample copies, and writes a contact sheet.
     """
     from finextract.audit import audit as run
     from finextract.audit import contact_sheet, read_images
@@ -158,7 +159,7 @@ def _prepare(checkpoint: Path, base: Path, options: dict[str, Any]) -> tuple[Any
 
 
 def _quieten() -> None:
-    """Keeps the libraries' own progress bars and remarks off the terminal."""
+    """Turns off the libraries' own progress bars and log messages."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -183,7 +184,7 @@ def _private_folder(out: Path | None, checkpoint: Path) -> Path:
 
 
 def _save(picture: Any, file: Path) -> None:
-    """Recovered images may show people: only their finder may read them."""
+    """Saves with mode 0600, since recovered images may show people."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         picture.save(stream, format="PNG")
@@ -194,7 +195,7 @@ def _line(name: str, over_samples: float, over_candidates: float) -> str:
 
 
 def main() -> None:
-    """The console script: prints our own errors on one or two lines."""
+    """The console script: prints our own errors without a traceback, unless --debug is given."""
     try:
         cli(standalone_mode=False)
     except FinextractError as error:

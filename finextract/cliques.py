@@ -1,9 +1,10 @@
 """Cliques of mutually similar samples. Works on a similarity matrix; knows nothing of images or models.
 
-N = samples, K = cliques. FineXtract raises a threshold until the graph of samples at least so similar falls
-into as many cliques as there are training images. Listing all maximal cliques takes minutes and depends
-on a time limit, so here the samples are joined by complete linkage: cut into K clusters, each is a clique of
-the graph at the similarity of its least similar pair, and the result depends on nothing but S.
+N = samples, K = cliques, S = similarity matrix. FineXtract raises a threshold until the graph of samples that
+are at least as similar falls into as many cliques as there are training images. Listing all maximal cliques
+takes minutes and needs a time limit. Here the samples are clustered by complete linkage instead: each of K
+clusters is a clique of the graph whose threshold is the similarity of its least similar pair, and the result
+depends on S alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Clique:
-    """Samples that all resemble each other."""
+    """Mutually similar samples."""
 
     members: tuple[int, ...]  # indices of samples, ascending
     representative: int  # the medoid: the member most similar to the others
@@ -36,7 +37,7 @@ def similarity_matrix(embeddings: Matrix) -> Matrix:
 def find_cliques(similarity: Matrix, count: int) -> list[Clique]:
     """Covers all samples with `count` cliques (fewer where ties leave none to split), from S [N, N].
 
-    Sorted by size, then similarity, then first member; a sample that resembles none is a clique of one.
+    Sorted by size, then similarity, then first member. A sample that resembles no other is a clique of one.
     """
     samples = len(similarity)
     if samples < 2:

@@ -1,9 +1,9 @@
-"""What can be wrong with a checkpoint, a base or a request, as the method sees it.
+"""The errors of the method: about a checkpoint, a base model or a request.
 
 FinextractError
 ├── RequestError            an argument that cannot be used, such as a missing caption
 ├── ImageError              a file that is no image, is damaged or is too large
-└── CheckpointError         the weights' own doing; another tool may skip the file and go on
+└── CheckpointError         the weights cannot be scanned; a crawl skips them and continues
     ├── PickledWeights      weights stored as a pickle, which can run code when opened
     ├── CorruptWeights      not a whole safetensors file
     ├── UnsupportedWeights  a kind, family or adapter that the method cannot scan yet
@@ -19,7 +19,7 @@ from finextract.reasons import ReasonCode
 
 
 class FinextractError(Exception):
-    """Something a person can mend; printed without a traceback."""
+    """An error that a user can correct; printed without a traceback."""
 
 
 class RequestError(FinextractError):
@@ -27,11 +27,11 @@ class RequestError(FinextractError):
 
 
 class ImageError(FinextractError):
-    """A file that cannot be used as an image. The message is a predicate, to be put behind its name."""
+    """A file that cannot be used as an image. The message is a predicate: it follows the name of the file."""
 
 
 class CheckpointError(FinextractError):
-    """The weights cannot be scanned, for a reason of their own.
+    """The weights cannot be scanned, whatever the surroundings.
 
     `reason_code` is the error's own where it is given, else that of its class.
     """

@@ -41,10 +41,10 @@ def open_image(
     89 million) is refused before it is decoded, and so is one whose longer side exceeds `max_aspect` times
     the shorter one. With `max_side`, a larger image is scaled down to that many pixels on its longer side.
     Transparent pixels take the colour `background`.
-    Raises ImageError, whose message is a predicate to be put behind the file's name.
+    Raises ImageError, whose message is a predicate: it follows the name of the file.
     """
     try:
-        # Filters are the whole process's, so they are left alone where the limit is the caller's own.
+        # Warning filters belong to the whole process: a caller with threads passes its own limit.
         with warnings.catch_warnings() if max_pixels is None else nullcontext():
             if max_pixels is None:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""When a similarity is evidence: null distributions, conformal p-values, false-discovery control.
+"""Whether a similarity is evidence: null distributions, conformal p-values, false-discovery control.
 
 R = references, M = background images: pictures of the same kind that nothing was trained on. Numpy only;
 imports no torch.
@@ -52,9 +52,9 @@ def nearest_neighbour_similarities(background: NDArray[np.float32], block: int =
 def tau_from_background(background: NDArray[np.float32], quantile: float) -> float:
     """The similarity that a flag needs, from the background alone.
 
-    How near do two different pictures of these kinds come? Of the background images' similarities to their
-    nearest neighbour among the others, the `quantile`. What looks no more alike than pictures that nobody
-    copied is no copy, whatever its p-value.
+    The `quantile` of the similarities between each background image and its nearest neighbour among the other
+    background images. A pair of images that is no more similar than two images which nobody copied from each
+    other is no evidence of copying, whatever its p-value.
     """
     return float(np.quantile(nearest_neighbour_similarities(background), quantile))
 

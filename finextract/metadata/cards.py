@@ -1,8 +1,7 @@
-"""What an author tells about a checkpoint: the model card. Imports no torch.
+"""Model cards: the YAML front matter of README.md, and sentences below it. Imports no torch.
 
-It comes from strangers: anything may be missing, of another type, or nonsense, and none of it raises.
-Card: the YAML front matter of README.md, and the sentences below it, as the diffusers training scripts write
-them (hub_utils.py and examples/dreambooth). The training metadata are read by finextract.metadata.training.
+The sentences are those that the training scripts of diffusers write (hub_utils.py and examples/dreambooth).
+A card is untrusted: a field may be missing or of any type, and no content raises an error.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _TRIGGER = re.compile(r"You should use `?([^\n`]{1,300}?)`? to trigger")
 class Card:
     """The fields of a model card that a scan can use."""
 
-    base_model: str | None = None  # OWNER/NAME, or a path on the author's machine
+    base_model: str | None = None  # OWNER/NAME, or a path on the author's computer
     instance_prompt: str | None = None  # the training caption
     trigger_words: str | None = None  # of a hub's entry, or of a file that a download tool wrote
     license: str | None = None
@@ -41,15 +40,15 @@ class Card:
 
 
 def parse_card(text: str) -> Card:
-    """The card in a README's text; an empty card where there is none that can be read.
+    """The card in the text of a README; an empty card where there is none that can be read.
 
-    Where the front matter tells no instance prompt, the sentences of the training scripts' own template do.
+    Where the front matter has no instance prompt, it is taken from the sentences of the training scripts.
     """
     text = text[:MAX_CARD_CHARS]
     match = _FRONT_MATTER.match(text)
     card = card_from(yaml_of(match[1])) if match else Card()
-    if card.instance_prompt is None and (told := _TRAINED_ON.search(text) or _TRIGGER.search(text)):
-        card = replace(card, instance_prompt=text_of(told[1].strip("`\"'")))
+    if card.instance_prompt is None and (found := _TRAINED_ON.search(text) or _TRIGGER.search(text)):
+        card = replace(card, instance_prompt=text_of(found[1].strip("`\"'")))
     return card
 
 

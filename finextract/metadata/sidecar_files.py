@@ -1,7 +1,7 @@
-"""What the files tell that a training run leaves beside its weights. Imports no torch.
+"""Sidecar files: the small files that a training run leaves beside its weights. Imports no torch.
 
 `hparams.yml` and `args.json` of the diffusers scripts, `config.yaml` of ai-toolkit, a `train.sh` with the
-whole command line. They come from strangers: nothing of them raises, and no script is ever run.
+whole command line. They are untrusted: no content raises an error, and no script is ever run.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from finextract.metadata.training import MAX_IMAGES, MAX_STEPS, Training, resolution_of
 from finextract.metadata.untrusted import json_of, number_of, text_of, whole_of, yaml_of
 
-MAX_SIDE_CHARS = 200_000
+MAX_SIDECAR_CHARS = 200_000
 MAX_SIDECAR_FILES = 16
-# What a run calls its settings -> our field. The first name that is told wins.
-_SIDE_NAMES = {
+# Our field -> the names that training tools have for it. The first name that occurs is used.
+_FIELD_NAMES = {
     "caption": ("instance_prompt", "trigger_word"),
     "base_name": ("pretrained_model_name_or_path", "name_or_path", "base_model_name"),
     "num_train_images": ("num_train_images", "num_instance_images"),
@@ -32,16 +32,18 @@ _SIDE_NAMES = {
 
 
 def parse_sidecar_file(name: str, text: str) -> Training:
-    """What a file beside the weights tells: JSON, YAML, or a shell script's command line, by its name."""
-    text = text[:MAX_SIDE_CHARS]
+    """What one sidecar file states; its name says if it is JSON, YAML or a shell script."""
+    text = text[:MAX_SIDECAR_CHARS]
     if name.endswith(".json"):
-        told = _leaves(json_of(text))
+        stated = _leaves(json_of(text))
     elif name.endswith((".yml", ".yaml")):
-        told = _leaves(yaml_of(text))
+        stated = _leaves(yaml_of(text))
     else:
-        told = _options(text)
-    found = {field: next((told[n] for n in names if n in told), None) for field, names in _SIDE_NAMES.items()}
-    accumulated = whole_of(told.get("gradient_accumulation_steps"), 1, 100_000) or 1
+        stated = _options(text)
+    found = {
+        field: next((stated[n] for n in names if n in stated), None) for field, names in _FIELD_NAMES.items()
+    }
+    accumulated = whole_of(stated.get("gradient_accumulation_steps"), 1, 100_000) or 1
     batch = whole_of(found["batch_size"], 1, MAX_IMAGES)
     return Training(
         caption=text_of(found["caption"]),
@@ -67,7 +69,7 @@ def parse_sidecar_files(texts: Mapping[str, str]) -> Training:
 
 
 def _leaves(value: object) -> dict[str, object]:
-    """Names and values of a nested configuration, the outermost of each name; 10,000 are looked at."""
+    """Names and values of a nested configuration, the outermost of each name; at most 10,000 are read."""
     leaves: dict[str, object] = {}
     waiting: deque[tuple[str, object]] = deque([("", value)])
     for _ in range(10_000):
@@ -90,13 +92,13 @@ _ASSIGNED = re.compile(rf"^[ \t]*(?:export[ \t]+)?(\w{{1,60}})=({_WORD})[ \t]*$"
 
 
 def _options(text: str) -> dict[str, object]:
-    """The long options of the command lines in a script, with the variables that the script itself sets."""
+    """The long options in a script's command lines; variables that the script sets are replaced."""
     variables = {name: value.strip("\"'") for name, value in _ASSIGNED.findall(text)}
-    told: dict[str, object] = {}
+    stated: dict[str, object] = {}
     for name, value in _OPTION.findall(text):
         value = re.sub(
             r"\$\{?(\w+)\}?", lambda m: variables.get(m[1], m[0])[:1_000], value.strip("\"'")[:4_000]
         )
         if "$" not in value:
-            told.setdefault(name, value[:4_000])
-    return told
+            stated.setdefault(name, value[:4_000])
+    return stated

@@ -1,8 +1,8 @@
-"""What the metadata of a safetensors header tell of a training run. Imports no torch.
+"""The training run as the metadata of a safetensors header describe it. Imports no torch.
 
 The `ss_*` strings of kohya's sd-scripts (train_network.py), the Stability model specification
-(`modelspec.*`), diffusers' `lora_adapter_metadata`, ai-toolkit's `training_info`. All of it comes from
-strangers: nothing of it raises, and what is of another type or out of bounds is not told.
+(`modelspec.*`), diffusers' `lora_adapter_metadata`, ai-toolkit's `training_info`. All of it is
+untrusted: no content raises an error, and a value of another type or out of bounds counts as missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_IN_JSON = ("caption", "num_train_images")  # they have columns of their own
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training run tells. None, or empty, where it is not told."""
+    """A training run as metadata describe it. None, or empty, where they do not state a value."""
 
     caption: str | None = None  # to sample with
     num_train_images: int | None = None  # N0, without repeats
@@ -35,8 +35,8 @@ class Training:
     base_autov1: str | None = (
         None  # ss_sd_model_hash, 32 bits of a part of the file: too few to find a base by
     )
-    trigger: str | None = None  # the piece that opens every caption, or the trigger phrase that is told
-    captions: tuple[str, ...] = ()  # whole captions of single images, where they can be told apart
+    trigger: str | None = None  # the stated trigger phrase, else the start of every caption
+    captions: tuple[str, ...] = ()  # whole captions of single images, where they can be separated
     images_with_repeats: int | None = None  # images that one epoch shows
     steps: int | None = None  # optimiser steps behind these weights
     epochs: int | None = None
@@ -61,27 +61,29 @@ class Training:
 
     @property
     def steps_per_image(self) -> float | None:
-        """How often the run saw each image: steps x batch / images. The sign of overfitting."""
+        """How often the run saw each image: steps x batch size / images. High values suggest overfitting."""
         if self.steps is None or self.num_train_images is None:
             return None
         return round(self.steps * (self.batch_size or 1) / self.num_train_images, 2)
 
     def or_else(self, other: Training) -> Training:
-        """This one, with what only the other tells."""
+        """This record, with the fields that only the other one states."""
         missing = [f.name for f in fields(self) if getattr(self, f.name) in (None, ())]
         return replace(self, **{name: getattr(other, name) for name in missing})
 
     def to_json(self) -> str:
-        """Everything that is told but caption and number of images, compact: at most about 12,000 characters,
-        for every field is bounded."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IN_JSON}
-        told["steps_per_image"] = self.steps_per_image
-        told = {name: value for name, value in told.items() if value not in (None, ())}
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+        """All stated fields but the caption and the number of images, as compact JSON.
+
+        At most about 12,000 characters, since every field is bounded.
+        """
+        stated = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IN_JSON}
+        stated["steps_per_image"] = self.steps_per_image
+        stated = {name: value for name, value in stated.items() if value not in (None, ())}
+        return json.dumps(stated, ensure_ascii=False, separators=(",", ":"))
 
 
 def parse_training(metadata: Mapping[str, str]) -> Training:
-    """What the metadata of a safetensors header tell; empty where they are missing."""
+    """The training run that the metadata of a safetensors header describe; empty where they are missing."""
     get = metadata.get
     subsets, datasets = _subsets(json_of(get("ss_datasets")))
     folders = object_of(get("ss_dataset_dirs"))
@@ -185,7 +187,7 @@ def _plain(name: str) -> str:
 
 
 def _names(names: list[str]) -> set[str]:
-    """What folders and outputs are called, without repeats: authors name them after the trigger."""
+    """Names of folders and outputs, without the number of repeats: authors name them after the trigger."""
     return {_plain(re.sub(r"^\d{1,6}_", "", name[:MAX_CAPTION_CHARS])) for name in names} - {""}
 
 
@@ -194,8 +196,8 @@ def _common(tags: list[dict[str, int]], images: int | None, names: set[str]) -> 
     frequent piece.
 
     sd-scripts counts each comma-separated piece of a caption once an image (platform facts 3.2), so a piece
-    whose count is the number of images is in every caption. One that the run is named after need only be in
-    every other.
+    whose count is the number of images is in every caption. A piece that the run is named after need only be
+    in half of them.
     """
     pieces: dict[str, int] = {}
     for folder in tags:
@@ -233,7 +235,7 @@ def _folder_caption(folders: Mapping[str, object], subsets: list[dict[str, Any]]
 
 
 def _steps(metadata: Mapping[str, str], epochs: int | None, epoch: int | None) -> int | None:
-    """Steps at the time when the weights were saved: told, or the planned ones' share of the epochs."""
+    """Steps at the time when the weights were saved: as stated, or the planned steps' share of the epochs."""
     steps = whole_of(metadata.get("ss_steps"), 1, MAX_STEPS)
     planned = whole_of(metadata.get("ss_max_train_steps"), 1, MAX_STEPS)
     if steps is None and planned is not None and epochs and epoch and epoch < epochs:
@@ -256,10 +258,10 @@ def resolution_of(value: object) -> tuple[int, int] | None:
     if isinstance(value, str):
         value = re.findall(r"\d{1,9}", value[:40])
     sides = value if isinstance(value, list) else [value]
-    told = [whole_of(side, 1, MAX_PIXELS) for side in sides[:3]]
-    if len(told) not in (1, 2) or told[0] is None or told[-1] is None:
+    stated = [whole_of(side, 1, MAX_PIXELS) for side in sides[:3]]
+    if len(stated) not in (1, 2) or stated[0] is None or stated[-1] is None:
         return None
-    return told[0], told[-1]
+    return stated[0], stated[-1]
 
 
 def _buckets(values: list[object]) -> tuple[tuple[int, int, int], ...]:

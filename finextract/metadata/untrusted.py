@@ -1,7 +1,7 @@
-"""Values that strangers wrote. Another type, nonsense or too much counts as not told, and nothing raises.
+"""Untrusted values, read leniently: one of an unexpected type, size or range is None, and nothing raises.
 
-Texts lose what cannot be printed (control characters, lone surrogates) and are cut; numbers are finite and
-in bounds; JSON may be broken or nested without end.
+Texts lose the characters that cannot be printed (control characters, lone surrogates) and are cut; numbers
+are finite and within bounds; JSON and YAML may be broken or nested without end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _YAML_ERRORS = (  # PyYAML raises the plain ones for values such as `!!int ""`
 
 
 def text_of(value: object, limit: int = MAX_TEXT_CHARS) -> str | None:
-    """A text on one line, at most `limit` long; None for anything else, and where nothing is left."""
+    """A text on one line, cut to `limit` characters; None for any other type, and for an empty text."""
     if not isinstance(value, str):
         return None
     return "".join(c for c in value[: 4 * limit].strip() if c.isprintable())[:limit].strip() or None
 
 
 def number_of(value: object, low: float, high: float) -> float | None:
-    """A number, or a text that is one, in [low, high]."""
+    """A number, or a text that contains one, in [low, high]; else None."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and len(value) > 40:
@@ -41,20 +41,20 @@ def number_of(value: object, low: float, high: float) -> float | None:
 
 
 def whole_of(value: object, low: int, high: int) -> int | None:
-    """A whole number, or a text that is one, in [low, high]."""
+    """An integer, or a text that contains one, in [low, high]; else None."""
     number = number_of(value, low, high)
     return int(number) if number is not None and number == int(number) else None
 
 
 def flag_of(value: object) -> bool | None:
-    """True or False, as a bool or as its name."""
+    """A bool, or a text "true" or "false" in any case; else None."""
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value[:10].strip().lower())
     return value if isinstance(value, bool) else None
 
 
 def json_of(text: object) -> Any:
-    """A parsed JSON text; None where there is none that can be parsed."""
+    """The value of a JSON text; None where it cannot be parsed."""
     if not isinstance(text, str):
         return None
     try:
@@ -64,13 +64,13 @@ def json_of(text: object) -> Any:
 
 
 def object_of(text: object) -> dict[str, Any]:
-    """The object that a JSON text holds; an empty one where it holds none."""
+    """The object in a JSON text; an empty one where there is none."""
     value = json_of(text)
     return value if isinstance(value, dict) else {}
 
 
 class _Yaml(yaml.SafeLoader):
-    """Plain values only. Aliases are refused, for merged ones grow without bound; unknown tags are None."""
+    """Plain values only. Aliases are refused, as nested ones expand without bound; unknown tags are None."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -82,7 +82,7 @@ _Yaml.add_multi_constructor("", lambda loader, suffix, node: None)
 
 
 def yaml_of(text: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds; an empty one where it holds none, or is over 100,000 long."""
+    """The mapping in a YAML text of at most 100,000 characters; else an empty one."""
     if len(text) > MAX_YAML_CHARS:
         return {}
     try:

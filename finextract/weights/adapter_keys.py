@@ -1,8 +1,8 @@
-"""What an adapter's keys say: which algorithm, which model family. Works on names and shapes alone.
+"""The grammar of adapter keys: algorithm, layer and model family. Works on names and shapes alone.
 
 An adapter file holds a few small tensors for each layer that it changes, "<layer>.<ending>", and the endings
 name the algorithm: LoRA (Hu et al. 2022), DoRA (Liu et al. 2024), and those of LyCORIS (Yeh et al. 2024), as
-kohya's sd-scripts, LyCORIS, PEFT, diffusers and XLabs write them. Knows no tensor's numbers.
+kohya's sd-scripts, LyCORIS, PEFT, diffusers and XLabs write them. Reads no tensor and imports no torch.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ _LORA_KEY = re.compile(
 _DENOISERS = ("unet", "transformer")
 _KOHYA_COMPONENTS = {"unet": "lora_unet", "text_encoder": "lora_te"}
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
-# The first words of what kohya's ss_base_model_version and modelspec.architecture call a family.
-_TOLD = (
+# How kohya's ss_base_model_version and modelspec.architecture begin -> family.
+_METADATA_FAMILIES = (
     ("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("sd_v2", "sd2"), ("stable-diffusion-v2", "sd2"),
     ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd3", "sd3"), ("stable-diffusion-3", "sd3"),
     ("flux1", "flux"), ("flux-1", "flux"),
@@ -112,7 +112,7 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
 
 
 def algorithms(header: Header) -> tuple[set[str], bool]:
-    """The algorithms whose endings are there, and whether every tensor belongs to one of them."""
+    """The algorithms that the keys' endings name, and whether every tensor belongs to one of them."""
     layers: dict[str, set[str]] = {}
     found: set[str] = set()
     rest: list[str] = []
@@ -148,45 +148,49 @@ def has_text_encoder(keys: Iterable[str]) -> bool:
 
 
 def family_of(header: Header) -> str:
-    """The model family that an adapter is for; "unknown" where keys, shapes and metadata do not tell.
+    """The model family that an adapter is for; "unknown" where keys, shapes and metadata do not show it.
 
-    A UNet is told by its cross-attention's width. Transformers of several families share their layers'
-    names; they are told by width and number of blocks, and not against what the metadata call them. A Chroma
-    LoRA whose metadata are missing cannot be told from one of FLUX.1.
+    A UNet is recognised by the width of its cross-attention. Transformers of several families share the names
+    of their layers: they are recognised by width and number of blocks, unless the metadata name another
+    family. A Chroma LoRA without metadata cannot be distinguished from one of FLUX.1.
     """
     keys = header.tensors
-    told = family_from_metadata(header.metadata)
+    named = family_from_metadata(header.metadata)
     if any(_UNET_BLOCK.search(k) for k in keys):
         if any(word in k for k in keys for word in _SIDEWAYS):
             return "unknown"
         width = context_width(header)
         if width == 2048 or (width is None and any(k.startswith("lora_te2_") for k in keys)):
             return "sdxl"
-        return (told or "unknown") if width is None else by_context(width)
+        return (named or "unknown") if width is None else by_context(width)
     shaped = _transformer_family(header)
     if shaped is not None:
-        return shaped if told in (None, shaped) else "unknown"
-    return told or "unknown"
+        return shaped if named in (None, shaped) else "unknown"
+    return named or "unknown"
 
 
 def family_from_metadata(metadata: Mapping[str, str]) -> str | None:
-    """The family that the training metadata name, "unknown" for one of another name; None for none."""
-    told = metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture") or ""
-    if not told.strip():
+    """The family that the training metadata name: "unknown" for a name not listed here, None for no name."""
+    named = metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture") or ""
+    if not named.strip():
         return None
-    return next((family for start, family in _TOLD if told.lower().startswith(start)), "unknown")
+    return next(
+        (family for start, family in _METADATA_FAMILIES if named.lower().startswith(start)), "unknown"
+    )
 
 
 def by_context(width: int | None) -> str:
-    """A UNet's family by the width of the text that its cross-attention reads. A smaller model of Stable
-    Diffusion 1's shape is of its family."""
+    """The family of a UNet by the width of the text embeddings that its cross-attention takes.
+
+    A smaller model of the shape of Stable Diffusion 1 belongs to that family.
+    """
     if width is None or width > 2048:
         return "unknown"
     return {1024: "sd2", 2048: "sdxl"}.get(width, "sd1" if width <= 768 else "unknown")
 
 
 def context_width(header: Header) -> int | None:
-    """The width of the text, as the first cross-attention key projection of a UNet tells it."""
+    """The width of the text embeddings, from the first cross-attention key projection of a UNet."""
     for key in header.tensors:
         if _UNET_BLOCK.search(key) and _CROSS_KEY.search(key):
             width = _width_in(header, key)
@@ -196,7 +200,7 @@ def context_width(header: Header) -> int | None:
 
 
 def _width_in(header: Header, key: str) -> int | None:
-    """What a layer takes in, as one of its tensors tells it; None where this one does not."""
+    """A layer's input width, from one of its tensors; None where that tensor does not show it."""
     shape = header.tensors[key].shape
     if len(shape) < 2:
         return None
@@ -211,8 +215,10 @@ def _width_in(header: Header, key: str) -> int | None:
 
 
 def _transformer_family(header: Header) -> str | None:
-    """SD3 or FLUX by the blocks' names, "unknown" for a transformer of another family; None where names and
-    widths tell nothing."""
+    """SD3 or FLUX by the names of the blocks, "unknown" for a transformer of another family.
+
+    None where names and widths do not show that it is a transformer.
+    """
     blocks: dict[str, int] = {}
     widths: set[int] = set()
     for key, tensor in header.tensors.items():

@@ -1,8 +1,9 @@
-"""What a safetensors header says: kind, family and key style. Reads no tensor and imports no torch.
+"""Kind, family and key style of weights, from a safetensors header. Reads no tensor and imports no torch.
 
-Kinds and families are told by keys and shapes that only they have; metadata are asked only where those are
-silent. What resembles several is `unknown`: never a guess. The keys are those that diffusers, PEFT, kohya's
-sd-scripts, LyCORIS and the models' own code write; docs/formats.md lists them with the files that were tried.
+Kinds and families are recognised by keys and shapes that no other has; metadata decide only where keys and
+shapes do not. Weights that resemble several kinds are `unknown`: nothing is guessed. The keys are those that
+diffusers, PEFT, kohya's sd-scripts, LyCORIS and the models' own code write; docs/formats.md lists them with
+the files that were tried.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 @dataclass(frozen=True, slots=True)
 class WeightsKind:
-    """What the keys and shapes say. `unknown` where they say nothing: never a guess."""
+    """Kind, family and style of weights. `unknown` where keys and shapes do not determine them."""
 
     kind: Kind
     family: Family
@@ -64,8 +65,11 @@ UNKNOWN = WeightsKind("unknown", "unknown", "unknown", False)
 
 
 def classify(header: Header) -> WeightsKind:
-    """Kind, family and key style of weights, from their keys and shapes; a family that these do not tell from
-    what the metadata call it. Raises nothing, whatever the header holds."""
+    """Kind, family and key style of weights, from their keys and shapes.
+
+    A family that these do not determine is taken from the metadata. Raises nothing, whatever the header
+    contains.
+    """
     keys = header.tensors
     return (
         _adapter(header)
@@ -117,7 +121,7 @@ def _adapter_style(keys: Iterable[str]) -> Style:
 
 
 def _original(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
-    """Weights under the models' own names: a single file with all parts, or the denoiser alone."""
+    """Weights with the key names of the models' own code: all components, or the denoiser alone."""
     inner = {k.removeprefix(_LDM): t for k, t in keys.items() if k.startswith(_LDM)}
     text = any(k.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")) for k in keys)
     bare = not inner
@@ -190,7 +194,7 @@ def _sd3_variant(keys: Mapping[str, TensorInfo], patches: str) -> str:
 
 
 def _flux_variant(keys: Mapping[str, TensorInfo], time: str, guidance: str) -> str:
-    """dev embeds the guidance, schnell does not; nothing is said of a part of a model."""
+    """dev embeds the guidance, schnell does not; "" for a part of a model."""
     if any(k.startswith(guidance) for k in keys):
         return "dev"
     return "schnell" if any(k.startswith(time) for k in keys) else ""

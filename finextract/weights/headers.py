@@ -1,8 +1,8 @@
 """Safetensors headers: parsed, checked, never trusted. Reads no tensor and imports no torch.
 
-A safetensors file opens with 8 bytes, little endian, that tell the length of a JSON header; the header maps
-each tensor's name to its dtype, shape and place (safetensors format specification). Weights from a hub are
-hostile: the length is capped, every place is checked, and nothing is ever unpickled.
+A safetensors file opens with 8 bytes, little endian, that state the length of a JSON header; the header maps
+each tensor's name to its dtype, shape and position (safetensors format specification). Weights from a hub
+are untrusted: the length is capped, every position is checked, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from finextract.errors import CorruptWeights, PickledWeights
 MAX_HEADER_BYTES = 25_000_000  # huggingface_hub's own cap for remote headers
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 _MAX_DIMENSIONS = 16
-_MAX_NUMBER = 1 << 50  # elements or bytes; a larger one is nonsense
+_MAX_NUMBER = 1 << 50  # elements or bytes; a larger number is refused
 _DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
@@ -129,7 +129,7 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     if size != header.size_bytes:
         raise CorruptWeights(
-            f"{path.name} is damaged: its header tells {header.size_bytes:,} bytes, the file has {size:,}. "
+            f"{path.name} is damaged: its header states {header.size_bytes:,} bytes, the file has {size:,}. "
             "Fetch it again."
         )
     return header
