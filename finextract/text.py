@@ -13,7 +13,9 @@ def printable(text: str, limit: int) -> str:
 def first_line(error: BaseException, limit: int = MAX_LINE_CHARS) -> str:
     """The first line of an error's message without control characters, to be quoted inside a sentence.
 
-    The name of the error's class where the message is empty. A final full stop is removed.
+    Of an error of the operating system the description alone, without its number. The name of the error's
+    class where the message is empty. A final full stop is removed.
     """
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = next(iter(message.strip().splitlines()), "") or type(error).__name__
     return printable(line, limit).rstrip(". ")

@@ -18,7 +18,7 @@ from scanner.errors import ScannerError
 from scanner.hubs import http
 from scanner.hubs.addresses import trust
 from scanner.store.storage import open_storage
-from scanner.text import first_line
+from scanner.text import first_line, printable
 from scanner.units import show_size
 
 TIMEOUT_S = 8.0
@@ -152,7 +152,7 @@ def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
         why = first_line(error)
         remedy = f"Check the network and its proxy, or {variable}."
         return Check(name, State.BAD, f"{endpoint} does not answer: {why}", remedy)
-    shown = f"; limits: {''.join(c for c in limits if c.isprintable())[:100]}" if limits else ""
+    shown = f"; limits: {printable(limits, 100)}" if limits else ""
     if answer.status_code == 429:
         return Check(name, State.POOR, f"{endpoint} limits requests now{shown}", "A crawl waits for it.")
     if answer.status_code != 200 or "json" not in kind:

@@ -15,20 +15,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from scanner.store.store import Store
+from scanner.text import for_terminal
 
 LOGGER = logging.getLogger("scanner")
 
 
 class _Lines(logging.Formatter):
-    """Times are UTC with milliseconds; control characters of untrusted text become spaces."""
+    """Times are UTC with milliseconds; untrusted text is made safe for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        kept = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-        return f"{at} {record.levelname:7} {kept}"
+        lines = "\n".join(map(for_terminal, text.split("\n")))
+        return f"{at} {record.levelname:7} {lines}"
 
 
 def log_path(scan_id: str) -> str:

@@ -157,7 +157,7 @@ def report(store: Store, night: Night) -> str:
     missed = json.loads(night.missed or "{}")
     if missed:
         lines += ["", "## Not complete", "", "Run this date again when these sources can be listed:", ""]
-        lines += [f"- {_plain(source)}: {_plain(why)}" for source, why in missed.items()]
+        lines += [f"- {_markdown(source)}: {_markdown(why)}" for source, why in missed.items()]
     ids = json.loads(night.flagged)
     if ids:
         lines += ["", "## Flagged for the first time", ""]
@@ -176,14 +176,14 @@ def report(store: Store, night: Night) -> str:
 
 def _reason(reason: ReasonCount) -> str:
     example = f"{reason.repo}: {shorter(reason.reason, reason.repo)}"
-    return f"- {reason.count:,} × {_plain(reason.label)}, for example {_plain(example)}"
+    return f"- {reason.count:,} × {_markdown(reason.label)}, for example {_markdown(example)}"
 
 
 def _flagged(checkpoint: Checkpoint, scan: Scan) -> str:
     evidence = f"similarity {scan.best_similarity or 0:.2f}, q {scan.q_value or 0:.3f}"
-    return f"- {_plain(checkpoint.repo)}: {evidence}; {_plain(checkpoint.url)}"
+    return f"- {_markdown(checkpoint.repo)}: {evidence}; {_markdown(checkpoint.url)}"
 
 
-def _plain(text: str) -> str:
-    """An untrusted text as one line without markup."""
+def _markdown(text: str) -> str:
+    """An untrusted text as one line of Markdown without markup."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in for_terminal(text))

@@ -23,6 +23,7 @@ from scanner.crawl.worker import Task
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, new_id, now
 from scanner.store.leases import Leases
 from scanner.store.store import Store
+from scanner.text import first_line
 
 ATTEMPTS = 3  # at a checkpoint
 NODES_LOST = 20  # while a checkpoint was scanned, before further losses count as attempts
@@ -163,11 +164,11 @@ class Outcomes:
 
 def _failed(task: Task, checkpoint: Checkpoint, outcome: WorkerDied | WorkerFailed) -> Scan:
     """The row of a checkpoint whose last attempt ended without a row of its worker."""
-    first_line = (str(outcome).strip().splitlines() or ["no reason was given"])[0][:300]
+    message = first_line(outcome, 300)
     if isinstance(outcome, WorkerDied):
-        reason = f"its worker died {ATTEMPTS} times or more: {first_line}"
+        reason = f"its worker died {ATTEMPTS} times or more: {message}"
         return _unscanned(task, checkpoint, Verdict.FAILED, reason, outcome.reason_code, "worker")
-    reason = f"{first_line} ({ATTEMPTS} times)"
+    reason = f"{message} ({ATTEMPTS} times)"
     return _unscanned(task, checkpoint, Verdict.FAILED, reason, outcome.reason_code, "scan")
 
 

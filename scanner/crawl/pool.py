@@ -21,6 +21,7 @@ from finextract.reasons import ReasonCode
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import ConfigError, NoWorkers, StoreError
 from scanner.records import Checkpoint
+from scanner.text import first_line
 
 # Environment variables that workers on other nodes get from the driver. Tokens are not among them: each node
 # has its own.
@@ -209,10 +210,10 @@ class WorkerPool:
             died = WorkerDied(str(error))
             self._failed_starts += not died.with_its_node
             if self._failed_starts >= MAX_FAILED_STARTS:
-                lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+                last = first_line(getattr(error, "cause", None) or error, 300)
                 raise NoWorkers(
                     f"{MAX_FAILED_STARTS} workers in a row did not start. The last error: "
-                    f"{(lines or ['no reason was given'])[0][:300]}\n"
+                    f"{last}.\n"
                     "Run `scanner doctor` to check what a worker needs. All recorded rows are kept."
                 ) from error
         else:

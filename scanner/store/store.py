@@ -33,6 +33,7 @@ from scanner.store.delta import LOG, Table
 from scanner.store.rows import arrow_rows, rows_of
 from scanner.store.storage import FolderStorage, open_storage
 from scanner.store.tables import COMPACTED, PART, TABLES, record, table_schema, views
+from scanner.text import first_line
 
 LOGGER = logging.getLogger("scanner.store")
 EXPORTS = ("parquet", "csv", "json", "duckdb")
@@ -74,7 +75,7 @@ class Store:
                 self.tables[MARKER].create()
         except (OSError, DeltaError) as error:
             raise StoreError(
-                f"the store {self.uri} cannot be written: {_brief(error)}. Pass --store DIR."
+                f"the store {self.uri} cannot be written: {first_line(error)}. Pass --store DIR."
             ) from error
         self._connection = duckdb.connect(":memory:")
         self._connection.execute("SET TimeZone = 'UTC'")
@@ -148,7 +149,7 @@ class Store:
         try:
             self.tables[table].append(rows)
         except (OSError, DeltaError) as error:
-            raise StoreError(f"the store {self.uri} cannot be written: {_brief(error)}.") from error
+            raise StoreError(f"the store {self.uri} cannot be written: {first_line(error)}.") from error
 
     def put_image(self, png: bytes) -> str:
         """Keeps an encoded PNG; returns its SHA256, by which `image` finds it."""
@@ -156,7 +157,7 @@ class Store:
         try:
             self.storage.create(_image(sha256), png)
         except OSError as error:
-            raise StoreError(f"the store {self.uri} cannot be written: {_brief(error)}.") from error
+            raise StoreError(f"the store {self.uri} cannot be written: {first_line(error)}.") from error
         return sha256
 
     def image(self, sha256: str) -> bytes:
@@ -184,7 +185,7 @@ class Store:
                     raise QueryError(str(error).strip()) from error
                 self._stamps.clear()  # files may have been replaced and deleted since the views were made
                 if (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
-                    raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}") from error
+                    raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}") from error
         raise AssertionError("the last attempt returns or raises")
 
     def export(self, table: str, path: Path, form: str) -> int:
@@ -220,7 +221,7 @@ class Store:
         try:
             return tuple(self.storage.stamp(f"{table}/{LOG}")[0] for table in TABLES.values())
         except OSError as error:
-            raise StoreError(f"the store {self.uri} cannot be read: {_brief(error)}.") from error
+            raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}.") from error
 
     def select[R: Record](
         self, record_type: type[R], clause: str = "", parameters: Sequence[Any] = ()
@@ -294,9 +295,3 @@ def _interruptible() -> Iterator[None]:
 
 def _image(sha256: str) -> str:
     return f"images/{sha256[:2]}/{sha256}.png"
-
-
-def _brief(error: BaseException) -> str:
-    """An error's first line, without the number and the name that Python puts around it."""
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (told.strip().splitlines() or [type(error).__name__])[0]
