@@ -17,7 +17,9 @@ from scanner.config import default_cache
 from scanner.errors import ScannerError
 from scanner.hubs import http
 from scanner.hubs.addresses import trust
+from scanner.store.delta import LOG
 from scanner.store.storage import open_storage
+from scanner.store.store import MARKER
 from scanner.text import first_line, printable
 from scanner.units import show_size
 
@@ -110,15 +112,18 @@ def check_ray(address: str | None) -> Check:
 
 
 def check_store(uri: str) -> Check:
-    """The disk of the store, or whether its object store answers."""
-    if "://" not in uri:
-        return check_disk("store", Path(uri))
+    """The format of the store, and its disk, or whether its object store answers."""
     try:
-        there = "_delta_log" in open_storage(uri).names("scans")
+        names = open_storage(uri).names(MARKER)
     except (OSError, ScannerError) as error:
         remedy = "Check AWS_ENDPOINT_URL, the credentials, and the bucket's name."
         return Check("store", State.BAD, f"{uri} does not answer: {first_line(error)}", remedy)
-    return Check("store", State.GOOD, f"{uri}{'' if there else ', not created yet'}")
+    if names and LOG not in names:
+        remedy = f"Run `scanner migrate --store {uri}`."
+        return Check("store", State.BAD, f"{uri} has the format of an older version", remedy)
+    if "://" not in uri:
+        return check_disk("store", Path(uri))
+    return Check("store", State.GOOD, f"{uri}{'' if names else ', not created yet'}")
 
 
 def check_disk(name: str, folder: Path) -> Check:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]
 
 APPENDS = 500
-PROCESSES, EACH = 32, 20
+PROCESSES, EACH, EACH_OF_BUCKET = 32, 20, 5
 SCANS, CANDIDATES = 300_000, 3_000_000
 DIMENSIONS = 512
 WRITER = """
@@ -97,11 +97,11 @@ def _start(uri: str, count: int, appends: int) -> list[subprocess.Popen[str]]:
     return processes
 
 
-def _together(uri: str) -> dict[str, Any]:
+def _together(uri: str, each: int) -> dict[str, Any]:
     from scanner.store.store import Store
 
     Store(uri, create=True)
-    processes = _start(uri, PROCESSES, EACH)
+    processes = _start(uri, PROCESSES, each)
     start, lines = time.perf_counter(), []
     for process in processes:
         lines += process.communicate()[0].splitlines()
@@ -111,12 +111,12 @@ def _together(uri: str) -> dict[str, Any]:
     found = [r["candidate_id"] for r in Store(uri).query("SELECT candidate_id FROM candidates")]
     return {"appended": len(expected), "lost": len(set(expected) - set(found)),
             "twice": len(found) - len(set(found)), "seconds": seconds,
-            "cpu_ms_each": 1000 * sum(cpu) / (PROCESSES * EACH)}  # fmt: skip
+            "cpu_ms_each": 1000 * sum(cpu) / (PROCESSES * each)}  # fmt: skip
 
 
 def writers(folder: Path) -> dict[str, Any]:
     """32 processes append at once to a folder."""
-    return _together(str(folder / "store"))
+    return _together(str(folder / "store"), EACH)
 
 
 def bucket(folder: Path) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def bucket(folder: Path) -> dict[str, Any]:
 
     with Objects() as running:
         os.environ.update(running.environment())
-        return _together(f"s3://{running.bucket}/store")
+        return _together(f"s3://{running.bucket}/store", EACH_OF_BUCKET)
 
 
 def kill(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`scanner export`: the store's tables as files that other programs read."""
+"""`scanner export`: the store's tables as files for other programs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scanner.store.tables import TABLES
 @click.option("--format", "form", type=click.Choice(EXPORTS), default="parquet", show_default=True)
 @click.option(
     "--table", "tables", multiple=True, type=click.Choice(list(TABLES.values())), metavar="NAME",
-    help=f"A table; may be given again.  [default: {', '.join(TABLES.values())}]",
+    help=f"A table; may be repeated.  [default: {', '.join(TABLES.values())}]",
 )  # fmt: skip
 @store_option
 def command(folder: Path, form: str, tables: tuple[str, ...], store: str) -> None:
     """Write the newest rows of the store's tables into DIR: one file a table, or one DuckDB file.
 
-    Files that are there are written anew. Recovered images stay in the store.
+    Existing files are replaced. Images are not exported.
     """
     opened = Store(store)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""`scanner sql`: a question to the store in DuckDB's SQL."""
+"""`scanner sql`: query the store in DuckDB's SQL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scanner.text import for_terminal
 VIEWS = ", ".join(TABLES.values())
 
 
-@click.command("sql", help=f'Ask the store in DuckDB\'s SQL. The views: {VIEWS} (quote "references").')
+@click.command("sql", help=f'Query the store in DuckDB\'s SQL. Views: {VIEWS} (quote "references").')
 @click.argument("query")
 @store_option
 @click.option(
@@ -39,7 +39,7 @@ def command(query: str, store: str, form: str) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value for a cell: nothing for NULL, JSON for what is nested."""
+    """A value as text for a cell: empty for NULL, JSON for a list or a map."""
     if value is None:
         return ""
     return json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)

@@ -35,9 +35,9 @@ CONFIGURATION: dict[str, str | None] = {
 }
 LONGEST_S = 120.0  # of a commit, well below the retention of the log; beyond it the result is checked
 ATTEMPTS = 3  # of a commit for which the table cannot be read
-COMMIT_S = 120.0  # after which a commit that always meets others fails
+COMMIT_S = 600.0  # after which a commit that always meets others fails
 RETRIES = 4  # of one commit inside deltalake, before the table is read again after a pause
-PAUSE_S = 0.02, 0.2
+PAUSE_S = 0.05, 2.0  # the mean of the first pause, and of the longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class Table:
                     again = isinstance(error, CommitFailedError) or attempt < ATTEMPTS
                     if not again or time.monotonic() > deadline:
                         raise
-            time.sleep(random.uniform(*PAUSE_S))
+            time.sleep(random.uniform(0, 2) * min(PAUSE_S[0] * 2**attempt, PAUSE_S[1]))
         raise AssertionError("unreachable")
 
     def _check(self, made: Sequence[AddAction | RemoveAction]) -> None:

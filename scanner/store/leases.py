@@ -1,9 +1,9 @@
-"""Who scans a checkpoint now, so that two crawls on one store do not scan the same one.
+"""Leases: which crawl scans a checkpoint, so that two crawls on one store do not scan the same one.
 
-A lease is a small file below STORE/leases/, created under the next number of its key: of several crawls at
-once exactly one creates it. It names its holder and the time until which it holds; the holder renews it, and
-whoever finds it run out, or its process dead on the same machine, creates the next number. Needs clocks that
-agree within a minute.
+A lease is a small file in STORE/leases/, created under the next number of its key; of several crawls exactly
+one creates it. It states its holder and when it expires. The holder renews it. Another crawl that finds it
+expired, or its process dead on the same machine, creates the next number. The machines' clocks must agree
+within a minute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scanner.records import now
 from scanner.store.storage import Storage
 
 LEASE_TTL = timedelta(minutes=5)
-CLOCK_SKEW = timedelta(minutes=1)  # by which two machines' clocks may differ
+CLOCK_SKEW = timedelta(minutes=1)  # the largest difference between two machines' clocks
 FOLDER = "leases"
 NAME = re.compile(r"(?P<key>.+)~(?P<number>\d{6})\.json")
 
@@ -33,12 +33,12 @@ class Leases:
 
     def __init__(self, storage: Storage, holder: str, ttl: timedelta = LEASE_TTL) -> None:
         self._storage, self._holder, self._ttl = storage, holder, ttl
-        self._held: dict[str, tuple[str, datetime]] = {}  # key -> (its file, when it was written)
+        self._held: dict[str, tuple[str, datetime]] = {}  # key -> (path of its file, when it was written)
 
     def acquire(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that this crawl may work on: nobody else holds them.
+        """Takes leases; returns those of the keys that no other crawl holds.
 
-        Raises StoreError where the store does not answer.
+        Raises StoreError if the storage does not answer.
         """
         try:
             return self._acquire(keys)
@@ -53,7 +53,7 @@ class Leases:
         taken = set()
         for key in keys:
             number = numbers.get(key, 0)
-            if number and not self._has_run_out(f"{FOLDER}/{key}~{number:06}.json"):
+            if number and not self._has_expired(f"{FOLDER}/{key}~{number:06}.json"):
                 continue
             path = f"{FOLDER}/{key}~{number + 1:06}.json"
             if self._storage.create(path, self._content()):
@@ -64,7 +64,7 @@ class Leases:
         return taken
 
     def renew(self) -> None:
-        """Writes anew what has held for a third of its time. Called often: a failure is tried again."""
+        """Renews each lease that is older than a third of its TTL. A failure is left to the next call."""
         for key, (path, written) in list(self._held.items()):
             if now() - written > self._ttl / 3:
                 with contextlib.suppress(OSError):
@@ -72,33 +72,33 @@ class Leases:
                     self._held[key] = path, now()
 
     def release(self, keys: Iterable[str] | None = None) -> None:
-        """Lets go of those keys, or of all."""
+        """Gives up the leases of those keys, or all."""
         for key in list(self._held if keys is None else keys):
             path, _ = self._held.pop(key, ("", now()))
             if path:
-                with contextlib.suppress(OSError):  # it runs out by itself
+                with contextlib.suppress(OSError):  # it expires by itself
                     self._storage.remove(path)
 
     def _content(self) -> bytes:
-        told = {"holder": self._holder, "until": (now() + self._ttl).isoformat(), "machine": _machine(),
+        stated = {"holder": self._holder, "until": (now() + self._ttl).isoformat(), "machine": _machine(),
                 "process": os.getpid()}  # fmt: skip
-        return json.dumps(told).encode()
+        return json.dumps(stated).encode()
 
-    def _has_run_out(self, path: str) -> bool:
+    def _has_expired(self, path: str) -> bool:
         try:
-            told = json.loads(self._storage.read(path))
-            if told.get("machine") == _machine() and not _is_alive(int(told["process"])):
+            stated = json.loads(self._storage.read(path))
+            if stated.get("machine") == _machine() and not _is_alive(int(stated["process"])):
                 return True
-            return now() > datetime.fromisoformat(told["until"]) + CLOCK_SKEW
-        except FileNotFoundError:  # given back just now; the next crawl takes it
+            return now() > datetime.fromisoformat(stated["until"]) + CLOCK_SKEW
+        except FileNotFoundError:  # released just now; the next crawl takes it
             return False
         except (ValueError, KeyError, TypeError):
-            return True  # nothing of ours
+            return True  # not a lease that we wrote
 
 
 @cache
 def _machine() -> str:
-    """Where process ids mean the same: this boot of this machine, or of this container."""
+    """Identifies the process ids' namespace: this boot of this machine, or this container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts += [

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-WAIT_S = 10.0  # then the caller goes on without the lock: its holder may be stopped
+WAIT_S = 60.0  # then the caller goes on without the lock: its holder may be stopped
 POLL_S = 0.002, 0.01  # between two attempts
 
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from scanner.cli import cli
 from scanner.config import config_id_of
+from scanner.doctor import State, check_store
 from scanner.errors import StoreError
 from scanner.records import Candidate, Checkpoint, ConfigRow, Decision, InspectionStatus, Scan, now
 from scanner.store import migration
@@ -115,6 +116,9 @@ def test_an_old_store_is_refused_with_the_command_that_converts_it(old: Path) ->
         Store(old)
     with pytest.raises(StoreError, match="scanner migrate"):
         Store(old, create=True)
+    check = check_store(str(old))
+    assert check.state is State.BAD
+    assert "scanner migrate" in check.remedy
 
 
 @pytest.mark.parametrize("keep", [False, True])
