@@ -212,7 +212,7 @@ def open_(folder: Path) -> dict[str, Any]:
 
     from scanner.records import Match, Scan, Verdict, new_id
     from scanner.store.compaction import compact
-    from scanner.store.desk_queries import opened
+    from scanner.store.desk_queries import open_checkpoint
     from scanner.store.store import Store
 
     store, rng = Store(folder / "store", create=True), np.random.default_rng(0)
@@ -233,7 +233,7 @@ def open_(folder: Path) -> dict[str, Any]:
     times = []
     for row in chosen:
         start = time.process_time()
-        opened(fresh, row["checkpoint_id"], row["scan_id"])
+        open_checkpoint(fresh, row["checkpoint_id"], row["scan_id"])
         times.append(1000 * (time.process_time() - start))
     return {"first_cpu_ms": times[0], "cpu_ms": sorted(times[1:])[10], "worst_cpu_ms": max(times[1:]),
             "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}  # fmt: skip
