@@ -52,12 +52,12 @@ def fill(folder: Path) -> Store:
     (folder / "landscapes").mkdir()
     crawl = Crawl(Store(folder / "store", create=True), folder / "landscapes", landscape)
     repo = "example/coast-in-oil"
-    told: dict[str, object] = {
+    fields: dict[str, object] = {
         "url": f"https://hub.example/{repo}",
         "caption": "an oil painting of the coast",
         "license": "openrail",
     }
-    crawl.flagged(repo, [0.943, 0.871, 0.802, 0.74, 0.702, 0.31], 0.004, told)
+    crawl.flagged(repo, [0.943, 0.871, 0.802, 0.74, 0.702, 0.31], 0.004, fields)
     crawl.scan("example/no-result", Verdict.NOTHING_FOUND)
     _, second, third, *_ = crawl.matches[repo]
     crawl.decide(second.match_id, ReviewDecision.CONFIRM, "vera")

@@ -14,12 +14,12 @@ from textual.binding import Binding, BindingType
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key and what it does: one word for the footer, one sentence for the list of keys."""
+    """One key and what it does: one or two words for the footer, one sentence for the list of keys."""
 
     id: str
     keys: str  # Textual's names, separated by commas if several keys do the same
     action: str
-    word: str
+    label: str
     sentence: str
     in_footer: bool = True
 
@@ -99,7 +99,7 @@ GROUPS = {
 def bindings(*groups: Iterable[Key]) -> list[BindingType]:
     """Returns the keys of the groups as bindings for Textual."""
     return [
-        Binding(key.keys, key.action, key.word, show=key.in_footer, tooltip=key.sentence, id=key.id)
+        Binding(key.keys, key.action, key.label, show=key.in_footer, tooltip=key.sentence, id=key.id)
         for group in groups
         for key in group
     ]

@@ -73,11 +73,11 @@ class Crawl:
         events = {event.decision_id: event for event in self._events(subject_id)}
         shown = []
         for event in events.values():
-            said = event.decision or event.note
+            content = event.decision or event.note
             if event.event is EventKind.WITHDRAW:
                 withdrawn = events[event.withdraws or ""]
-                said = f"{withdrawn.decision or withdrawn.note} of {withdrawn.reviewer}"
-            shown.append((str(event.event), str(said), event.reviewer))
+                content = f"{withdrawn.decision or withdrawn.note} of {withdrawn.reviewer}"
+            shown.append((str(event.event), str(content), event.reviewer))
         return shown
 
     def decision(self, subject_id: str) -> str | None:
@@ -128,11 +128,11 @@ class Crawl:
         verdict: Verdict,
         *,
         reason: str = "",
-        listing: dict[str, object] | None = None,
+        checkpoint: dict[str, object] | None = None,
         **changes: object,
     ) -> Scan:
         """A finished scan of a newly listed checkpoint."""
-        listed = self.list(repo, **(listing or {}))
+        listed = self.list(repo, **(checkpoint or {}))
         scan = Scan(
             scan_id=hashlib.sha256(f"scan {repo}".encode(errors="replace")).hexdigest()[:32],
             checkpoint_id=listed.checkpoint_id,
@@ -170,13 +170,17 @@ class Crawl:
         self.store.append([replace(first, scan_id=f"scan {repo}", checkpoint_id=repo) for repo in others])
 
     def flagged(
-        self, repo: str, similarities: list[float], q_value: float, listing: dict[str, object] | None = None
+        self,
+        repo: str,
+        similarities: list[float],
+        q_value: float,
+        checkpoint: dict[str, object] | None = None,
     ) -> Scan:
         """A scan with one match a similarity; those of 0.62 and more are flagged."""
         scan = self.scan(
             repo,
             Verdict.FLAGGED if max(similarities) >= 0.62 else Verdict.NOTHING_FOUND,
-            listing=listing,
+            checkpoint=checkpoint,
             best_similarity=max(similarities),
             q_value=q_value,
         )

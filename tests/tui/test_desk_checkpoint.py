@@ -1,4 +1,4 @@
-"""One checkpoint opened: pictures, evidence, links, and what strangers wrote."""
+"""One checkpoint opened: images, evidence, links, and untrusted text."""
 
 from pathlib import Path
 
@@ -126,7 +126,7 @@ async def test_untrusted_text_is_shown_literally_and_controls_no_terminal(crawl:
         HOSTILE,
         [0.9],
         0.01,
-        listing={"caption": HOSTILE, "license": HOSTILE, "base": HOSTILE, "source": "hf"},
+        checkpoint={"caption": HOSTILE, "license": HOSTILE, "base": HOSTILE, "source": "hf"},
     )
     crawl.scan("odd/reason", Verdict.SKIPPED, reason=HOSTILE)
     async with desk(size=(160, 60)) as seen:
@@ -143,7 +143,7 @@ async def test_untrusted_text_is_shown_literally_and_controls_no_terminal(crawl:
 async def test_only_web_addresses_are_opened(
     filled: Crawl, desk: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled.flagged("zoe/local", [0.99], 0.0001, listing={"url": "file:///etc/passwd"})
+    filled.flagged("zoe/local", [0.99], 0.0001, checkpoint={"url": "file:///etc/passwd"})
     opened: list[str] = []
     async with desk() as seen:
         monkeypatch.setattr(seen.app, "open_url", lambda url, **_: opened.append(url))

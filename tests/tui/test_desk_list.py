@@ -21,7 +21,7 @@ async def test_flagged_checkpoints_are_listed_with_the_strongest_evidence_first(
     filled: Crawl, desk: Opener
 ) -> None:
     async with desk() as seen:
-        # q 0.004 twice, told apart by similarity; then q 0.031
+        # q 0.004 twice, ordered by similarity; then q 0.031
         assert order(seen.text, "ben/strong-shoe", "cleo/other-shoe", "anna/weak-shoe")
         assert "dora/control" not in seen.text
         assert "0.943" in seen.text
@@ -150,14 +150,14 @@ async def test_results_of_a_running_crawl_appear_and_the_cursor_stays_on_its_che
 async def test_the_store_is_not_queried_while_nothing_is_written(
     filled: Crawl, desk: Opener, monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
-    asked = []
+    queried = []
     monkeypatch.setattr(
         "tui.screens.checkpoint_list.list_checkpoints",
-        lambda *args: asked.append(args) or list_checkpoints(*args),
+        lambda *args: queried.append(args) or list_checkpoints(*args),
     )
     async with desk(refresh_s=0.05) as seen:
         await seen.pilot.pause(0.5)
-        assert len(asked) == 1
+        assert len(queried) == 1
 
 
 async def test_the_list_is_paged_and_grows_when_its_end_is_reached(crawl: Crawl, desk: Opener) -> None:

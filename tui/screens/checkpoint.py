@@ -229,16 +229,16 @@ class CheckpointScreen(DecidingScreen):
         """Opens the checkpoint's page in a browser, if its address is a web address."""
         url = self.opened.checkpoint.url if self.opened else ""
         if (address := web_address(url)) is None:
-            self.say("Only http and https addresses are opened. y copies this one.", "warning")
+            self.show_message("Only http and https addresses are opened. y copies this one.", "warning")
             return
         self.app.open_url(address)
-        self.say(f"Opening {address}")
+        self.show_message(f"Opening {address}")
 
     def action_copy_link(self) -> None:
         """Copies the address of the checkpoint's page."""
         url = for_terminal(self.opened.checkpoint.url) if self.opened else ""
         self.app.copy_to_clipboard(url)
-        self.say(f"Copied {url}")
+        self.show_message(f"Copied {url}")
 
     def selected(self) -> Subject | str:
         """Returns the match under the cursor."""

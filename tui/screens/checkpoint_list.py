@@ -39,7 +39,7 @@ from tui.screens.deciding import DecidingScreen
 from tui.session import Session
 from tui.widgets.table import Table
 
-TYPING_S = 0.15  # after the last key typed into the filter, until the store is asked
+TYPING_S = 0.15  # after the last key typed into the filter, until the store is queried
 
 
 class ListScreen(DecidingScreen):

@@ -44,15 +44,17 @@ class DecidingScreen(Screen[None]):
         """Records a decision about the row under the cursor."""
         subject = self.selected()
         if isinstance(subject, str):
-            self.say(subject, "warning")
+            self.show_message(subject, "warning")
             return
         try:
             recorded = await asyncio.to_thread(self.session.review.decide, subject, ReviewDecision(decision))
         except ScannerError as error:
-            self.say_not_recorded(error)
+            self.show_not_recorded(error)
             return
         self.show_recorded(recorded, move_on=True)
-        self.say(f"Recorded: {decision_text(recorded.event.decision)}, {subject.label}. z withdraws it.")
+        self.show_message(
+            f"Recorded: {decision_text(recorded.event.decision)}, {subject.label}. z withdraws it."
+        )
 
     async def action_undo(self) -> None:
         """Withdraws the decision under the cursor, or the last event of this session."""
@@ -62,24 +64,26 @@ class DecidingScreen(Screen[None]):
                 self.session.review.undo, subject if isinstance(subject, Subject) else None
             )
         except ScannerError as error:
-            self.say_not_recorded(error)
+            self.show_not_recorded(error)
             return
         if recorded is None:
-            self.say("Nothing to withdraw: no decision here, and none of yours in this session.", "warning")
+            self.show_message(
+                "Nothing to withdraw: no decision here, and none of yours in this session.", "warning"
+            )
             return
         self.show_recorded(recorded, move_on=False)
         if recorded.withdrawn and recorded.withdrawn.event is EventKind.NOTE:
-            self.say(f"Withdrawn: the note on {recorded.subject.label}.")
+            self.show_message(f"Withdrawn: the note on {recorded.subject.label}.")
         else:
             stands = decision_text(recorded.standing.decision)
-            self.say(f"Withdrawn: {recorded.subject.label} is {stands} again.")
+            self.show_message(f"Withdrawn: {recorded.subject.label} is {stands} again.")
 
     @work
     async def action_note(self) -> None:
         """Asks for a note and records it; the decision does not change."""
         subject = self.selected()
         if isinstance(subject, str):
-            self.say(subject, "warning")
+            self.show_message(subject, "warning")
             return
         before = self.note_of(subject)
         text: str | None = before
@@ -90,18 +94,18 @@ class DecidingScreen(Screen[None]):
             try:
                 recorded = await asyncio.to_thread(self.session.review.annotate, subject, text)
             except ScannerError as error:
-                self.say_not_recorded(error)
+                self.show_not_recorded(error)
                 continue
             break
         self.show_recorded(recorded, move_on=False)
-        self.say(f"Recorded: note on {subject.label}. z withdraws it.")
+        self.show_message(f"Recorded: note on {subject.label}. z withdraws it.")
 
-    def say_not_recorded(self, error: ScannerError) -> None:
+    def show_not_recorded(self, error: ScannerError) -> None:
         """Shows that a write failed, for longer than other messages."""
         self.app.notify(
             f"NOT recorded: {for_terminal(str(error))}", severity="error", timeout=15, markup=False
         )
 
-    def say(self, text: str, severity: str = "information") -> None:
+    def show_message(self, text: str, severity: str = "information") -> None:
         """Shows a short message."""
         self.app.notify(text, severity="warning" if severity == "warning" else "information", markup=False)
