@@ -1,4 +1,4 @@
-"""Cliques, the metrics over them, and what is no picture."""
+"""Cliques, the metrics over them, and the check for blank and noisy samples."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def _unit(rows: list[list[float]]) -> np.ndarray:
 TWO_GROUPS = _unit([[1, 0, 0.1], [1, 0.1, 0], [0, 1, 0], [1, 0, 0], [0.1, 1, 0], [0, 0, 1]])
 
 
-def test_samples_that_resemble_each_other_are_not_taken_apart_for_those_that_do_not() -> None:
+def test_similar_samples_are_joined_before_less_similar_ones() -> None:
     """Each clique is one of the graph at some threshold: no pair of two cliques could be joined before it."""
     rng = np.random.default_rng(0)
     similarity = similarity_matrix(_unit(rng.normal(size=(60, 4)).tolist()))
@@ -33,7 +33,7 @@ def test_samples_that_resemble_each_other_are_not_taken_apart_for_those_that_do_
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40, 99])
-def test_as_many_cliques_come_as_are_asked_for(count: int) -> None:
+def test_as_many_cliques_are_found_as_requested(count: int) -> None:
     similarity = similarity_matrix(_unit(np.random.default_rng(1).normal(size=(40, 6)).tolist()))
     assert len(find_cliques(similarity, count)) == min(count, 40)
 
@@ -57,7 +57,7 @@ def test_the_same_samples_in_another_order_make_the_same_cliques() -> None:
     assert one == other
 
 
-def test_no_samples_make_no_cliques_and_one_stands_alone() -> None:
+def test_no_samples_form_no_clique_and_one_sample_forms_one() -> None:
     assert find_cliques(np.zeros((0, 0), np.float32), 3) == []
     assert [c.members for c in find_cliques(np.ones((1, 1), np.float32), 3)] == [(0,)]
 

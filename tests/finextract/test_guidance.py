@@ -1,4 +1,4 @@
-"""The formulas, and what they do to densities whose scores are known."""
+"""The formulas, and their effect on densities with known scores."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""BaseOrigin: p-values that hold on chance, and control of false discoveries."""
+"""Evidence: p-values that are valid under chance, and control of false discoveries."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_chance_alone_is_flagged_no_more_often_than_alpha() -> None:
     assert np.mean(flagged) <= 0.08
 
 
-def test_tau_is_a_quantile_of_how_near_different_background_pictures_come() -> None:
+def test_tau_is_a_quantile_of_the_similarities_of_nearest_background_images() -> None:
     rng = np.random.default_rng(2)
     embeddings = rng.normal(size=(300, 16)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The descriptor: what is embedded alike, and how Meta's weights are read."""
+"""SSCD: similar embeddings for copies, and reading of Meta's weights."""
 
 from pathlib import Path
 
@@ -62,6 +62,6 @@ def test_other_weights_than_metas_are_refused_with_what_to_pass(tmp_path: Path) 
         TorchEmbedder(weights)
 
 
-def test_an_unknown_descriptor_is_told_with_those_that_are_known() -> None:
+def test_an_unknown_descriptor_is_refused_with_the_known_names() -> None:
     with pytest.raises(RequestError, match=DEFAULT):
         load_embedder("sscd_imagined")

@@ -1,4 +1,4 @@
-"""What cards and training metadata tell, and that nonsense in them tells nothing."""
+"""Model cards, training metadata and sidecar files: valid values are read, all other content is ignored."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ HOSTILE_CARDS = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_CARDS)
-def test_a_hostile_card_tells_nothing_and_soon_so(name: str) -> None:
+def test_a_hostile_card_is_read_as_empty_within_seconds(name: str) -> None:
     started = time.perf_counter()
     assert parse_card(HOSTILE_CARDS[name]) == Card()
     assert time.perf_counter() - started < 4
@@ -94,7 +94,7 @@ def test_a_hostile_card_tells_nothing_and_soon_so(name: str) -> None:
         (front("instance_prompt: told") + "You should use `other` to trigger it.", "told"),
     ],
 )
-def test_the_sentences_of_the_training_scripts_tell_the_prompt(text: str, prompt: str) -> None:
+def test_the_prompt_is_read_from_the_sentences_of_the_training_scripts(text: str, prompt: str) -> None:
     assert parse_card(text).instance_prompt == prompt
 
 
@@ -109,7 +109,7 @@ def test_a_field_of_another_type_counts_as_missing(value: object) -> None:
     )
 
 
-def test_a_strangers_text_is_bounded_and_has_no_control_characters() -> None:
+def test_untrusted_text_is_bounded_and_has_no_control_characters() -> None:
     prompt = card_from({"instance_prompt": "a\x1b[31m\nred\ud800 " + "x" * 5_000}).instance_prompt
     assert prompt is not None
     assert prompt.isprintable()
@@ -130,8 +130,8 @@ def kohya(tags: dict[str, int], images: int = 4, **more: str) -> dict[str, str]:
     } | more
 
 
-def test_kohya_metadata_tell_caption_base_and_images_without_repeats() -> None:
-    told = parse_training(
+def test_caption_base_and_images_without_repeats_are_read_from_kohya_metadata() -> None:
+    training = parse_training(
         kohya(
             {"sks": 4, "dog": 4, "grass": 2},
             ss_sd_model_name="v1-5-pruned.safetensors",
@@ -139,9 +139,9 @@ def test_kohya_metadata_tell_caption_base_and_images_without_repeats() -> None:
             ss_num_train_images="40",
         )
     )
-    assert (told.caption, told.num_train_images, told.trigger) == ("sks, dog", 4, "sks")
-    assert (told.base_name, told.base_sha256) == ("v1-5-pruned.safetensors", "ab" * 32)
-    assert told.images_with_repeats == 40
+    assert (training.caption, training.num_train_images, training.trigger) == ("sks, dog", 4, "sks")
+    assert (training.base_name, training.base_sha256) == ("v1-5-pruned.safetensors", "ab" * 32)
+    assert training.images_with_repeats == 40
 
 
 def test_a_whole_sentence_in_every_caption_is_the_caption() -> None:
@@ -165,7 +165,7 @@ def test_a_real_header_of_kohya_is_read_whole() -> None:
         }
     ]
     tags = {"Soraka_Classic": {"soraka_classic": 38, "1girl": 46, "bag": 3}, "girls": {"1girl": 300}}
-    told = parse_training(
+    training = parse_training(
         {
             "ss_datasets": json.dumps(datasets),
             "ss_tag_frequency": json.dumps(tags),
@@ -188,7 +188,7 @@ def test_a_real_header_of_kohya_is_read_whole() -> None:
             "ss_output_name": "Soraka_Classic",
         }
     )
-    assert told == Training(
+    assert training == Training(
         caption="soraka_classic, 1girl",
         num_train_images=46,
         base_autov1="0b1893f6",
@@ -209,9 +209,9 @@ def test_a_real_header_of_kohya_is_read_whole() -> None:
         min_snr_gamma=5.0,
         title="Soraka_Classic",
     )
-    assert told.steps_per_image == 30.0
-    assert json.loads(told.to_json())["steps_per_image"] == 30.0
-    assert "caption" not in json.loads(told.to_json())
+    assert training.steps_per_image == 30.0
+    assert json.loads(training.to_json())["steps_per_image"] == 30.0
+    assert "caption" not in json.loads(training.to_json())
 
 
 def test_a_folder_that_two_datasets_use_counts_once() -> None:
@@ -230,13 +230,13 @@ def test_without_caption_files_the_folder_is_the_caption(folder: str, caption: s
 
 
 def test_captions_without_commas_stand_whole() -> None:
-    told = parse_training(kohya({"a dog on grass": 1, "a dog at sea": 1}, images=2))
-    assert told.captions == ("a dog on grass", "a dog at sea")
+    training = parse_training(kohya({"a dog on grass": 1, "a dog at sea": 1}, images=2))
+    assert training.captions == ("a dog on grass", "a dog at sea")
     assert parse_training(kohya({"sks": 2, "a dog at sea": 1, "b": 1}, images=2)).captions == ()
 
 
 def test_other_trainers_metadata_are_read() -> None:
-    told = parse_training(
+    training = parse_training(
         {
             "software": '{"name": "ai-toolkit"}',
             "training_info": '{"step": 2000, "epoch": 80}',
@@ -247,16 +247,21 @@ def test_other_trainers_metadata_are_read() -> None:
             "lora_adapter_metadata": '{"unet.r": 8, "unet.lora_alpha": 4, "unet.target_modules": ["to_q"]}',
         }
     )
-    assert (told.trainer, told.steps, told.epochs, told.caption) == ("ai-toolkit", 2000, 80, "sks")
-    assert (told.network_dim, told.network_alpha, told.resolution) == (8, 4.0, (1024, 768))
-    assert (told.architecture, told.prediction_type) == ("flux-1-dev/lora", "epsilon")
+    assert (training.trainer, training.steps, training.epochs, training.caption) == (
+        "ai-toolkit",
+        2000,
+        80,
+        "sks",
+    )
+    assert (training.network_dim, training.network_alpha, training.resolution) == (8, 4.0, (1024, 768))
+    assert (training.architecture, training.prediction_type) == ("flux-1-dev/lora", "epsilon")
 
 
-def test_the_zoos_loras_tell_their_training(zoo_path: Path) -> None:
-    told = [parse_training(read_header(p).metadata) for p in zoo_path.glob("checkpoints/*/*.safetensors")]
-    told = [t for t in told if t.num_train_images]
-    assert told
-    assert all(t.steps_per_image and t.resolution == (64, 64) and t.buckets for t in told)
+def test_the_training_of_every_lora_of_the_zoo_is_read(zoo_path: Path) -> None:
+    training = [parse_training(read_header(p).metadata) for p in zoo_path.glob("checkpoints/*/*.safetensors")]
+    training = [t for t in training if t.num_train_images]
+    assert training
+    assert all(t.steps_per_image and t.resolution == (64, 64) and t.buckets for t in training)
 
 
 SCRIPT = """export MODEL_NAME="lab/base"
@@ -293,15 +298,15 @@ TOOLKIT = """config:
          "pretrained_model_name_or_path": "lab/base", "max_train_steps": 400, "train_batch_size": 8})),
     ],
 )  # fmt: skip
-def test_files_beside_the_weights_tell_the_training(name: str, text: str) -> None:
-    told = parse_sidecar_file(name, text)
-    assert (told.caption, told.base_name) == ("a photo of sks dog", "lab/base")
-    assert (told.steps, told.batch_size, told.resolution) == (400, 8, (512, 512))
+def test_the_training_is_read_from_sidecar_files(name: str, text: str) -> None:
+    training = parse_sidecar_file(name, text)
+    assert (training.caption, training.base_name) == ("a photo of sks dog", "lab/base")
+    assert (training.steps, training.batch_size, training.resolution) == (400, 8, (512, 512))
 
 
-def test_what_one_source_does_not_tell_another_may() -> None:
-    told = Training(caption="a").or_else(Training(caption="b", steps=3, buckets=((1, 1, 1),)))
-    assert told == Training(caption="a", steps=3, buckets=((1, 1, 1),))
+def test_a_field_that_one_source_lacks_is_taken_from_another() -> None:
+    training = Training(caption="a").or_else(Training(caption="b", steps=3, buckets=((1, 1, 1),)))
+    assert training == Training(caption="a", steps=3, buckets=((1, 1, 1),))
 
 
 HOSTILE_METADATA = {
@@ -329,7 +334,7 @@ HOSTILE_METADATA = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_METADATA)
-def test_hostile_metadata_tell_nothing(name: str) -> None:
+def test_hostile_metadata_are_read_as_empty(name: str) -> None:
     started = time.perf_counter()
     assert parse_training(HOSTILE_METADATA[name]) == Training()
     assert time.perf_counter() - started < 1
@@ -338,23 +343,23 @@ def test_hostile_metadata_tell_nothing(name: str) -> None:
 def test_megabytes_of_tags_are_read_and_bounded() -> None:
     tags = json.dumps({"10_sks": {f"tag {i} " + "x" * 60: 4 for i in range(100_000)}})
     started = time.perf_counter()
-    told = parse_training({"ss_tag_frequency": tags, "ss_dataset_dirs": '{"10_sks": {"img_count": 4}}'})
+    training = parse_training({"ss_tag_frequency": tags, "ss_dataset_dirs": '{"10_sks": {"img_count": 4}}'})
     assert time.perf_counter() - started < 5
-    assert told.caption is not None
-    assert len(told.caption) <= MAX_CAPTION_CHARS
+    assert training.caption is not None
+    assert len(training.caption) <= MAX_CAPTION_CHARS
 
 
 def test_the_json_of_a_training_is_bounded_and_can_be_stored() -> None:
     long = json.dumps({"a": {f"\ud800\n{i}" + "y" * 900: 1 for i in range(60)}})
     buckets = json.dumps({"buckets": {str(i): {"resolution": [i + 1, 7], "count": 9} for i in range(5_000)}})
-    told = parse_training(
+    training = parse_training(
         dict.fromkeys(("modelspec.title", "ss_network_module", "modelspec.merged_from"), "z" * 99_999)
         | {"ss_tag_frequency": long, "ss_dataset_dirs": '{"a": {"img_count": 60}}', "ss_bucket_info": buckets}
     )
-    assert len(told.captions) == 20
-    assert len(told.buckets) == 32
-    assert 1_000 < len(told.to_json()) < 12_000
-    told.to_json().encode("utf-8")
+    assert len(training.captions) == 20
+    assert len(training.buckets) == 32
+    assert 1_000 < len(training.to_json()) < 12_000
+    training.to_json().encode("utf-8")
 
 
 JSON = st.recursive(
@@ -384,10 +389,12 @@ FIELDS = st.sampled_from(
     st.dictionaries(FIELDS, JSON.map(json.dumps) | st.text(max_size=30) | st.floats().map(str), max_size=8)
 )
 def test_no_metadata_raise_and_all_can_be_stored(metadata: dict[str, str]) -> None:
-    told = parse_training(metadata)
-    told.to_json().encode("utf-8")
-    assert all(isinstance(getattr(told, f.name), str | int | float | tuple | None) for f in fields(told))
-    assert replace(told).or_else(told) == told
+    training = parse_training(metadata)
+    training.to_json().encode("utf-8")
+    assert all(
+        isinstance(getattr(training, f.name), str | int | float | tuple | None) for f in fields(training)
+    )
+    assert replace(training).or_else(training) == training
 
 
 @settings(max_examples=300)
@@ -406,5 +413,5 @@ def test_no_card_raises(text: str) -> None:
         max_size=40,
     ).map("".join),
 )
-def test_no_side_file_raises(name: str, text: str) -> None:
+def test_no_sidecar_file_raises(name: str, text: str) -> None:
     parse_sidecar_file(name, text)

@@ -1,4 +1,4 @@
-"""Headers of real files, of hostile ones, and what their keys say."""
+"""Headers of real and of hostile files: parsing, and the kind and family that the keys show."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def header_of(shapes: dict[str, tuple[int, ...]], **metadata: str) -> Header:
     return Header(metadata, {name: TensorInfo("F16", shape) for name, shape in shapes.items()}, 0)
 
 
-def test_a_whole_file_has_the_size_that_its_header_tells(tmp_path: Path) -> None:
+def test_a_whole_file_has_the_size_that_its_header_states(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "a.safetensors", small_tensors(lora_shapes()), {"ss_epoch": "3"})
     header = read_header(path)
     assert header.size_bytes == path.stat().st_size
@@ -60,7 +60,7 @@ def test_a_file_cut_anywhere_is_corrupt(tmp_path: Path, kept: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_a_pickle_is_told_from_damage(tmp_path: Path, protocol: int) -> None:
+def test_a_pickle_is_distinguished_from_a_damaged_file(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(pickle.dumps({"weight": list(range(500))}, protocol=protocol))
     with pytest.raises(PickledWeights, match="was not opened"):
@@ -121,7 +121,7 @@ HOSTILE_HEADERS = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_HEADERS)
-def test_a_hostile_header_is_corrupt_and_soon_so(name: str) -> None:
+def test_a_hostile_header_is_found_corrupt_within_seconds(name: str) -> None:
     text = HOSTILE_HEADERS[name]
     started = time.perf_counter()
     with pytest.raises(CorruptWeights) as refused:
@@ -130,7 +130,7 @@ def test_a_hostile_header_is_corrupt_and_soon_so(name: str) -> None:
     assert time.perf_counter() - started < 2
 
 
-def test_a_dtype_that_is_not_known_is_taken_at_its_word() -> None:
+def test_a_tensor_of_an_unknown_dtype_may_have_any_size() -> None:
     header = parse_header(encoded_header({"a": tensor(dtype="F4", offsets=[0, 1])}), "a.safetensors")
     assert header.tensors["a"].dtype == "F4"
 
@@ -183,21 +183,21 @@ def test_any_bytes_parse_or_are_refused(start: bytes) -> None:
         ({"something.else": (1,)}, "unknown", "unknown", "unknown"),
     ],
 )
-def test_keys_and_shapes_tell_kind_family_and_style(
+def test_kind_family_and_style_follow_from_keys_and_shapes(
     shapes: dict[str, tuple[int, ...]], kind: str, family: str, style: str
 ) -> None:
     found = classify(header_of(shapes))
     assert (found.kind, found.family, found.style) == (kind, family, style)
 
 
-def test_a_lora_without_cross_attention_is_told_by_its_metadata() -> None:
+def test_the_family_of_a_lora_without_cross_attention_is_taken_from_its_metadata() -> None:
     shapes = {"lora_unet_conv.lora_down.weight": (4, 32), "lora_unet_conv.lora_up.weight": (32, 4)}
     assert classify(header_of(shapes)).family == "unknown"
     assert classify(header_of(shapes, ss_base_model_version="sd_v1")).family == "sd1"
 
 
 @pytest.mark.parametrize("name", tried_formats.MAKERS)
-def test_inspection_says_of_every_tried_file_what_it_is(name: str) -> None:
+def test_every_tried_file_is_classified_as_the_table_says(name: str) -> None:
     row = tried_formats.read(name)
     if "start" in row:
         with pytest.raises(PickledWeights):
@@ -247,7 +247,7 @@ BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
         ({f"{BLOCK}.lora_down.weight": ()}, "lora", "unknown"),
     ],
 )
-def test_what_only_resembles_is_not_guessed_at(
+def test_weights_that_only_resemble_a_kind_are_unknown(
     shapes: dict[str, tuple[int, ...]], kind: str, family: str
 ) -> None:
     found = classify(header_of(shapes))
@@ -255,7 +255,7 @@ def test_what_only_resembles_is_not_guessed_at(
 
 
 @pytest.mark.parametrize(
-    ("told", "family"),
+    ("stated", "family"),
     [
         ("flux1", "flux"),
         ("flux-1-dev/lora", "flux"),
@@ -264,9 +264,11 @@ def test_what_only_resembles_is_not_guessed_at(
         ("", "flux"),
     ],
 )
-def test_shared_names_of_transformers_are_not_read_against_the_metadata(told: str, family: str) -> None:
+def test_transformers_with_shared_key_names_are_not_classified_against_their_metadata(
+    stated: str, family: str
+) -> None:
     shapes = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)}
-    assert classify(header_of(shapes, ss_base_model_version=told)).family == family
+    assert classify(header_of(shapes, ss_base_model_version=stated)).family == family
 
 
 NAMES = st.sampled_from(
@@ -351,7 +353,7 @@ def test_inspection_imports_neither_torch_nor_diffusers() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_first_shard_of_a_model_tells_what_it_is() -> None:
+def test_a_model_is_recognised_by_its_first_shard() -> None:
     for name, late in (
         ("unet-sdxl", ("mid_block.", "up_blocks.", "conv_norm_out.", "conv_out.")),
         ("transformer-flux-dev", ("single_transformer_blocks.", "norm_out.", "proj_out.")),
