@@ -51,16 +51,16 @@ def add(name: str, folder: Path, background: bool, store: str) -> None:
     role = Role.BACKGROUND if background else Role.REFERENCE
     done = _shown(add_images(opened, name, folder, SscdEmbedder(), role))
     click.echo(
-        f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.left_out)} not usable; "
+        f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.unusable)} not usable; "
         + ("a background" if background else "a corpus of references"),
         err=True,
     )
     if done.repeated:
         click.echo(f"  {done.repeated} are copies of others and are counted once.", err=True)
-    for path, reason in list(done.left_out.items())[:SHOWN]:
+    for path, reason in list(done.unusable.items())[:SHOWN]:
         click.echo(for_terminal(f"  not usable: {path.relative_to(folder)} {reason}"), err=True)
-    if len(done.left_out) > SHOWN:
-        click.echo(f"  and {len(done.left_out) - SHOWN} more", err=True)
+    if len(done.unusable) > SHOWN:
+        click.echo(f"  and {len(done.unusable) - SHOWN} more", err=True)
     if done.removed:
         click.echo(
             f"  {done.removed} images of the corpus are not in {folder} any more; they stay in the corpus.",
@@ -74,7 +74,7 @@ def _shown(progress: Iterator[Added]) -> Added:
 
     with ProgressLine() as line:
         for done in progress:
-            completed = done.added + done.unchanged + done.repeated + len(done.left_out)
+            completed = done.added + done.unchanged + done.repeated + len(done.unusable)
             line.update("embedding", completed, done.found, f"{completed:,}/{done.found:,}")
     return done
 

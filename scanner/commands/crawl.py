@@ -18,6 +18,7 @@ from scanner.commands.output import (
     show_listing,
 )
 from scanner.commands.progress import Terminal
+from scanner.hubs.registry import USAGES
 from scanner.records import Checkpoint, InspectionStatus, Verdict
 from scanner.store.queries import outcomes
 from scanner.store.store import Store
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("crawl")
-@click.option("--source", required=True, metavar="SOURCE", help="hf, civitai, or folder:PATH.")
+@click.option("--source", required=True, metavar="SOURCE", help=f"One of: {USAGES}.")
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="The most entries to list."
 )

@@ -22,7 +22,8 @@ class SourceType:
     """One kind of source. Its spec is `scheme`, or `scheme:PLACE` where it takes a place."""
 
     scheme: str
-    usage: str  # the spec as a user writes it, with what it stands for
+    usage: str  # the spec as a user writes it
+    description: str  # what it lists, for people
     takes_place: bool
     query_options: frozenset[str]  # keys of QUERY_OPTIONS that its listing supports
     open: Callable[[str, str | None, bool], Source]  # (place, base, allow_pickle) -> the source
@@ -49,7 +50,8 @@ def _open_folder(place: str, base: str | None, allow_pickle: bool) -> Source:
 SOURCE_TYPES = (
     SourceType(
         scheme="hf",
-        usage="hf (HuggingFace, or the hub that HF_ENDPOINT names)",
+        usage="hf",
+        description="HuggingFace, or the hub that HF_ENDPOINT names",
         takes_place=False,
         query_options=frozenset({"since", "filters", "base_model"}),
         open=_open_huggingface,
@@ -57,6 +59,7 @@ SOURCE_TYPES = (
     SourceType(
         scheme="civitai",
         usage="civitai",
+        description="Civitai, or the site that CIVITAI_ENDPOINT names",
         takes_place=False,
         query_options=frozenset({"since", "filters"}),
         open=_open_civitai,
@@ -64,11 +67,13 @@ SOURCE_TYPES = (
     SourceType(
         scheme="folder",
         usage="folder:PATH",
+        description="a local folder",
         takes_place=True,
         query_options=frozenset({"since"}),
         open=_open_folder,
     ),
 )
+USAGES = ", ".join(known.usage for known in SOURCE_TYPES)  # for help texts
 
 
 def source_type(spec: str) -> SourceType:
@@ -77,7 +82,7 @@ def source_type(spec: str) -> SourceType:
     for known in SOURCE_TYPES:
         if known.scheme == scheme and known.takes_place == bool(place):
             return known
-    usages = ", ".join(known.usage for known in SOURCE_TYPES)
+    usages = ", ".join(f"{known.usage} ({known.description})" for known in SOURCE_TYPES)
     raise ConfigError(f"--source {spec} is not known. Known sources: {usages}.")
 
 

@@ -1,8 +1,8 @@
-"""Reference corpora: images somebody owns, or a background of others; read safely, embedded and stored.
+"""Reference corpora: images that somebody owns, or background images; read safely, embedded and stored.
 
-Adding is idempotent and incremental: an image is known by its file's SHA256, and one that is there under the
-same descriptor is not embedded again. Images come from anywhere: only plain formats are opened, and no
-decompression bomb.
+Adding a folder is idempotent and incremental: an image is identified by its file's SHA256, and an image that
+is stored under the same descriptor is not embedded again. Image files are untrusted: `scanner.images` opens
+common formats only, and refuses decompression bombs.
 
 N = references, D = embedding size.
 """
@@ -26,14 +26,14 @@ from scanner.images import SUFFIXES, ImageError, open_image
 from scanner.records import Reference, Role, now
 from scanner.store.store import Store
 
-MAX_ASPECT = 20  # a descriptor scales the short side up, which makes a thin strip huge
-BATCH_IMAGES = 16  # embedded at once
-BATCH_PIXELS = 40_000_000  # held at once
+MAX_ASPECT = 20  # long side over short side: a descriptor scales the short side up
+BATCH_IMAGES = 16  # embedded together
+BATCH_PIXELS = 40_000_000  # in memory together
 PART_ROWS = 256  # references written together
 
 
 class ImageEmbedder(Protocol):
-    """What turns images into descriptors; `scanner.crawl.worker.SscdEmbedder` is one."""
+    """Embeds images; `scanner.crawl.worker.SscdEmbedder` is one."""
 
     descriptor: str  # names the model and its preprocessing
 
@@ -44,14 +44,14 @@ class ImageEmbedder(Protocol):
 
 @dataclass(slots=True)
 class Added:
-    """What adding a folder did."""
+    """The result of adding a folder, as numbers of image files."""
 
-    found: int = 0  # images by their suffix
+    found: int = 0  # files with the suffix of an image
     added: int = 0  # embedded and stored
-    unchanged: int = 0  # stored before, under the same descriptor
-    repeated: int = 0  # the same file again, under another name
-    left_out: dict[Path, str] = field(default_factory=dict)  # images that cannot be used, and why
-    removed: int = 0  # stored before, and not in the folder any more; they stay
+    unchanged: int = 0  # already stored under the same descriptor
+    repeated: int = 0  # copies of another file in the folder
+    unusable: dict[Path, str] = field(default_factory=dict)  # unusable images -> the reason
+    removed: int = 0  # stored earlier and no longer in the folder; they are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ class Corpus:
     role: Role
     reference_ids: tuple[str, ...]  # N, sorted
     embeddings: npt.NDArray[np.float32]  # [N, D], L2-normalised
-    digest: str  # of the reference ids: another set of images is another configuration
+    digest: str  # of the reference ids; part of the configuration's id
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every file below `folder` that calls itself an image, sorted. Raises CorpusError for none."""
+    """Every file below `folder` with the suffix of an image, sorted. Raises CorpusError for none."""
     if not folder.is_dir():
         raise CorpusError(f"{folder} is no folder. Pass the folder that holds the images.")
     found = [
@@ -83,10 +83,10 @@ def image_files(folder: Path) -> list[Path]:
 def add(
     store: Store, name: str, folder: Path, embedder: ImageEmbedder, role: Role = Role.REFERENCE
 ) -> Iterator[Added]:
-    """Embeds and stores the images of a folder that are not there yet.
+    """Embeds and stores the images of a folder that are not stored yet.
 
-    Yields its progress after every batch, and the whole at the end. Raises CorpusError where the folder holds
-    no usable image, or the corpus has another role.
+    Yields its progress after every batch, and the result at the end. Raises CorpusError where the folder
+    holds no usable image, or the corpus has another role.
     """
     paths = image_files(folder)
     known = _known(store, name, role, embedder.descriptor)
@@ -117,7 +117,7 @@ def add(
     store.append(rows)
     progress.removed = len(known - seen)
     if not progress.added and not progress.unchanged:
-        path, reason = next(iter(progress.left_out.items()))
+        path, reason = next(iter(progress.unusable.items()))
         raise CorpusError(f"{folder} holds no usable image: {path.name} {reason}.")
     yield progress
 
@@ -126,7 +126,7 @@ def _known(store: Store, name: str, role: Role, descriptor: str) -> set[str]:
     rows = store.query('SELECT reference_id, role, descriptor FROM "references" WHERE corpus = ?', [name])
     for other in {row["role"] for row in rows} - {role}:
         raise CorpusError(
-            f"{name} is a {other} corpus already, and cannot be a {role} corpus too. Choose another name."
+            f"{name} is already a {other} corpus, and cannot also be a {role} corpus. Choose another name."
         )
     return {row["reference_id"] for row in rows if row["descriptor"] == descriptor}
 
@@ -134,7 +134,7 @@ def _known(store: Store, name: str, role: Role, descriptor: str) -> set[str]:
 def _fresh(
     paths: Sequence[Path], known: set[str], seen: set[str], progress: Added
 ) -> Iterator[tuple[Path, str, Image.Image]]:
-    """The images that have to be embedded; the others are counted."""
+    """The images that have to be embedded; the others are counted in `progress`."""
     for path in paths:
         try:
             if not path.is_file():
@@ -149,9 +149,9 @@ def _fresh(
                 continue
             yield path, sha256, open_image(path, max_aspect=MAX_ASPECT)
         except OSError as error:
-            progress.left_out[path] = f"cannot be read: {error.strerror}"
+            progress.unusable[path] = f"cannot be read: {error.strerror}"
         except (CorpusError, ImageError) as error:
-            progress.left_out[path] = str(error)
+            progress.unusable[path] = str(error)
 
 
 def _batches(
@@ -170,7 +170,7 @@ def _batches(
 
 
 def summaries(store: Store) -> list[dict[str, object]]:
-    """One row a corpus: name, role, images, descriptors, and when the newest image was added."""
+    """One row per corpus: name, role, images, descriptors, and when the newest image was added."""
     return store.query(
         "SELECT corpus AS name, role, count(DISTINCT reference_id) AS images, "
         "list(DISTINCT descriptor ORDER BY descriptor) AS descriptors, max(added_at) AS added_at "
@@ -181,15 +181,15 @@ def summaries(store: Store) -> list[dict[str, object]]:
 def load_corpora(store: Store, names: Iterable[str] | None, descriptor: str) -> list[Corpus]:
     """The named corpora, or all, with their embeddings under one descriptor.
 
-    Raises CorpusError for a name that is not there, or a corpus that was never embedded with that descriptor.
+    Raises CorpusError for an unknown name, or a corpus that was never embedded with that descriptor.
     """
-    there = [str(row["name"]) for row in summaries(store)]
-    wanted = list(dict.fromkeys(names)) if names else there
+    known = [str(row["name"]) for row in summaries(store)]
+    wanted = list(dict.fromkeys(names)) if names else known
     for name in wanted:
-        if name not in there:
-            known = f"There are: {', '.join(there)}." if there else "There is none yet."
+        if name not in known:
+            existing = f"Existing corpora: {', '.join(known)}." if known else "The store has no corpus yet."
             raise CorpusError(
-                f"there is no corpus {name}. {known} Make one with `scanner corpus add NAME DIR`."
+                f"there is no corpus {name}. {existing} Make one with `scanner corpus add NAME DIR`."
             )
     return [_load(store, name, descriptor) for name in wanted]
 

@@ -1,8 +1,9 @@
-"""From candidates and corpora to matches and a verdict: the flag rule. Numpy only.
+"""The flag rule: from candidates and corpora to matches and a verdict. NumPy only.
 
-A reference is flagged where its similarity to some candidate is at least tau and its q-value at most alpha.
-p is conformal against the background images scored on the same candidates, q is Benjamini-Hochberg over all
-references of the scan, tau comes from the background alone (finextract.significance).
+A reference is flagged if its similarity to a candidate is at least tau and its q-value at most alpha.
+p-values are conformal, against the background images compared with the same candidates; q-values are those
+of Benjamini and Hochberg over all references of the scan; tau comes from the background alone
+(finextract.significance).
 R = references, K = candidates, M = background images, D = embedding size.
 """
 
@@ -18,23 +19,23 @@ from scanner.errors import CorpusError
 from scanner.match.corpus import Corpus
 from scanner.records import Match, Role, Verdict, new_id
 
-KEPT_MATCHES = 10  # rows a scan keeps beside its flagged ones, nearest first
+KEPT_MATCHES = 10  # nearest matches that a scan stores, in addition to all flagged ones
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the comparison of a scan's candidates with the corpora gives."""
+    """The candidates of a scan, compared with the corpora."""
 
-    matches: tuple[Match, ...]  # all that are flagged, and the nearest others; nearest first
+    matches: tuple[Match, ...]  # the flagged ones and the nearest others; nearest first
     num_references: int
     num_background: int
     best_similarity: float | None  # None where nothing could be compared
-    q_value: float | None  # the least among the references
+    q_value: float | None  # the lowest among the references
 
     @property
     def verdict(self) -> Verdict:
-        """Flagged where some reference is."""
+        """FLAGGED if a reference is flagged, otherwise NOTHING_FOUND."""
         return Verdict.FLAGGED if any(match.flagged for match in self.matches) else Verdict.NOTHING_FOUND
 
 
@@ -46,29 +47,30 @@ def split(corpora: list[Corpus]) -> tuple[list[Corpus], Floats]:
     references = [c for c in corpora if c.role is Role.REFERENCE and len(c.embeddings)]
     background = [c.embeddings for c in corpora if c.role is Role.BACKGROUND and len(c.embeddings)]
     names = ", ".join(c.name for c in corpora)
-    among = f"among the corpora asked for ({names}) there are" if names else "the store holds"
+    among = f"the selected corpora ({names}) hold" if names else "the store holds"
     if not references:
         raise CorpusError(
             f"{among} no reference images, so there is nothing to look for.\n"
-            "Add the images that you own (scanner corpus add NAME DIR), or name them too: --corpus NAME"
+            "Add the images that you own (scanner corpus add NAME DIR), or select their corpus: --corpus NAME"
         )
     if not background:
         raise CorpusError(
-            f"{among} no background images, so no similarity could be called evidence.\n"
-            "Add pictures like yours that no checkpoint was trained on (scanner corpus add NAME DIR "
-            "--background), or name such a corpus too: --corpus NAME"
+            f"{among} no background images, and without them no similarity is evidence.\n"
+            "Add images like yours that no checkpoint was trained on (scanner corpus add NAME DIR "
+            "--background), or select such a corpus: --corpus NAME"
         )
     return references, np.concatenate(background)
 
 
 def warn_if_small(num_references: int, num_background: int, alpha: float) -> str | None:
-    """What to tell where the background is too small for a single match to be flagged, or None."""
+    """A warning where the background is too small for a single match to be flagged, else None."""
     needed = minimum_background(num_references, alpha)
     if num_background >= needed:
         return None
     return (
         f"{num_background} background images are few for {num_references} references: a single copied image "
-        f"cannot reach q <= {alpha:g} with less than {needed}. Add more with scanner corpus add --background."
+        f"cannot reach q <= {alpha:g} with fewer than {needed}. "
+        "Add more with scanner corpus add --background."
     )
 
 
@@ -81,7 +83,10 @@ def compare(
     tau: float,
     alpha: float,
 ) -> Comparison:
-    """Scores every reference and every background image against the candidates [K, D]."""
+    """Compares every reference and every background image with the candidates [K, D].
+
+    `candidate_ids` are the ids of the rows of `candidates`, `background` is [M, D]; all are L2-normalised.
+    """
     total = sum(len(corpus.embeddings) for corpus in references)
     if not len(candidates):
         return Comparison((), total, len(background), None, None)

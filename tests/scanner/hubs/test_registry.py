@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from scanner.errors import ConfigError
-from scanner.hubs.registry import QUERY_OPTIONS, SOURCE_TYPES, check_query_options, open_source, source_type
+from scanner.hubs.registry import (
+    QUERY_OPTIONS,
+    SOURCE_TYPES,
+    USAGES,
+    check_query_options,
+    open_source,
+    source_type,
+)
 
 VALUES = {"since": "2026-11-24", "filters": ("anime",), "base_model": "o/base"}
 
@@ -20,11 +27,12 @@ def test_every_source_type_opens_a_source_whose_name_is_a_spec_of_that_type(tmp_
         source = open_source(spec)
         assert source_type(source.name) is known
         assert known.usage.startswith(known.scheme)
+        assert known.usage in USAGES
 
 
 @pytest.mark.parametrize("spec", ["hf:somewhere", "folder", "folder:", "civitai:1", "", "ftp://example.org"])
 def test_a_spec_that_names_no_source_is_refused_with_the_known_ones(spec: str) -> None:
-    with pytest.raises(ConfigError, match=r"Known sources: hf .*, civitai, folder:PATH"):
+    with pytest.raises(ConfigError, match=r"Known sources: hf \(.*, civitai \(.*, folder:PATH \("):
         open_source(spec)
 
 

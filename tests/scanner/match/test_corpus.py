@@ -71,7 +71,7 @@ def test_every_image_of_a_folder_becomes_a_reference(
     store: Store, folder: Path, embedder: SscdEmbedder
 ) -> None:
     done = add(store, folder, embedder)
-    assert (done.found, done.added, done.left_out) == (3, 3, {})
+    assert (done.found, done.added, done.unusable) == (3, 3, {})
     rows = store.select(Reference, "ORDER BY path")
     assert [r.path for r in rows] == [str(folder / n) for n in ("a.png", "b.JPG", "below/c.webp")]
     assert rows[0].reference_id == rows[0].sha256 == sha256_of(folder / "a.png")
@@ -119,10 +119,10 @@ def test_unusable_images_are_left_out_with_a_reason(
     (folder / "b.bmp").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     done = add(store, folder, embedder)
     assert done.added == 3
-    assert {p.name for p in done.left_out} == {
+    assert {p.name for p in done.unusable} == {
         "text.png", "empty.gif", "cut.png", "strip.png", "bomb.png", "gone.png", "b.bmp",
     }  # fmt: skip
-    assert "decompression bomb" in done.left_out[folder / "bomb.png"]
+    assert "decompression bomb" in done.unusable[folder / "bomb.png"]
 
 
 def test_a_folder_without_usable_images_is_an_error(
@@ -162,7 +162,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_a_corpus_has_one_role(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
     add(store, folder, embedder)
-    with pytest.raises(CorpusError, match="is a reference corpus already"):
+    with pytest.raises(CorpusError, match="is already a reference corpus"):
         add(store, folder, embedder, role=Role.BACKGROUND)
 
 
@@ -193,10 +193,10 @@ def test_an_unknown_corpus_and_another_descriptor_are_errors(
     store: Store, folder: Path, embedder: SscdEmbedder
 ) -> None:
     assert load_corpora(store, None, embedder.descriptor) == []
-    with pytest.raises(CorpusError, match="There is none yet"):
+    with pytest.raises(CorpusError, match="The store has no corpus yet"):
         load_corpora(store, ["mine"], embedder.descriptor)
     add(store, folder, embedder)
-    with pytest.raises(CorpusError, match=r"no corpus yours\. There are: mine"):
+    with pytest.raises(CorpusError, match=r"no corpus yours\. Existing corpora: mine"):
         load_corpora(store, ["yours"], embedder.descriptor)
     with pytest.raises(CorpusError, match="embedded with another descriptor"):
         load_corpora(store, None, "another")
@@ -208,7 +208,7 @@ def test_the_command_adds_and_lists(folder: Path, tmp_path: Path) -> None:
     added = CliRunner().invoke(cli, ["corpus", "add", "bg", str(folder), "--background", *place])
     assert added.exit_code == 0
     assert added.stdout == ""
-    assert "bg: 3 added, 0 unchanged, 1 left out" in added.stderr
+    assert "bg: 3 added, 0 unchanged, 1 not usable" in added.stderr
     assert "text.png is no image" in added.stderr
     listed = CliRunner().invoke(cli, ["corpus", "list", "--json", *place])
     (row,) = json.loads(listed.stdout)
