@@ -7,10 +7,12 @@
     for clique in extraction.candidates:
         extraction.picture(clique.representative).show()
 
-`extract` yields the rounds of an extraction one by one, and `conclude` makes an Extraction of the round at
-which a caller stops. `audit` compares an extraction with known training images.
+`extract_all` runs an extraction to its end. `finextract.extract.extract` yields its rounds one by one, and
+`conclude` makes an Extraction of the round at which a caller stops. `finextract.audit.audit` compares an
+extraction with known training images. (These two functions have the names of their modules, so they are not
+imported from the package itself.)
 
-These names are imported when they are first used, so that `finextract.weights`, `finextract.metadata`,
+The names below are imported when they are first used, so that `finextract.weights`, `finextract.metadata`,
 `finextract.support` and `finextract.significance` stay free of torch.
 """
 
@@ -19,14 +21,22 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load_pair": "finextract.models.loading",
-    "Pair": "finextract.models.base",
+    "Adapter": "finextract.adapters.base",
+    "Caption": "finextract.metadata.captions",
+    "Extraction": "finextract.extract",
     "ExtractionSettings": "finextract.extract",
-    "extract": "finextract.extract",
-    "extract_all": "finextract.extract",
+    "Guidance": "finextract.guidance",
+    "Model": "finextract.models.base",
+    "Pair": "finextract.models.base",
+    "Round": "finextract.extract",
+    "Solver": "finextract.models.base",
+    "caption_for": "finextract.metadata.captions",
     "conclude": "finextract.extract",
-    "audit": "finextract.audit",
+    "extract_all": "finextract.extract",
+    "load_base": "finextract.models.loading",
     "load_embedder": "finextract.sscd",
+    "load_pair": "finextract.models.loading",
+    "tune": "finextract.models.loading",
 }
 __all__ = list(_HOMES)
 

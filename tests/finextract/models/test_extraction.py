@@ -156,6 +156,43 @@ def test_an_extraction_that_is_stopped_early_is_that_of_the_samples_drawn_so_far
     assert stopped.unet_evaluations == 8 * 2 * 2
 
 
+class SharingPair:
+    """A pair with one set of weights, whose two models switch the fine-tuned layers on and off."""
+
+    kind = "lora"
+
+    def __init__(self, copied: CopiedPair[Any]) -> None:
+        self._shared = copied.base.copy_for_tuning()
+        stored = {
+            "base": {name: layer.weight.clone() for name, layer in copied.base.layers().items()},
+            "tuned": {name: layer.weight.clone() for name, layer in copied.tuned.layers().items()},
+        }
+        self.base, self.tuned = (self._view(weights) for weights in stored.values())
+
+    def _view(self, weights: dict[str, Tensor]) -> Any:
+        def switched(call: Any) -> Any:
+            def run(*arguments: Any) -> Any:
+                for name, layer in self._shared.layers().items():
+                    layer.weight.copy_(weights[name])
+                return call(*arguments)
+
+            return run
+
+        shared = self._shared
+        return Observed(shared, condition=switched(shared.condition), predict=switched(shared.predict))
+
+
+def test_a_pair_may_share_its_weights_and_the_samples_stay_the_same(
+    pair: CopiedPair[Any], embedder: Embedder
+) -> None:
+    settings = ExtractionSettings(samples_per_image=2, steps=2)
+    sharing: Any = SharingPair(pair)
+    assert np.array_equal(
+        _images(extract_all(sharing, CAPTION, 1, settings, embedder)),
+        _images(extract_all(pair, CAPTION, 1, settings, embedder)),
+    )
+
+
 def test_prompts_are_conditioned_once_for_all_batches(pair: CopiedPair[Any], embedder: Embedder) -> None:
     conditioned: list[str] = []
 
