@@ -102,7 +102,9 @@ def files_of(
     return fetched(source, BaseFetcher(hub_endpoint=hub.url), checkpoint, DownloadCache(cache, **options))
 
 
-def test_the_download_goes_with_the_scan_and_the_base_stays(repos: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_is_removed_after_its_scan_and_its_base_is_kept(
+    repos: dict[str, Path], tmp_path: Path
+) -> None:
     hub, source = served(repos)
     cache = tmp_path / "cache"
     with hub:
@@ -134,9 +136,7 @@ def test_kept_weights_are_not_downloaded_again(repos: dict[str, Path], tmp_path:
         assert len(whole) == 1
 
 
-def test_an_unfinished_download_is_gone_on_with_by_the_next_crawl(
-    repos: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_unfinished_download_is_resumed_by_the_next_crawl(repos: dict[str, Path], tmp_path: Path) -> None:
     hub, source = served(repos)
     content = (repos["o/tuned"] / FILE).read_bytes()
     with hub:
@@ -151,7 +151,7 @@ def test_an_unfinished_download_is_gone_on_with_by_the_next_crawl(
     assert not part.exists()
 
 
-def test_a_partial_file_of_other_content_is_thrown_away(repos: dict[str, Path], tmp_path: Path) -> None:
+def test_a_partial_file_of_other_content_is_discarded(repos: dict[str, Path], tmp_path: Path) -> None:
     hub, source = served(repos)
     with hub:
         checkpoint = inspected(source)
@@ -173,7 +173,7 @@ def _complete(content: bytes) -> Callable[[Path], None]:
     return lambda part: part.write_bytes(content) and None
 
 
-def test_the_least_recently_used_file_goes_first_and_none_in_use_does(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_evicted_first_and_none_in_use(tmp_path: Path) -> None:
     def get(downloads: DownloadCache, name: str) -> Path:
         return downloads.get(name * 64, 100, name, _complete(b"x" * 100), stays=True)
 
@@ -217,7 +217,7 @@ def test_two_processes_that_need_a_file_download_it_once(tmp_path: Path) -> None
     assert (tmp_path / "log").read_text() == "once\n"
 
 
-def test_the_download_goes_when_the_scan_fails(repos: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_is_removed_when_its_scan_fails(repos: dict[str, Path], tmp_path: Path) -> None:
     hub, source = served(repos)
     with (
         hub,
@@ -228,7 +228,7 @@ def test_the_download_goes_when_the_scan_fails(repos: dict[str, Path], tmp_path:
     assert not files.weights.exists()
 
 
-def test_what_a_killed_process_left_goes_with_the_next_scan(repos: dict[str, Path], tmp_path: Path) -> None:
+def test_the_next_scan_removes_what_a_killed_process_left(repos: dict[str, Path], tmp_path: Path) -> None:
     hub, source = served(repos)
     cache = tmp_path / "cache"
     code = (

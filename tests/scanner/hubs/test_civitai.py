@@ -120,7 +120,7 @@ def test_a_renamed_model_keeps_its_identity_even_without_a_hash(serve: Serve) ->
     assert named("before") == named("after")
 
 
-def test_the_listing_asks_for_trained_checkpoints_and_all_loras_newest_first(serve: Serve) -> None:
+def test_the_listing_requests_trained_checkpoints_and_all_loras_newest_first(serve: Serve) -> None:
     site = serve([lora(1), lora(2, type="Checkpoint"), lora(3, type="VAE"), lora(4, nsfw=True)])
     assert revisions(CivitaiSource()) == [40, 20, 10]
     _, _, path, headers = site.requests[0]
@@ -131,7 +131,7 @@ def test_the_listing_asks_for_trained_checkpoints_and_all_loras_newest_first(ser
 
 
 @pytest.mark.parametrize(("loses", "repeats"), [(0, 0), (5, 0), (0, 5), (40, 0), (0, 60)])
-def test_cursors_that_lose_or_repeat_models_cost_none_and_give_none_twice(
+def test_every_model_is_listed_once_although_cursors_omit_or_repeat_some(
     serve: Serve, loses: int, repeats: int
 ) -> None:
     serve([lora(n) for n in range(1, 731)], loses=loses, repeats=repeats, every=1, told=True)
@@ -153,7 +153,7 @@ def test_links_to_another_host_are_never_followed(serve: Serve) -> None:
     assert all(path.startswith("/api/v1/models?") for _, _, path, _ in site.requests)
 
 
-def test_limit_counts_checkpoints_and_asks_for_no_more_pages(serve: Serve) -> None:
+def test_limit_counts_checkpoints_and_requests_no_further_page(serve: Serve) -> None:
     site = serve([lora(n) for n in range(1, 401)])
     assert revisions(CivitaiSource(), Query(3)) == [4000, 3990, 3980]
     assert revisions(CivitaiSource(), Query(0)) == []
@@ -172,7 +172,7 @@ def test_filters_are_tags(serve: Serve) -> None:
     assert revisions(CivitaiSource(), Query(9, filters=("style", "Anime"))) == [10]
 
 
-def test_an_interrupted_listing_goes_on_from_its_position(serve: Serve) -> None:
+def test_an_interrupted_listing_resumes_at_its_position(serve: Serve) -> None:
     site = serve([lora(n) for n in range(1, 1001)])
     first = CivitaiSource()
     entries = first.list(Query(10_000))
@@ -261,7 +261,7 @@ def test_safetensors_come_before_pickles_pruned_before_full_and_then_the_first(s
         ),
     ],
 )
-def test_what_the_site_rules_out_is_a_row_with_a_reason_and_its_code(
+def test_an_entry_that_the_site_rules_out_has_a_reason_and_its_code(
     changes: dict[str, Any], code: ReasonCode, words: str
 ) -> None:
     (checkpoint,) = make_checkpoints(lora(1, **changes), "civitai", "https://civitai.com")
@@ -275,7 +275,7 @@ def test_what_the_site_rules_out_is_a_row_with_a_reason_and_its_code(
         assert skipped.value.reason_code is code
 
 
-def test_early_access_that_is_over_rules_nothing_out() -> None:
+def test_an_entry_whose_early_access_is_over_is_not_skipped() -> None:
     (checkpoint,) = make_checkpoints(
         lora(1, version={"earlyAccessEndsAt": "2026-01-01T00:00:00Z"}), "civitai", ""
     )
@@ -300,7 +300,7 @@ def test_a_base_model_names_a_family(names: tuple[object, ...], family: str) -> 
     assert {family_of(name) for name in names} == {family}
 
 
-def test_the_drift_of_the_sites_answers_is_read_over(serve: Serve) -> None:
+def test_responses_of_varying_types_are_still_read(serve: Serve) -> None:
     digest = "7C819B6D13663ED720C2254F4FE18373107DFEF2448D337913C8FC545640881E"
     old = lora(1, allowCommercialUse=["Image"], allowDerivatives=False, creator=None, poi=None, mode=None)
     old["modelVersions"][0] |= {
@@ -395,7 +395,7 @@ def test_a_long_header_takes_a_second_read(serve: Serve) -> None:
     assert len([1 for where, *_ in site.requests if where == "store"]) == 2
 
 
-def test_the_chosen_file_is_asked_for_and_no_other_of_its_version(serve: Serve) -> None:
+def test_the_chosen_file_is_requested_and_no_other_of_its_version(serve: Serve) -> None:
     full = file_entry(
         1, "f.safetensors", lora_bytes(1, {}), metadata={"format": "SafeTensor", "size": "full"}
     )
@@ -407,7 +407,7 @@ def test_the_chosen_file_is_asked_for_and_no_other_of_its_version(serve: Serve) 
     assert checkpoint.size_bytes == len(lora_bytes(2, TOLD))
 
 
-def test_what_was_counted_in_training_comes_before_the_authors_words_where_both_agree(serve: Serve) -> None:
+def test_counted_tags_come_before_the_trigger_words_where_both_agree(serve: Serve) -> None:
     tags = {"10_x": {"sks_1 dog": 9, "grass": 9, "sky": 2}}
     counted = TOLD | {
         "ss_tag_frequency": json.dumps(tags),
@@ -439,7 +439,7 @@ def test_the_exact_base_is_found_by_its_hash_and_kept_apart_from_the_family(serv
     assert given.base == checkpoint.base  # --base is for those that tell none
 
 
-def test_a_base_that_is_known_by_its_hash_is_not_asked_for(serve: Serve) -> None:
+def test_a_base_that_is_known_by_its_hash_is_not_requested(serve: Serve) -> None:
     known = "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa"
     site = serve([lora(metadata={"ss_new_sd_model_hash": known})])
     checkpoint = inspected()
@@ -447,7 +447,7 @@ def test_a_base_that_is_known_by_its_hash_is_not_asked_for(serve: Serve) -> None
     assert not any("by-hash" in path for _, _, path, _ in site.requests)
 
 
-def test_a_hash_that_the_site_does_not_know_leaves_the_other_evidence(serve: Serve) -> None:
+def test_where_no_file_has_the_stated_hash_the_other_statements_count(serve: Serve) -> None:
     serve([lora(metadata={"ss_new_sd_model_hash": BASE_HASH, "ss_sd_model_name": SD1})])
     assert inspected().base == SD1
 
@@ -461,7 +461,7 @@ def test_a_hash_that_the_site_does_not_know_leaves_the_other_evidence(serve: Ser
         ("realistic", "civitai:81458@132760"),
     ],
 )
-def test_a_training_on_the_site_tells_its_base_its_settings_and_its_images(
+def test_a_training_on_the_site_states_its_base_its_settings_and_its_images(
     serve: Serve, told: str, base: str
 ) -> None:
     details = {
@@ -504,7 +504,7 @@ def test_training_images_that_are_not_shared_are_not_public(serve: Serve) -> Non
     assert (checkpoint.num_train_images, checkpoint.public_images) == (9, 0)
 
 
-def test_a_version_that_its_own_page_rules_out_is_skipped_before_any_download(serve: Serve) -> None:
+def test_a_version_that_its_own_entry_rules_out_is_skipped_before_any_download(serve: Serve) -> None:
     for detail, words in (
         ({"usageControl": "InternalGeneration"}, "on the site only"),
         ({"status": "Draft"}, "not published"),
@@ -536,7 +536,7 @@ def test_a_hash_that_comes_later_gives_the_record_its_true_identity(serve: Serve
     )
 
 
-def test_a_version_that_is_gone_is_skipped(serve: Serve) -> None:
+def test_a_removed_version_is_skipped(serve: Serve) -> None:
     site = serve([lora()])
     listed = only()
     site.versions.clear()
@@ -627,7 +627,7 @@ def test_each_answer_to_a_download_has_its_own_outcome(
     assert raised.value.reason_code is code
 
 
-def test_a_quota_that_stays_used_up_makes_an_entry_unavailable_and_names_who_limits(
+def test_a_persistent_rate_limit_makes_an_entry_unavailable_and_names_the_host(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve([lora()], answers={10: (429, {"error": "unusual amount of downloading"})})
@@ -637,7 +637,7 @@ def test_a_quota_that_stays_used_up_makes_an_entry_unavailable_and_names_who_lim
     assert raised.value.reason_code is ReasonCode.RATE_LIMITED
 
 
-def test_a_token_opens_what_asks_for_a_login_and_goes_to_no_other_host(
+def test_a_token_is_sent_where_a_login_is_required_and_to_no_other_host(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     site = serve([lora()], private=[10], token="t0p-secret")
@@ -697,7 +697,7 @@ def test_a_fetched_file_is_the_listed_one(serve: Serve, tmp_path: Path) -> None:
     assert fetched(inspected(), tmp_path) == lora_bytes(1, TOLD)
 
 
-def test_more_than_the_cap_is_never_asked_for(serve: Serve, tmp_path: Path) -> None:
+def test_more_than_max_download_is_never_requested(serve: Serve, tmp_path: Path) -> None:
     site = serve([lora()])
     checkpoint = inspected()
     before = len(site.requests)
@@ -707,7 +707,7 @@ def test_more_than_the_cap_is_never_asked_for(serve: Serve, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fault", ["truncate", "drop", "500", "429-seconds", "html", "slow", "off-host"])
-def test_a_broken_download_goes_on_where_it_broke(serve: Serve, tmp_path: Path, fault: str) -> None:
+def test_a_broken_download_is_resumed_where_it_stopped(serve: Serve, tmp_path: Path, fault: str) -> None:
     class Store(TroubledStore):
         plan = Script([None, fault, fault])  # the header is read undisturbed
 
@@ -719,7 +719,7 @@ def test_a_broken_download_goes_on_where_it_broke(serve: Serve, tmp_path: Path, 
         assert ranges[:2] == [None, f"bytes={half}-"]
 
 
-def test_what_an_earlier_process_left_is_gone_on_with(serve: Serve, tmp_path: Path) -> None:
+def test_a_partial_file_of_an_earlier_process_is_resumed(serve: Serve, tmp_path: Path) -> None:
     site = serve([lora()])
     checkpoint = inspected()
     part = tmp_path / "cache" / "weights" / checkpoint.checkpoint_id[:2] / f"{checkpoint.checkpoint_id}.part"
@@ -729,7 +729,7 @@ def test_what_an_earlier_process_left_is_gone_on_with(serve: Serve, tmp_path: Pa
     assert site.requests[-1][3]["Range"] == "bytes=100-"
 
 
-def test_a_server_that_begins_again_is_followed(serve: Serve, tmp_path: Path) -> None:
+def test_a_server_that_restarts_at_the_first_byte_is_followed(serve: Serve, tmp_path: Path) -> None:
     class Stubborn(TroubledStore):
         plan = Script([None, "truncate"])
 
@@ -761,7 +761,7 @@ def test_a_file_that_has_another_size_now_is_not_fetched(serve: Serve, tmp_path:
         fetched(checkpoint, tmp_path)
 
 
-def test_a_signed_address_that_has_run_out_is_asked_for_anew(serve: Serve, tmp_path: Path) -> None:
+def test_an_expired_signed_address_is_requested_again(serve: Serve, tmp_path: Path) -> None:
     class Expired(TroubledStore):
         expired = 2
 
@@ -776,7 +776,7 @@ def test_a_signed_address_that_has_run_out_is_asked_for_anew(serve: Serve, tmp_p
     assert fetched(inspected(), tmp_path) == lora_bytes(1, TOLD)
 
 
-def test_a_base_by_name_is_huggingfaces_and_a_folder_is_itself(tmp_path: Path) -> None:
+def test_a_base_that_is_a_local_folder_is_used_in_place(tmp_path: Path) -> None:
     with DownloadCache(tmp_path) as downloads:
         assert BaseFetcher().fetch(str(tmp_path), downloads) == BaseFiles(tmp_path)
 
@@ -795,7 +795,7 @@ def test_a_listing_survives_each_misbehaviour_once(serve: Serve, fault: str) -> 
 
 
 @pytest.mark.parametrize("fault", ["html", "500", "cut", "off-host"])
-def test_a_site_that_does_nothing_else_cannot_be_listed_and_is_named(serve: Serve, fault: str) -> None:
+def test_a_site_that_always_misbehaves_cannot_be_listed_and_is_named(serve: Serve, fault: str) -> None:
     class Troubled(TroubledSite):
         plan = Seeded([fault], share=1.0, times=99)
 
@@ -820,7 +820,7 @@ def test_a_site_that_is_another_one_is_a_source_error(serve: Serve) -> None:
         CivitaiSource(endpoint="civitai.com")
 
 
-def test_a_wait_that_a_site_asks_for_is_told_and_kept(serve: Serve) -> None:
+def test_a_wait_that_a_site_requires_is_reported_and_kept(serve: Serve) -> None:
     class Limiting(TroubledSite):
         plan = Script(["429-ratelimit"], part="/api/v1/models?")
 

@@ -56,7 +56,7 @@ def test_every_entry_of_a_tree_is_listed_once(tree: Path) -> None:
     assert len(list(open_source(f"folder:{tree}").list(Query(2)))) == 2
 
 
-def test_a_file_is_known_by_its_sha256_wherever_it_lies(tree: Path) -> None:
+def test_a_file_is_identified_by_its_sha256_wherever_it_is(tree: Path) -> None:
     loose = listed(tree)["./loose.safetensors"]
     assert loose.checkpoint_id == loose.sha256 == sha256_of(tree / "loose.safetensors")
     (tree / "loose.safetensors").rename(tree / "dog-lora.safetensors")
@@ -75,7 +75,7 @@ def test_a_checkpoint_has_one_identity_on_the_hub_and_in_a_folder(hub: Hub, zoo_
         assert here[entry["path"]] == at_hub[entry["repo"]]
 
 
-def test_card_and_header_tell_what_a_scan_needs(tree: Path) -> None:
+def test_card_and_header_state_what_a_scan_needs(tree: Path) -> None:
     source = open_source(f"folder:{tree}")
     entries = listed(tree)
     dog, cat = source.inspect(entries["dog/"]), source.inspect(entries["nested/cat/cat.safetensors"])
@@ -148,7 +148,7 @@ def test_an_unreadable_file_is_unavailable(tree: Path) -> None:
         open_source(f"folder:{tree}").inspect(listed(tree)["./loose.safetensors"])
 
 
-def test_a_file_that_goes_while_it_is_listed_costs_only_itself(tree: Path) -> None:
+def test_a_file_that_vanishes_during_the_listing_costs_only_its_own_entry(tree: Path) -> None:
     (tree / "gone.safetensors").symlink_to(tree / "nowhere")
     entry = listed(tree)["./gone.safetensors"]
     with pytest.raises(Unavailable, match="cannot be read"):
@@ -171,7 +171,7 @@ def test_names_that_are_no_text_do_not_stop_the_listing(tree: Path, store: objec
     assert any(c.repo == "bad" for c in entries)
 
 
-def test_a_webui_folder_tells_captions_in_its_sidecars(tmp_path: Path) -> None:
+def test_captions_are_read_from_the_sidecar_files_of_a_webui_folder(tmp_path: Path) -> None:
     """A1111 keeps NAME.json, download tools keep NAME.civitai.info, beside NAME.safetensors."""
     for seed, name in enumerate(("activated", "downloaded", "bare")):
         write_safetensors(tmp_path / f"{name}.safetensors", small_tensors(lora_shapes(), seed=seed))
@@ -193,7 +193,7 @@ def test_a_webui_folder_tells_captions_in_its_sidecars(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["[]", "7", '{"activation text": 7}', '{"trainedWords": {}}', "{" * 9999, "\x00"]
 )
-def test_a_sidecar_of_nonsense_tells_nothing(text: str, tmp_path: Path) -> None:
+def test_an_invalid_sidecar_file_counts_as_missing(text: str, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "a.safetensors", small_tensors(lora_shapes()))
     for ending in ("json", "civitai.info"):
         (tmp_path / f"a.{ending}").write_text(text)

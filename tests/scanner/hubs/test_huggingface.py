@@ -143,7 +143,7 @@ def test_troublesome_entries_are_skipped_with_reasons_that_a_person_understands(
     assert source.inspect(by_repo["trouble/lora-of-another-size"]).family == "sd1"  # only the base can tell
 
 
-def test_the_base_itself_is_skipped_with_what_would_help(hub: Hub, zoo_path: Path) -> None:
+def test_the_base_itself_is_skipped_and_the_message_says_what_to_do(hub: Hub, zoo_path: Path) -> None:
     base = json.loads((zoo_path / "zoo.json").read_text())["base_repo"]
     checkpoint = next(c for c in open_source("hf").list(Query(1000)) if c.repo == base)
     with pytest.raises(Skipped, match="put base_model in the model card"):
@@ -171,7 +171,7 @@ def test_several_weights_at_the_top_are_several_entries_and_intermediate_ones_no
     assert [c.file for c in HuggingFaceSource().list(Query(10))] == ["face.safetensors", "style.safetensors"]
 
 
-def test_a_pipeline_is_one_checkpoint_known_by_the_weights_that_a_scan_reads(
+def test_a_pipeline_is_one_checkpoint_identified_by_the_weights_that_a_scan_reads(
     serve: Serve, tmp_path: Path
 ) -> None:
     folder = pipeline(tmp_path / "a", base_model="lab/base")
@@ -207,7 +207,7 @@ def test_a_lone_unet_is_a_checkpoint(serve: Serve, tmp_path: Path) -> None:
     assert (checkpoint.file, checkpoint.kind) == (file, "full")
 
 
-def test_the_identity_outlives_a_new_commit_and_a_copy_under_another_name(
+def test_the_identity_survives_a_new_commit_and_a_copy_under_another_name(
     serve: Serve, tmp_path: Path
 ) -> None:
     hub = serve({"o/a": lora(tmp_path / "a"), "o/b": lora(tmp_path / "b", license="mit")})
@@ -223,7 +223,7 @@ def test_a_gated_repository_is_skipped_and_says_what_to_do(serve: Callable[..., 
         HuggingFaceSource().inspect(only(HuggingFaceSource()))
 
 
-def test_a_pickle_is_never_asked_for(serve: Serve, tmp_path: Path) -> None:
+def test_a_pickle_is_never_requested(serve: Serve, tmp_path: Path) -> None:
     write_card(tmp_path / "a", tags=["dreambooth"])
     write_pickle(tmp_path / "a" / "model.ckpt")
     hub = serve({"o/a": tmp_path / "a"})
@@ -257,7 +257,9 @@ def test_a_long_header_takes_a_second_read(serve: Serve, tmp_path: Path) -> None
     assert HuggingFaceSource().inspect(only(HuggingFaceSource())).kind == "lora"
 
 
-def test_the_base_is_taken_from_peft_where_the_card_tells_none(serve: Serve, tmp_path: Path) -> None:
+def test_the_base_is_read_from_the_peft_configuration_where_the_card_states_none(
+    serve: Serve, tmp_path: Path
+) -> None:
     folder = lora(tmp_path / "a", base_model=None)
     (folder / "adapter_config.json").write_text(
         '{"base_model_name_or_path": "runwayml/stable-diffusion-v1-5"}'
@@ -269,7 +271,7 @@ def test_the_base_is_taken_from_peft_where_the_card_tells_none(serve: Serve, tmp
     )  # where the deleted one stands now
 
 
-def test_base_serves_only_checkpoints_that_tell_none(serve: Serve, tmp_path: Path) -> None:
+def test_the_given_base_is_used_only_for_checkpoints_that_state_none(serve: Serve, tmp_path: Path) -> None:
     serve({"o/silent": lora(tmp_path / "a", base_model=None), "o/told": lora(tmp_path / "b", seed=1)})
     source = open_source("hf", base="lab/given")
     assert {c.repo: source.inspect(c).base for c in source.list(Query(9))} == {
@@ -278,7 +280,7 @@ def test_base_serves_only_checkpoints_that_tell_none(serve: Serve, tmp_path: Pat
     }
 
 
-def test_a_base_on_the_authors_own_disk_is_never_looked_for_on_ours(serve: Serve, tmp_path: Path) -> None:
+def test_a_local_path_in_a_card_is_never_opened_as_a_base(serve: Serve, tmp_path: Path) -> None:
     serve({"o/a": lora(tmp_path / "a", base_model=str(pipeline(tmp_path / "private")))})
     with pytest.raises(Skipped, match="is no OWNER/NAME"):
         HuggingFaceSource().inspect(only(HuggingFaceSource()))
@@ -299,6 +301,15 @@ def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: P
     assert folders[0] == folders[1]
     assert (folders[0] / "vae/diffusion_pytorch_model.safetensors").is_file()
     assert sum("resolve" in p and p.endswith("vocab.json") for _, p, _ in hub.requests) == 1
+
+
+def test_a_process_requests_the_entry_of_a_base_once_for_all_its_scans(serve: Serve, tmp_path: Path) -> None:
+    hub = serve({"lab/base": pipeline(tmp_path / "base")})
+    bases = BaseFetcher()
+    for _ in range(3):
+        with DownloadCache(tmp_path / "cache") as downloads:
+            bases.fetch("lab/base", downloads)
+    assert sum("/api/models/lab/base" in path for _, path, _ in hub.requests) == 1
 
 
 def test_published_training_images_are_counted_and_fetched_only_when_asked(
@@ -322,7 +333,7 @@ def test_published_training_images_are_counted_and_fetched_only_when_asked(
             HuggingFaceSource().fetch_train_images(repo, tmp_path / "none", most)
 
 
-def test_a_vanished_base_is_skipped_and_says_what_would_help(serve: Serve, tmp_path: Path) -> None:
+def test_a_removed_base_is_skipped_and_the_message_says_what_to_do(serve: Serve, tmp_path: Path) -> None:
     serve({"lab/pickles": lora(tmp_path / "a")})
     with pytest.raises(Skipped, match="Pass --base"):
         BaseFetcher().fetch("lab/gone", DownloadCache(tmp_path / "cache"))

@@ -58,7 +58,7 @@ def test_a_lora_with_a_card_is_ready_for_a_scan() -> None:
     assert found.training == "{}"
 
 
-def test_kohya_metadata_tell_what_the_card_does_not() -> None:
+def test_kohya_metadata_state_what_the_card_does_not() -> None:
     told = header(
         ss_tag_frequency='{"10_sks": {"sks": 5}}',
         ss_dataset_dirs='{"10_sks": {"n_repeats": 10, "img_count": 5}}',
@@ -91,7 +91,7 @@ EVERYTHING: dict[str, Any] = {  # each evidence names another base
         (("base", "base_by_hash", "card", "hint", "metadata", "default_base"), SD15, BaseOrigin.FAMILY),
     ],
 )
-def test_the_surest_evidence_of_a_base_is_believed(
+def test_the_most_reliable_statement_of_a_base_is_used(
     without: tuple[str, ...], base: str, evidence: BaseOrigin
 ) -> None:
     metadata = {} if "metadata" in without else {"ss_sd_model_name": "lab/metadata"}
@@ -102,7 +102,7 @@ def test_the_surest_evidence_of_a_base_is_believed(
     assert (found.base, found.base_origin) == (base, evidence)
 
 
-def test_the_familys_usual_base_is_used_only_where_it_is_asked_for_and_nothing_is_told() -> None:
+def test_the_familys_usual_base_is_used_only_where_requested_and_no_base_is_stated() -> None:
     usual = lora_shapes(context=768)
     assert refined(usual, card=SILENT, family_default=True).base_origin == BaseOrigin.FAMILY
     with pytest.raises(Skipped, match="its base model is not known"):
@@ -133,7 +133,7 @@ def test_a_hash_is_looked_up_only_where_it_is_needed() -> None:
         refine(LISTED, header(sdxl_lora_shapes(), ss_new_sd_model_hash=HASH), CARD, base_by_hash=never)
 
 
-def test_a_hash_that_leads_nowhere_or_to_no_name_leaves_the_card() -> None:
+def test_where_no_file_has_the_stated_hash_the_card_counts() -> None:
     told = header(ss_new_sd_model_hash=HASH)
     for answer in (None, "", "../../etc", "no name"):
         assert refine(LISTED, told, CARD, base_by_hash=lambda _, a=answer: a).base_origin == BaseOrigin.CARD
@@ -149,7 +149,7 @@ def test_the_published_files_of_a_base_are_known_without_a_hub() -> None:
     assert base_of_file("v1-5-pruned-emaonly-mine.safetensors") is None
 
 
-def test_a_base_of_another_family_is_no_evidence() -> None:
+def test_a_base_of_another_family_is_ignored() -> None:
     wrong = replace(CARD, base_model="stabilityai/stable-diffusion-xl-base-1.0")
     assert refined(card=wrong, hint="lab/config").base_origin == BaseOrigin.CONFIG
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_a_base_of_another_family_is_no_evidence() -> None:
         ("lab/base", "lab/base"),
     ],
 )
-def test_a_base_is_found_where_it_stands_now(old: str, new: str) -> None:
+def test_a_moved_base_is_found_under_its_present_name(old: str, new: str) -> None:
     assert stands_now(old) == new
     assert all(is_repo(place) and stands_now(place) == place for place in MOVED.values())
 
@@ -184,7 +184,7 @@ def test_a_base_is_found_where_it_stands_now(old: str, new: str) -> None:
         ("lora-sd35-large-diffusers", "stabilityai/stable-diffusion-3.5-large", "3.5-large is gated"),
     ],
 )
-def test_a_gated_base_is_told_before_any_download(shapes: str, base: str, sentence: str) -> None:
+def test_a_gated_base_is_reported_before_any_download(shapes: str, base: str, sentence: str) -> None:
     tensors = {key: tuple(shape) for key, shape in tried_formats.read(shapes)["tensors"].items()}
     with pytest.raises(Skipped) as skipped:
         refined(tensors, card=replace(CARD, base_model=base))
@@ -193,7 +193,7 @@ def test_a_gated_base_is_told_before_any_download(shapes: str, base: str, senten
     assert family_of_base(base) in ("flux", "sd3")
 
 
-def test_files_beside_the_weights_fill_what_is_missing() -> None:
+def test_sidecar_files_complete_what_is_missing() -> None:
     side = {
         "hparams.yml": "instance_prompt: a photo of sks\nmax_train_steps: 400\nresolution: 512",
         "train.sh": "--pretrained_model_name_or_path=lab/side --max_train_steps=999 --instance_prompt=no",
@@ -209,7 +209,7 @@ def test_a_given_base_overrules_the_card() -> None:
     assert refined(base="/data/base").base == "/data/base"
 
 
-def test_a_deleted_base_is_looked_for_where_it_stands_now() -> None:
+def test_a_deleted_base_is_replaced_by_its_present_copy() -> None:
     moved = replace(CARD, base_model="runwayml/stable-diffusion-v1-5")
     assert refined(card=moved).base == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_scanned_yet_is_skipped_in_a_sentence(
 
 
 @pytest.mark.parametrize("name", tried_formats.MAKERS)
-def test_every_tried_file_is_ready_or_skipped_as_the_table_tells(name: str) -> None:
+def test_every_tried_file_is_ready_or_skipped_as_the_table_says(name: str) -> None:
     row = tried_formats.read(name)
     if "start" in row:
         return  # refused while the header is read
@@ -252,7 +252,7 @@ def test_every_tried_file_is_ready_or_skipped_as_the_table_tells(name: str) -> N
         assert refine(LISTED, told, CARD).inspection_status == InspectionStatus.READY
 
 
-def test_a_lora_without_a_base_says_what_would_help() -> None:
+def test_a_lora_without_a_base_is_skipped_and_the_message_says_what_to_do() -> None:
     with pytest.raises(Skipped) as skipped:
         refined(card=replace(CARD, base_model=None))
     assert str(skipped.value) == (
@@ -266,7 +266,7 @@ def test_a_base_that_is_no_name_is_quoted() -> None:
         refined(card=replace(CARD, base_model="./models/mine"))
 
 
-def test_a_missing_caption_is_skipped_with_what_would_help() -> None:
+def test_a_missing_caption_is_skipped_and_the_message_says_what_to_do() -> None:
     with pytest.raises(Skipped, match=r"training caption.*instance_prompt"):
         refined(card=replace(CARD, instance_prompt=None))
 
@@ -302,7 +302,7 @@ ROWS = st.sampled_from([n for n in tried_formats.MAKERS if "tensors" in tried_fo
     st.dictionaries(st.sampled_from(["a.json", "hparams.yml", "train.sh"]), st.text(max_size=50)),
     st.booleans(),
 )
-def test_whatever_is_told_the_record_is_ready_or_the_entry_skipped(
+def test_any_metadata_give_a_ready_record_or_a_skipped_entry(
     name: str, metadata: dict[str, str], card: Card, hint: str | None, side: dict[str, str], family: bool
 ) -> None:
     shapes = {key: tuple(shape) for key, shape in tried_formats.read(name)["tensors"].items()}

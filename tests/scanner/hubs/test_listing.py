@@ -7,7 +7,7 @@ from listing import MEMORY_KIB, compare
 
 
 @pytest.mark.parametrize("source", ["hf", "civitai"])
-def test_a_killed_listing_of_a_hub_that_misbehaves_ends_in_the_rows_of_a_calm_one(source: str) -> None:
+def test_a_killed_listing_of_a_misbehaving_hub_ends_in_the_rows_of_an_undisturbed_one(source: str) -> None:
     told = compare(source, entries=250, kills=2, misbehave=0.05, seed=1)
     assert told["returncode"] == 0, told["words"]
     assert told["killed"] >= 1

@@ -114,7 +114,7 @@ def test_a_base_of_one_file_is_found_by_its_hash_and_scans_as_its_pipeline_does(
     assert one.best_similarity == pytest.approx(two.best_similarity, abs=1e-4)
 
 
-def test_a_person_may_name_a_base_of_one_file(models: Path, lender: Hub, tmp_path: Path) -> None:
+def test_a_base_of_one_file_may_be_given(models: Path, lender: Hub, tmp_path: Path) -> None:
     file = models / "Stable-diffusion/renamed.safetensors"
     with DownloadCache(tmp_path / "cache") as downloads:
         base = BaseFetcher(str(file)).fetch(str(file), downloads)
@@ -122,7 +122,7 @@ def test_a_person_may_name_a_base_of_one_file(models: Path, lender: Hub, tmp_pat
     assert (base.folder / "tokenizer/vocab.json").is_file()
 
 
-def test_a_file_that_is_no_whole_model_is_no_base(tmp_path: Path, lender: Hub) -> None:
+def test_a_file_that_is_no_whole_model_is_refused_as_a_base(tmp_path: Path, lender: Hub) -> None:
     file = write_safetensors(tmp_path / "lora.safetensors", small_tensors(lora_shapes()))
     with DownloadCache(tmp_path / "cache") as downloads:
         with pytest.raises(Skipped, match=r"only a full checkpoint of Stable Diffusion 1\.x can be a base"):
@@ -168,13 +168,15 @@ def test_a_base_on_civitai_is_downloaded_once_and_takes_the_rest_from_stable_dif
     assert len(whole) == 1
 
 
-def test_a_base_that_a_person_names_lends_the_rest(site: Site, zoo_path: Path, tmp_path: Path) -> None:
+def test_the_given_base_supplies_what_a_base_of_one_file_lacks(
+    site: Site, zoo_path: Path, tmp_path: Path
+) -> None:
     with DownloadCache(tmp_path / "cache") as downloads:
         base = BaseFetcher(str(zoo_path / "base")).fetch("civitai:2@20", downloads)
     assert base.folder == zoo_path / "base"
 
 
-def test_a_base_on_civitai_that_cannot_be_one_is_told_before_it_is_downloaded(
+def test_a_version_on_civitai_that_cannot_be_a_base_is_refused_before_it_is_downloaded(
     site: Site, lender: Hub, tmp_path: Path
 ) -> None:
     for name, words in (
@@ -187,6 +189,6 @@ def test_a_base_on_civitai_that_cannot_be_one_is_told_before_it_is_downloaded(
     assert not any("Range" not in h for where, _, _, h in site.requests if where == "store")
 
 
-def test_without_a_lender_the_scan_is_tried_again(site: Site, tmp_path: Path) -> None:
+def test_where_the_supplying_base_is_unreachable_the_scan_is_tried_again(site: Site, tmp_path: Path) -> None:
     with DownloadCache(tmp_path / "cache") as downloads, pytest.raises(Unavailable, match=SD15):
         BaseFetcher().fetch("civitai:2@20", downloads)

@@ -107,7 +107,7 @@ def test_an_interrupted_add_keeps_what_was_written(
     assert done.added == 2
 
 
-def test_unusable_images_are_left_out_with_a_reason(
+def test_unusable_images_are_counted_with_a_reason(
     store: Store, folder: Path, embedder: SscdEmbedder
 ) -> None:
     (folder / "text.png").write_text("<svg/>")
@@ -136,7 +136,7 @@ def test_a_folder_without_usable_images_is_an_error(
         add(store, tmp_path, embedder)
 
 
-def test_an_image_is_turned_the_right_way_up(tmp_path: Path) -> None:
+def test_an_image_is_rotated_by_its_exif_orientation(tmp_path: Path) -> None:
     upright = Image.new("RGB", (30, 20), "red")
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
@@ -218,7 +218,7 @@ def test_the_command_adds_and_lists(folder: Path, tmp_path: Path) -> None:
     assert summaries(Store(tmp_path / "new"))[0]["name"] == "bg"
 
 
-def test_a_wrong_folder_makes_no_store(tmp_path: Path) -> None:
+def test_a_wrong_folder_creates_no_store(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["corpus", "add", "x", str(tmp_path), "--store", str(tmp_path / "new")])
     assert isinstance(result.exception, CorpusError)
     assert not (tmp_path / "new").exists()
