@@ -35,7 +35,8 @@ WORKER_GIB = {"sd1": 12}
 MAX_FAILED_STARTS = 5  # of workers, in a row
 MAX_PER_GPU = 4  # workers; more would only wait for each other
 NODE_DEATH = re.compile(r"node (has )?(died|been terminated|was terminated)|its node|preempt", re.IGNORECASE)
-OUT_OF_MEMORY = re.compile(r"low on memory|out of memory|oom", re.IGNORECASE)
+# What the memory monitor of Ray says. Other messages name the OOM killer as one possible cause.
+OUT_OF_MEMORY = re.compile(r"running low on memory|killed due to memory pressure")
 
 
 class WorkerDied(Exception):

@@ -158,6 +158,7 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
         r["verdict"] == "skipped" and r["reason"] for n, r in verdicts.items() if n.startswith("trouble/")
     )
     store = Store(folder)
+    assert all((s.reason_code is not None) == (s.verdict is Verdict.SKIPPED) for s in store.select(Scan))
     assert _copies(store) == 0
     row = next(s for s in store.select(Scan) if s.best_similarity is not None)
     assert row.tau is not None

@@ -20,6 +20,7 @@ from plans import batches_of, whole_plan
 from ray import cloudpickle
 from stub_worker import CONFIG, ended, task
 
+from finextract.reasons import ReasonCode
 from scanner.commands.progress import Terminal
 from scanner.crawl import engine, outcomes
 from scanner.crawl.engine import crawl
@@ -252,8 +253,9 @@ def test_what_fails_for_a_reason_of_ours_is_tried_three_times(store: Store, tmp_
     assert found == ["nothing_found", "failed", "nothing_found", "failed", "nothing_found", "nothing_found"]
     assert [tries(tmp_path / "log")[f"id{n:03}"] for n in range(6)] == [3, 3, 2, 3, 3, 1]
     assert len(store.query("SELECT * FROM all_scans")) == 6
-    (raised,) = store.query("SELECT reason FROM scans WHERE checkpoint_id = 'id003'")
-    assert "does not answer" in raised["reason"]
+    (raised,) = store.select(Scan, "WHERE checkpoint_id = 'id003'")
+    assert "does not answer" in raised.reason
+    assert raised.reason_code is ReasonCode.STORE_UNREACHABLE
     assert plan_of(store, told).todo == [p for p in plan if p.checkpoint_id in ("id001", "id003")]
 
 
@@ -266,6 +268,7 @@ def test_a_checkpoint_that_kills_its_workers_costs_three_and_one_more_at_the_end
     assert tries(tmp_path / "log")["id000"] == 3
     (row,) = store.query("SELECT * FROM scans WHERE verdict = 'failed'")
     assert row["reason"].startswith("its worker died 3 times")
+    assert row["reason_code"] == ReasonCode.WORKER_DIED
     later = plan_of(store, [*told, ("", "b")])
     assert [p.checkpoint_id for p in later if later.is_quarantined(p)] == ["id000"]
     done: list[str] = []
@@ -312,8 +315,9 @@ def test_a_stage_past_its_deadline_is_ended(
         task(store, tmp_path / "log"), plan, store, workers=2, observer=Watcher(tick=tick), worker_class=Stub
     )
     assert [verdicts(store)[f"id{n:03}"] for n in range(3)] == ["nothing_found", "failed", "nothing_found"]
-    (row,) = store.query("SELECT reason FROM scans WHERE verdict = 'failed'")
+    (row,) = store.query("SELECT reason, reason_code FROM scans WHERE verdict = 'failed'")
     assert "sample took longer than 1 s" in row["reason"]
+    assert row["reason_code"] == ReasonCode.TIMED_OUT
     assert "sample" in running
 
 

@@ -139,9 +139,12 @@ def test_an_error_of_the_surroundings_has_its_reason_code(error: Exception, code
 
 
 def test_a_worker_that_ran_out_of_memory_has_another_reason_code_than_one_that_died() -> None:
-    killed = WorkerDied("The task was killed because the node was running low on memory.")
+    killed = WorkerDied("1 worker(s) were killed due to the node running low on memory.")
     assert killed.reason_code is ReasonCode.OUT_OF_MEMORY
-    assert WorkerDied("The worker died unexpectedly.").reason_code is ReasonCode.WORKER_DIED
+    assert (
+        WorkerDied("It may have been killed by the OOM killer due to high memory usage.").reason_code
+        is ReasonCode.WORKER_DIED
+    )
     assert WorkerDied("The actor's node has died.").with_its_node
 
 
