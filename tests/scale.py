@@ -24,6 +24,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,14 @@ def planning(folder: Path) -> dict[str, Any]:
     from scanner.crawl.planning import Plan
     from scanner.store.store import Store
 
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     plan = Plan.of_store(SOURCE, Store(folder), ScanConfig().config_id)
     left = len(Schedule(plan.todo))
     everything = Plan.of_store(SOURCE, Store(folder), "another configuration: nothing is finished")
     both = time.perf_counter() - start
     left_then = len(Schedule(everything.todo))
     return {"planned": len(plan), "left": left, "left_of_another_config": left_then,
-            "seconds": both, "peak_gb": _peak_gb()}  # fmt: skip
+            "seconds": both, "cpu_s": time.process_time() - start_cpu, "peak_gb": _peak_gb()}  # fmt: skip
 
 
 def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
@@ -193,15 +194,23 @@ def desk(folder: Path) -> dict[str, Any]:
 
     store, pages, sums = Store(folder), [], []
     for _ in range(6):
-        start = time.perf_counter()
+        times = [(time.perf_counter(), time.process_time())]
         shown = list_checkpoints(store, ListFilter.FLAGGED)
-        paged = time.perf_counter()
+        times.append((time.perf_counter(), time.process_time()))
         total = count_standing_verdicts(store)
-        pages.append(1000 * (paged - start))
-        sums.append(1000 * (time.perf_counter() - paged))
-    return {"rows": len(shown.rows), "of": shown.total, "planned": total.planned, "page_first_ms": pages[0],
-            "page_ms": sorted(pages[1:])[2], "sum_first_ms": sums[0],
-            "sum_ms": sorted(sums[1:])[2]}  # fmt: skip
+        times.append((time.perf_counter(), time.process_time()))
+        (page, page_cpu), (total_, total_cpu) = (
+            [1000 * (after - before) for before, after in zip(*pair, strict=True)]
+            for pair in pairwise(times)
+        )
+        pages.append((page, page_cpu))
+        sums.append((total_, total_cpu))
+    found = {"rows": len(shown.rows), "of": shown.total, "planned": total.planned}
+    for name, measured in (("page", pages), ("sum", sums)):
+        found |= {f"{name}_first_ms": measured[0][0], f"{name}_first_cpu_ms": measured[0][1]}
+        wall, cpu = (sorted(values)[2] for values in zip(*measured[1:], strict=True))
+        found |= {f"{name}_ms": wall, f"{name}_cpu_ms": cpu}
+    return found
 
 
 def status(folder: Path) -> dict[str, Any]:

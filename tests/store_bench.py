@@ -200,7 +200,7 @@ def _compacted(store: Any) -> dict[str, Any]:
     )
     done = subprocess.run([sys.executable, "-c", code, store.uri], check=True, stdout=subprocess.PIPE,
                           text=True, cwd=ROOT.parent)  # fmt: skip
-    files, seconds, cpu, peak = done.stdout.split()
+    files, seconds, cpu, peak = done.stdout.splitlines()[-1].split()
     sizes = [file.size_bytes for file in store.tables["candidates"].files()]
     return {"files": int(files), "seconds": float(seconds), "cpu_s": float(cpu),
             "peak_gb": int(peak) / 1e6, "files_left": len(sizes), "gb": sum(sizes) / 1e9}  # fmt: skip

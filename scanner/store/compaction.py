@@ -28,14 +28,14 @@ from scanner.store.store import Store
 from scanner.store.tables import COMPACTED, CONTESTED, KEPT, TABLES, compaction
 
 INTERVAL_S = 60.0  # between two compactions of a store that a crawl writes to
-CRAWL_PARTS = 1000  # of a table, before it is compacted during a crawl
+CRAWL_PARTS = 200  # of a table, before it is compacted during a crawl
 FEWEST_PARTS = 2  # of a table, before it is compacted at all
 RETENTION_HOURS = 1
-LARGE_BYTES = 128_000_000  # a file of that size is never rewritten
-BATCH_BYTES = 256_000_000  # that are rewritten at once
+LARGE_BYTES = 100_000_000  # a file of that size is never rewritten
+BATCH_BYTES = 200_000_000  # that are rewritten at once
 TIER = 4  # a file is rewritten with smaller ones that together have at least this fraction of its size
 ROWS_IN_A_GROUP = 20_000
-MEMORY = "1GB"  # of DuckDB, which sorts; beyond it uses the disk
+MEMORY = "800MB"  # of DuckDB, which sorts; beyond it uses the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,7 @@ def _rewrite(store: Store, table: str, names: Sequence[str], damaged: set[str]) 
         local = Path(scratch) / name
         with duckdb.connect(":memory:") as connection:
             connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET enable_progress_bar = false")  # it would write to stdout
             connection.execute(f"SET memory_limit = '{MEMORY}'")
             connection.execute("SET temp_directory = $folder", {"folder": f"{scratch}/spilled"})
             storage.attach(connection)

@@ -63,6 +63,7 @@ def migrate(uri: str, *, keep_old: bool = False) -> Iterator[Migrated]:
             raise StoreError(f"there is no store at {storage.uri}.\nPass --store DIR.")
         with duckdb.connect(":memory:") as connection, tempfile.TemporaryDirectory() as scratch:
             connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET enable_progress_bar = false")  # it would write to stdout
             connection.execute(f"SET memory_limit = '{MEMORY}'")
             connection.execute("SET temp_directory = $folder", {"folder": f"{scratch}/spilled"})
             storage.attach(connection)

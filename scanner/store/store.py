@@ -80,6 +80,7 @@ class Store:
         self._connection = duckdb.connect(":memory:")
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET parquet_metadata_cache = true")
+        self._connection.execute("SET enable_progress_bar = false")  # it would write to stdout
         self.storage.attach(self._connection)
         self._stamps: dict[str, object] = {}
         self._sql: dict[str, str] = {}
