@@ -200,8 +200,7 @@ def desk(folder: Path) -> dict[str, Any]:
         total = count_standing_verdicts(store)
         times.append((time.perf_counter(), time.process_time()))
         (page, page_cpu), (total_, total_cpu) = (
-            [1000 * (after - before) for before, after in zip(*pair, strict=True)]
-            for pair in pairwise(times)
+            [1000 * (after - before) for before, after in zip(*pair, strict=True)] for pair in pairwise(times)
         )
         pages.append((page, page_cpu))
         sums.append((total_, total_cpu))
