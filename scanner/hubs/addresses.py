@@ -1,6 +1,6 @@
 """Which addresses may be requested: an allow-list, and addresses made safe to show.
 
-Hubs redirect, and their metadata hold addresses that strangers wrote. Every request, each redirect included,
+Hubs redirect, and their metadata hold untrusted addresses. Every request, each redirect included,
 passes `guard` before it is sent, and `check_peer` once its connection is open.
 """
 

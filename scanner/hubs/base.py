@@ -1,4 +1,4 @@
-"""What a source of checkpoints promises, and what it can be asked for.
+"""The protocol of a source of checkpoints, and the query that its listing takes.
 
 A source lists what is published, inspects one entry, and fetches its weights. `scanner.hubs.registry` opens a
 source by its spec, a short text ("hf", "folder:PATH"), so that every worker process opens its own.

@@ -33,7 +33,7 @@ class BaseFiles:
 
 
 class BaseFetcher:
-    """Fetches bases, with one client for each hub and the entries of the bases that it has asked for.
+    """Fetches bases, with one client for each hub and the entries of the bases that were fetched before.
 
     `default_base` is the user's --base. A base on Civitai is a single file of weights, and takes what it does
     not hold (VAE, tokenizer, scheduler) from `default_base`, or from Stable Diffusion 1.5.

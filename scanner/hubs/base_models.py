@@ -63,7 +63,7 @@ _GATED = {
     base.lower() for base in (*_FAMILIES["sd3"], *_FAMILIES["flux"], "black-forest-labs/FLUX.2-dev")
 }  # FLUX.1-schnell since July 2025
 
-# SHA256 of the files that the bases were first published as; ss_new_sd_model_hash tells it.
+# SHA256 of the files that the bases were first published as; ss_new_sd_model_hash states it.
 _HASHES = {
     "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa": SD15,  # v1-5-pruned-emaonly
     "cc6cb27103417325ff94f52b7a5d2dde45a7515b25c255d8e396c90014281516": SD15,  # the same as .ckpt
@@ -72,7 +72,7 @@ _HASHES = {
     "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556": "CompVis/stable-diffusion-v1-4",
     "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b": SDXL,  # sd_xl_base_1.0
 }
-# The names of those files without their endings; ss_sd_model_name tells one.
+# The names of those files without suffix; ss_sd_model_name states one.
 _FILES = {
     "v1-5-pruned": SD15,
     "v1-5-pruned-emaonly": SD15,
@@ -118,14 +118,14 @@ def local_base(base: str | None) -> str | None:
     return base
 
 
-def stands_now(base: str) -> str:
-    """The name under which a base can be fetched today."""
+def current_name(base: str) -> str:
+    """The name under which a base can be downloaded today."""
     return MOVED.get(base.lower(), base)
 
 
 def family_of_base(base: str) -> str | None:
-    """The family of a base that is known; None for any other."""
-    return _FAMILY_OF.get(stands_now(base).lower())
+    """The family of a known base; None for any other."""
+    return _FAMILY_OF.get(current_name(base).lower())
 
 
 def base_of_hash(sha256: str | None) -> str | None:
@@ -139,10 +139,10 @@ def base_of_file(name: str | None) -> str | None:
 
 
 def gate(base: str) -> str:
-    """What to do about a base that is known to be gated, as a sentence; "" for any other."""
-    if stands_now(base).lower() not in _GATED:
+    """A sentence that says what to do about a base that is known to be gated; "" for any other."""
+    if current_name(base).lower() not in _GATED:
         return ""
     return (
-        f"Its base {stands_now(base)} is gated: accept its terms on the hub and set HF_TOKEN, "
+        f"Its base {current_name(base)} is gated: accept its terms on the hub and set HF_TOKEN, "
         "or pass --base with a copy of it."
     )

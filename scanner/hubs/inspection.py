@@ -28,10 +28,10 @@ from scanner.hubs.base_models import (
     FAMILY_DEFAULTS,
     base_of_file,
     base_of_hash,
+    current_name,
     family_of_base,
     gate,
     is_repo,
-    stands_now,
 )
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
 from scanner.text import printable
@@ -64,7 +64,7 @@ def refine(
     training = parse_training(header.metadata)
     sidecar = parse_sidecar_files(sidecar_files or {})
     stated = _stated_bases(card, training, hint, sidecar)
-    check_supported(kind, where, next((stands_now(t) for _, t in stated if is_repo(t)), None))
+    check_supported(kind, where, next((current_name(t) for _, t in stated if is_repo(t)), None))
     found = (BaseOrigin.GIVEN, base) if base else _resolve(kind, training, stated, base_by_hash)
     if found is None and default_base is not None:
         found = (BaseOrigin.GIVEN, default_base)
@@ -75,7 +75,7 @@ def refine(
     if found is None:
         reason = _why_no_base(kind, where, stated, training)
         raise Skipped(reason.sentence, reason.reason_code)
-    if found[1] in (checkpoint.repo, stands_now(checkpoint.repo)):
+    if found[1] in (checkpoint.repo, current_name(checkpoint.repo)):
         raise Skipped(
             f"{where} is its own base, {found[1]}: there is nothing to compare it with.", ReasonCode.IS_A_BASE
         )
@@ -109,7 +109,7 @@ def refine_unread(
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
     sidecar = parse_sidecar_files(sidecar_files or {})
     stated = _stated_bases(card, Training(), hint, sidecar)
-    named = next(((e, stands_now(t)) for e, t in stated if is_repo(t)), None)
+    named = next(((e, current_name(t)) for e, t in stated if is_repo(t)), None)
     found = (BaseOrigin.GIVEN, base) if base else named or (default_base and (BaseOrigin.GIVEN, default_base))
     caption = find_caption(card, sidecar=sidecar)
     if not found or caption is None:
@@ -168,7 +168,7 @@ def _resolve(
         if name is None or not (is_repo(name) or (origin is BaseOrigin.HASH and name.startswith("/"))):
             continue
         if family_of_base(name) in (None, kind.family):
-            return origin, stands_now(name)
+            return origin, current_name(name)
     return None
 
 
@@ -200,7 +200,7 @@ def _why_no_base(kind: WeightsKind, where: str, stated: list[StatedBase], traini
     if stated:
         sentence = f'{where} holds {KIND_NAMES[kind.kind]}, and its base "{stated[0][1]}" is no OWNER/NAME.'
         if training.base_sha256:
-            sentence += " The SHA256 of the base is stated, but none of the hubs asked has that file."
+            sentence += " The SHA256 of the base is stated, but no source has that file."
     elif kind.kind == "lora":
         sentence = f"{where} holds LoRA weights, but its base model is not known."
     else:

@@ -22,9 +22,9 @@ class Start:
     size: int | None = None  # bytes, of the whole file
     sha256: str | None = None  # 64 hex digits
 
-    def is_sound(self, asked: int) -> bool:
+    def is_sound(self, requested: int) -> bool:
         """Whether as many bytes came as were requested, and the right ones where a SHA256 covers them."""
-        if self.size is not None and len(self.content) < min(asked, self.size):
+        if self.size is not None and len(self.content) < min(requested, self.size):
             return False
         if self.sha256 is None or self.size != len(self.content):
             return True

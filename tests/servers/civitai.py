@@ -24,14 +24,13 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from servers.hub import Server
+from servers.hub import Responding, Server
 from servers.misbehaviour import ALL, Misbehaving, Seeded
 from servers.trouble import lora_shapes, small_tensors
 
@@ -267,12 +266,9 @@ class NotServed(Exception):
         self.status, self.value = status, value
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Responding):
     site: Civitai
     where: str
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1
     ROUTES: tuple[tuple[str, str], ...] = ()
 
     def do_GET(self) -> None:
@@ -316,21 +312,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self.send_bytes(206, content[first : last + 1], headers)
-
-    def send_json(self, value: object, status: int = 200) -> None:
-        self.send_bytes(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def send_bytes(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 class StoreHandler(_Handler):

@@ -273,13 +273,35 @@ class Hub:
         return [{k: v for k, v in e.items() if k in fields} for e in found]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection. The routes are those of huggingface.co that the client uses."""
+class Responding(BaseHTTPRequestHandler):
+    """How the servers of this folder send a response."""
 
-    hub: Hub
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
+
+    def send_json(self, value: object, status: int = 200, headers: Mapping[str, str] = {}) -> None:
+        body = json.dumps(value, default=str).encode()
+        self.send_bytes(status, body, {"Content-Type": "application/json", **headers})
+
+    def send_bytes(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Handler(Responding):
+    """One connection. The routes are those of huggingface.co that the client uses."""
+
+    hub: Hub
     ROUTES = (
         (r"/api/models", "models"),
         (r"/api/models/([^/]+/[^/]+)", "info"),
@@ -388,23 +410,6 @@ class Handler(BaseHTTPRequestHandler):
             query = urlencode({**self.query, "cursor": [cursor]}, doseq=True)
             headers["Link"] = f'<{self.hub.url}{urlsplit(self.path).path}?{query}>; rel="next"'
         self.send_json(entries[start : start + size], headers=headers)
-
-    def send_json(self, value: object, status: int = 200, headers: Mapping[str, str] = {}) -> None:
-        body = json.dumps(value, default=str).encode()
-        self.send_bytes(status, body, {"Content-Type": "application/json", **headers})
-
-    def send_bytes(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def zoo_repositories(zoo: Path) -> dict[str, Path]:

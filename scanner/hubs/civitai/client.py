@@ -183,7 +183,7 @@ class CivitaiClient:
             yield response
 
     def _check_offer(self, response: httpx2.Response, where: str) -> None:
-        """Raises the error that Civitai's own response to a download stands for, if it stands for one."""
+        """Raises the error that Civitai's own response to a download means, if it means one."""
         status = 401 if response.url.path.startswith("/login") else response.status_code
         if status == 401:
             raise Skipped(
@@ -239,12 +239,12 @@ def _token() -> str | None:
 def _words(response: httpx2.Response) -> str:
     """What the JSON of an error response says, in brackets after a space; "" for none."""
     try:
-        told = json.loads(http.read_at_most(response, MAX_ERROR_BYTES))
+        stated = json.loads(http.read_at_most(response, MAX_ERROR_BYTES))
     except (ValueError, RecursionError):
         return ""
-    if not isinstance(told, dict):
+    if not isinstance(stated, dict):
         return ""
-    words = [w for w in (text(told.get("error"), 100), text(told.get("message"), 200)) if w]
-    deadline = when(told.get("deadline"))
+    words = [w for w in (text(stated.get("error"), 100), text(stated.get("message"), 200)) if w]
+    deadline = when(stated.get("deadline"))
     words += [f"until {deadline:%Y-%m-%d}"] if deadline != UNKNOWN_TIME else []
     return f" ({', '.join(words).rstrip('. ')})" if words else ""

@@ -66,7 +66,7 @@ def with_files(entry: Mapping[str, Any], known: Mapping[str, Remote]) -> dict[st
 def make_checkpoints(
     entry: Mapping[str, Any], source: str, endpoint: str, *, allow_pickle: bool = False
 ) -> list[Checkpoint]:
-    """A record for each checkpoint of a repository; one that stands for the entry where it holds none."""
+    """A record for each checkpoint of a repository; a single one for a repository without any."""
     files = remote_files(entry)
     found: list[Layout | None] = [*layouts(files)] if is_repo(_string(entry.get("id"))) else []
     return [_checkpoint(entry, files, layout, source, endpoint, allow_pickle) for layout in found or [None]]

@@ -252,8 +252,8 @@ def _unverifiable(repo: str, field: str) -> Skipped:
 
 def _tags(query: Query) -> list[tuple[str, ...]]:
     """The tags of each listing that a query needs."""
-    asked = [query.filters] if query.filters else list(FILTERS)
+    listings = [query.filters] if query.filters else list(FILTERS)
     if query.base_model is None:
-        return asked
+        return listings
     bases = [f"base_model:{relation}:{query.base_model}" for relation in RELATIONS]
     return [(*query.filters, base) for base in bases]

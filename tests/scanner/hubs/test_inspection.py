@@ -21,10 +21,10 @@ from scanner.hubs.base_models import (
     SD15,
     base_of_file,
     base_of_hash,
+    current_name,
     family_of_base,
     gate,
     is_repo,
-    stands_now,
 )
 from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.inspection import base_hint, refine
@@ -171,8 +171,8 @@ def test_a_base_of_another_family_is_ignored() -> None:
     ],
 )
 def test_a_moved_base_is_found_under_its_present_name(old: str, new: str) -> None:
-    assert stands_now(old) == new
-    assert all(is_repo(place) and stands_now(place) == place for place in MOVED.values())
+    assert current_name(old) == new
+    assert all(is_repo(place) and current_name(place) == place for place in MOVED.values())
 
 
 @pytest.mark.parametrize(
