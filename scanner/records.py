@@ -18,12 +18,12 @@ from finextract.reasons import ReasonCode as ReasonCode  # exported: the desk us
 
 
 class Verdict(StrEnum):
-    """What one scan ended in. Nothing found is never called clean."""
+    """The result of one scan. A checkpoint without a match is called "nothing found", never clean."""
 
     FLAGGED = "flagged"
     NOTHING_FOUND = "nothing_found"
-    SKIPPED = "skipped"  # the input's cause; not tried again under the same configuration
-    FAILED = "failed"  # ours; tried again by the next crawl
+    SKIPPED = "skipped"  # for a reason of the checkpoint; not tried again under the same configuration
+    FAILED = "failed"  # for a reason of the network or this program; the next crawl tries again
 
 
 class ReviewDecision(StrEnum):
@@ -43,39 +43,39 @@ class EventKind(StrEnum):
 
 
 class InspectionStatus(StrEnum):
-    """What inspection says of a checkpoint's chances to be scanned."""
+    """Whether a checkpoint can be scanned, as far as inspection knows."""
 
     UNKNOWN = "unknown"  # listed, not inspected
     READY = "ready"
-    SKIPPED = "skipped"  # the input's cause; `reason` tells it
-    UNAVAILABLE = "unavailable"  # it could not be asked; the next crawl asks again
+    SKIPPED = "skipped"  # for a reason of the checkpoint; see `reason`
+    UNAVAILABLE = "unavailable"  # the source did not answer; the next crawl inspects it again
 
 
 class BaseOrigin(StrEnum):
-    """What tells a checkpoint's base, the surest first."""
+    """Where a checkpoint's base model was found, the most reliable first."""
 
-    GIVEN = "given"  # a person's --base
+    GIVEN = "given"  # the user's --base
     HASH = "hash"  # the base file's SHA256 in the metadata, found on a hub
     CARD = "card"  # the model card, or a hub's own entry
     CONFIG = "config"  # a configuration file beside the weights
     METADATA = "metadata"  # the base file's name in the metadata
-    FAMILY = "family"  # the family's usual base, nothing else being told
+    FAMILY = "family"  # the usual base of the family, because nothing else states one
 
 
 class Role(StrEnum):
     """What a corpus is for."""
 
-    REFERENCE = "reference"  # images that somebody owns and looks for
-    BACKGROUND = "background"  # like them, but trained on by nothing: the null
+    REFERENCE = "reference"  # images that their owner looks for
+    BACKGROUND = "background"  # similar images that no checkpoint was trained on: the null
 
 
 def now() -> datetime:
-    """The present, timezone-aware UTC."""
+    """The current time, timezone-aware UTC."""
     return datetime.now(UTC)
 
 
 def new_id() -> str:
-    """A fresh random id, 32 hex digits."""
+    """A new random id, 32 hex digits."""
     return uuid4().hex
 
 
@@ -101,14 +101,14 @@ class Checkpoint:
     repo: str  # OWNER/NAME on a hub, the relative path in a folder
     revision: str  # commit that the listing pinned; "" where the source has none
     file: str  # the single weight file inside the repo, or "" where the whole folder is the checkpoint
-    url: str  # where a person can look at it
-    sha256: str | None  # of `file`, as the source tells it
+    url: str  # its page in a browser
+    sha256: str | None  # of `file`, as the source states it
     size_bytes: int  # of all weights that a scan downloads
     kind: str  # "full", "lora", or "unknown"
     family: str  # "sd1", "sdxl", ..., or "unknown"
-    base: str | None  # OWNER/NAME or path of the base model, as `base_origin` tells it
-    caption: str | None  # the training caption, as the card or metadata tells it
-    num_train_images: int | None  # N0, as the metadata tells it
+    base: str | None  # OWNER/NAME or path of the base model; `base_origin` says where it was found
+    caption: str | None  # the training caption, from the card or the metadata
+    num_train_images: int | None  # N0, from the metadata
     license: str | None
     created_at: datetime | None
     listed_at: datetime
@@ -116,21 +116,21 @@ class Checkpoint:
     inspection_status: InspectionStatus = InspectionStatus.UNKNOWN
     reason: str = ""  # why it is skipped or unavailable
     base_origin: BaseOrigin | None = None
-    training: str = "{}"  # what is told of the training, JSON: repeats, steps, resolution, learning rate, ...
-    public_images: int = 0  # training images that its author published beside it
+    training: str = "{}"  # what the metadata state of the training, JSON: repeats, steps, resolution, ...
+    public_images: int = 0  # training images that the author published with it
     reason_code: ReasonCode | None = None  # `reason` as a code that can be counted
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """How far the listing of one query has come; an interrupted one goes on from there."""
+    """The progress of the listing of one query; an interrupted listing resumes from it."""
 
     listing_id: str  # the hash of its source and query
     source: str
     started_at: datetime
     updated_at: datetime
     listed: int  # entries so far
-    position: dict[str, str]  # of each stream of the source: the page that holds its next entry
+    position: dict[str, str]  # stream of the source -> the page that holds its next entry
     finished: bool
 
 
@@ -144,10 +144,10 @@ class Scan:
     run_id: str  # the crawl that made the attempt
     verdict: Verdict
     reason: str  # why it was skipped or failed; "" otherwise
-    stage: str  # the last stage it reached: inspect, fetch, load, sample, embed, cliques, match
+    stage: str  # the last stage that it reached: inspect, fetch, load, sample, embed, cliques, match
     started_at: datetime
     finished_at: datetime
-    caption: str | None = None  # the caption that was sampled with
+    caption: str | None = None  # the caption that the samples were drawn with
     base: str | None = None  # the base that was used
     guidance_scale: float | None = None  # w' of the paper
     correction: float | None = None  # k of the paper
@@ -169,7 +169,7 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One clique's representative: an image that we believe the checkpoint was trained on."""
+    """One clique's representative: an image that the checkpoint was probably trained on."""
 
     candidate_id: str
     scan_id: str
@@ -183,7 +183,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A reference beside the candidate that comes nearest to it, with the evidence."""
+    """A reference and the candidate that is most similar to it, with the evidence."""
 
     match_id: str
     scan_id: str
@@ -199,7 +199,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One event of the decision log; scanner.store.decisions.fold tells which events stand."""
+    """One event of the decision log; scanner.store.decisions.fold computes which events stand."""
 
     decision_id: str
     subject_id: str  # a match_id or a scan_id
@@ -229,7 +229,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class ConfigRow:
-    """One effective configuration, as TOML; its id is the hash of that text."""
+    """One effective configuration as TOML, every setting included; see scanner.config for its id."""
 
     config_id: str
     toml: str
@@ -238,16 +238,18 @@ class ConfigRow:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What one night's crawl came to."""
+    """The result of one nightly crawl."""
 
     date: str  # 2026-11-24; its id
     started_at: datetime
-    finished_at: datetime | None  # None while it runs, or where it was interrupted or missed a source
+    finished_at: (
+        datetime | None
+    )  # None while it runs, or if it was interrupted or a source could not be listed
     sources: str  # their specs, JSON
     config_id: str
     listed: int  # entries
-    verdicts: dict[str, float]  # of this night's scans, by verdict
-    flagged: str  # ids of the checkpoints that it flagged, JSON
+    verdicts: dict[str, float]  # number of this night's scans, by verdict
+    flagged: str  # ids of the checkpoints that were flagged, JSON
     left: int  # checkpoints without a verdict when it ended
     worker_seconds: float
     downloaded_bytes: int
