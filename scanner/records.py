@@ -242,9 +242,7 @@ class Night:
 
     date: str  # 2026-11-24; its id
     started_at: datetime
-    finished_at: (
-        datetime | None
-    )  # None while it runs, or if it was interrupted or a source could not be listed
+    finished_at: datetime | None  # None while it runs, and if it did not complete
     sources: str  # their specs, JSON
     config_id: str
     listed: int  # entries
