@@ -24,15 +24,13 @@ from scanner.hashing import sha256_of
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import local_base
 from scanner.hubs.cache import DownloadCache, check_sha256
-from scanner.hubs.huggingface.entries import UNKNOWN_TIME, placeholder_id
+from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id
 from scanner.hubs.inspection import base_hint, refine, refine_unread
 from scanner.hubs.layout import COMPONENTS, DENOISERS, INTERMEDIATE, Layout, is_safe, layouts
 from scanner.hubs.pickles import scannable
 from scanner.records import Checkpoint, identify, now
 from scanner.text import printable
 from scanner.units import show_size
-
-MAX_SIZE = 1 << 50
 
 
 class FolderSource:

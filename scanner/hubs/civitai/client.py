@@ -28,8 +28,8 @@ from scanner.hubs import http
 from scanner.hubs.addresses import AddressRefused, trust
 from scanner.hubs.cache import check_sha256
 from scanner.hubs.civitai.files import text
+from scanner.hubs.fields import UNKNOWN_TIME, when
 from scanner.hubs.http import RetryPolicy, TransientError
-from scanner.hubs.huggingface.entries import UNKNOWN_TIME, when
 from scanner.hubs.remote import Start
 from scanner.text import first_line
 

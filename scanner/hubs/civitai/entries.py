@@ -29,7 +29,7 @@ from scanner.hubs.civitai.files import (
     text,
     warning_of,
 )
-from scanner.hubs.huggingface.entries import UNKNOWN_TIME, placeholder_id, when
+from scanner.hubs.fields import UNKNOWN_TIME, placeholder_id, when
 from scanner.records import Checkpoint, InspectionStatus, identify, now
 from scanner.text import printable
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from finextract.reasons import Reason, ReasonCode
 from finextract.weights.formats import PICKLE_SUFFIXES
-from scanner.hubs.huggingface.entries import MAX_SIZE
+from scanner.hubs.fields import MAX_SIZE
 from scanner.hubs.layout import is_safe
 from scanner.text import printable
 

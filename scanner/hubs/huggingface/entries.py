@@ -6,28 +6,25 @@ limited. Never raises for what an entry holds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from finextract.metadata.cards import card_from
 from finextract.reasons import Reason, ReasonCode
 from scanner.hubs.base_models import is_repo
+from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id, when
 from scanner.hubs.layout import SIDECAR_FILES, Layout, is_safe, layouts, pipeline_configs
 from scanner.records import Checkpoint, InspectionStatus, identify, now
 from scanner.text import printable
 
 MAX_FILES = 20_000  # of one repository; the rest is ignored
-MAX_SIZE = 1 << 50  # bytes; a larger number counts as missing
 CONCEPT_IMAGES = re.compile(r"concept_images/[^/]+\.(?:png|jpe?g|webp)", re.IGNORECASE)
 KEPT = ("id", "sha", "author", "gated", "disabled", "createdAt", "lastModified", "library_name",
         "pipeline_tag", "tags", "cardData", "config")  # fmt: skip
 MAX_KEPT_CHARS = 100_000  # of one field in `raw`
-UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +135,6 @@ def _why_skipped(
     return None
 
 
-def placeholder_id(source: str, repo: str, revision: str, file: str) -> str:
-    """The id of an entry whose weights have no known SHA256, different from that of every other entry."""
-    return hashlib.sha256("\n".join(("unidentified", source, repo, revision, file)).encode()).hexdigest()
-
-
 def commit_of(entry: Mapping[str, Any]) -> str | None:
     """The commit that an entry states, 40 or 64 hex digits."""
     sha = entry.get("sha")
@@ -161,15 +153,6 @@ def _raw(entry: Mapping[str, Any], layout: Layout | None) -> str:
     return json.dumps(
         kept | {"siblings": [s for s, name in zip(siblings, names, strict=True) if name in useful]}
     )
-
-
-def when(value: object) -> datetime:
-    """A time that a hub states, UTC; UNKNOWN_TIME where it cannot be read."""
-    try:
-        time = datetime.fromisoformat(value) if isinstance(value, str) else UNKNOWN_TIME
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return UNKNOWN_TIME
 
 
 def _string(value: object) -> str | None:

@@ -23,6 +23,7 @@ from scanner.errors import Skipped
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import is_repo, local_base
 from scanner.hubs.cache import DownloadCache, check_room
+from scanner.hubs.fields import when
 from scanner.hubs.huggingface.client import HubClient
 from scanner.hubs.huggingface.downloads import Wanted, download_files, pipeline_files
 from scanner.hubs.huggingface.entries import (
@@ -31,7 +32,6 @@ from scanner.hubs.huggingface.entries import (
     commit_of,
     make_checkpoints,
     remote_files,
-    when,
     with_files,
 )
 from scanner.hubs.inspection import base_hint, refine, refine_unread

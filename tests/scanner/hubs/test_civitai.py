@@ -40,7 +40,7 @@ from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.entries import family_of, make_checkpoints
 from scanner.hubs.civitai.source import CivitaiSource
-from scanner.hubs.huggingface.entries import placeholder_id
+from scanner.hubs.fields import placeholder_id
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, identify
 
 SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
