@@ -6,13 +6,11 @@ its functions.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,17 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finextract.errors import CheckpointError
-from finextract.reasons import ReasonCode
 from scanner.config import DESCRIPTOR, ScanConfig
+from scanner.crawl.attempt import Attempt, reason_code_of
 from scanner.crawl.logs import LOGGER, logged
-from scanner.errors import EntryError, Skipped, StoreError, Unavailable
+from scanner.errors import EntryError, Skipped, Unavailable
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.fetching import fetched
 from scanner.hubs.registry import open_source
 from scanner.match.corpus import load_corpora
 from scanner.match.matching import compare, split
-from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id, now
+from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id
 from scanner.store.store import Store
 
 BATCH_SIZE = 32  # samples at once, until memory turns out to be too small
@@ -90,7 +88,7 @@ class Scanner:
         self._embedder: SscdEmbedder | None = None
         self._base: tuple[BaseFiles, Any] | None = None
         self._batch_size = BATCH_SIZE  # smaller after the memory was too small
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
 
     @cached_property
     def _corpora(self) -> tuple[Any, Any]:
@@ -135,7 +133,7 @@ class Scanner:
         its reason and reason code. A failed row is returned and not written, because the attempt may be
         repeated.
         """
-        attempt = self._attempt = _Attempt(checkpoint, self._task)
+        attempt = self._attempt = Attempt(checkpoint, self._task.config, self._task.run_id)
         with logged(self._store, Path(self._task.cache), attempt.scan_id) as log:
             log.info("%s %s of %s: %s", checkpoint.kind, checkpoint.checkpoint_id, checkpoint.source,
                      checkpoint.repo)  # fmt: skip
@@ -158,7 +156,7 @@ class Scanner:
                 self._store.append([scan])
         return scan
 
-    def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
+    def _scan(self, checkpoint: Checkpoint, attempt: Attempt) -> Scan:
         from finextract.extract import ExtractionSettings, extract_all
         from finextract.models.loading import tune
 
@@ -255,62 +253,6 @@ class Scanner:
             model = load_base(base.folder, device, dtype)
             self._base = (base, model if base.weights is None else tune(model, base.weights).tuned)
         return self._base[1]
-
-
-class _Attempt:
-    """What is known of a scan while it runs; `end` returns its row."""
-
-    def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
-        self.scan_id, self.checkpoint_id = new_id(), checkpoint.checkpoint_id
-        self.stage, self.entered = "fetch", time.perf_counter()
-        self.seconds: dict[str, float] = {}
-        self.facts: dict[str, Any] = {}
-        self._checkpoint, self._task, self._started = checkpoint, task, now()
-
-    @contextmanager
-    def enter(self, stage: str) -> Iterator[None]:
-        """Measures the seconds of a stage, without those of a stage inside it."""
-        self.stage, self.entered = stage, time.perf_counter()
-        LOGGER.info("%s ...", stage)
-        start = self.entered
-        before = sum(self.seconds.values())
-        try:
-            yield
-        finally:
-            inner = sum(self.seconds.values()) - before
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start - inner
-
-    def end(self, verdict: Verdict, reason: str, reason_code: ReasonCode | None = None) -> Scan:
-        """Returns the scan's row; a skipped or failed one has a reason code."""
-        config = self._task.config
-        return Scan(
-            scan_id=self.scan_id,
-            checkpoint_id=self._checkpoint.checkpoint_id,
-            config_id=config.config_id,
-            run_id=self._task.run_id,
-            verdict=verdict,
-            reason=reason,
-            reason_code=reason_code,
-            stage=self.stage,
-            started_at=self._started,
-            finished_at=now(),
-            tau=config.tau,
-            alpha=config.alpha,
-            seed=config.seed,
-            seconds={stage: round(s, 3) for stage, s in self.seconds.items()},
-            **self.facts,
-        )
-
-
-def reason_code_of(error: Exception) -> ReasonCode:
-    """The reason code of an error that no part of the program raised on purpose."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by its name
-        return ReasonCode.OUT_OF_MEMORY
-    if isinstance(error, StoreError):
-        return ReasonCode.STORE_UNREACHABLE
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ReasonCode.NO_SPACE
-    return ReasonCode.INTERNAL_ERROR
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -19,11 +19,12 @@ from stub_worker import Quick, task
 
 from scanner.crawl import engine
 from scanner.crawl import pool as pool
+from scanner.crawl.attempt import Attempt
 from scanner.crawl.engine import crawl
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerPool
 from scanner.crawl.progress import Observer, Progress
-from scanner.crawl.worker import Scanner, Task, _Attempt
+from scanner.crawl.worker import Scanner, Task
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store.store import Store
 
@@ -51,7 +52,7 @@ class Poisoned(Scanner):
     def ready(self) -> None:
         """Nothing is loaded."""
 
-    def _scan(self, checkpoint: Checkpoint, attempt: _Attempt) -> Scan:
+    def _scan(self, checkpoint: Checkpoint, attempt: Attempt) -> Scan:
         once = Path(self._task.cache) / "poisoned"
         if not once.exists():
             once.write_text(str(os.getpid()))

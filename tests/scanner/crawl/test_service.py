@@ -17,10 +17,10 @@ from servers.trouble import write_pickle
 from finextract.reasons import LABELS, ReasonCode
 from scanner.cli import cli
 from scanner.config import ScanConfig
+from scanner.crawl.attempt import reason_code_of
 from scanner.crawl.pool import WorkerDied
 from scanner.crawl.progress import Observer
 from scanner.crawl.service import CrawlOptions, crawl, list_and_inspect
-from scanner.crawl.worker import reason_code_of
 from scanner.errors import ConfigError, CorpusError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store.queries import count_reasons, count_verdicts, latest_config
