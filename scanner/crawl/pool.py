@@ -269,8 +269,16 @@ def _start(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = address or named_cluster()
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if address is None:
-        ray.init(address="local", include_dashboard=False, object_store_memory=100_000_000, **options)
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100_000_000}
     else:
-        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        ray.init(address=address, runtime_env={"env_vars": passed}, **options)
+        options |= {"address": address, "runtime_env": {"env_vars": passed}}
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises this class itself where its processes take more than 30 s
+        raise NoWorkers(
+            f"Ray did not start: {first_line(error)}.\nRun the command again when the machine has less to do."
+            if address is None
+            else f"Ray does not accept the connection to {address}: {first_line(error)}."
+        ) from error
