@@ -92,6 +92,16 @@ _SCHEMAS = {
     record_type: pa.schema([(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(record_type)])
     for record_type, hints in _HINTS.items()
 }
+# Fields with a default that may not be None.
+_NOT_NULL = {
+    record_type: [
+        f.name
+        for f in dataclasses.fields(record_type)
+        if not (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+        and type(None) not in typing.get_args(_HINTS[record_type][f.name])
+    ]
+    for record_type in TABLES
+}
 
 
 def arrow_schema(record_type: type[Any]) -> pa.Schema:
@@ -108,8 +118,14 @@ def table_schema(table: str, *, marks: bool = True) -> pa.Schema:
 
 
 def record[T](record_type: type[T], row: dict[str, Any]) -> T:
-    """A row of a query as a record."""
-    return record_type(**{name: _from_arrow(row[name], hint) for name, hint in _HINTS[record_type].items()})
+    """A row of a query as a record.
+
+    A column that is null because the row is older than the column gets the default of its field.
+    """
+    values = {name: _from_arrow(row[name], hint) for name, hint in _HINTS[record_type].items()}
+    for missing in [name for name in _NOT_NULL[record_type] if values[name] is None]:
+        del values[missing]
+    return record_type(**values)
 
 
 def _from_arrow(value: Any, annotation: Any) -> Any:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from filled_store import Crawl, Opener
 
@@ -59,6 +60,21 @@ def test_every_binding_of_the_desk_comes_from_the_keys_that_the_help_shows() -> 
         for binding in holder.BINDINGS
     }
     assert bound == documented
+
+
+@pytest.mark.parametrize("holder", [DeskApp, ListScreen, CheckpointScreen, HelpScreen, NoteScreen, Table])
+def test_every_key_has_its_action(holder: type) -> None:
+    for binding in holder.BINDINGS:
+        action = binding.action.partition("(")[0]
+        if not action.startswith("app."):
+            assert hasattr(holder, f"action_{action}"), binding.id
+
+
+@pytest.mark.parametrize("screen", [ListScreen, CheckpointScreen])
+def test_no_two_actions_on_a_screen_share_a_key(screen: type) -> None:
+    bound = [*screen.BINDINGS, *DeskApp.BINDINGS, *Table.BINDINGS]
+    keys = [key for binding in bound for key in binding.key.split(",")]
+    assert len(keys) == len(set(keys))
 
 
 async def test_q_quits_and_escape_goes_back(filled: Crawl, desk: Opener) -> None:

@@ -171,6 +171,7 @@ def test_a_column_that_an_older_table_lacks_is_added_and_is_null_in_its_rows(sto
     opened = Store(storage.uri)
     before = opened.query("SELECT scan_id, seed, reason_code FROM scans")
     assert before == [{"scan_id": "scan-number-0", "seed": None, "reason_code": None}]
+    assert opened.select(Scan)[0].seed == 0  # a record has the default of the field
     opened.append([replace(scan(1), seed=7)])
     after = opened.query("SELECT scan_id, seed FROM scans ORDER BY scan_id")
     assert after == [{"scan_id": "scan-number-0", "seed": None}, {"scan_id": "scan-number-1", "seed": 7}]
