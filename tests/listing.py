@@ -88,10 +88,10 @@ def crawl(source: str, url: str, store: Path, limit: int, kill_after_s: float | 
 def _peak_kib(pid: int) -> int:
     """The most memory that a process has held so far; 0 where it is gone."""
     try:
-        told = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    match = re.search(r"VmHWM:\s+(\d+) kB", told)
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(match[1]) if match else 0
 
 
@@ -187,10 +187,10 @@ def main() -> None:
     if options.action == "bench":
         print(json.dumps(bench(options.entries), indent=2))
         return
-    told = compare(options.source, options.entries, options.kills, options.misbehave, options.seed)
-    print(json.dumps(told, indent=2, default=str))
-    good = told["same_rows"] and not told["twice"] and told["returncode"] == 0
-    if not good or told["peak_mib"] * 1024 > MEMORY_KIB or told["killed"] < options.kills:
+    outcome = compare(options.source, options.entries, options.kills, options.misbehave, options.seed)
+    print(json.dumps(outcome, indent=2, default=str))
+    good = outcome["same_rows"] and not outcome["twice"] and outcome["returncode"] == 0
+    if not good or outcome["peak_mib"] * 1024 > MEMORY_KIB or outcome["killed"] < options.kills:
         sys.exit("listing: not as it must be")
 
 

@@ -1,4 +1,4 @@
-"""The files that docs/formats.md tells of, as headers: finextract/headers/NAME.json, key -> shape.
+"""The files that docs/formats.md lists, as headers: finextract/headers/NAME.json, key -> shape.
 
 `python tests/tried_formats.py` makes them anew and prints the table of docs/formats.md. Where a tool on
 the registry writes the format, that tool wrote the file: diffusers, PEFT, transformers, torch, and LyCORIS,
@@ -63,8 +63,8 @@ def saved(save: Callable[[Path], object]) -> tuple[Shapes, dict[str, str]]:
     metadata = {k: v for k, v in header.metadata.items() if not k.startswith("sshs_")}  # of random weights
     config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     if config:  # a set's order differs from run to run
-        told = {k: sorted(v) if k.endswith("target_modules") else v for k, v in config.items()}
-        metadata["lora_adapter_metadata"] = json.dumps(told, sort_keys=True)
+        stated = {k: sorted(v) if k.endswith("target_modules") else v for k, v in config.items()}
+        metadata["lora_adapter_metadata"] = json.dumps(stated, sort_keys=True)
     return {k: t.shape for k, t in header.tensors.items()}, metadata
 
 

@@ -54,14 +54,14 @@ def _lora_data(width: int, context: int, rank: int) -> tuple[Json, bytes]:
 def lora_bytes(number: int, metadata: Mapping[str, str] | None = None) -> bytes:
     """A whole safetensors file of a tiny LoRA, one of its own for each number. Made in microseconds."""
     header, data = _lora_data(8, 16, 1)
-    told = {"__metadata__": {"number": str(number), **(metadata or {})}}
-    encoded = json.dumps(told | header).encode()
+    stated = {"__metadata__": {"number": str(number), **(metadata or {})}}
+    encoded = json.dumps(stated | header).encode()
     encoded += b" " * (-len(encoded) % 8)
     return struct.pack("<Q", len(encoded)) + encoded + data
 
 
 def file_entry(file_id: int, name: str, content: bytes, **changes: Any) -> Json:
-    """A file as a version tells it. `content` is what a download gives."""
+    """A file as a version's entry has it. `content` is what a download returns."""
     digest = hashlib.sha256(content).hexdigest().upper()
     return {
         "id": file_id,
@@ -80,7 +80,7 @@ def file_entry(file_id: int, name: str, content: bytes, **changes: Any) -> Json:
 def model(model_id: int, name: Any, content: bytes = b"", **changes: Any) -> Json:
     """A listed model of one version with one file. `changes` go to the model, `version` to its version.
 
-    `detail` is what only the version's own page tells; `files` are the version's, each with its `content`.
+    `detail` is what only the version's own entry states; `files` are the version's, each with its `content`.
     """
     version_id = model_id * 10
     published = FIRST_PUBLISHED + timedelta(minutes=model_id)
@@ -122,7 +122,7 @@ def model(model_id: int, name: Any, content: bytes = b"", **changes: Any) -> Jso
 def generated(count: int) -> list[Json]:
     """That many models, with the fields as they drift on the real site, and with what rules entries out."""
     base = "stable-diffusion-v1-5"
-    told = {"ss_base_model_version": "sd_v1", "ss_sd_model_name": f"{base}/{base}"}
+    stated = {"ss_base_model_version": "sd_v1", "ss_sd_model_name": f"{base}/{base}"}
     items = []
     for n in range(1, count + 1):
         changes: Json = {}
@@ -139,7 +139,7 @@ def generated(count: int) -> list[Json]:
             changes["files"] = [file_entry(n * 10 + 1, "old.ckpt", b"", metadata={"format": "PickleTensor"})]
         if n % 17 == 0:
             changes["version"] = {"availability": "EarlyAccess"}
-        items.append(model(n, f"thing {n}", lora_bytes(n, told), **changes))
+        items.append(model(n, f"thing {n}", lora_bytes(n, stated), **changes))
     return items
 
 
@@ -166,7 +166,7 @@ class Civitai:
         answers: Mapping[int, tuple[int, Json]] | None = None,
         token: str | None = None,
         private: Sequence[int] = (),
-        told: bool = False,
+        states_total: bool = False,
         loses: int = 0,
         repeats: int = 0,
         every: int = 2,
@@ -177,7 +177,7 @@ class Civitai:
     ) -> None:
         self.items = sorted(items, key=lambda i: i["id"] if isinstance(i["id"], int) else 0, reverse=True)
         self.answers = dict(answers or {})
-        self.token, self.private, self.told = token, set(private), told
+        self.token, self.private, self.states_total = token, set(private), states_total
         self.loses, self.repeats, self.every, self.loops = loses, repeats, every, loops
         self.requests: list[tuple[str, str, str, dict[str, str]]] = []
         self.versions: dict[int, tuple[Json, Json]] = {}
@@ -232,7 +232,7 @@ class Civitai:
             raise NotServed(400, {"error": {"name": "ZodError", "issues": [{"path": ["limit"]}]}})
         start = int(cursor.split("|")[0]) if cursor else 0
         page = found[start : start + limit]
-        metadata: Json = {"totalItems": len(found)} if self.told else {}
+        metadata: Json = {"totalItems": len(found)} if self.states_total else {}
         following = start + limit
         if following < len(found) or self.loops:
             if following // limit % self.every == 0:
@@ -370,8 +370,8 @@ class SiteHandler(_Handler):
         self.send_bytes(307, b"", {"Location": place})
 
     def _asked_for(self, file: Json) -> bool:
-        told = {"type": file["type"], "fileId": str(file["id"])} | (file.get("metadata") or {})
-        return all(told.get(k) == v[0] for k, v in self.query.items() if k in told)
+        stated = {"type": file["type"], "fileId": str(file["id"])} | (file.get("metadata") or {})
+        return all(stated.get(k) == v[0] for k, v in self.query.items() if k in stated)
 
 
 def _without(value: Any, names: tuple[str, ...]) -> Any:
@@ -403,7 +403,12 @@ def main() -> None:
     loses = 3 if arguments.misbehave else 0
     # A crawl trusts the address that its person names alone, so the store is at the same.
     site = Civitai(
-        items, port=arguments.port, told=True, loses=loses, handler=TroubledSite, store_elsewhere=False
+        items,
+        port=arguments.port,
+        states_total=True,
+        loses=loses,
+        handler=TroubledSite,
+        store_elsewhere=False,
     )
     with site:
         print(f"serving {len(items)} models at {site.url}", flush=True)

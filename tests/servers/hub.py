@@ -422,8 +422,8 @@ def zoo_repositories(zoo: Path) -> dict[str, Path]:
 def generated(count: int, into: Path) -> dict[str, Path]:
     """That many repositories as a hub has them: mostly tiny LoRA with a card; by name.
 
-    Of each ten one tells no base, one no caption; of each twenty one is a pickle, one holds no weights, and
-    one a file that is damaged.
+    Of every ten one states no base and one no caption; of every twenty one is a pickle, one holds no
+    weights, and one holds a damaged file.
     """
     from servers.civitai import lora_bytes
 

@@ -1,12 +1,12 @@
-"""What strangers' servers do wrong, on demand and the same each time. Standard library only.
+"""Failures of servers, on demand and reproducible. Standard library only.
 
-A plan says which request meets which fault; `Misbehaving` is mixed in before a handler of either server:
+A plan says which request fails in which way; `Misbehaving` is mixed in before a handler of either server:
 
     class Troubled(Misbehaving, Handler):
         plan = Seeded(ALL, share=0.3)
 
 A handler needs what those of hub.py and civitai.py have: `do_GET`, and `send_bytes(status, body, headers)`
-through which each answer goes.
+with which it sends every response.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import Protocol
 
-# Answers in place of the true one: status, headers, body.
+# Responses that are sent instead of the right one: status, headers, body.
 _PAGE = b"<!DOCTYPE html><html><title>Just a moment...</title></html>"
 _ERROR = json.dumps({"error": "Internal", "message": "please try again"}).encode()
 _JSON, _HTML = {"Content-Type": "application/json"}, {"Content-Type": "text/html; charset=utf-8"}
@@ -41,7 +41,7 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "503-seconds": (503, _JSON | {"Retry-After": "0"}, _ERROR),
     "504": (504, _HTML, b""),
     "html": (200, _HTML, _PAGE),
-    "json": (200, _JSON, _ERROR),  # an error that calls itself a success
+    "json": (200, _JSON, _ERROR),  # an error with the status of a success
     "off-host": (302, {"Location": "https://elsewhere.invalid/?token=1"}, b""),
 }
 # What happens to a true answer.
@@ -121,7 +121,7 @@ class Misbehaving(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def send_bytes(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        """The answer, or what the fault makes of it: sizes stay as they were told, unless it is cut."""
+        """The answer, or what the fault makes of it: sizes stay as stated, unless it is cut."""
         fault, self._fault = self._fault, None
         if fault == "cut":
             body = body[: len(body) // 2]

@@ -1,7 +1,6 @@
-"""Entries that a crawl meets on every hub and cannot scan. Made of the zoo's own files, with the standard
-library only.
+"""Entries as every hub has them that cannot be scanned, made from the zoo's files. Standard library only.
 
-Each differs from every good checkpoint in its bytes, for a checkpoint is known by its SHA256.
+The bytes of each differ from those of every good checkpoint, because the SHA256 identifies a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def read_safetensors(path: Path) -> Tensors:
 
 
 def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
-    """A whole safetensors file; the folder is made."""
+    """Writes a complete safetensors file, and creates its folder."""
     header: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
     data = b""
     for name, (dtype, shape, content) in tensors.items():
@@ -102,13 +101,13 @@ def write_pickle(path: Path) -> None:
 
 
 def troublesome_repositories(zoo: Path, into: Path) -> dict[str, Path]:
-    """Five repositories that end in `skipped`, each for another reason; by their names."""
+    """Five repositories that are skipped, each for another reason, by name."""
     listing = json.loads((zoo / "zoo.json").read_text())
     base = listing["base_repo"]
     loras = [zoo / c["path"] for c in listing["checkpoints"] if c["kind"] == "lora"]
     lora = next(path for folder in loras for path in folder.glob("*.safetensors"))
     tags = ["text-to-image", "diffusers", "lora", "diffusers-training", "stable-diffusion"]
-    told = {
+    stated = {
         "license": "cc0-1.0",
         "library_name": "diffusers",
         "instance_prompt": "a photo of sks",
@@ -128,16 +127,16 @@ def troublesome_repositories(zoo: Path, into: Path) -> dict[str, Path]:
     weights = "pytorch_lora_weights.safetensors"
 
     write_card(
-        pickled, base_model=base, **told | {"tags": ["text-to-image", "dreambooth", "diffusers-training"]}
+        pickled, base_model=base, **stated | {"tags": ["text-to-image", "dreambooth", "diffusers-training"]}
     )
     write_pickle(pickled / "dreambooth.ckpt")
-    write_card(corrupt, base_model=base, **told)
+    write_card(corrupt, base_model=base, **stated)
     (corrupt / weights).write_bytes(lora.read_bytes()[: lora.stat().st_size * 2 // 3])
-    write_card(baseless, **told)
+    write_card(baseless, **stated)
     write_safetensors(baseless / weights, read_safetensors(lora), {"format": "pt", "note": "uploaded again"})
-    write_card(misfit, base_model=base, **told)
+    write_card(misfit, base_model=base, **stated)
     write_safetensors(misfit / weights, small_tensors(lora_shapes(width=320, context=768)))
-    write_card(sdxl, base_model="stabilityai/stable-diffusion-xl-base-1.0", **told)
+    write_card(sdxl, base_model="stabilityai/stable-diffusion-xl-base-1.0", **stated)
     write_safetensors(
         sdxl / "sks_xl.safetensors",
         small_tensors(sdxl_lora_shapes()),

@@ -134,7 +134,7 @@ def test_the_listing_requests_trained_checkpoints_and_all_loras_newest_first(ser
 def test_every_model_is_listed_once_although_cursors_omit_or_repeat_some(
     serve: Serve, loses: int, repeats: int
 ) -> None:
-    serve([lora(n) for n in range(1, 731)], loses=loses, repeats=repeats, every=1, told=True)
+    serve([lora(n) for n in range(1, 731)], loses=loses, repeats=repeats, every=1, states_total=True)
     source = CivitaiSource()
     listed = revisions(source)
     assert sorted(listed) == [n * 10 for n in range(1, 731)]
@@ -842,7 +842,7 @@ def test_all_entries_are_accounted_for_with_every_misbehaviour_on(serve: Serve) 
         plan = Seeded(faults, share=0.4, seed=2)
 
     items = generated(300)
-    serve(items, handler=Troubled, store_handler=Store, loses=3, told=True)
+    serve(items, handler=Troubled, store_handler=Store, loses=3, states_total=True)
     source = CivitaiSource()
     listed = list(source.list(Query(10_000)))
     assert sorted(int(c.revision) for c in listed) == sorted(i["modelVersions"][0]["id"] for i in items)
@@ -860,7 +860,7 @@ def test_all_entries_are_accounted_for_with_every_misbehaviour_on(serve: Serve) 
 
 
 def test_five_thousand_generated_models_are_served_cheaply(serve: Serve) -> None:
-    serve(generated(5_000), told=True, loses=3)
+    serve(generated(5_000), states_total=True, loses=3)
     source = CivitaiSource()
     assert len({c.checkpoint_id for c in source.list(Query(10_000))}) == source.total_items == 5_000
 
