@@ -35,7 +35,8 @@ LARGE_BYTES = 100_000_000  # a file of that size is never rewritten
 BATCH_BYTES = 200_000_000  # that are rewritten at once
 TIER = 4  # a file is rewritten with smaller ones that together have at least this fraction of its size
 ROWS_IN_A_GROUP = 20_000
-MEMORY = "800MB"  # of DuckDB, which sorts; beyond it uses the disk
+# Memory and threads of DuckDB, which sorts on disk beyond it; the second where the first is too little.
+LIMITS = ("1GB", 2), ("1400MB", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +144,31 @@ def _rewrite(store: Store, table: str, names: Sequence[str], damaged: set[str]) 
     folder = storage.root if isinstance(storage, FolderStorage) else None
     with tempfile.TemporaryDirectory(dir=folder, prefix=".compaction-") as scratch:
         local = Path(scratch) / name
-        with duckdb.connect(":memory:") as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            connection.execute("SET enable_progress_bar = false")  # it would write to stdout
-            connection.execute(f"SET memory_limit = '{MEMORY}'")
-            connection.execute("SET temp_directory = $folder", {"folder": f"{scratch}/spilled"})
-            storage.attach(connection)
-            target = str(local).replace("'", "''")
-            form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROWS_IN_A_GROUP}"
-            made = connection.execute(f"COPY ({sql}) TO '{target}' ({form})").to_arrow_table()
-        rows, size = int(made.to_pylist()[0]["Count"]), local.stat().st_size
+        for memory, threads in LIMITS:
+            try:
+                rows = _copy(store, sql, local, memory, threads)
+                break
+            except duckdb.OutOfMemoryException:
+                if (memory, threads) == LIMITS[-1]:
+                    raise
+        size = local.stat().st_size
         storage.take(f"{table}/{name}", local)
     if store.tables[table].replace(names, DataFile(name, size, rows)):
         return rows
     storage.remove(f"{table}/{name}")
     return 0
+
+
+def _copy(store: Store, sql: str, target: Path, memory: str, threads: int) -> int:
+    """Writes the rows of a query as Parquet; gives their number."""
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")  # it would write to stdout
+        connection.execute(f"SET memory_limit = '{memory}'")
+        connection.execute(f"SET threads = {threads}")
+        connection.execute("SET temp_directory = $folder", {"folder": f"{target.parent}/spilled"})
+        store.storage.attach(connection)
+        quoted = str(target).replace("'", "''")
+        form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROWS_IN_A_GROUP}"
+        made = connection.execute(f"COPY ({sql}) TO '{quoted}' ({form})").to_arrow_table()
+    return int(made.to_pylist()[0]["Count"])

@@ -31,7 +31,7 @@ def test_what_one_crawl_holds_no_other_takes(folder: FolderStorage) -> None:
     assert folder.names("leases") == []
 
 
-def test_what_has_run_out_is_taken_over_by_exactly_one(
+def test_an_expired_lease_is_taken_over_by_exactly_one_crawl(
     folder: FolderStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "CLOCK_SKEW", timedelta(0))
@@ -63,9 +63,7 @@ def test_what_a_killed_process_held_on_this_machine_is_free_at_once(folder: Fold
     assert Leases(folder, "one").acquire(["a"]) == {"a"}
 
 
-def test_a_lease_that_is_renewed_does_not_run_out(
-    folder: FolderStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_renewed_lease_does_not_expire(folder: FolderStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "CLOCK_SKEW", timedelta(0))
     one, other = Leases(folder, "one", timedelta(seconds=0.6)), Leases(folder, "other")
     one.acquire(["a"])

@@ -1,4 +1,4 @@
-"""The store: parts, the newest row, compaction while others read and write; in a folder and in a bucket."""
+"""The store in a folder and in a bucket: newest rows, compaction beside readers and writers, images."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def counting(store: Store) -> set[tuple[object, ...]]:
     return {tuple(row.values()) for row in rows}
 
 
-def test_what_one_process_writes_another_reads_at_its_next_question(make: Make) -> None:
+def test_a_commit_is_visible_to_the_next_query_of_another_process(make: Make) -> None:
     one, other = make("store"), make("store")
     assert other.query("SELECT * FROM checkpoints") == []
     for n in range(6):
         one.append([checkpoint(f"o/{n}", f"id{n}")])
-        if one.storage.uri.startswith("/"):  # a bucket is looked at once a second
+        if one.storage.uri.startswith("/"):  # a bucket is listed once a second
             assert len(other.query("SELECT repo FROM checkpoints")) == n + 1
     assert len(make("store").query("SELECT repo FROM checkpoints")) == 6
 
@@ -86,7 +86,7 @@ def test_the_newest_row_of_a_file_counts_and_content_seen_twice_is_one_checkpoin
     assert counting(store) == {("o/b", "x", None), ("o/c", "z", None)}
     list(compact(store, retention_hours=0))
     assert counting(store) == {("o/b", "x", None), ("o/c", "z", None)}
-    store.append([checkpoint("o/b", "z", 4)])  # leaves its place in x to o/a
+    store.append([checkpoint("o/b", "z", 4)])  # o/a now counts for x
     assert counting(store) == {("o/a", "x", None), ("o/b", "z", None)}
 
 
@@ -245,7 +245,7 @@ def test_images_come_back_by_their_content(make: Make) -> None:
         store.image("0" * 64)
 
 
-def test_a_place_without_a_store_is_told(make: Make, tmp_path: Path) -> None:
+def test_opening_a_store_that_does_not_exist_is_an_error(make: Make, tmp_path: Path) -> None:
     there = make("store").uri
     with pytest.raises(StoreError, match="there is no store"):
         Store(there + "-not")
@@ -253,8 +253,8 @@ def test_a_place_without_a_store_is_told(make: Make, tmp_path: Path) -> None:
         Store("nowhere://bucket/prefix")
 
 
-def test_a_signal_while_the_store_is_asked_interrupts(store: Store) -> None:
-    """At once, or when the question is answered: by which of DuckDB's threads is at it."""
+def test_a_signal_interrupts_a_query(store: Store) -> None:
+    """Immediately or at the end of the query, depending on which of DuckDB's threads runs it."""
     timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
