@@ -17,6 +17,7 @@ from scanner.config import default_cache
 from scanner.errors import ScannerError
 from scanner.hubs import http
 from scanner.hubs.addresses import trust
+from scanner.hubs.registry import HUBS, Hub
 from scanner.store.delta import LOG
 from scanner.store.storage import open_storage
 from scanner.store.store import MARKER
@@ -25,10 +26,6 @@ from scanner.units import show_size
 
 TIMEOUT_S = 8.0
 LITTLE_BYTES = 20_000_000_000  # of free disk space, below which few checkpoints fit
-TOKENS = {
-    "HF_TOKEN": "gated repositories on HuggingFace are skipped; set it to a read token",
-    "CIVITAI_TOKEN": "many downloads on Civitai ask for a login; set it to an API key",
-}
 
 
 class State(StrEnum):
@@ -57,9 +54,8 @@ def examine(store: str, ray_address: str | None) -> Iterator[Check]:
         lambda: check_ray(ray_address),
         lambda: check_store(store),
         lambda: check_disk("cache", default_cache()),
-        lambda: check_hub("HuggingFace", "HF_ENDPOINT", "https://huggingface.co", "/api/models?limit=1"),
-        lambda: check_hub("Civitai", "CIVITAI_ENDPOINT", "https://civitai.com", "/api/v1/models?limit=1"),
-        *((lambda name=name: check_token(name)) for name in TOKENS),
+        *((lambda hub=hub: check_hub(hub)) for hub in HUBS),
+        *((lambda hub=hub: check_token(hub)) for hub in HUBS),
         check_isolation,
     )
     for check in checks:
@@ -144,13 +140,14 @@ def check_disk(name: str, folder: Path) -> Check:
     return Check(name, State.GOOD, finding)
 
 
-def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
+def check_hub(hub: Hub) -> Check:
     """Whether a hub answers, and the limits that it states."""
-    endpoint = os.environ.get(variable) or usual
+    name, variable = hub.name, hub.endpoint_variable
+    endpoint = os.environ.get(variable) or hub.endpoint
     try:
         endpoint = trust(endpoint)
         with http.new_session() as session:
-            answer = session.get(endpoint + path, timeout=TIMEOUT_S)
+            answer = session.get(endpoint + hub.probe, timeout=TIMEOUT_S)
         limits = answer.headers.get("RateLimit") or answer.headers.get("Retry-After") or ""
         kind = answer.headers.get("Content-Type", "")
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ScannerError) as error:
@@ -166,8 +163,9 @@ def check_hub(name: str, variable: str, usual: str, path: str) -> Check:
     return Check(name, State.GOOD, f"{endpoint} answers{shown or '; it states no limits'}")
 
 
-def check_token(name: str) -> Check:
-    """Whether a token is set; its value is never shown."""
+def check_token(hub: Hub) -> Check:
+    """Whether the token of a hub is set; its value is never shown."""
+    name = hub.token_variable
     there = bool(os.environ.get(name, "").strip())
     if name == "HF_TOKEN" and not there:
         from huggingface_hub import get_token
@@ -175,7 +173,7 @@ def check_token(name: str) -> Check:
         there = get_token() is not None
     if there:
         return Check(name, State.GOOD, "set (not shown)")
-    return Check(name, State.POOR, "not set", f"Without it {TOKENS[name]}.")
+    return Check(name, State.POOR, "not set", f"Without it {hub.without_token}.")
 
 
 def check_isolation() -> Check:

@@ -12,15 +12,15 @@ from scanner.commands.crawl import catch_signals
 from scanner.commands.options import SIZE, crawl_options, scan_options, store_option
 from scanner.commands.progress import Terminal
 from scanner.errors import ConfigError
-from scanner.hubs.registry import USAGES
+from scanner.hubs.registry import NIGHTLY, USAGES
 from scanner.records import Verdict
 from scanner.store.store import Store
 
 
 @click.command("nightly")
 @click.option(
-    "--source", "sources", multiple=True, metavar="SOURCE", default=("hf", "civitai"),
-    help=f"One of: {USAGES}. May be given several times.  [default: hf and civitai]",
+    "--source", "sources", multiple=True, metavar="SOURCE", default=NIGHTLY,
+    help=f"One of: {USAGES}. May be given several times.  [default: {' and '.join(NIGHTLY)}]",
 )  # fmt: skip
 @click.option("--date", metavar="DATE", help="The date of the night, 2026-11-24.  [default: today]")
 @click.option(

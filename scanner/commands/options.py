@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scanner.config import ScanConfig, default_store
+from scanner.hubs.registry import supporting
 from scanner.settings import SharedOption
 from scanner.units import parse_size
 
@@ -39,10 +40,11 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--filter", "filters"), {
         "multiple": True, "metavar": "TAG",
         "help": "List the entries with this tag, instead of the tags of fine-tuned models. Given several "
-        "times, an entry must have all tags. For hf and civitai.",
+        f"times, an entry must have all tags. For {' and '.join(supporting('filters'))}.",
     }),
     (("--base-model",), {
-        "metavar": "OWNER/NAME", "help": "List only what was tuned from this base model. For hf.",
+        "metavar": "OWNER/NAME", "help": "List only what was tuned from this base model. For "
+        f"{' and '.join(supporting('base_model'))}.",
     }),
     (("--corpus", "corpora"), {
         "multiple": True, "metavar": "NAME",

@@ -20,13 +20,14 @@ from typing import Any
 from finextract.reasons import ReasonCode
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import ConfigError, NoWorkers, StoreError
+from scanner.hubs.registry import HUBS
 from scanner.records import Checkpoint
 from scanner.text import first_line
 
 # Environment variables that workers on other nodes get from the driver. Tokens are not among them: each node
 # has its own.
-PASSED_ON = ("HF_ENDPOINT", "CIVITAI_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "FINEXTRACT_SSCD",
-             "AWS_ENDPOINT_URL")  # fmt: skip
+PASSED_ON = (*(hub.endpoint_variable for hub in HUBS), "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET",
+             "FINEXTRACT_SSCD", "AWS_ENDPOINT_URL")  # fmt: skip
 # GiB of a GPU by Ray's name of its type. A GPU of another type is taken by one worker alone.
 GPU_GIB = {"T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "A100-80G": 80, "L40S": 48, "H100": 80,
            "H200": 141, "B200": 192}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The known sources: how each is opened by its spec, and which query options it supports.
+"""The known sources: how each is opened by its spec, what it supports, and how its hub is reached.
 
 A new source is one module that implements `scanner.hubs.base.Source`, and one entry in `SOURCE_TYPES`.
 """
@@ -18,6 +18,18 @@ QUERY_OPTIONS = {"since": "--since", "filters": "--filter", "base_model": "--bas
 
 
 @dataclass(frozen=True, slots=True)
+class Hub:
+    """How a hub on the network is reached. Its public hosts must also be in `addresses.PUBLIC_HOSTS`."""
+
+    name: str
+    endpoint: str  # where no environment variable names another
+    endpoint_variable: str  # names another endpoint; the workers on all nodes get it
+    probe: str  # a path that answers JSON; `scanner doctor` requests it
+    token_variable: str  # the environment variable that holds the user's token
+    without_token: str  # what happens without a token, and what to set; for people
+
+
+@dataclass(frozen=True, slots=True)
 class SourceType:
     """One kind of source. Its spec is `scheme`, or `scheme:PLACE` where it takes a place."""
 
@@ -27,6 +39,8 @@ class SourceType:
     takes_place: bool
     query_options: frozenset[str]  # keys of QUERY_OPTIONS that its listing supports
     open: Callable[[str, str | None, bool], Source]  # (place, base, allow_pickle) -> the source
+    hub: Hub | None = None  # None for a source that is on this machine
+    nightly: bool = False  # whether `scanner nightly` crawls it where no source is named
 
 
 def _open_huggingface(_place: str, base: str | None, allow_pickle: bool) -> Source:
@@ -55,6 +69,15 @@ SOURCE_TYPES = (
         takes_place=False,
         query_options=frozenset({"since", "filters", "base_model"}),
         open=_open_huggingface,
+        hub=Hub(
+            name="HuggingFace",
+            endpoint="https://huggingface.co",
+            endpoint_variable="HF_ENDPOINT",
+            probe="/api/models?limit=1",
+            token_variable="HF_TOKEN",
+            without_token="gated repositories on HuggingFace are skipped; set it to a read token",
+        ),
+        nightly=True,
     ),
     SourceType(
         scheme="civitai",
@@ -63,6 +86,15 @@ SOURCE_TYPES = (
         takes_place=False,
         query_options=frozenset({"since", "filters"}),
         open=_open_civitai,
+        hub=Hub(
+            name="Civitai",
+            endpoint="https://civitai.com",
+            endpoint_variable="CIVITAI_ENDPOINT",
+            probe="/api/v1/models?limit=1",
+            token_variable="CIVITAI_TOKEN",
+            without_token="many downloads on Civitai ask for a login; set it to an API key",
+        ),
+        nightly=True,
     ),
     SourceType(
         scheme="folder",
@@ -74,6 +106,13 @@ SOURCE_TYPES = (
     ),
 )
 USAGES = ", ".join(known.usage for known in SOURCE_TYPES)  # for help texts
+HUBS = tuple(known.hub for known in SOURCE_TYPES if known.hub is not None)
+NIGHTLY = tuple(known.scheme for known in SOURCE_TYPES if known.nightly)
+
+
+def supporting(option: str) -> tuple[str, ...]:
+    """The schemes of the sources whose listing supports a query option, a key of `QUERY_OPTIONS`."""
+    return tuple(known.scheme for known in SOURCE_TYPES if option in known.query_options)
 
 
 def source_type(spec: str) -> SourceType:
@@ -104,7 +143,7 @@ def check_query_options(spec: str, *, base_model: str | None = None, **given: ob
     for name, value in {"base_model": base_model, **given}.items():
         option = QUERY_OPTIONS[name]
         if value and name not in supported:
-            others = ", ".join(t.scheme for t in SOURCE_TYPES if name in t.query_options)
+            others = ", ".join(supporting(name))
             raise ConfigError(f"{option} is not supported by --source {spec}. It works with: {others}.")
     if base_model is not None and not is_repo(base_model):
         raise ConfigError(f"--base-model {base_model} is no OWNER/NAME of a repository on a hub.")
