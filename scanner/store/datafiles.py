@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -33,9 +34,19 @@ def is_readable(storage: Storage, path: str, *, thoroughly: bool = False) -> boo
 
 @cache
 def columns_file(table: str) -> str:
-    """A Parquet file without rows that has the columns of a table."""
+    """The path of a Parquet file without rows that has the columns of a table; for this process alone.
+
+    On Linux the file is in memory, so a process that is killed leaves nothing behind.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(table_schema(table).empty_table(), sink)
+    content = bytes(sink.getvalue())
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create(f"{table}.parquet")
+        os.write(file, content)
+        return f"/proc/self/fd/{file}"
     path = Path(_scratch().name) / f"{table}.parquet"
-    pq.write_table(table_schema(table).empty_table(), path)
+    path.write_bytes(content)
     return str(path)
 
 
