@@ -28,9 +28,10 @@ from finextract.guidance import (
     model_guidance,
 )
 from finextract.images import is_picture
-from finextract.models.base import Kind, Model, Pair
+from finextract.models.base import Model, Pair
 from finextract.sampling import Predictor, initial_noise, sample_latents
 from finextract.sscd import Embedder
+from finextract.weights.formats import TuningKind
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ExtractionSettings:
     seed: int = 0  # of the first sample; each further sample has the next seed
     batch_size: int = 32
 
-    def guidance(self, kind: Kind) -> Guidance:
+    def guidance(self, kind: TuningKind) -> Guidance:
         """The guidance for weights of a kind. Raises RequestError for settings that cannot be used."""
         if self.samples_per_image < 1 or self.candidates_per_image < 1 or self.batch_size < 1:
             raise RequestError("samples, candidates and batches must be at least 1.")

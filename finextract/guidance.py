@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from finextract.errors import RequestError
-from finextract.models.base import Kind
+from finextract.weights.formats import TuningKind
 
 Method = Literal["finextract", "cfg", "direct"]
 METHODS: tuple[Method, ...] = ("finextract", "cfg", "direct")
@@ -34,7 +34,7 @@ DIRECT = Guidance(1.0, 0.0, "direct")  # no guidance
 
 
 def choose_guidance(
-    method: Method, kind: Kind, guidance_scale: float | None = None, correction: float | None = None
+    method: Method, kind: TuningKind, guidance_scale: float | None = None, correction: float | None = None
 ) -> Guidance:
     """The given numbers, and the preset of the method and kind for those that are None.
 

@@ -6,11 +6,12 @@ import no torch, so that a listing can be judged before any weights are download
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from finextract.reasons import Reason, ReasonCode
-from finextract.weights.formats import WeightsKind
+from finextract.weights.formats import Family, Kind, Style, WeightsKind
 
 FAMILY_NAMES = {
     "sd1": "Stable Diffusion 1.x",
@@ -30,12 +31,44 @@ KIND_NAMES = {
     "text_encoder": "a text encoder",
     "unknown": "weights of a kind that is not known",
 }
-SUPPORTED_KINDS = frozenset({"full", "unet", "lora"})
-SUPPORTED_FAMILIES = frozenset({"sd1"})
-SUPPORTED_VAES = frozenset({"AutoencoderKL", "AutoencoderTiny"})
-_SUPPORTED_PARTS = {
-    "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
-}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SupportedFamily:
+    """The checkpoints, pipelines and single files that the loader of a model family can load."""
+
+    components: Mapping[str, frozenset[str]]  # of its diffusers pipeline -> the classes that are loaded
+    predictions: frozenset[str]  # `prediction_type` of the scheduler
+    single_file_bases: frozenset[tuple[Kind, Style]]  # single files that can be a base model
+    denoiser: str = "unet"  # the component that predicts
+    inputs: Mapping[str, object] = field(default_factory=dict)  # those of INPUT_FIELDS that are set -> value
+    variants: frozenset[str] = frozenset({""})  # `WeightsKind.detail` of full weights
+
+
+# Kinds of full weights that can be scanned, as messages list them.
+SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets"}
+# `WeightsKind.algorithms` of adapters that can be scanned. finextract.adapters.parsing has their parsers.
+SUPPORTED_ALGORITHMS: frozenset[tuple[str, ...]] = frozenset({("LoRA",)})
+# finextract.models.loading has the loader of each family.
+SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
+    "sd1": SupportedFamily(
+        components={
+            "unet": frozenset({"UNet2DConditionModel"}),
+            "text_encoder": frozenset({"CLIPTextModel"}),
+            "tokenizer": frozenset({"CLIPTokenizer"}),
+            "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
+        },
+        predictions=frozenset({"epsilon"}),
+        single_file_bases=frozenset({("full", "ldm")}),
+    ),
+}
+# Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
+NEUTRAL_COMPONENTS = frozenset({"scheduler", "safety_checker", "feature_extractor"})
+# Fields of a denoiser's config.json that add an input to the latents, the time and the text embeddings.
+INPUT_FIELDS = (
+    "addition_embed_type", "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type",
+    "num_class_embeds", "time_cond_proj_dim",
+)  # fmt: skip
 
 
 def describe(kind: WeightsKind) -> str:
@@ -43,7 +76,7 @@ def describe(kind: WeightsKind) -> str:
     name = KIND_NAMES[kind.kind]
     if kind.kind == "unet" and kind.family in ("sd3", "flux"):
         name = "transformer weights"
-    if kind.kind in ("full", "unet", "lora", "lycoris", "dora") and kind.family != "unknown":
+    if (kind.is_adapter or kind.kind in ("full", "unet")) and kind.family != "unknown":
         name = f"{FAMILY_NAMES[kind.family]} {name}"
     return f"{name} ({kind.detail})" if kind.detail else name
 
@@ -54,10 +87,12 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
     `where` names the file in the sentence.
     """
     holds = f"{where} holds {describe(kind)}"
-    if kind.kind not in SUPPORTED_KINDS:
+    supported = kind.algorithms in SUPPORTED_ALGORITHMS if kind.is_adapter else kind.kind in SUPPORTED_KINDS
+    if not supported:
+        adapters = (f"{' and '.join(algorithms)} weights" for algorithms in sorted(SUPPORTED_ALGORITHMS))
         return Reason(
             ReasonCode.UNSUPPORTED_KIND,
-            f"{holds}: only full checkpoints, UNets and LoRA weights can be scanned so far.",
+            f"{holds}: only {_listed([*SUPPORTED_KINDS.values(), *adapters])} can be scanned so far.",
         )
     if kind.family == "unknown":
         return Reason(
@@ -66,9 +101,9 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
     if kind.family not in SUPPORTED_FAMILIES:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
-            f"{holds}: only Stable Diffusion 1.x checkpoints can be scanned so far.",
+            f"{holds}: only {_supported_families()} checkpoints can be scanned so far.",
         )
-    if kind.kind != "lora" and kind.detail:
+    if not kind.is_adapter and kind.detail not in SUPPORTED_FAMILIES[kind.family].variants:
         return Reason(
             ReasonCode.UNSUPPORTED_INPUTS,
             f"{holds}: only models whose single input is a noisy latent image can be scanned so far.",
@@ -84,39 +119,98 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
 
 def why_unsupported_base(kind: WeightsKind, where: str) -> Reason | None:
     """Why a single file of this kind cannot be a base model; None where it can."""
-    if (kind.kind, kind.family, kind.style, kind.detail) == ("full", "sd1", "ldm", ""):
+    family = SUPPORTED_FAMILIES.get(kind.family)
+    if family and (kind.kind, kind.style) in family.single_file_bases and kind.detail in family.variants:
         return None
     return Reason(
         ReasonCode.BASE_UNAVAILABLE,
-        f"its base {where} holds {describe(kind)}: only a full checkpoint of Stable Diffusion 1.x can be "
-        "a base so far. Pass --base with one.",
+        f"its base {where} holds {describe(kind)}: only a full checkpoint of {_supported_families(' or ')} "
+        "can be a base so far. Pass --base with one.",
     )
 
 
 def why_unsupported_pipeline(
-    model_index: Mapping[str, Any], scheduler: Mapping[str, Any], where: str
+    model_index: Mapping[str, Any], scheduler: Mapping[str, Any], denoiser: Mapping[str, Any], where: str
 ) -> Reason | None:
     """Why a diffusers pipeline folder cannot be loaded; None where it can.
 
-    `model_index` is its model_index.json, `scheduler` its scheduler_config.json; both are untrusted.
+    `model_index` is its model_index.json, `scheduler` its scheduler_config.json, and `denoiser` the
+    config.json of the component that `SupportedFamily.denoiser` names, where a family fits. All of them are
+    untrusted.
     """
-    parts = {name: component_class(model_index, name) for name in _SUPPORTED_PARTS}
-    if parts != _SUPPORTED_PARTS or component_class(model_index, "vae") not in SUPPORTED_VAES:
+    what = f"{where} is a {model_index.get('_class_name')!s:.60}"
+    family = SUPPORTED_FAMILIES.get(family_of_pipeline(model_index))
+    if family is None:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
-            f"{where} is a {model_index.get('_class_name')!s:.60}; "
-            "only Stable Diffusion 1.x-shaped pipelines can be scanned so far.",
+            f"{what}{_further_components(model_index)}; "
+            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+        )
+    if (further := _further_input(family, denoiser)) is not None:
+        return Reason(
+            ReasonCode.UNSUPPORTED_INPUTS,
+            f"{what} whose {family.denoiser} {further}; "
+            "only models whose single input is a noisy latent image can be scanned so far.",
         )
     prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
+    if not isinstance(prediction, str) or prediction not in family.predictions:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
-            f"{where} predicts {prediction!s:.40}; only models that predict epsilon can be scanned so far.",
+            f"{where} predicts {prediction!s:.40}; "
+            f"only models that predict {_listed(sorted(family.predictions))} can be scanned so far.",
         )
     return None
+
+
+def family_of_pipeline(model_index: Mapping[str, Any]) -> Family:
+    """The supported family whose pipelines have exactly the components of a model_index.json, or "unknown".
+
+    Components without a class ([null, null]) and NEUTRAL_COMPONENTS do not count.
+    """
+    stated = _stated_components(model_index)
+    for name, family in SUPPORTED_FAMILIES.items():
+        needed = family.components
+        if stated.keys() == needed.keys() and all(stated[c] in needed[c] for c in needed):
+            return name
+    return "unknown"
 
 
 def component_class(model_index: Mapping[str, Any], name: str) -> str:
     """The class that a model_index.json states for a component, without its library; "" for none."""
     entry = model_index.get(name)
-    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""
+    return str(entry[1] or "") if isinstance(entry, list) and len(entry) == 2 else ""
+
+
+def _stated_components(model_index: Mapping[str, Any]) -> dict[str, str]:
+    stated = {name: component_class(model_index, name) for name in model_index.keys() - NEUTRAL_COMPONENTS}
+    return {name: cls for name, cls in stated.items() if cls and not name.startswith("_")}
+
+
+def _further_components(model_index: Mapping[str, Any]) -> str:
+    """The components that a pipeline has beyond those of a supported family, as " with ..."; "" for none."""
+    stated = _stated_components(model_index)
+    for family in SUPPORTED_FAMILIES.values():
+        if family.components.keys() < stated.keys():
+            return f" with {_listed(sorted(stated.keys() - family.components.keys())):.80}"
+    return ""
+
+
+def _further_input(family: SupportedFamily, denoiser: Mapping[str, Any]) -> str | None:
+    """What a denoiser takes beyond the inputs of its family, as a predicate; None for nothing."""
+    taken, given = denoiser.get("in_channels"), denoiser.get("out_channels")
+    if taken is not None and given is not None and taken != given:
+        return f"takes {taken!s:.20} channels and predicts {given!s:.20}"
+    for name in INPUT_FIELDS:
+        if (denoiser.get(name) or None) != family.inputs.get(name):
+            return f"has {name} {denoiser.get(name)!s:.40}"
+    return None
+
+
+def _supported_families(last: str = " and ") -> str:
+    return _listed([FAMILY_NAMES[family] for family in SUPPORTED_FAMILIES], last)
+
+
+def _listed(names: Iterable[str], last: str = " and ") -> str:
+    """The names as a sentence lists them: a, b and c."""
+    *head, tail = names
+    return f"{', '.join(head)}{last}{tail}" if head else tail

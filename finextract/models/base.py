@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["full", "lora"]  # how a model was fine-tuned: all of its weights, or by an adapter
+from finextract.weights.formats import TuningKind
+
 type Conditioning = Any  # what a model computed from a prompt; only the model that made it can read it
 
 
@@ -123,7 +124,7 @@ class Pair(Protocol):
         ...
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TuningKind:
         """How it was fine-tuned."""
         ...
 
@@ -134,4 +135,4 @@ class CopiedPair[M: Model]:
 
     base: M
     tuned: M
-    kind: Kind
+    kind: TuningKind

@@ -6,7 +6,7 @@ original key names, a UNet file) or as an adapter, and returns both models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,19 +15,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finextract.adapters.lora import parse_lora
 from finextract.adapters.merge import merge
+from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.local_files import read_object
 from finextract.models import stable_diffusion
 from finextract.models.base import CopiedPair, Pair, TunableModel
 from finextract.models.pipeline_folder import read_config
-from finextract.support import why_unsupported, why_unsupported_pipeline
+from finextract.reasons import ReasonCode
+from finextract.support import (
+    SUPPORTED_FAMILIES,
+    describe,
+    family_of_pipeline,
+    why_unsupported,
+    why_unsupported_pipeline,
+)
 from finextract.text import first_line
 from finextract.weights.files import component_paths, find_weights
-from finextract.weights.formats import classify, read_header
+from finextract.weights.formats import Family, classify, read_header
 
-FAMILIES = (stable_diffusion,)  # modules with `fits` and `load`, one for each model family
+type LoadFamily = Callable[[Path, torch.device, torch.dtype], TunableModel]  # of a diffusers pipeline folder
+# The loader of each family in finextract.support.SUPPORTED_FAMILIES.
+FAMILIES: Mapping[Family, LoadFamily] = {"sd1": stable_diffusion.load}
 
 
 def load_pair(
@@ -42,17 +51,24 @@ def load_pair(
 
 
 def load_base(folder: Path, device: torch.device, dtype: torch.dtype) -> TunableModel:
-    """Loads a diffusers pipeline folder with the module of its model family.
+    """Loads a diffusers pipeline folder with the loader of its model family.
 
-    Raises UnsupportedWeights where no family fits, PickledWeights or CorruptWeights for its weights.
+    Raises UnsupportedWeights where no supported family fits, CorruptWeights for a missing or damaged file,
+    PickledWeights for weights without safetensors.
     """
     index = read_config(folder, "model_index.json")
     scheduler = read_config(folder, "scheduler/scheduler_config.json")
-    if (why := why_unsupported_pipeline(index, scheduler, folder.name)) is not None:
+    family = family_of_pipeline(index)
+    supported = SUPPORTED_FAMILIES.get(family)
+    denoiser = read_config(folder, f"{supported.denoiser}/config.json") if supported else {}
+    if (why := why_unsupported_pipeline(index, scheduler, denoiser, folder.name)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
-    family = next(family for family in FAMILIES if family.fits(index))
-    model: TunableModel = family.load(folder, device, dtype)
-    return model
+    if family not in FAMILIES:
+        raise UnsupportedWeights(
+            f"{folder.name} is a pipeline of the family {family}, which has no loader.",
+            ReasonCode.UNSUPPORTED_FAMILY,
+        )
+    return FAMILIES[family](folder, device, dtype)
 
 
 def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
@@ -72,16 +88,18 @@ def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     if (why := why_unsupported(kind, path.name)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
     state = _load_state(path)
-    if kind.kind == "lora":
+    if kind.is_adapter:
         config = read_object(path.parent / "adapter_config.json")  # PEFT's; empty where there is none
-        merge(model.layers(), parse_lora(state, header.metadata, config))
-        return CopiedPair(base, model, "lora")
+        merge(model.layers(), parse_adapter(kind, state, header.metadata, config))
+        return CopiedPair(base, model, kind.tuning)
     with _named(path):
         if kind.kind == "unet":
             model.load_components({model.components[0]: state})
-        else:
+        elif kind.kind == "full":
             model.load_single_file(state)
-    return CopiedPair(base, model, "full")
+        else:
+            raise UnsupportedWeights(f"{path.name} holds {describe(kind)}, which have no loader.")
+    return CopiedPair(base, model, kind.tuning)
 
 
 @contextmanager

@@ -125,13 +125,6 @@ class StableDiffusion:
         self.load_components({"unet": unet, "text_encoder": text_encoder})
 
 
-def fits(model_index: Mapping[str, Any]) -> bool:
-    """Whether a pipeline with this model_index.json is of this family."""
-    parts = ("unet", "text_encoder", "tokenizer")
-    classes = ["UNet2DConditionModel", "CLIPTextModel", "CLIPTokenizer"]
-    return [component_class(model_index, part) for part in parts] == classes
-
-
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
     """Loads a diffusers pipeline folder of this family. The safety checker and custom code are never loaded.
 

@@ -28,6 +28,7 @@ __all__ = [
     "PICKLE_SUFFIXES",
     "Header",
     "TensorInfo",
+    "TuningKind",
     "WeightsKind",
     "classify",
     "parse_header",
@@ -37,9 +38,11 @@ __all__ = [
 Kind = Literal[
     "full", "unet", "lora", "lycoris", "dora", "textual_inversion", "vae", "text_encoder", "unknown"
 ]
+TuningKind = Literal["full", "lora"]  # how a model was fine-tuned: all of its weights, or by an adapter
 Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux", "unknown"]
 Style = Literal["ldm", "diffusers", "kohya", "peft", "xlabs", "unknown"]
 
+ADAPTER_KINDS: frozenset[Kind] = frozenset({"lora", "lycoris", "dora"})
 _LDM = "model.diffusion_model."
 _UNET_PARTS = {
     "conv_in", "time_embedding", "add_embedding", "class_embedding", "encoder_hid_proj", "down_blocks",
@@ -59,6 +62,17 @@ class WeightsKind:
     style: Style
     has_text_encoder: bool
     detail: str = ""  # for people: the algorithm ("LoHa"), the variant ("refiner"), the encoder ("T5")
+    algorithms: tuple[str, ...] = ()  # of an adapter, sorted: ("LoHa",), ("DoRA", "LoRA"); see adapter_keys
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the weights change a base model's layers, by whatever algorithm."""
+        return self.kind in ADAPTER_KINDS
+
+    @property
+    def tuning(self) -> TuningKind:
+        """How a model that such weights belong to was fine-tuned."""
+        return "lora" if self.is_adapter else "full"
 
 
 UNKNOWN = WeightsKind("unknown", "unknown", "unknown", False)
@@ -95,7 +109,7 @@ def _adapter(header: Header) -> WeightsKind | None:
     if found == {"LoRA"}:
         kind, detail = "lora", "LoCon" if adapter_keys.is_locon(header) else ""
     elif found == {"XLabs LoRA"}:
-        kind, detail = "lora", "XLabs"
+        kind, detail, found = "lora", "XLabs", {"LoRA"}  # the same algorithm under other names
     elif found == {"LoRA", "DoRA"}:
         kind, detail = "dora", ""
     elif found == {"LoRA", "Tucker decomposition"}:
@@ -106,6 +120,7 @@ def _adapter(header: Header) -> WeightsKind | None:
         _adapter_style(header.tensors),
         adapter_keys.has_text_encoder(header.tensors),
         detail,
+        tuple(sorted(found)),
     )
 
 

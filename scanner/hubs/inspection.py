@@ -70,7 +70,7 @@ def refine(
         found = (BaseOrigin.GIVEN, default_base)
     nothing_stated = not (stated or training.base_sha256 or training.base_autov1)
     if found is None and family_default and nothing_stated:
-        usual = FAMILY_DEFAULTS.get((kind.kind, kind.family, context_width(header)))
+        usual = FAMILY_DEFAULTS.get((kind.tuning, kind.family, context_width(header)))
         found = (BaseOrigin.FAMILY, usual) if usual else None
     if found is None:
         reason = _why_no_base(kind, where, stated, training)
@@ -87,9 +87,7 @@ def refine(
             "A card states it as instance_prompt, a kohya header as ss_tag_frequency.",
             ReasonCode.CAPTION_UNKNOWN,
         )
-    checkpoint = dataclasses.replace(
-        checkpoint, kind="lora" if kind.kind == "lora" else "full", family=kind.family
-    )
+    checkpoint = dataclasses.replace(checkpoint, kind=kind.tuning, family=kind.family)
     return _ready(checkpoint, found, caption.text, training, card)
 
 
@@ -201,8 +199,8 @@ def _why_no_base(kind: WeightsKind, where: str, stated: list[StatedBase], traini
         sentence = f'{where} holds {KIND_NAMES[kind.kind]}, and its base "{stated[0][1]}" is no OWNER/NAME.'
         if training.base_sha256:
             sentence += " The SHA256 of the base is stated, but no source has that file."
-    elif kind.kind == "lora":
-        sentence = f"{where} holds LoRA weights, but its base model is not known."
+    elif kind.is_adapter:
+        sentence = f"{where} holds {KIND_NAMES[kind.kind]}, but its base model is not known."
     else:
         sentence = f"{where} does not state its base model, or is itself a base model."
     return Reason(ReasonCode.BASE_UNKNOWN, f"{sentence} {help_}")

@@ -4,26 +4,94 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
+from finextract import support
 from finextract.reasons import ReasonCode
 from finextract.support import (
+    FAMILY_NAMES,
+    SUPPORTED_ALGORITHMS,
+    SUPPORTED_FAMILIES,
+    component_class,
     describe,
+    family_of_pipeline,
     why_unsupported,
     why_unsupported_base,
     why_unsupported_pipeline,
 )
 from finextract.weights.formats import Family, Kind, Style, WeightsKind
 
-INDEX = {
+SAFETY = {
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+}
+# The model_index.json of stable-diffusion-v1-5 as it was first published.
+SD15 = {
     "_class_name": "StableDiffusionPipeline",
-    "unet": ["diffusers", "UNet2DConditionModel"],
+    "_diffusers_version": "0.6.0",
+    **SAFETY,
+    "scheduler": ["diffusers", "PNDMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+# Pipelines of the family as other versions and tools write them.
+SD1_PIPELINES = {
+    "without a safety checker": {
+        **SD15,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+    },
+    "of the first versions": {**SD15, "feature_extractor": ["transformers", "CLIPFeatureExtractor"]},
+    "with a tiny VAE": {**SD15, "vae": ["diffusers", "AutoencoderTiny"]},
+    "image to image": {**SD15, "_class_name": "StableDiffusionImg2ImgPipeline"},
+}
+SDXL = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "_diffusers_version": "0.19.0.dev0",
+    "force_zeros_for_empty_prompt": True,
+    "add_watermarker": None,
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+OTHER_PIPELINES = {
+    "SDXL": (SDXL, "StableDiffusionXLPipeline with text_encoder_2 and tokenizer_2"),
+    "SDXL refiner": (
+        {**SDXL, "text_encoder": [None, None], "tokenizer": [None, None]}, "StableDiffusionXLPipeline"
+    ),
+    "FLUX": ({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}, "Flux"),
+    "ControlNet": (
+        {
+            **SD15,
+            "_class_name": "StableDiffusionControlNetPipeline",
+            "controlnet": ["diffusers", "ControlNetModel"],
+        },
+        "StableDiffusionControlNetPipeline with controlnet",
+    ),
+    "depth": (
+        {**SD15, "depth_estimator": ["transformers", "DPTForDepthEstimation"]}, "with depth_estimator"
+    ),
+    "image prompts": (
+        {**SD15, "image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}, "with image_encoder"
+    ),
+    "upscaler": ({**SD15, "low_res_scheduler": ["diffusers", "DDPMScheduler"]}, "with low_res_scheduler"),
+    "another UNet": ({**SD15, "unet": ["diffusers", "UNet2DModel"]}, "StableDiffusionPipeline"),
+    "no VAE": ({**SD15, "vae": [None, None]}, "StableDiffusionPipeline"),
+    "nothing": ({}, "None"),
+}  # fmt: skip
+PLAIN_UNET = {"in_channels": 4, "out_channels": 4, "class_embed_type": None, "num_class_embeds": None}
+LORA = ("LoRA",)
 
 
 @pytest.mark.parametrize(
@@ -31,11 +99,11 @@ INDEX = {
     [
         (WeightsKind("full", "sd1", "ldm", True), None),
         (WeightsKind("unet", "sd1", "diffusers", False), None),
-        (WeightsKind("lora", "sd1", "kohya", False, "LoCon"), None),
+        (WeightsKind("lora", "sd1", "kohya", False, "LoCon", LORA), None),
         (WeightsKind("vae", "unknown", "unknown", False), ReasonCode.UNSUPPORTED_KIND),
-        (WeightsKind("lycoris", "sd1", "kohya", False, "LoHa"), ReasonCode.UNSUPPORTED_KIND),
-        (WeightsKind("lora", "unknown", "kohya", False), ReasonCode.UNKNOWN_FAMILY),
-        (WeightsKind("lora", "flux", "kohya", False), ReasonCode.UNSUPPORTED_FAMILY),
+        (WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",)), ReasonCode.UNSUPPORTED_KIND),
+        (WeightsKind("lora", "unknown", "kohya", False, "", LORA), ReasonCode.UNKNOWN_FAMILY),
+        (WeightsKind("lora", "flux", "kohya", False, "", LORA), ReasonCode.UNSUPPORTED_FAMILY),
         (WeightsKind("unet", "sd1", "diffusers", False, "inpainting"), ReasonCode.UNSUPPORTED_INPUTS),
         (WeightsKind("unet", "sd1", "ldm", False), ReasonCode.UNSUPPORTED_LAYOUT),
     ],
@@ -52,7 +120,7 @@ def test_every_kind_and_family_can_be_described_and_judged() -> None:
     for kind in get_args(Kind):
         for family in get_args(Family):
             for style in get_args(Style):
-                weights = WeightsKind(kind, family, style, False)
+                weights = WeightsKind(kind, family, style, False, "", LORA if kind == "lora" else ())
                 assert describe(weights)
                 supported = why_unsupported(weights, "a") is None
                 assert supported == (
@@ -67,15 +135,104 @@ def test_only_a_whole_model_in_the_original_key_names_can_be_a_base_of_one_file(
     assert found.reason_code is ReasonCode.BASE_UNAVAILABLE
 
 
-def test_a_pipeline_is_judged_by_its_configuration_files() -> None:
-    assert why_unsupported_pipeline(INDEX, {}, "p") is None
-    other = why_unsupported_pipeline({**INDEX, "_class_name": "FluxPipeline", "unet": None}, {}, "p")
-    velocity = why_unsupported_pipeline(INDEX, {"prediction_type": "v_prediction"}, "p")
-    assert other is not None
-    assert velocity is not None
-    assert "p is a FluxPipeline" in str(other)
-    assert "p predicts v_prediction" in str(velocity)
-    assert other.reason_code is velocity.reason_code is ReasonCode.UNSUPPORTED_FAMILY
+@pytest.mark.parametrize("algorithms", [("LoHa",), ("DoRA", "LoRA"), ("LoRA", "norm layers"), ()])
+def test_an_adapter_is_judged_by_its_algorithms_and_not_by_its_description(
+    algorithms: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = WeightsKind("lycoris", "sd1", "kohya", False, "a text for people", algorithms)
+    found = why_unsupported(weights, "a")
+    assert found is not None
+    assert found.reason_code is ReasonCode.UNSUPPORTED_KIND
+    assert found.sentence.endswith("only full checkpoints, UNets and LoRA weights can be scanned so far.")
+    monkeypatch.setattr(support, "SUPPORTED_ALGORITHMS", frozenset({LORA, algorithms}))
+    assert why_unsupported(weights, "a") is None
+
+
+@pytest.mark.parametrize("index", [SD15, *SD1_PIPELINES.values()], ids=["as published", *SD1_PIPELINES])
+def test_a_pipeline_of_a_supported_family_can_be_loaded(index: dict[str, Any]) -> None:
+    assert family_of_pipeline(index) == "sd1"
+    assert why_unsupported_pipeline(index, {}, PLAIN_UNET, "p") is None
+
+
+@pytest.mark.parametrize(("index", "words"), OTHER_PIPELINES.values(), ids=OTHER_PIPELINES)
+def test_a_pipeline_with_other_components_is_refused(index: dict[str, Any], words: str) -> None:
+    assert family_of_pipeline(index) == "unknown"
+    found = why_unsupported_pipeline(index, {}, {}, "p")
+    assert found is not None
+    assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
+    assert words in found.sentence
+    assert found.sentence.endswith("only Stable Diffusion 1.x-shaped pipelines can be scanned so far.")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"in_channels": 9, "out_channels": 4}, "unet takes 9 channels and predicts 4"),  # inpainting
+        ({"in_channels": 8, "out_channels": 4}, "unet takes 8 channels and predicts 4"),  # InstructPix2Pix
+        ({"num_class_embeds": 1000}, "unet has num_class_embeds 1000"),  # upscaler
+        ({"class_embed_type": "projection"}, "unet has class_embed_type projection"),  # unCLIP
+        ({"time_cond_proj_dim": 256}, "unet has time_cond_proj_dim 256"),  # latent consistency
+        ({"addition_embed_type": "text_time"}, "unet has addition_embed_type text_time"),  # SDXL
+    ],
+)
+def test_a_pipeline_whose_unet_takes_a_further_input_is_refused(config: dict[str, Any], words: str) -> None:
+    index = {**SD15, "_class_name": "StableDiffusionInpaintPipeline"}
+    found = why_unsupported_pipeline(index, {}, {**PLAIN_UNET, **config}, "p")
+    assert found is not None
+    assert found.reason_code is ReasonCode.UNSUPPORTED_INPUTS
+    assert f"p is a StableDiffusionInpaintPipeline whose {words}; only models" in found.sentence
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", None, ["epsilon"]])
+def test_a_pipeline_that_predicts_something_else_is_refused(prediction: object) -> None:
+    found = why_unsupported_pipeline(SD15, {"prediction_type": prediction}, PLAIN_UNET, "p")
+    assert found is not None
+    assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
+    assert "only models that predict epsilon can be scanned" in found.sentence
+
+
+def test_exactly_one_family_fits_each_supported_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = dict(SUPPORTED_FAMILIES)
+    for name, family in tables.items():
+        index = {part: ["library", cls] for part, classes in family.components.items() for cls in classes}
+        fitting = []
+        for alone in tables:
+            monkeypatch.setattr(support, "SUPPORTED_FAMILIES", {alone: tables[alone]})
+            fitting.append(family_of_pipeline(index))
+        assert [fits for fits in fitting if fits != "unknown"] == [name]
+        assert component_class(index, family.denoiser)
+        assert name in FAMILY_NAMES
+
+
+def test_a_second_family_is_added_by_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    components = {
+        **SUPPORTED_FAMILIES["sd1"].components,
+        "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
+        "tokenizer_2": frozenset({"CLIPTokenizer"}),
+    }
+    sdxl = replace(
+        SUPPORTED_FAMILIES["sd1"], components=components, inputs={"addition_embed_type": "text_time"}
+    )
+    monkeypatch.setattr(support, "SUPPORTED_FAMILIES", {**SUPPORTED_FAMILIES, "sdxl": sdxl})
+    unet = {**PLAIN_UNET, "addition_embed_type": "text_time"}
+    assert family_of_pipeline(SDXL) == "sdxl"
+    assert family_of_pipeline(SD15) == "sd1"
+    assert why_unsupported_pipeline(SDXL, {}, unet, "p") is None
+    assert why_unsupported_pipeline(SD15, {}, unet, "p") is not None
+    assert why_unsupported(WeightsKind("lora", "sdxl", "kohya", False, "", LORA), "a") is None
+    assert why_unsupported_base(WeightsKind("full", "sdxl", "ldm", True), "a") is None
+    assert why_unsupported_base(WeightsKind("full", "sdxl", "ldm", True, "refiner"), "a") is not None
+    flux = why_unsupported(WeightsKind("lora", "flux", "kohya", False, "", LORA), "a")
+    assert flux is not None
+    assert "only Stable Diffusion 1.x and SDXL checkpoints" in flux.sentence
+
+
+def test_every_supported_family_has_a_loader_and_every_supported_algorithm_a_parser() -> None:
+    from finextract.adapters.parsing import PARSERS
+    from finextract.models.loading import FAMILIES
+
+    assert FAMILIES.keys() == SUPPORTED_FAMILIES.keys()
+    assert PARSERS.keys() == SUPPORTED_ALGORITHMS
 
 
 def test_support_is_known_without_torch() -> None:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from finextract.adapters.lora import parse_lora
 from finextract.adapters.merge import merge
+from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.weights.adapter_keys import LoraKey, layer_names, parse_lora_key
+from finextract.weights.formats import WeightsKind
 
 LAYER = "unet.down_blocks.0.attentions.0.to_out.0"
 
@@ -127,3 +129,13 @@ def test_a_damaged_layer_is_corrupt(
 def test_a_tensor_of_another_algorithm_is_refused() -> None:
     with pytest.raises(UnsupportedWeights, match="only plain LoRA"):
         parse_lora({f"{LAYER}.dora_scale": torch.ones(6)}, {})
+
+
+def test_an_adapter_file_is_parsed_by_its_algorithms() -> None:
+    state = {f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(6, 2)}
+    lora = WeightsKind("lora", "sd1", "diffusers", False, algorithms=("LoRA",))
+    (parsed,) = parse_adapter(lora, state, {}, {})
+    assert parsed.layer == LAYER
+    loha = WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",))
+    with pytest.raises(UnsupportedWeights, match=r"^Stable Diffusion 1.x LyCORIS weights \(LoHa\) cannot be"):
+        parse_adapter(loha, state, {}, {})

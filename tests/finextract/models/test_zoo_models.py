@@ -1,6 +1,7 @@
 """The method on real models: every format of the zoo loads, merges and gives back what it was trained on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,20 @@ from torch import Tensor
 
 from finextract.audit import audit, read_images
 from finextract.cli import cli
-from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights, RequestError
+from finextract.errors import (
+    BaseMismatch,
+    CorruptWeights,
+    PickledWeights,
+    RequestError,
+    UnsupportedWeights,
+)
 from finextract.extract import ExtractionSettings, guided_predictor, sample
 from finextract.guidance import CFG, DIRECT, DREAMBOOTH, LORA, Guidance
 from finextract.metadata.captions import caption_for, local_caption
+from finextract.models import loading
 from finextract.models.base import CopiedPair, Model, Pair, TunableModel
 from finextract.models.loading import load_base, tune
+from finextract.reasons import ReasonCode
 from finextract.sscd import load_embedder
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
@@ -178,3 +187,58 @@ def test_audit_prints_as_and_a_esr_and_writes_a_private_contact_sheet(tmp_path: 
     assert summary["guidance_scale"] == 5.0
     assert summary["unet_evaluations"] == 10 * 4 * 2
     assert Path(summary["contact_sheet"]).stat().st_mode & 0o777 == 0o600
+
+
+def _base_with(folder: Path, path: str, **fields: object) -> Path:
+    """A copy of the zoo's base whose configuration file has other values."""
+    shutil.copytree(ZOO / "base", folder)
+    config = json.loads((folder / path).read_text())
+    (folder / path).write_text(json.dumps(config | fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "code"),
+    [
+        (
+            "model_index.json",
+            {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
+            ReasonCode.UNSUPPORTED_FAMILY,
+        ),
+        (
+            "model_index.json",
+            {"controlnet": ["diffusers", "ControlNetModel"]},
+            ReasonCode.UNSUPPORTED_FAMILY,
+        ),
+        ("unet/config.json", {"in_channels": 33}, ReasonCode.UNSUPPORTED_INPUTS),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "v_prediction"},
+            ReasonCode.UNSUPPORTED_FAMILY,
+        ),
+    ],
+)
+def test_a_base_that_would_be_misread_is_refused_before_its_weights_are_loaded(
+    tmp_path: Path, path: str, fields: dict[str, object], code: ReasonCode
+) -> None:
+    folder = _base_with(tmp_path / "base", path, **fields)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(UnsupportedWeights) as refused:
+        load_base(folder, torch.device("cpu"), torch.float32)
+    assert refused.value.reason_code is code
+
+
+def test_a_supported_family_without_a_loader_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "FAMILIES", {})
+    with pytest.raises(UnsupportedWeights, match="base is a pipeline of the family sd1, which has no loader"):
+        load_base(ZOO / "base", torch.device("cpu"), torch.float32)
+
+
+def test_a_kind_that_is_allowed_without_a_loader_is_not_read_as_a_full_checkpoint(
+    base: TunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "why_unsupported", lambda kind, where: None)
+    save_file({"emb_params": torch.zeros(1, 96)}, tmp_path / "a.safetensors")
+    with pytest.raises(UnsupportedWeights, match=r"a.safetensors holds a textual inversion \(A1111\)"):
+        tune(base, tmp_path / "a.safetensors")

@@ -25,6 +25,7 @@ from servers.trouble import (
 )
 
 from finextract.errors import CheckpointError, CorruptWeights, PickledWeights
+from finextract.support import why_unsupported
 from finextract.weights.formats import (
     MAX_HEADER_BYTES,
     Header,
@@ -208,6 +209,44 @@ def test_every_tried_file_is_classified_as_the_table_says(name: str) -> None:
     assert [found.kind, found.family, found.style, found.detail] == row["says"]
 
 
+@pytest.mark.parametrize(
+    ("name", "algorithms"),
+    [
+        ("lora-sd1-kohya", ("LoRA",)),
+        ("locon-sd1-lycoris", ("LoRA",)),
+        ("lora-flux-xlabs", ("LoRA",)),
+        ("dora-sd1-peft", ("DoRA", "LoRA")),
+        ("loha-sd1-lycoris", ("LoHa",)),
+        ("loha-dora-sd1-lycoris", ("DoRA", "LoHa")),
+        ("locon-tucker-sd1-lycoris", ("LoRA", "Tucker decomposition")),
+        ("locon-norms-sd1-lycoris", ("LoRA", "norm layers")),
+        ("unet-sdxl-refiner", ()),
+        ("lora-sdxl-pivotal-tuning", ()),
+        ("textual-inversion-a1111", ()),
+    ],
+)
+def test_an_adapter_states_its_algorithms_and_nothing_else_does(
+    name: str, algorithms: tuple[str, ...]
+) -> None:
+    row = tried_formats.read(name)
+    found = classify(header_of({key: tuple(s) for key, s in row["tensors"].items()}, **row["metadata"]))
+    assert found.algorithms == algorithms
+    assert found.is_adapter == bool(algorithms)
+    assert found.tuning == ("lora" if algorithms else "full")
+
+
+def test_the_table_of_formats_says_what_support_decides() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    scanned = {row[0]: row[4] for row in rows if len(row) == 5}
+    for name in tried_formats.MAKERS:
+        row = tried_formats.read(name)
+        if "start" not in row:
+            shapes = {key: tuple(shape) for key, shape in row["tensors"].items()}
+            why = why_unsupported(classify(header_of(shapes, **row["metadata"])), name)
+            assert (why is None) == (scanned[name] == "yes"), name
+
+
 def test_the_table_of_formats_is_that_of_the_tried_files() -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 6]
@@ -302,6 +341,7 @@ PIECES = st.sampled_from(
 def test_any_header_is_classified(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str]) -> None:
     found = classify(header_of(shapes, **metadata))
     assert found.detail.isprintable()
+    assert bool(found.algorithms) == found.is_adapter
 
 
 JSON = st.recursive(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers.trouble import lora_shapes, sdxl_lora_shapes
 
+from finextract import support
 from finextract.metadata.cards import Card
 from finextract.weights.formats import Header, TensorInfo
 from scanner.errors import Skipped
@@ -56,6 +57,15 @@ def test_a_lora_with_a_card_is_ready_for_a_scan() -> None:
         BaseOrigin.CARD,
     )
     assert found.training == "{}"
+
+
+def test_an_adapter_of_any_algorithm_is_recorded_as_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = tried_formats.read("loha-sd1-lycoris")
+    shapes = {key: tuple(shape) for key, shape in row["tensors"].items()}
+    monkeypatch.setattr(support, "SUPPORTED_ALGORITHMS", frozenset({("LoHa",)}))
+    assert refined(shapes).kind == "lora"
+    with pytest.raises(Skipped, match="holds LyCORIS weights, but its base model is not known"):
+        refined(shapes, card=replace(CARD, base_model=None))
 
 
 def test_kohya_metadata_state_what_the_card_does_not() -> None:
