@@ -53,8 +53,8 @@ def tau_from_background(background: NDArray[np.float32], quantile: float) -> flo
     """The similarity that a flag needs, from the background alone.
 
     The `quantile` of the similarities between each background image and its nearest neighbour among the other
-    background images. A pair of images that is no more similar than two images which nobody copied from each
-    other is no evidence of copying, whatever its p-value.
+    background images. A pair that is no more similar than two independent images is no evidence of copying,
+    whatever its p-value.
     """
     return float(np.quantile(nearest_neighbour_similarities(background), quantile))
 

@@ -64,7 +64,7 @@ class Review:
     def undo(self, selected: Subject | None) -> Recorded | None:
         """Withdraws one event: of the selected subject if it is decided, and else the last of this session.
 
-        For a decided subject this is the decision that stands, whoever its reviewer is, or a newer note of
+        For a decided subject this is the decision that stands, of whichever reviewer, or a newer note of
         this session. An event of this session that no longer stands is left alone, because somebody has
         decided since. Returns None if there is nothing to withdraw.
         """

@@ -34,7 +34,8 @@ def command(query: str, store: str, form: str) -> None:
         writer.writerow(rows[0] if rows else [])
         writer.writerows([_cell(value) for value in row.values()] for row in rows)
     elif rows:
-        rows_table(list(rows[0]), ([for_terminal(_cell(v)) for v in row.values()] for row in rows))
+        cells = ([for_terminal(_cell(v), limit=sys.maxsize) for v in row.values()] for row in rows)
+        rows_table(list(rows[0]), cells)
     click.echo(f"{len(rows):,} row{'s' if len(rows) != 1 else ''}", err=True)
 
 

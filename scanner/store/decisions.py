@@ -6,7 +6,7 @@ removed, so what stands is computed each time the log is read:
 
 - A decide or note event that a withdraw event names does not count. A withdraw event cannot be withdrawn: to
   restore what it withdrew, a reviewer decides again.
-- Of the remaining decide events the newest stands, whoever its reviewer is. So an earlier decision stands
+- Of the remaining decide events the newest stands, of whichever reviewer. So an earlier decision stands
   again once the later one is withdrawn.
 - Of the remaining note events the newest stands. A note with an empty text stands for no note.
 """

@@ -190,7 +190,7 @@ class Store:
         raise AssertionError("the last attempt returns or raises")
 
     def export(self, table: str, path: Path, form: str) -> int:
-        """Writes the rows of a view to one file, readable by its owner alone; gives back how many.
+        """Writes the rows of a view to one file, readable by its owner alone; returns how many.
 
         `form` is "parquet", "csv" or "json" (one object a line); "duckdb" makes a table of that name in a
         database file. Raises StoreError where it cannot be written.

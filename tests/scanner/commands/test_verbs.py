@@ -249,3 +249,9 @@ def test_the_completion_script_completes_verbs_and_options(tmp_path: Path) -> No
         [BIN / "scanner"], env=environment, capture_output=True, text=True, check=False, timeout=60
     )
     assert "--source" in done.stdout
+
+
+def test_a_long_value_is_printed_whole(filled: Store) -> None:
+    printed = run("sql", "SELECT repeat('x', 5000) AS long", store=filled)
+    assert printed.exit_code == 0
+    assert printed.stdout.count("x") == 5000
