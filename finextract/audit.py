@@ -83,7 +83,7 @@ def read_images(folder: Path) -> tuple[tuple[str, ...], tuple[Image.Image, ...]]
     Raises RequestError where there is none, or where one cannot be read.
     """
     if not folder.is_dir():
-        raise RequestError(f"{folder} is no folder. Name the folder that holds the training images.")
+        raise RequestError(f"{folder} is not a folder. Name the folder that holds the training images.")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
         raise RequestError(f"{folder} holds no images (png, jpg, webp, bmp, gif or tiff).")

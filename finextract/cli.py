@@ -60,7 +60,7 @@ def cli() -> None:
               help="The images that the checkpoint was trained on.")  # fmt: skip
 def audit(checkpoint: Path, base: Path, train_images: Path, out: Path | None, as_json: bool, debug: bool,
           **options: Any) -> None:  # fmt: skip
-    """Does CHECKPOINT give back the images it was trained on?
+    """Measure how many of its training images CHECKPOINT reproduces.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Prints AS and
     A-ESR, the share of the training images that some sample copies, and writes a contact sheet.

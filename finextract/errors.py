@@ -2,7 +2,7 @@
 
 FinextractError
 ├── RequestError            an argument that cannot be used, such as a missing caption
-├── ImageError              a file that is no image, is damaged or is too large
+├── ImageError              a file that is not an image, is damaged or is too large
 └── CheckpointError         the weights cannot be scanned; a crawl skips them and continues
     ├── PickledWeights      weights stored as a pickle, which can run code when opened
     ├── CorruptWeights      not a whole safetensors file

@@ -59,7 +59,7 @@ def open_image(
                 opened.load()
                 image = flatten(ImageOps.exif_transpose(opened), background)
     except UnidentifiedImageError as error:
-        raise ImageError("is no image of a format that is read") from error
+        raise ImageError("is not an image in a supported format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"has so many pixels that it may be a decompression bomb ({error})") from error
     except _DAMAGE as error:

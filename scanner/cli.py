@@ -54,7 +54,7 @@ class _Verbs(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Find which published diffusion checkpoints give back images of your collection."""
+    """Find which published diffusion checkpoints reproduce images of your collection."""
     file = settings.find()
     if file is not None:
         ctx.default_map = settings.default_map(cli, settings.read(file), file)

@@ -52,7 +52,7 @@ class InspectionStatus(StrEnum):
 
 
 class BaseOrigin(StrEnum):
-    """Where a checkpoint's base model was found, the most reliable first."""
+    """Where a checkpoint's base model was found."""
 
     GIVEN = "given"  # the user's --base
     HASH = "hash"  # the base file's SHA256 in the metadata, found on a hub

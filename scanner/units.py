@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?I?)B?\s*", text.upper())
     if match is None or match[2] not in _UNITS:
         raise ConfigError(
-            f"{text} is no size. Write a number of bytes, or one with a unit: 500MB, 2GB, 1.5GiB."
+            f"{text} is not a size. Write a number of bytes, or one with a unit: 500MB, 2GB, 1.5GiB."
         )
     return int(float(match[1]) * _UNITS[match[2]])
 

@@ -29,7 +29,7 @@ from servers.trouble import troublesome_repositories  # noqa: E402
 
 from scanner.store.store import Store  # noqa: E402
 
-# How fast a machine makes examples is no behaviour of ours.
+# The speed at which a machine makes examples is not tested.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
@@ -47,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No hub but the test's own, no settings of the person who runs the tests, no store but a fresh one."""
+    """Isolates a test: no public hub, no user settings, no existing store."""
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     monkeypatch.setenv("CIVITAI_ENDPOINT", NOWHERE)
     monkeypatch.setenv("FINEXTRACT_STORE", str(tmp_path / "store"))

@@ -52,7 +52,7 @@ def parse_lora(
     `metadata` are those of the file's header, `config` the fields of a PEFT adapter_config.json, where there
     is one; diffusers stores the same fields in the header (`lora_adapter_metadata`). Without either, and
     without an alpha in the file, alpha = r.
-    Raises UnsupportedWeights for a tensor that is no part of a plain LoRA, CorruptWeights for an incomplete
+    Raises UnsupportedWeights for a tensor that is not part of a plain LoRA, CorruptWeights for an incomplete
     layer.
     """
     parts: dict[str, dict[str, Tensor]] = {}

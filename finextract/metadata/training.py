@@ -195,7 +195,7 @@ def _common(tags: list[dict[str, int]], images: int | None, names: set[str]) -> 
     """The pieces that stand in every caption, in their order (the trigger and the class), and the most
     frequent piece.
 
-    sd-scripts counts each comma-separated piece of a caption once an image (platform facts 3.2), so a piece
+    sd-scripts counts each comma-separated piece of a caption once an image, so a piece
     whose count is the number of images is in every caption. A piece that the run is named after need only be
     in half of them.
     """

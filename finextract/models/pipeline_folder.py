@@ -18,7 +18,9 @@ def read_config(folder: Path, path: str) -> dict[str, Any]:
     try:
         value = json.loads((folder / path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CorruptWeights(f"{where} is missing: this is no complete diffusers pipeline folder.") from None
+        raise CorruptWeights(
+            f"{where} is missing: this is not a complete diffusers pipeline folder."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptWeights(f"{where} cannot be read: {first_line(error)}.") from error
     if not isinstance(value, dict):

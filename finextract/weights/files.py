@@ -60,7 +60,7 @@ def find_weights(checkpoint: Path) -> Path:
             )
         if checkpoint.suffix != ".safetensors":
             raise CorruptWeights(
-                f"{checkpoint} is no safetensors file. Name a .safetensors file, or a diffusers folder."
+                f"{checkpoint} is not a safetensors file. Name a .safetensors file, or a diffusers folder."
             )
         return checkpoint
     unet = component_paths(checkpoint, "unet")

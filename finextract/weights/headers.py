@@ -44,7 +44,7 @@ class Header:
 def parse_header(start: bytes, where: str) -> Header:
     """Parses the first bytes of a safetensors file (all of its header, at least).
 
-    Raises PickledWeights for a pickle or zip archive, CorruptWeights for anything else that is no header.
+    Raises PickledWeights for a pickle or zip archive, CorruptWeights for anything else that is not a header.
     `where` names the file in messages.
     """
     if _is_pickle(start):
@@ -59,7 +59,7 @@ def parse_header(start: bytes, where: str) -> Header:
     (length,) = struct.unpack("<Q", start[:8])
     if length > MAX_HEADER_BYTES:
         raise CorruptWeights(
-            f"{where} is no safetensors file: its header would be {length:,} bytes long "
+            f"{where} is not a safetensors file: its header would be {length:,} bytes long "
             f"(at most {MAX_HEADER_BYTES:,} are read)."
         )
     if len(start) < 8 + length:
@@ -72,7 +72,7 @@ def parse_header(start: bytes, where: str) -> Header:
         tensors, end = _tensors(entries, where)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptWeights(
-            f"{where} is no safetensors file: its header cannot be read ({str(error)[:200]})."
+            f"{where} is not a safetensors file: its header cannot be read ({str(error)[:200]})."
         ) from error
     return Header(metadata, tensors, 8 + length + end)
 

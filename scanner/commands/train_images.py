@@ -24,7 +24,7 @@ from scanner.errors import ConfigError
 def command(repo: str, folder: Path, max_download: int) -> None:
     """Download the training images of a HuggingFace repository (its folder concept_images) into DIR.
 
-    `finextract audit --train-images DIR` measures which of them the checkpoint gives back. A crawl counts
+    `finextract audit --train-images DIR` measures which of them the checkpoint reproduces. A crawl counts
     such images and does not download them.
     """
     from scanner.hubs.base_models import is_repo

@@ -218,7 +218,7 @@ class Backlog:
 
     def _set(self, checkpoint_id: str, state: State) -> None:
         before = self._states.get(checkpoint_id)
-        assert before is not State.DONE, f"{checkpoint_id} has its verdict"
+        assert before is not State.DONE, f"{checkpoint_id} already has a verdict"
         if before is not None:
             self._counts[before] -= 1
         self._counts[state] += 1

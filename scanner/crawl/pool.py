@@ -51,7 +51,7 @@ class WorkerDied(Exception):
 
 
 class WorkerFailed(Exception):
-    """A scan raised an exception, which it does only for the store's or Ray's sake, or it was ended."""
+    """A scan raised an exception (an error of the store or of Ray), or was stopped."""
 
     def __init__(self, message: str, reason_code: ReasonCode = ReasonCode.INTERNAL_ERROR) -> None:
         super().__init__(message)

@@ -247,7 +247,7 @@ class Scanner:
         if self._base is None or self._base[0] != base:
             if self._task.threads:
                 torch.set_num_threads(self._task.threads)
-            self._base = None  # let go before the next is loaded
+            self._base = None  # released before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             dtype = torch.float16 if device.type == "cuda" else torch.float32
             model = load_base(base.folder, device, dtype)

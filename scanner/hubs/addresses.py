@@ -35,7 +35,8 @@ class AddressRefused(Skipped):
 def trust(endpoint: str) -> str:
     """Allows a hub that the user named, whatever its scheme and address; returns it without a final slash.
 
-    A public hub remains under the rules for public hosts. Raises ConfigError for a text that is no address.
+    A public hub remains under the rules for public hosts. Raises ConfigError where the text is not an
+    address.
     """
     try:
         parts = urlsplit(endpoint)
@@ -43,7 +44,7 @@ def trust(endpoint: str) -> str:
     except ValueError:
         host, port = None, None
     if host is None or parts.scheme not in ("http", "https"):
-        raise ConfigError(f"{endpoint} is no address of a hub. Write it as https://HOST.")
+        raise ConfigError(f"{endpoint} is not an address of a hub. Write it as https://HOST.")
     try:
         check_address(endpoint)
     except AddressRefused:

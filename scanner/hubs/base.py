@@ -45,7 +45,7 @@ class Source(Protocol):
         ...
 
     def coverage(self) -> str:
-        """How much of what the source says it holds this listing has met, for people; "" where unknown."""
+        """The share of the source's stated total that was listed, as text; "" where unknown."""
         ...
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:

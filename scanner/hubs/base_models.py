@@ -1,6 +1,6 @@
 """Base models by name: what a valid name is, where each base is today, its family, and which are gated.
 
-The tables are facts of the hubs as of November 2026 (platform facts 3.3). Makes no request: a name that is
+The tables are facts of the hubs as of November 2026. Makes no request: a name that is
 not listed here is used as it is.
 """
 
@@ -105,7 +105,7 @@ def local_base(base: str | None) -> str | None:
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ConfigError(
-                f"--base {base} is no diffusers pipeline folder: it has no model_index.json.\n"
+                f"--base {base} is not a diffusers pipeline folder: it has no model_index.json.\n"
                 "Pass a folder that StableDiffusionPipeline.save_pretrained wrote, or OWNER/NAME."
             )
         return str(path.absolute())

@@ -44,7 +44,7 @@ class FolderSource:
         self._base, self._allow_pickle = local_base(base), allow_pickle
         if not self.root.is_dir():
             raise SourceError(
-                f"--source folder:{path} is no folder. Pass the folder that holds the checkpoints."
+                f"--source folder:{path} is not a folder. Pass the folder that holds the checkpoints."
             )
 
     def list(self, query: Query) -> Iterator[Checkpoint]:

@@ -196,7 +196,7 @@ def _why_no_base(kind: WeightsKind, where: str, stated: list[StatedBase], traini
             f"one of the two is wrong. {help_}",
         )
     if stated:
-        sentence = f'{where} holds {KIND_NAMES[kind.kind]}, and its base "{stated[0][1]}" is no OWNER/NAME.'
+        sentence = f'{where} holds {KIND_NAMES[kind.kind]}, and its base "{stated[0][1]}" is not OWNER/NAME.'
         if training.base_sha256:
             sentence += " The SHA256 of the base is stated, but no source has that file."
     elif kind.is_adapter:

@@ -108,7 +108,7 @@ def check_archive(pickled: Path, where: str) -> None:
     if len(set(names)) != len(names):
         raise _refused(f"{where} is an archive that holds one name twice.")
     if sum(name.endswith("/data.pkl") or name == "data.pkl" for name in names) != 1:
-        raise _refused(f"{where} is no torch archive: it does not hold exactly one data.pkl.")
+        raise _refused(f"{where} is not a torch archive: it does not hold exactly one data.pkl.")
 
 
 def check_globals(pickled: Path, where: str) -> None:
@@ -117,7 +117,7 @@ def check_globals(pickled: Path, where: str) -> None:
         found = scan_file_path(str(pickled), strict=True)
     except Exception as error:  # of a parser that reads untrusted bytes
         raise _refused(f"{where} is a pickle that picklescan cannot read; it was not opened.") from error
-    if found.scan_err or found.scanned_files < 1 or not found.globals:  # what is no pickle has no globals
+    if found.scan_err or found.scanned_files < 1 or not found.globals:  # what is not a pickle has no globals
         raise _refused(f"{where} is a pickle that picklescan cannot read; it was not opened.")
     if found.issues_count or found.suspicious_count or found.infected_files:
         named = sorted(f"{g.module}.{g.name}" for g in found.globals if g.safety.value != "innocuous")

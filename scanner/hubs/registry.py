@@ -146,4 +146,4 @@ def check_query_options(spec: str, *, base_model: str | None = None, **given: ob
             others = ", ".join(supporting(name))
             raise ConfigError(f"{option} is not supported by --source {spec}. It works with: {others}.")
     if base_model is not None and not is_repo(base_model):
-        raise ConfigError(f"--base-model {base_model} is no OWNER/NAME of a repository on a hub.")
+        raise ConfigError(f"--base-model {base_model} is not OWNER/NAME of a repository on a hub.")

@@ -34,8 +34,8 @@ class Start:
 def read_header(read: Callable[[int], Start], where: str, listed_size: int | None) -> tuple[Header, Start]:
     """A weight file's header by one range read of its first bytes, or two where it is long.
 
-    `listed_size` is used where the response states no size. Raises Skipped for a file that is no safetensors
-    file, or whose header states another size.
+    `listed_size` is used where the response states no size. Raises Skipped where the file is not a
+    safetensors file, or its header states another size.
     """
     start = read(FIRST_READ)
     length = 8 + int.from_bytes(start.content[:8], "little")

@@ -68,7 +68,7 @@ class Corpus:
 def image_files(folder: Path) -> list[Path]:
     """Every file below `folder` with the suffix of an image, sorted. Raises CorpusError for none."""
     if not folder.is_dir():
-        raise CorpusError(f"{folder} is no folder. Pass the folder that holds the images.")
+        raise CorpusError(f"{folder} is not a folder. Pass the folder that holds the images.")
     found = [
         Path(place, name)
         for place, _, names in os.walk(folder)
@@ -138,7 +138,7 @@ def _fresh(
     for path in paths:
         try:
             if not path.is_file():
-                raise CorpusError("is no regular file")
+                raise CorpusError("is not a regular file")
             sha256 = sha256_of(path)
             if sha256 in seen:
                 progress.repeated += 1

@@ -35,7 +35,7 @@ LARGE_BYTES = 100_000_000  # a file of that size is never rewritten
 BATCH_BYTES = 200_000_000  # that are rewritten at once
 TIER = 4  # a file is rewritten with smaller ones that together have at least this fraction of its size
 ROWS_IN_A_GROUP = 20_000
-# Memory and threads of DuckDB, which sorts on disk beyond it; the second where the first is too little.
+# Memory and threads of DuckDB, which sorts on disk beyond it; the second pair is used if the first fails.
 LIMITS = ("1GB", 2), ("1400MB", 1)
 
 
@@ -55,7 +55,7 @@ def compacting(uri: str) -> Iterator[None]:
 
     def work() -> None:
         while not over.wait(INTERVAL_S):
-            with suppress(StoreError):  # a crawl meets and reports the same error
+            with suppress(StoreError):  # the crawl raises and reports the same error
                 for _ in compact(Store(uri), fewest_parts=CRAWL_PARTS):
                     pass
 

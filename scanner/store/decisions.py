@@ -130,7 +130,7 @@ def _withdrawn(events: Sequence[Decision], row: Mapping[str, Any]) -> list[Decis
     named = {event.withdraws for event in events}
     open_events = [e for e in events if e.event is not EventKind.WITHDRAW and e.decision_id not in named]
     if not row["note"]:
-        # With nothing left to withdraw, another reviewer was faster: this one withdrew the same event.
+        # With nothing left to withdraw, another reviewer had already withdrawn the same event.
         targets = open_events or [e for e in events if e.event is EventKind.DECIDE][-1:]
         return [_withdraw(row, number, target) for number, target in enumerate(reversed(targets))]
     decided = [e for e in open_events if e.event is EventKind.DECIDE]

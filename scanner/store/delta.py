@@ -35,7 +35,7 @@ CONFIGURATION: dict[str, str | None] = {
 }
 LONGEST_S = 120.0  # of a commit, well below the retention of the log; beyond it the result is checked
 ATTEMPTS = 3  # of a commit for which the table cannot be read
-COMMIT_S = 600.0  # after which a commit that always meets others fails
+COMMIT_S = 600.0  # after which a commit that keeps conflicting fails
 RETRIES = 4  # of one commit inside deltalake, before the table is read again after a pause
 PAUSE_S = 0.05, 2.0  # the mean of the first pause, and of the longest
 

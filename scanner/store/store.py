@@ -90,7 +90,7 @@ class Store:
     @property
     def root(self) -> Path:
         """The folder of a store that is one."""
-        assert isinstance(self.storage, FolderStorage), f"{self.uri} is no folder"
+        assert isinstance(self.storage, FolderStorage), f"{self.uri} is not a folder"
         return self.storage.root
 
     def _refresh(self, sql: str) -> None:
@@ -275,7 +275,7 @@ class Store:
         return self._ids("config_id = ? AND verdict = 'skipped' AND stage = 'inspect'", config_id)
 
     def quarantined(self, config_id: str) -> set[str]:
-        """Ids of the checkpoints whose workers died, as often as was tried: they may be why."""
+        """Ids of the checkpoints whose worker died in every attempt; they may be the cause."""
         return self._ids("config_id = ? AND verdict = 'failed' AND stage = 'worker'", config_id)
 
     def _ids(self, where: str, config_id: str) -> set[str]:
@@ -285,7 +285,7 @@ class Store:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """DuckDB makes an error of its own of a signal that comes while it is asked; here it is one again."""
+    """DuckDB raises RuntimeError for Ctrl-C during a query; this raises KeyboardInterrupt instead."""
     try:
         yield
     except RuntimeError as error:

@@ -77,8 +77,8 @@ class Script:
 class Seeded:
     """A share of all different requests meets a fault at its first `times` tries, and is answered then.
 
-    Which one depends on the seed and the request alone, so threads that ask in any order meet the same. What
-    a client gives up on after a number of tries it never has to: `times` is lower.
+    Which requests depends on the seed and the request alone, so threads in any order meet the same faults.
+    `times` is below the client's retry limit, so every request succeeds in the end.
     """
 
     def __init__(self, faults: Sequence[str], share: float = 0.3, seed: int = 0, times: int = 1) -> None:

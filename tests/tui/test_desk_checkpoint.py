@@ -104,7 +104,7 @@ async def test_a_damaged_image_is_reported_in_its_place(filled: Crawl, desk: Ope
     (filled.folder / "2-0.png").write_bytes(content)
     async with desk() as seen:
         await seen.press("enter")
-        assert "The reference image is no image of a format that is read." in seen.part("#reference")
+        assert "The reference image is not an image in a supported format." in seen.part("#reference")
 
 
 async def test_a_skipped_checkpoint_opens_with_its_reason(filled: Crawl, desk: Opener) -> None:

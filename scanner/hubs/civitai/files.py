@@ -120,7 +120,7 @@ def download_query(file: Json) -> dict[str, str]:
 
 
 def dicts(value: object, limit: int) -> Iterator[Json]:
-    """The objects in a list, at most `limit` of them; none where it is no list."""
+    """The objects in a list, at most `limit` of them; none where it is not a list."""
     return (v for v in value[:limit] if isinstance(v, dict)) if isinstance(value, list) else iter(())
 
 

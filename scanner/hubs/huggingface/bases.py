@@ -39,7 +39,8 @@ class HuggingFaceBases:
         files = remote_files(entry)
         if "model_index.json" not in files or not pipeline_weights(files):
             raise Skipped(
-                f"its base {base} is no diffusers pipeline with safetensors. Pass --base with one that is.",
+                f"its base {base} is not a diffusers pipeline with safetensors. "
+                "Pass --base with one that is.",
                 ReasonCode.BASE_UNAVAILABLE,
             )
         revision = commit_of(entry)

@@ -165,7 +165,7 @@ def test_a_folder_that_is_not_there_keeps_no_other_source_from_its_night(
     done = subprocess.run([*command, "--store", store.uri], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "## Not complete" in done.stdout
-    assert "is no folder" in done.stdout
+    assert "is not a folder" in done.stdout
 
 
 def test_an_interrupted_night_is_resumed_and_a_complete_one_is_left_alone(hub: Hub, store: Store) -> None:

@@ -330,7 +330,7 @@ def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:
             ["--source", "civitai", "--base-model", "a/b", "--dry-run"],
             "--base-model is not supported by --source civitai",
         ),
-        (["--source", "hf", "--base-model", "nonsense", "--dry-run"], "is no OWNER/NAME"),
+        (["--source", "hf", "--base-model", "nonsense", "--dry-run"], "is not OWNER/NAME"),
         (["--source", "folder:.", "--filter", "x", "--dry-run"], "It works with: hf, civitai."),
         (["--source", "hf", "--since", "soon", "--dry-run"], "is not a date"),
         (["--source", "hf", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),

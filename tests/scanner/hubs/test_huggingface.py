@@ -282,7 +282,7 @@ def test_the_given_base_is_used_only_for_checkpoints_that_state_none(serve: Serv
 
 def test_a_local_path_in_a_card_is_never_opened_as_a_base(serve: Serve, tmp_path: Path) -> None:
     serve({"o/a": lora(tmp_path / "a", base_model=str(pipeline(tmp_path / "private")))})
-    with pytest.raises(Skipped, match="is no OWNER/NAME"):
+    with pytest.raises(Skipped, match="is not OWNER/NAME"):
         HuggingFaceSource().inspect(only(HuggingFaceSource()))
 
 

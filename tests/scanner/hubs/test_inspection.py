@@ -272,7 +272,7 @@ def test_a_lora_without_a_base_is_skipped_and_the_message_says_what_to_do() -> N
 
 
 def test_a_base_that_is_no_name_is_quoted() -> None:
-    with pytest.raises(Skipped, match=r'its base "./models/mine" is no OWNER/NAME'):
+    with pytest.raises(Skipped, match=r'its base "./models/mine" is not OWNER/NAME'):
         refined(card=replace(CARD, base_model="./models/mine"))
 
 

@@ -128,11 +128,11 @@ def test_unusable_images_are_counted_with_a_reason(
 def test_a_folder_without_usable_images_is_an_error(
     store: Store, tmp_path: Path, embedder: SscdEmbedder
 ) -> None:
-    for place, words in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no images")):
+    for place, words in ((tmp_path / "none", "is not a folder"), (tmp_path, "holds no images")):
         with pytest.raises(CorpusError, match=words):
             add(store, place, embedder)
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(CorpusError, match=r"no usable image: text\.png is no image"):
+    with pytest.raises(CorpusError, match=r"no usable image: text\.png is not an image"):
         add(store, tmp_path, embedder)
 
 
@@ -209,7 +209,7 @@ def test_the_command_adds_and_lists(folder: Path, tmp_path: Path) -> None:
     assert added.exit_code == 0
     assert added.stdout == ""
     assert "bg: 3 added, 0 unchanged, 1 not usable" in added.stderr
-    assert "text.png is no image" in added.stderr
+    assert "text.png is not an image" in added.stderr
     listed = CliRunner().invoke(cli, ["corpus", "list", "--json", *place])
     (row,) = json.loads(listed.stdout)
     assert (row["name"], row["role"], row["images"]) == ("bg", "background", 3)
