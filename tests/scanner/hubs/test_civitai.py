@@ -672,7 +672,7 @@ def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(
     ("content", "words"),
     [
         (b"PK\x03\x04" + bytes(50), "pickle"),
-        (b"\xff" * 100, "no safetensors file"),
+        (b"\xff" * 100, "not a safetensors file"),
         (b"", "is empty"),
         (b"\x01", "too few"),
         (lora_bytes(1, TOLD)[:-7], "damaged"),
@@ -816,7 +816,7 @@ def test_a_site_that_is_another_one_is_a_source_error(serve: Serve) -> None:
         revisions(CivitaiSource())
     with pytest.raises(SourceError, match="could not be listed"):
         revisions(CivitaiSource(endpoint="http://127.0.0.1:9"))
-    with pytest.raises(ConfigError, match="no address"):
+    with pytest.raises(ConfigError, match="not an address"):
         CivitaiSource(endpoint="civitai.com")
 
 

@@ -158,7 +158,7 @@ def test_a_file_that_vanishes_during_the_listing_costs_only_its_own_entry(tree: 
 def test_a_missing_folder_and_an_unusable_base_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is not a folder"):
         open_source(f"folder:{tmp_path}/none")
-    with pytest.raises(ConfigError, match="no diffusers pipeline folder"):
+    with pytest.raises(ConfigError, match="not a diffusers pipeline folder"):
         open_source(f"folder:{tmp_path}", base=str(tmp_path))
 
 

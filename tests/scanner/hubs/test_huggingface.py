@@ -337,7 +337,7 @@ def test_a_removed_base_is_skipped_and_the_message_says_what_to_do(serve: Serve,
     serve({"lab/pickles": lora(tmp_path / "a")})
     with pytest.raises(Skipped, match="Pass --base"):
         BaseFetcher().fetch("lab/gone", DownloadCache(tmp_path / "cache"))
-    with pytest.raises(Skipped, match="no diffusers pipeline with safetensors"):
+    with pytest.raises(Skipped, match="not a diffusers pipeline with safetensors"):
         BaseFetcher().fetch("lab/pickles", DownloadCache(tmp_path / "cache"))
 
 
