@@ -51,6 +51,7 @@ class CheckpointScreen(DecidingScreen):
     """Shows a checkpoint with the scan that the list showed."""
 
     BINDINGS = bindings(DECIDE, CHECKPOINT)
+    AUTO_FOCUS = "#matches"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own declaration
     blurred = reactive(True)
 
@@ -81,7 +82,6 @@ class CheckpointScreen(DecidingScreen):
         yield Footer()
 
     def on_mount(self) -> None:
-        self.query_one(Table).focus()
         self.load()
         self.set_interval(self.session.refresh_s, self.load_if_changed)
 
@@ -127,6 +127,8 @@ class CheckpointScreen(DecidingScreen):
         self.query_one("#head", Static).update(head)
         self.query_one("#link", Static).update(Text(self._link(opened.checkpoint.url)))
         self.set_class(not opened.matches, "-without-match")
+        if not opened.matches:
+            self.query_one("#words").focus()  # the table is not displayed; the arrows scroll the text
         self.query_one(Table).fill(COLUMNS, [self._line(match) for match in opened.matches])
         self.explain()
 
@@ -214,11 +216,21 @@ class CheckpointScreen(DecidingScreen):
 
     def action_reveal(self) -> None:
         """Shows the images, or blurs them again."""
-        self.blurred = not self.blurred
+        if self._has_images():
+            self.blurred = not self.blurred
 
     def action_large(self) -> None:
         """Shows the images alone, or with everything else again."""
-        self.toggle_class("-large")
+        if self._has_images():
+            self.toggle_class("-large")
+            self.query_one(Table).focus()  # the text, which is hidden now, may have had the focus
+
+    def _has_images(self) -> bool:
+        """Whether a match with its images is shown; else a message says that there is none."""
+        if self.opened is None or not self.opened.matches:
+            self.show_message("There are no images here: this checkpoint has no match.", "warning")
+            return False
+        return True
 
     def action_back(self) -> None:
         """Returns to the list."""

@@ -46,6 +46,7 @@ class ListScreen(DecidingScreen):
     """Lists the checkpoints with one verdict, page by page, and follows the store while a crawl writes."""
 
     BINDINGS = bindings(LIST, DECIDE)
+    AUTO_FOCUS = "#checkpoints"  # by default the first widget, which may be the filter that is not displayed
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
@@ -72,7 +73,6 @@ class ListScreen(DecidingScreen):
         self.query_one("#counts", Static).update(Text("Reading the store …"))
         for part in ("#reasons", "#filter", "#empty"):
             self.query_one(part).display = False
-        self.query_one(Table).focus()
         self.load()
         self.set_interval(self.session.refresh_s, self.load_if_changed)
 
@@ -129,7 +129,8 @@ class ListScreen(DecidingScreen):
         state = list_state(page, self.counts, self.filter, self.part)
         self.query_one("#heading", Static).update(state.heading)
         empty, table = self.query_one("#empty", Static), self.query_one(Table)
-        empty.display, table.display = state.advice is not None, state.advice is None
+        empty.display = state.advice is not None
+        self.set_class(state.advice is not None, "-empty")
         empty.update(state.advice or Text(""))
         wide, present = self.size.width >= 100, now()
         lines = [line(row, self.filter, present, wide) for row in page.rows]
