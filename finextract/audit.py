@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from finextract import metrics
 from finextract.errors import ImageError, RequestError
@@ -70,6 +70,7 @@ def _scores(best: NDArray[np.float32]) -> dict[str, Any]:
     return {
         "average_similarity": round(average.value, 4),
         "average_similarity_interval": [round(average.low, 4), round(average.high, 4)],
+        "extracted": {tau: round(rate.value * len(best)) for tau, rate in rates.items()},
         "extraction_success_rate": {tau: round(rate.value, 4) for tau, rate in rates.items()},
         "extraction_success_rate_interval": {
             tau: [round(rate.low, 4), round(rate.high, 4)] for tau, rate in rates.items()
@@ -125,46 +126,3 @@ def audit(
         nearest,
         {**extraction.seconds, "match": time.perf_counter() - start},
     )
-
-
-def contact_sheet(result: Audit, size: int = 128, columns: int = 6) -> Image.Image:
-    """Each training image above the sample that comes nearest to it, and the candidates below."""
-    margin, label = 6, 14
-    extraction = result.extraction
-    pairs = [
-        (picture, extraction.picture(result.nearest[i]) if result.nearest else None, f"{similarity:.2f}")
-        for i, (picture, similarity) in enumerate(zip(result.references, result.over_samples, strict=True))
-    ]
-    wide = size + margin
-    pair_rows = -(-len(pairs) // columns)
-    candidate_rows = -(-len(extraction.candidates) // columns)
-    pair_height, candidate_height = 2 * size + label + margin, size + label + margin
-    top = label + margin
-    height = 2 * top + pair_rows * pair_height + candidate_rows * candidate_height + margin
-    sheet = Image.new("RGB", (columns * wide + margin, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((margin, margin), "training image above its nearest sample, SSCD similarity", fill="black")
-    for i, (picture, sample, text) in enumerate(pairs):
-        x, y = margin + i % columns * wide, top + i // columns * pair_height
-        sheet.paste(_fit(picture, size), (x, y))
-        if sample is not None:
-            sheet.paste(_fit(sample, size), (x, y + size))
-        draw.text((x, y + 2 * size), text, fill="black")
-    y0 = top + pair_rows * pair_height
-    draw.text((margin, y0), "candidates: one image a clique, and the clique's size", fill="black")
-    for i, clique in enumerate(extraction.candidates):
-        x, y = margin + i % columns * wide, y0 + top + i // columns * candidate_height
-        sheet.paste(_fit(extraction.picture(clique.representative), size), (x, y))
-        draw.text((x, y + size), str(len(clique.members)), fill="black")
-    return sheet
-
-
-def _fit(picture: Image.Image, size: int) -> Image.Image:
-    scale = size / max(picture.size)
-    small = picture.resize(
-        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
-        Image.Resampling.BICUBIC,
-    )
-    square = Image.new("RGB", (size, size), "white")
-    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
-    return square

@@ -6,9 +6,11 @@ Results go to stdout, messages to stderr. Exit codes: 0 done, 2 usage or input e
 from __future__ import annotations
 
 import json
-import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import click
 
 from finextract import __version__
 from finextract.errors import FinextractError
+
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is not a terminal
 
 
 def _model_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,7 +43,8 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
                      help="Seed of the first sample; the others follow."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-                     help="Where images are written.  [default: finextract-out/NAME]"),
+                     help="A new or empty folder for images and result.json.  [default: finextract-out/"
+                          "NAME/VERB-1, or the next free number]"),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     ]  # fmt: skip
@@ -63,21 +68,28 @@ def audit(checkpoint: Path, base: Path, train_images: Path, out: Path | None, as
     """Measure how many of its training images CHECKPOINT reproduces.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Prints AS and
-    A-ESR, the share of the training images that some sample copies, and writes a contact sheet.
+    A-ESR, the share of the training images that some sample copies, and writes a contact sheet and
+    result.json.
     """
     from finextract.audit import audit as run
-    from finextract.audit import contact_sheet, read_images
+    from finextract.audit import read_images
+    from finextract.contact_sheet import contact_sheet
+    from finextract.results import new_folder, save_image, save_result
 
     names, references = read_images(train_images)
-    pair, caption, settings, embedder = _prepare(checkpoint, base, options)
-    result = run(pair, caption, names, references, settings, embedder, _progress())
-    sheet = _private_folder(out, checkpoint) / "contact-sheet.png"
-    _save(contact_sheet(result), sheet)
-    summary = {**result.summary(), "contact_sheet": str(sheet)}
+    pair, caption, settings, embedder = _prepare(checkpoint, base, options, len(references))
+    folder = new_folder(out, checkpoint, "audit")
+    result = run(pair, caption, names, references, settings, embedder, _Progress())
+    sheet = folder / "contact-sheet.png"
+    of_run = _of_run(checkpoint, base)
+    summary = {**of_run, **result.summary(), "contact_sheet": str(sheet)}
+    save_image(contact_sheet(result, _heading(summary)), sheet)
+    file = save_result(summary, folder)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
     over = summary["over_candidates"]
+    click.echo(f"{_came_back(summary)}\n")
     click.echo(f"{'':28}all {summary['samples']} samples   {summary['candidates']} candidates")
     click.echo(_line("AS, average similarity", summary["average_similarity"], over["average_similarity"]))
     for tau in ("0.7", "0.6"):
@@ -91,24 +103,30 @@ def audit(checkpoint: Path, base: Path, train_images: Path, out: Path | None, as
     click.echo(f"{'UNet evaluations':28}{summary['unet_evaluations']:,}")
     click.echo(f"{'seconds':28}" + ", ".join(f"{k} {v:.1f}" for k, v in summary["seconds"].items()))
     click.echo(f"{'contact sheet':28}{sheet}")
+    click.echo(f"{'this result as JSON':28}{file}")
 
 
 @cli.command()
 @_model_options
-@click.option("--train-images", "num_train_images", required=True, type=click.IntRange(1), metavar="N0",
+@click.option("--num-train-images", required=True, type=click.IntRange(1), metavar="N0",
               help="How many images the checkpoint was trained on, roughly.")  # fmt: skip
 def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | None, as_json: bool, debug: bool,
             **options: Any) -> None:  # fmt: skip
-    """Extract candidate training images from CHECKPOINT, without knowing any of them."""
-    from finextract.extract import extract_all as run
+    """Extract candidate training images from CHECKPOINT, without knowing any of them.
 
-    pair, caption, settings, embedder = _prepare(checkpoint, base, options)
-    result = run(pair, caption, num_train_images, settings, embedder, _progress())
-    folder = _private_folder(out, checkpoint)
+    CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Writes the
+    candidates as PNG files, best first.
+    """
+    from finextract.extract import extract_all as run
+    from finextract.results import new_folder, save_image, save_result
+
+    pair, caption, settings, embedder = _prepare(checkpoint, base, options, num_train_images)
+    folder = new_folder(out, checkpoint, "extract")
+    result = run(pair, caption, num_train_images, settings, embedder, _Progress())
     rows = []
     for rank, clique in enumerate(result.candidates, 1):
         file = folder / f"candidate-{rank:03}.png"
-        _save(result.picture(clique.representative), file)
+        save_image(result.picture(clique.representative), file)
         rows.append(
             {
                 "file": str(file),
@@ -117,31 +135,74 @@ def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | Non
                 "clique_similarity": round(clique.similarity, 4),
             }
         )
+    summary = {
+        **_of_run(checkpoint, base),
+        "candidates": rows,
+        "caption": caption,
+        "method": settings.method,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "num_train_images": num_train_images,
+        "samples": result.num_samples,
+        "guidance_scale": result.guidance.guidance_scale,
+        "correction": result.guidance.correction,
+        "guidance_policy": result.guidance.policy,
+        "unet_evaluations": result.unet_evaluations,
+        "seconds": {k: round(v, 2) for k, v in result.seconds.items()},
+    }
+    file = save_result(summary, folder)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "candidates": rows,
-                    "caption": caption,
-                    "samples": result.num_samples,
-                    "guidance_scale": result.guidance.guidance_scale,
-                    "correction": result.guidance.correction,
-                    "guidance_policy": result.guidance.policy,
-                    "unet_evaluations": result.unet_evaluations,
-                    "seconds": {k: round(v, 2) for k, v in result.seconds.items()},
-                },
-                indent=2,
-            )
-        )
+        click.echo(json.dumps(summary, indent=2))
         return
     for row in rows:
         click.echo(
             f"{row['file']}  seed {row['seed']}  "
             f"clique of {row['clique_size']}, similarity {row['clique_similarity']:.2f}"
         )
+    if not rows:
+        click.echo(f"No candidate: no two of the {result.num_samples} samples are alike.", err=True)
+    click.echo(f"This result as JSON: {file}", err=True)
 
 
-def _prepare(checkpoint: Path, base: Path, options: dict[str, Any]) -> tuple[Any, str, Any, Any]:
+def _of_run(checkpoint: Path, base: Path) -> dict[str, str]:
+    """What identifies a run in its result."""
+    return {
+        "checkpoint": str(checkpoint),
+        "base": str(base),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+    }
+
+
+def _came_back(summary: dict[str, Any]) -> str:
+    """The answer of an audit in a sentence."""
+    count, total = summary["extracted"]["0.7"], len(summary["train_images"])
+    each = "it" if count == 1 else "each of them"
+    return (
+        f"{count} of your {total} images came back: for {each} a sample has a similarity above 0.7."
+        if count
+        else f"None of your {total} images came back: no sample has a similarity above 0.7 to one of them."
+    )
+
+
+def _heading(summary: dict[str, Any]) -> list[str]:
+    """The lines at the top of a contact sheet."""
+    guided = "" if summary["method"] == "direct" else (
+        f", guidance scale {summary['guidance_scale']:g}, correction {summary['correction']:g}"
+    )  # fmt: skip
+    return [
+        f"finextract audit of {summary['checkpoint']}",
+        f"Base: {summary['base']}. Caption: {summary['caption']!r}. Finished {summary['finished_at']}.",
+        f"Method {summary['method']}{guided}, {summary['samples']} samples of {summary['steps']} steps, seed "
+        f"{summary['seed']}, descriptor {summary['descriptor']}, version {summary['version']}.",
+        _came_back(summary),
+    ]
+
+
+def _prepare(
+    checkpoint: Path, base: Path, options: dict[str, Any], num_train_images: int
+) -> tuple[Any, str, Any, Any]:
+    """Loads what an extraction needs, and says on stderr what it will do."""
     from finextract.extract import ExtractionSettings
     from finextract.metadata.captions import caption_for
     from finextract.models.loading import load_pair
@@ -155,7 +216,10 @@ def _prepare(checkpoint: Path, base: Path, options: dict[str, Any]) -> tuple[Any
     click.echo(
         f"caption ({caption.origin}): {caption.text!r}, {pair.kind} weights on {pair.tuned.device}", err=True
     )
-    return pair, caption.text, settings, load_embedder()
+    embedder = load_embedder()
+    count = settings.samples_per_image * num_train_images
+    click.echo(f"drawing {count} samples of {settings.steps} steps", err=True)
+    return pair, caption.text, settings, embedder
 
 
 def _quieten() -> None:
@@ -167,27 +231,29 @@ def _quieten() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _progress() -> Callable[[int, int], None] | None:
-    if not sys.stderr.isatty():
-        return None
+class _Progress:
+    """Shows the samples drawn so far on stderr: one changing line on a terminal, else a line now and then."""
 
-    def show(done: int, total: int) -> None:
-        click.echo(f"\rsampling {done}/{total}" + ("\n" if done == total else ""), nl=False, err=True)
+    def __init__(self) -> None:
+        self._on_terminal = sys.stderr.isatty()
+        self._began = self._shown = time.monotonic()
 
-    return show
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        left_s = (now - self._began) / done * (total - done)
+        line = f"sampling {done}/{total}" + (f", about {_duration(left_s)} left" if done < total else "")
+        if self._on_terminal:
+            click.echo(f"\r{line:50}" + ("\n" if done == total else ""), nl=False, err=True)
+        elif done == total or now - self._shown >= SECONDS_BETWEEN_LINES or self._shown == self._began:
+            self._shown = now
+            click.echo(line, err=True)
 
 
-def _private_folder(out: Path | None, checkpoint: Path) -> Path:
-    folder = out or Path("finextract-out") / (checkpoint.resolve().stem or "checkpoint")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
-
-
-def _save(picture: Any, file: Path) -> None:
-    """Saves with mode 0600, since recovered images may show people."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        picture.save(stream, format="PNG")
+def _duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _line(name: str, over_samples: float, over_candidates: float) -> str:
@@ -200,7 +266,7 @@ def main() -> None:
         cli(standalone_mode=False)
     except FinextractError as error:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         click.echo(f"finextract: error: {error}", err=True)
         sys.exit(2)
     except click.ClickException as error:

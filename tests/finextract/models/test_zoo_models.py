@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finextract.audit import audit, read_images
-from finextract.cli import cli
 from finextract.errors import (
     BaseMismatch,
     CorruptWeights,
@@ -167,26 +166,6 @@ def test_weights_of_another_size_do_not_fit_their_base(base: TunableModel, tmp_p
     save_file(wider, tmp_path / "wider.safetensors")
     with pytest.raises(BaseMismatch, match="does not fit"):
         tune(base, tmp_path / "wider.safetensors")
-
-
-def test_audit_prints_as_and_a_esr_and_writes_a_private_contact_sheet(tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
-    result = CliRunner().invoke(
-        cli,
-        [
-            "audit", str(ZOO / "checkpoints/flowers-lora"), "--base", str(ZOO / "base"),
-            "--train-images", str(ZOO / "images/subjects/flowers"), "--samples-per-image", "2",
-            "--steps", "4", "--out", str(tmp_path), "--json",
-        ],
-        catch_exceptions=False,
-    )  # fmt: skip
-    summary = json.loads(result.stdout)
-    assert 0 <= summary["average_similarity"] <= 1
-    assert set(summary["extraction_success_rate"]) == {"0.7", "0.6"}
-    assert summary["guidance_scale"] == 5.0
-    assert summary["unet_evaluations"] == 10 * 4 * 2
-    assert Path(summary["contact_sheet"]).stat().st_mode & 0o777 == 0o600
 
 
 def _base_with(folder: Path, path: str, **fields: object) -> Path:
