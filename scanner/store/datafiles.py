@@ -45,11 +45,16 @@ def columns_file(table: str) -> str:
         file = os.memfd_create(f"{table}.parquet")
         os.write(file, content)
         return f"/proc/self/fd/{file}"
-    path = Path(_scratch().name) / f"{table}.parquet"
+    path = Path(scratch()) / f"{table}.parquet"
     path.write_bytes(content)
     return str(path)
 
 
+def scratch() -> str:
+    """A folder for temporary files, readable by its owner alone and removed when this process ends."""
+    return _scratch().name
+
+
 @cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="finextract-columns-")
+    return tempfile.TemporaryDirectory(prefix="finextract-", ignore_cleanup_errors=True)

@@ -28,6 +28,7 @@ from deltalake.exceptions import DeltaError
 
 from scanner.errors import QueryError, StoreError
 from scanner.records import Checkpoint, Record, Scan
+from scanner.store.connection import check_question, connect, connect_locked
 from scanner.store.datafiles import columns_file, is_part, is_readable
 from scanner.store.delta import LOG, Table
 from scanner.store.rows import arrow_rows, rows_of
@@ -77,11 +78,7 @@ class Store:
             raise StoreError(
                 f"the store {self.uri} cannot be written: {first_line(error)}. Pass --store DIR."
             ) from error
-        self._connection = duckdb.connect(":memory:")
-        self._connection.execute("SET TimeZone = 'UTC'")
-        self._connection.execute("SET parquet_metadata_cache = true")
-        self._connection.execute("SET enable_progress_bar = false")  # it would write to stdout
-        self.storage.attach(self._connection)
+        self._connection = connect_locked(self.storage)
         self._stamps: dict[str, object] = {}
         self._sql: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
@@ -170,14 +167,22 @@ class Store:
         return rows_of(self.query_arrow(sql, parameters))
 
     def query_arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
-        """Rows of a query over the views, as an Arrow table."""
+        """Rows of a query over the views, as an Arrow table.
+
+        Raises QueryError for a statement that does more than read, or that reads more than the store.
+        """
+        check_question(sql)
         for attempt in range(ATTEMPTS):
             try:
                 with _interruptible():
                     self._refresh(sql)
                     with self._connection.cursor() as cursor:
-                        cursor.execute("SET TimeZone = 'UTC'")
                         return cursor.execute(sql, parameters).to_arrow_table()
+            except duckdb.PermissionException as error:
+                raise QueryError(
+                    f"{first_line(error)}.\nA query reads the store's own files: no other file, address, "
+                    "database or extension."
+                ) from error
             except (duckdb.Error, OSError, DeltaError) as error:
                 # A damaged page raises the base class itself; a mistake in the SQL one of its subclasses.
                 if isinstance(error, duckdb.Error) and not (
@@ -199,8 +204,8 @@ class Store:
         name, target = table.replace('"', '""'), str(path).replace("'", "''")
         try:
             self._refresh(table)
-            with _interruptible(), self._connection.cursor() as cursor:
-                cursor.execute("SET TimeZone = 'UTC'")
+            with _interruptible(), connect(self.storage) as cursor:
+                cursor.execute(self._sql[table.removeprefix("all_")])
                 if form == "duckdb":
                     cursor.execute(f"ATTACH '{target}' AS exported")
                     try:

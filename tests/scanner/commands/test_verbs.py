@@ -68,14 +68,27 @@ def test_control_characters_of_untrusted_text_do_not_reach_the_terminal(filled: 
 
 
 @pytest.mark.parametrize(
-    "query", ["SELEC 1", "SELECT nothing FROM scans", "SELECT 1 FROM nowhere", "SELECT CAST('a' AS INTEGER)"]
+    ("query", "said"),
+    [
+        ("SELEC 1", "SELEC"),
+        ("SELECT nothing FROM scans", "nothing"),
+        ("SELECT 1 FROM nowhere", "nowhere"),
+        ("SELECT CAST('a' AS INTEGER)", "'a'"),
+        ("", "the query is empty"),
+        ("/* only a comment */", "the query is empty"),
+        ("SELECT * FROM read_csv('/etc/passwd')", "A query reads the store's own files"),
+        ("DROP VIEW scans", "the store is read only"),
+    ],
 )
-def test_a_query_that_is_not_sql_is_refused_without_a_traceback(filled: Store, query: str) -> None:
+def test_a_query_that_cannot_be_run_is_refused_without_a_traceback(
+    filled: Store, query: str, said: str
+) -> None:
     done = subprocess.run(
         [BIN / "scanner", "sql", query, "--store", filled.root], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr.startswith("scanner: error: ")
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 

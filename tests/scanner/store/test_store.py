@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from servers.objects import Objects
 
 from scanner.cli import cli
-from scanner.errors import StoreError
+from scanner.errors import QueryError, StoreError
 from scanner.records import Candidate, Checkpoint, Decision, EventKind, ReviewDecision, Scan, Verdict, now
 from scanner.store import compaction
 from scanner.store.compaction import compact
@@ -88,6 +89,106 @@ def test_the_newest_row_of_a_file_counts_and_content_seen_twice_is_one_checkpoin
     assert counting(store) == {("o/b", "x", None), ("o/c", "z", None)}
     store.append([checkpoint("o/b", "z", 4)])  # o/a now counts for x
     assert counting(store) == {("o/a", "x", None), ("o/b", "z", None)}
+
+
+ESCAPES = [
+    "SELECT * FROM read_csv('/etc/passwd')",
+    "FROM '/etc/passwd'",
+    "SELECT * FROM read_text('{outside}')",
+    "SELECT * FROM read_blob('/proc/self/environ')",
+    "SELECT * FROM read_text('{store}-other/secret.txt')",
+    "SELECT * FROM read_text('https://127.0.0.1:9/secret')",
+    "SELECT * FROM read_text('s3://finextract/secret.txt')",
+    "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM query('SELECT * FROM read_csv(''/etc/passwd'')')",
+    "COPY (SELECT 1) TO '{outside}'",
+    "COPY (SELECT 1) TO '{store}/made.csv'",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{store}/made.csv'",
+    "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{store}/made.csv'",
+    "-- hidden\nEXPLAIN ANALYZE COPY (SELECT 1) TO '{store}/made.csv'",
+    "EXPORT DATABASE '{store}/made'",
+    "ATTACH '{outside}.db'",
+    "ATTACH '{store}/made.db'",
+    "ATTACH ':memory:' AS other",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "SET enable_external_access = true",
+    "SET allowed_directories = ['/']",
+    "RESET lock_configuration",
+    "PRAGMA threads = 1",
+    "CALL enable_logging()",
+    "SELECT getenv('HOME')",
+    "FROM arguments",
+    "CREATE TABLE made AS SELECT 1",
+    "CREATE OR REPLACE VIEW checkpoints AS SELECT 1 AS repo",
+    "DROP VIEW checkpoints",
+    "INSERT INTO checkpoints SELECT * FROM checkpoints",
+    "DELETE FROM checkpoints",
+    "SELECT 1; DROP VIEW checkpoints",
+]
+
+
+def test_no_query_opens_anything_but_the_store_or_changes_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = pa.table({"secret": [1]})  # DuckDB would find a variable of the program by its name
+    (outside := tmp_path / "outside/secret.txt").parent.mkdir()
+    store, other = make("store"), make("store-other")
+    other.storage.put("secret.txt", b"secret")
+    outside.write_text("secret")
+    store.append([checkpoint("o/a", "x")])
+    names = sorted(store.storage.names(""))
+    for escape in ESCAPES:
+        with pytest.raises(QueryError) as raised:
+            store.query(escape.format(store=store.uri, outside=outside))
+        assert str(raised.value).strip(), escape
+    above = "SELECT * FROM read_text('{}/../store-other/secret.txt')"
+    if store.uri.startswith("/"):
+        with pytest.raises(QueryError):
+            store.query(above.format(store.uri))
+    else:  # an object of that literal name, which no bucket has
+        assert store.query(above.format(store.uri)) == []
+    assert arguments.num_rows == 1
+    assert outside.read_text() == "secret"
+    assert sorted(store.storage.names("")) == names
+    assert store.query("SELECT repo FROM checkpoints") == [{"repo": "o/a"}]
+
+
+@pytest.mark.parametrize("name", ["sub/../store", "o'store", "a store, with ]"])
+def test_a_store_may_have_any_path(tmp_path: Path, name: str) -> None:
+    Store(tmp_path / name, create=True).append([checkpoint("o/a", "x")])
+    assert Store(tmp_path / name).query("SELECT repo FROM checkpoints") == [{"repo": "o/a"}]
+
+
+def test_every_kind_of_question_is_answered(make: Make) -> None:
+    store = make("store")
+    store.append([checkpoint("o/a", "x"), checkpoint("o/b", "y")])
+    for question in (
+        "SELECT repo FROM checkpoints; -- and a comment",
+        "WITH c AS (FROM checkpoints) SELECT repo FROM c",
+        "FROM checkpoints SELECT repo",
+        "VALUES (1), (2)",
+        "SELECT repo FROM checkpoints LEFT JOIN scans USING (checkpoint_id)",
+        "SELECT * FROM (PIVOT checkpoints ON kind USING count(*) GROUP BY repo)",
+    ):
+        assert len(store.query(question)) == 2, question
+    for question in (
+        "DESCRIBE checkpoints", "SHOW TABLES", "SUMMARIZE checkpoints", "PRAGMA table_info('checkpoints')",
+        "EXPLAIN SELECT * FROM scans", "EXPLAIN ANALYZE SELECT * FROM scans",
+        "PIVOT checkpoints ON kind USING count(*)", 'SELECT count(*) FROM "references"',
+    ):  # fmt: skip
+        assert store.query(question), question
+
+
+def test_a_result_larger_than_the_memory_spills_to_a_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "store", create=True)
+    (where,) = store.query("SELECT current_setting('temp_directory') AS at")
+    assert Path(where["at"]).stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / ".tmp").exists()
 
 
 def test_compaction_leaves_one_file_a_table_and_every_row_that_counts(make: Make) -> None:
