@@ -2,12 +2,13 @@
 
 stdout is data, stderr is messages. Exit codes: 0 every planned checkpoint has a verdict and none failed; 1
 the same, and something was flagged and --fail-on-flag was given; 2 usage or configuration, or a source that
-could not be listed to its end; 3 finished, some failed; 130 interrupted.
+could not be listed to its end; 3 finished, some failed; 4 an error of this program; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 
 import click
@@ -15,6 +16,7 @@ import click
 from finextract import __version__
 from scanner import settings
 from scanner.errors import ScannerError
+from scanner.text import first_line
 
 VERBS = {
     "corpus": "Add and list corpora of reference images, and backgrounds.",
@@ -44,6 +46,14 @@ class _Verbs(click.Group):
         command: click.Command = import_module(f"scanner.commands.{cmd_name.replace('-', '_')}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=VERBS, ctx=ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
@@ -66,7 +76,7 @@ def main() -> None:
         sys.exit(cli(standalone_mode=False) or 0)
     except ScannerError as error:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         click.echo(f"scanner: error: {error}", err=True)
         sys.exit(2)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -78,3 +88,10 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("scanner: interrupted", err=True)
         sys.exit(130)
+    except Exception as error:  # 1, the exit code of Python for these, would say that something was flagged
+        traceback.print_exc()
+        click.echo(
+            f"scanner: error of this program: {first_line(error)}.\nAll recorded rows are kept. Report the "
+            "error with the lines above.", err=True,
+        )  # fmt: skip
+        sys.exit(4)

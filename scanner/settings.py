@@ -12,6 +12,7 @@ folder. The command line and the environment take precedence over it.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import os
 import tomllib
@@ -87,7 +88,10 @@ def _values(settings: Mapping[str, Any], path: tuple[str, ...]) -> Defaults:
 
 
 def default_map(root: click.Group, settings: Mapping[str, Any], file: Path) -> Defaults:
-    """The settings as a `default_map` of click. Raises ConfigError for an unknown name, with a suggestion."""
+    """The settings as a `default_map` of click.
+
+    Raises ConfigError for an unknown name, with a suggestion, and for a value that an option does not take.
+    """
     check(root, settings, file)
 
     def mapped(command: click.Command, path: tuple[str, ...]) -> Defaults:
@@ -99,11 +103,13 @@ def default_map(root: click.Group, settings: Mapping[str, Any], file: Path) -> D
 
 
 def check(root: click.Group, settings: Mapping[str, Any], file: Path) -> None:
-    """Raises ConfigError for a table that is not a verb, or a key that is not an option."""
-    every = {name for _, command in walk(root) for name in options(command)}
+    """Raises ConfigError for a table that is not a verb, a key that is not an option, or a wrong value."""
+    every = {name: option for _, command in walk(root) for name, option in options(command).items()}
     for key, value in settings.items():
-        if not isinstance(value, dict) and _key(key) not in every:
-            raise _unknown(file, key, every)
+        if not isinstance(value, dict):
+            if _key(key) not in every:
+                raise _unknown(file, key, every)
+            _check_value(file, key, every[_key(key)], value)
 
     def inside(command: click.Command, table: Mapping[str, Any], where: str) -> None:
         verbs = dict(subcommands(command)) if isinstance(command, click.Group) else {}
@@ -112,10 +118,38 @@ def check(root: click.Group, settings: Mapping[str, Any], file: Path) -> None:
                 if key not in verbs:
                     raise _unknown(file, f"[{where}{key}]", verbs)
                 inside(verbs[key], value, f"{where}{key}.")
-            elif where and _key(key) not in options(command):
-                raise _unknown(file, f"{key} in [{where.rstrip('.')}]", options(command))
+            elif where:
+                place = f"{key} in [{where.rstrip('.')}]"
+                if _key(key) not in options(command):
+                    raise _unknown(file, place, options(command))
+                _check_value(file, place, options(command)[_key(key)], value)
 
     inside(root, settings, "")
+
+
+def _check_value(file: Path, place: str, option: click.Option, value: Any) -> None:
+    """Raises ConfigError for a value that has not the option's type, or that the option does not take."""
+    kind: type | tuple[type, ...] = str
+    if option.multiple:
+        kind, expected = list, "a list"
+    elif option.is_flag:
+        kind, expected = bool, "true or false"
+    elif isinstance(option.type, click.types.IntParamType):
+        kind, expected = int, "a whole number"
+    elif isinstance(option.type, click.types.FloatParamType):
+        kind, expected = (int, float), "a number"
+    else:
+        numbers = (int,) if option.type.name == "size" else ()
+        kind, expected = (str, datetime.date, *numbers), "text in quotes"
+    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+    try:
+        if not wrong:
+            option.type_cast_value(click.Context(click.Command("check")), value)
+            return
+        problem = f"takes {expected}, not {value!r}"
+    except (click.BadParameter, ConfigError) as error:
+        problem = f"cannot be {value!r}: {error}"
+    raise ConfigError(f"{file}: {place} {problem}")
 
 
 def _unknown(file: Path, key: str, known: Iterable[str]) -> ConfigError:

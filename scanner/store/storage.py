@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -191,7 +192,8 @@ class BucketStorage:
     def names(self, folder: str) -> list[str]:
         """See `Storage.names`."""
         try:
-            found = self._files.ls(self._at(folder), detail=False)
+            with _os_errors():
+                found = self._files.ls(self._at(folder), detail=False)
         except FileNotFoundError:
             return []
         return [name for path in found if (name := path.rstrip("/").rpartition("/")[2])]
@@ -206,19 +208,22 @@ class BucketStorage:
 
     def put(self, path: str, content: bytes) -> None:
         """See `Storage.put`."""
-        self._files.pipe_file(self._at(path), content)
+        with _os_errors():
+            self._files.pipe_file(self._at(path), content)
         self._seen.clear()
 
     def take(self, path: str, local: Path) -> None:
         """See `Storage.take`."""
-        self._files.put_file(str(local), self._at(path))
+        with _os_errors():
+            self._files.put_file(str(local), self._at(path))
         local.unlink()
         self._seen.clear()
 
     def create(self, path: str, content: bytes) -> bool:
         """See `Storage.create`; by a conditional PUT."""
         try:
-            self._files.pipe_file(self._at(path), content, mode="create")
+            with _os_errors():
+                self._files.pipe_file(self._at(path), content, mode="create")
         except FileExistsError:
             return False
         self._seen.clear()
@@ -226,12 +231,13 @@ class BucketStorage:
 
     def read(self, path: str) -> bytes:
         """See `Storage.read`."""
-        content: bytes = self._files.cat_file(self._at(path))
+        with _os_errors():
+            content: bytes = self._files.cat_file(self._at(path))
         return content
 
     def remove(self, path: str) -> None:
         """See `Storage.remove`."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _os_errors():
             self._files.rm_file(self._at(path))
         self._seen.clear()
 
@@ -255,6 +261,17 @@ class BucketStorage:
 
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}"
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raises OSError for every error of the client, such as botocore's own for missing credentials."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def open_storage(uri: str | Path) -> Storage:

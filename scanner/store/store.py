@@ -53,7 +53,7 @@ class Store:
     """An open store. Cheap to open; each thread queries through its own cursor.
 
     `uri` is a folder, or SCHEME://BUCKET/PREFIX of an object store. Raises StoreError where there is no store
-    (unless `create`), where it has the format of an older version, or where it cannot be written.
+    (unless `create`), where it has the format of an older version, or where it cannot be opened.
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
@@ -75,8 +75,10 @@ class Store:
                     )
                 self.tables[MARKER].create()
         except (OSError, DeltaError) as error:
+            hint = "Check its credentials and AWS_ENDPOINT_URL" if "://" in self.uri else "Name a folder"
             raise StoreError(
-                f"the store {self.uri} cannot be written: {first_line(error)}. Pass --store DIR."
+                f"the store {self.uri} cannot be opened: {first_line(error)}.\n"
+                f"{hint}, or pass another --store."
             ) from error
         self._connection = connect_locked(self.storage)
         self._stamps: dict[str, object] = {}
@@ -198,7 +200,7 @@ class Store:
         """Writes the rows of a view to one file, readable by its owner alone; returns how many.
 
         `form` is "parquet", "csv" or "json" (one object a line); "duckdb" makes a table of that name in a
-        database file. Raises StoreError where it cannot be written.
+        database file. Raises StoreError where it cannot be opened.
         """
         assert form in EXPORTS, form
         name, target = table.replace('"', '""'), str(path).replace("'", "''")

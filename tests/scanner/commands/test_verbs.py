@@ -189,11 +189,31 @@ def test_an_unknown_setting_is_named_with_a_suggestion(settings: Path, text: str
     assert words in str(run("status").exception)
 
 
-def test_a_value_of_a_wrong_kind_is_refused(settings: Path, store: Store) -> None:
-    settings.write_text('[crawl]\nlimit = "many"\nsource = "hf"\n')
-    done = run("crawl", store=store)
-    assert done.exit_code == 2
-    assert "'many' is not a valid" in done.output
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('limit = "many"', "limit in [crawl] takes a whole number, not 'many'"),
+        ("samples-per-image = 0", "samples-per-image in [crawl] cannot be 0: 0 is not in the range"),
+        ("steps = true", "steps in [crawl] takes a whole number, not True"),
+        ('corpus = "mine"', "corpus in [crawl] takes a list, not 'mine'"),
+        ('cache-size = "5XB"', "cache-size in [crawl] cannot be '5XB': 5XB is not a size"),
+        ("base = 5", "base in [crawl] takes text in quotes, not 5"),
+        ("allow-pickle = 1", "allow-pickle in [crawl] takes true or false, not 1"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["config", "status"])
+def test_a_value_that_an_option_does_not_take_is_refused_by_every_verb(
+    settings: Path, text: str, words: str, verb: str
+) -> None:
+    settings.write_text(f"[crawl]\n{text}\n")
+    assert f"scanner.toml: {words}" in str(run(verb).exception)
+
+
+def test_values_of_every_type_of_option_are_accepted(settings: Path) -> None:
+    settings.write_text(
+        '[crawl]\nalpha = 1\ncache-size = 5000\nmax-download = "2GB"\nsince = 2026-11-01\ncorpus = ["a"]\n'
+    )
+    assert shown("crawl")["--cache-size"] == (5000, "scanner.toml")
 
 
 # --- doctor
