@@ -4,6 +4,7 @@ Fills a store with listing rows, scans and matches of the sizes that real ones h
 measures, each in a process of its own:
 
 - planning: from the store's rows to what is to be done, in order; time and peak memory
+- resuming: from an interrupted listing to the plan of its rows; time and peak memory
 - dispatch: a crawl on a real Ray whose workers scan nothing; time and the driver's CPU time per checkpoint
 - `scanner status --quiet`, the real command
 - the desk's first page: the rows of the flagged listing, and the sum above it
@@ -156,6 +157,30 @@ def planning(folder: Path) -> dict[str, Any]:
             "seconds": both, "cpu_s": time.process_time() - start_cpu, "peak_gb": _peak_gb()}  # fmt: skip
 
 
+def resuming(folder: Path) -> dict[str, Any]:
+    """A listing of all of the store's rows that was interrupted at its end, up to its whole plan."""
+    from scanner.config import ScanConfig
+    from scanner.crawl.listing import _listing_id, list_batches
+    from scanner.crawl.planning import Plan
+    from scanner.hubs.base import Query
+    from scanner.hubs.huggingface.source import HuggingFaceSource
+    from scanner.records import Listing, now
+    from scanner.store.store import Store
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        store = Store(shutil.copytree(folder, Path(scratch) / "store", copy_function=os.link))
+        (count,) = store.query("SELECT count(*) AS n, min(listed_at) AS began FROM checkpoints")
+        source, query = HuggingFaceSource(), Query(count["n"])
+        store.append([
+            Listing(_listing_id(source, query), SOURCE, count["began"], now(), count["n"], {}, False)
+        ])  # fmt: skip
+        start, start_cpu = time.perf_counter(), time.process_time()
+        plan = Plan.begin(store, ScanConfig().config_id, list_batches(source, store, query))
+        left = sum(len(batch) for batch in plan.grow())
+        return {"planned": len(plan), "left": left, "seconds": time.perf_counter() - start,
+                "cpu_s": time.process_time() - start_cpu, "peak_gb": _peak_gb()}  # fmt: skip
+
+
 def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
     """A crawl whose workers write a row and scan nothing, until `count` are done."""
     from dataclasses import replace
@@ -288,7 +313,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=1_000_000)
     parser.add_argument("--dispatched", type=int, default=5_000)
     parser.add_argument("--store", type=Path, default=ROOT.parent / "build/scale")
-    parser.add_argument("--only", choices=["planning", "dispatch", "desk", "status", "costs"])
+    parser.add_argument("--only", choices=["planning", "resuming", "dispatch", "desk", "status", "costs"])
     options = parser.parse_args()
     if options.only:
         with tempfile.TemporaryDirectory(dir=options.store.parent) as scratch:  # links stay on a disk
@@ -308,7 +333,7 @@ def main() -> None:
                 print(f"  {done.table}: {done.files} files, {done.rows} rows", flush=True)
         size = sum(path.stat().st_size for path in options.store.rglob("*") if path.is_file())
         print(f"compacted in {time.perf_counter() - start:.0f} s: {size / 1e9:.2f} GB", flush=True)
-    for name in ("planning", "status", "desk", "dispatch", "costs"):
+    for name in ("planning", "resuming", "status", "desk", "dispatch", "costs"):
         told = _alone("--only", name, "--store", str(options.store), "--dispatched", str(options.dispatched))
         shown = (f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
         print(f"{name:10} {'; '.join(shown)}", flush=True)

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
-from scanner.errors import Skipped, SourceError, Unavailable
+from scanner.errors import Skipped, SourceError, StoreError, Unavailable
 from scanner.hubs import http
 from scanner.hubs.base import Query, Source
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, Listing, now
+from scanner.store.rows import rows_of
 from scanner.store.store import Store
+from scanner.store.tables import record
 
 BATCH = 200  # entries that are inspected and recorded together
+READ_TOGETHER = 10_000  # recorded rows, when a listing is resumed
 INSPECTORS = 8  # threads; each spends nearly all of its time waiting for a hub
 RETRIES_S = (
     30.0,
@@ -30,6 +33,12 @@ RETRIES_S = (
 )  # pauses before an interrupted listing is resumed, while it makes no progress
 STALE = timedelta(days=1)  # an interrupted listing that is older begins again
 Place = tuple[str, str, str]  # repo, revision, file
+RECORDED = """
+SELECT all_checkpoints.* FROM all_checkpoints SEMI JOIN (
+    SELECT hash(repo, revision, file) AS place, max(listed_at) AS listed_at FROM all_checkpoints
+    WHERE source = $source AND listed_at >= $since GROUP BY place
+) newest ON hash(repo, revision, file) = place AND all_checkpoints.listed_at = newest.listed_at
+WHERE source = $source AND all_checkpoints.listed_at >= $since"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +62,14 @@ def list_batches(
     recorded, and an interrupted listing is not resumed. Raises SourceError, StoreError.
     """
     listing = _interrupted(store, source, query) if write else None
-    seen: set[Place] = set()
+    seen: set[bytes] = set()  # digests of places: a listing may have a million
     source.position.clear()
     if listing is None:
         listing = _new_listing(source, query)
     else:
         source.position.update(listing.position)
-        yield ListedBatch(_recorded(listing, store, seen), listing.listed, 0, False, resumed=listing)
+        for rows in _recorded(listing, store, seen):
+            yield ListedBatch(rows, listing.listed, 0, False, resumed=listing)
     # Entries that a page repeats are not counted, so more may be requested than the limit.
     entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
     inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix="inspect")
@@ -68,8 +78,8 @@ def list_batches(
         while not complete:
             batch = list(islice(entries, BATCH)) if listed < query.limit else []
             position = dict(source.position)  # all entries before it are in this batch or in earlier ones
-            fresh = [c for c in batch if _place(c) not in seen][: query.limit - listed]
-            seen.update(_place(c) for c in fresh)
+            fresh = [c for c in batch if _digest(c) not in seen][: query.limit - listed]
+            seen.update(_digest(c) for c in fresh)
             rows, inspected = _inspected(source, store, fresh, base_given, inspectors)
             listed += len(fresh)
             complete = len(batch) < BATCH or listed >= query.limit
@@ -124,14 +134,26 @@ def last_finished(store: Store, source: Source) -> datetime | None:
     return rows[0].started_at if rows else None
 
 
-def _recorded(listing: Listing, store: Store, seen: set[Place]) -> list[Checkpoint]:
-    """The rows that an interrupted listing recorded; their places are added to `seen`."""
-    since = [listing.source, listing.started_at]
-    for row in store.query(
-        "SELECT repo, revision, file FROM all_checkpoints WHERE source = ? AND listed_at >= ?", since
-    ):
-        seen.add((row["repo"], row["revision"], row["file"]))
-    return store.select(Checkpoint, "WHERE source = ? AND listed_at >= ?", since)
+def _recorded(listing: Listing, store: Store, seen: set[bytes]) -> Iterator[list[Checkpoint]]:
+    """The rows that an interrupted listing recorded, in batches; the digests of their places go to `seen`.
+
+    The first batch is empty. A place that was recorded twice has its newest row. The reader may pause for
+    hours between two batches, and files of the store may be replaced meanwhile: then the rest is read anew.
+    """
+    yield []
+    while True:
+        before = len(seen)
+        try:
+            since = {"source": listing.source, "since": listing.started_at}
+            for table in store.stream(RECORDED, since, rows=READ_TOGETHER):
+                rows = [record(Checkpoint, row) for row in rows_of(table)]
+                rows = list({_digest(row): row for row in rows if _digest(row) not in seen}.values())
+                seen.update(_digest(row) for row in rows)
+                yield rows
+            return
+        except StoreError:
+            if len(seen) == before:
+                raise
 
 
 def _new_listing(source: Source, query: Query) -> Listing:
@@ -151,6 +173,11 @@ def _listing_id(source: Source, query: Query) -> str:
 
 def _place(checkpoint: Checkpoint) -> Place:
     return checkpoint.repo, checkpoint.revision, checkpoint.file
+
+
+def _digest(checkpoint: Checkpoint) -> bytes:
+    """A place in 16 bytes."""
+    return hashlib.blake2b("\n".join(_place(checkpoint)).encode(), digest_size=16).digest()
 
 
 def _inspected(

@@ -149,8 +149,10 @@ def list_and_inspect(
             observer.checkpoint_listed(row)
 
         with http.on_rate_limit(observer.rate_limited):
+            resumed = False
             for _ in plan.grow(on_checkpoint):
-                if plan.resumed is not None and plan.listed == plan.resumed.listed:
+                if plan.resumed is not None and not resumed:
+                    resumed = True
                     observer.message(_listing_resumes(plan.resumed))
                 observer.listing_progress(plan.listed, plan.inspected)
     if coverage := source.coverage():

@@ -41,6 +41,7 @@ EXPORTS = ("parquet", "csv", "json", "duckdb")
 MARKER = "scans"  # the table that every store has
 DAMAGE = duckdb.IOException, duckdb.InvalidInputException  # what DuckDB raises for a file it cannot read
 ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
+STREAMED = 10_000  # of a query whose rows are streamed, at once
 # Rows that refer to others are read before them: a scan is never seen without its matches.
 READ_ORDER = (
     "decisions", "nights", "scans", "matches", "candidates", "references", "configs", "listings",
@@ -195,6 +196,29 @@ class Store:
                 if (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
                     raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}") from error
         raise AssertionError("the last attempt returns or raises")
+
+    def stream(
+        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), *, rows: int = STREAMED
+    ) -> Iterator[pa.Table]:
+        """Rows of a query over the views, as Arrow tables of up to `rows` rows; never all of them at once.
+
+        Raises StoreError where the store cannot be read to the end. What was given by then is right.
+        """
+        began = False
+        for attempt in range(ATTEMPTS):
+            try:
+                with _interruptible():
+                    self._refresh(sql)
+                    with self._connection.cursor() as cursor:
+                        cursor.execute("SET TimeZone = 'UTC'")
+                        for batch in cursor.execute(sql, parameters).to_arrow_reader(rows):
+                            began = True
+                            yield pa.Table.from_batches([batch])
+                return
+            except (duckdb.Error, pa.ArrowException, OSError, DeltaError) as error:
+                self._stamps.clear()
+                if began or (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
+                    raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}") from error
 
     def export(self, table: str, path: Path, form: str) -> int:
         """Writes the rows of a view to one file, readable by its owner alone; returns how many.

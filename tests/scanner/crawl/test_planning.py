@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,15 @@ from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle
 
 from scanner.commands.crawl import command
 from scanner.config import ScanConfig
-from scanner.crawl.listing import last_finished, list_batches, list_with_retries
+from scanner.crawl.listing import _listing_id, last_finished, list_batches, list_with_retries
 from scanner.crawl.planning import Plan
 from scanner.hubs import addresses
 from scanner.hubs.base import Query
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.huggingface.source import HuggingFaceSource
 from scanner.hubs.registry import open_source
-from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, Scan, Verdict, now
+from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, Listing, Scan, Verdict, now
+from scanner.store.compaction import compact
 from scanner.store.store import Store
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -195,6 +197,37 @@ def test_an_interrupted_listing_is_resumed_or_begins_again_when_it_is_too_old(
     assert plan.complete
     assert plan.listed == len(plan) == len(repos)
     assert sorted(given) == sorted(p.checkpoint_id for p in plan), "each once"
+
+
+def test_a_resumed_listing_reads_what_it_recorded_in_batches(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compaction replaces the files between two batches, and the replaced files are deleted."""
+    monkeypatch.setattr("scanner.crawl.listing.READ_TOGETHER", 2048)
+    source, started = HuggingFaceSource(), now()
+    older = [recorded(n, InspectionStatus.UNAVAILABLE) for n in range(100)]
+    rows = [recorded(n, InspectionStatus.READY) for n in range(5000)]
+    for at_once in (older, rows[:2500], rows[2500:], [recorded(9999, InspectionStatus.READY, "other")]):
+        store.append(at_once)
+    query = Query(5000)
+    store.append([Listing(_listing_id(source, query), "hf", started, now(), 5000, {}, False)])
+    batches = list_batches(source, store, query)
+    found = [row for batch in islice(batches, 2) for row in batch.rows]
+    assert 0 < len(found) <= 2048
+    for _ in compact(store, retention_hours=0):
+        pass
+    for batch in batches:
+        assert len(batch.rows) <= 2048
+        found += batch.rows
+    assert sorted(row.checkpoint_id for row in found) == sorted(row.checkpoint_id for row in rows)
+    assert {row.inspection_status for row in found} == {InspectionStatus.READY}
+
+
+def recorded(n: int, status: InspectionStatus, source: str = "hf") -> Checkpoint:
+    return Checkpoint(
+        f"{n:064x}", source, f"o/{n}", "", "", "", None, 1, "lora", "sd1", "lab/base", "a", 5, None, None,
+        now(), "{}", status,
+    )  # fmt: skip
 
 
 def test_another_query_does_not_take_over_an_interrupted_listing(hub: Hub, store: Store) -> None:
