@@ -66,12 +66,33 @@ def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
 
 def rows_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Prints rows of text to stdout, under the names of their columns."""
+    _console().print(_table(names, rows))
+
+
+def rows_or_records(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows as a table where the table fits the terminal, else each row with one field a line."""
+    console, table = _console(), _table(names, rows)
+    if table.__rich_measure__(console, console.options.update(max_width=10**6)).maximum <= console.width:
+        console.print(table)
+        return
+    shown = [for_terminal(name) for name in names]
+    for number, row in enumerate(rows, 1):
+        record = Table(box=None, pad_edge=False, show_header=False)
+        record.add_column(style="bold", no_wrap=True)
+        record.add_column(overflow="fold")
+        for name, value in zip(shown, row, strict=True):
+            record.add_row(Text(name), Text(value))
+        console.print(Text(f"row {number:,}", style="dim"))
+        console.print(record)
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         table.add_column(Text(for_terminal(name)), overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    _console().print(table)
+    return table
 
 
 def _console() -> Console:

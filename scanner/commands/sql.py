@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from scanner.commands.options import store_option
-from scanner.commands.output import rows_table
+from scanner.commands.output import rows_or_records
+from scanner.store.rows import rows_of
 from scanner.store.store import Store
 from scanner.store.tables import TABLES
 from scanner.text import for_terminal
@@ -26,17 +27,31 @@ VIEWS = ", ".join(TABLES.values())
     help="How rows are printed.",
 )  # fmt: skip
 def command(query: str, store: str, form: str) -> None:
-    rows = Store(store).query(query)
+    answer = Store(store).query_arrow(query)
+    names = _unique(answer.column_names)
+    rows = rows_of(answer.rename_columns(names))
     if form == "json":
         click.echo(json.dumps(rows, default=str, indent=2))
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(rows[0] if rows else [])
+        writer.writerow(names)
         writer.writerows([_cell(value) for value in row.values()] for row in rows)
     elif rows:
-        cells = ([for_terminal(_cell(v), limit=sys.maxsize) for v in row.values()] for row in rows)
-        rows_table(list(rows[0]), cells)
+        cells = [[for_terminal(_cell(v), limit=sys.maxsize) for v in row.values()] for row in rows]
+        rows_or_records(names, cells)
     click.echo(f"{len(rows):,} row{'s' if len(rows) != 1 else ''}", err=True)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names of columns, with _2 and so on after a name that an earlier column has."""
+    unique: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in unique:
+            number += 1
+            candidate = f"{name}_{number}"
+        unique.append(candidate)
+    return unique
 
 
 def _cell(value: Any) -> str:

@@ -288,3 +288,20 @@ def test_a_long_value_is_printed_whole(filled: Store) -> None:
     printed = run("sql", "SELECT repeat('x', 5000) AS long", store=filled)
     assert printed.exit_code == 0
     assert printed.stdout.count("x") == 5000
+
+
+def test_a_row_that_is_wider_than_the_terminal_is_printed_with_one_field_a_line(filled: Store) -> None:
+    done = run("sql", "SELECT * FROM scans ORDER BY checkpoint_id, verdict LIMIT 2", store=filled)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "row 1"
+    assert any(line.split() == ["checkpoint_id", "a"] for line in lines)
+    assert any(line.split() == ["verdict", "flagged"] for line in lines)
+    narrow = run("sql", "SELECT checkpoint_id, verdict FROM scans ORDER BY ALL", store=filled).stdout
+    assert narrow.splitlines()[0].split() == ["checkpoint_id", "verdict"]
+
+
+def test_a_query_without_rows_or_with_equal_names_has_a_csv_header(filled: Store) -> None:
+    assert (
+        run("sql", "SELECT verdict FROM scans LIMIT 0", "--format", "csv", store=filled).stdout == "verdict\n"
+    )
+    assert run("sql", "SELECT 1 AS a, 2 AS a", "--format", "csv", store=filled).stdout == "a,a_2\n1,2\n"
