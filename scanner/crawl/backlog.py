@@ -3,7 +3,7 @@
     WAITING --take--> CLAIMED --start--> RUNNING --finish--> DONE
        ^                 |                  |
        |                 v                  v
-       +--------- HELD_ELSEWHERE         DELAYED
+       +--------- HELD_ELSEWHERE         DELAYED, or QUARANTINED
        +------------------------------------+
     QUARANTINED --wake--> WAITING, when nothing else is left
 
@@ -31,7 +31,7 @@ class State(StrEnum):
     RUNNING = "running"  # a worker scans it
     DELAYED = "delayed"  # its attempt failed; it is tried again after a pause
     HELD_ELSEWHERE = "held_elsewhere"  # leased by another crawl
-    QUARANTINED = "quarantined"  # it may have killed workers: it is tried once, after all others
+    QUARANTINED = "quarantined"  # it may have killed or held up workers: it is tried once, after all others
     DONE = "done"  # it has its verdict
 
 
@@ -188,6 +188,11 @@ class Backlog:
         self._set(checkpoint.checkpoint_id, State.DELAYED)
         self._delayed.append((self._clock() + pause_s, Planned.of(checkpoint)))
 
+    def quarantine(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint is to be tried once more, when nothing else is left."""
+        self._set(checkpoint.checkpoint_id, State.QUARANTINED)
+        self._quarantined.append(Planned.of(checkpoint))
+
     def finish(self, checkpoint_id: str) -> None:
         """A checkpoint has its verdict."""
         self._rows.pop(checkpoint_id, None)
@@ -196,11 +201,13 @@ class Backlog:
     def wake(self, *, more_to_come: bool) -> None:
         """Moves what may be tried now to WAITING: the delayed whose pause is over.
 
-        The quarantined follow when nothing is waiting or delayed, and no more is to come from the listing.
+        The quarantined follow when nothing is waiting, claimed or delayed, and no more is to come from the
+        listing.
         """
         at = self._clock()
         due = [planned for when, planned in self._delayed if when <= at]
-        if not self._waiting and not self._delayed and not more_to_come:
+        left = self._counts[State.WAITING] + self._counts[State.CLAIMED] + self._counts[State.DELAYED]
+        if not left and not more_to_come:
             due, self._quarantined = self._quarantined, []
         self._delayed = [(when, planned) for when, planned in self._delayed if when > at]
         for planned in due:

@@ -10,8 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from finextract.reasons import ReasonCode
 from scanner.crawl.backlog import Backlog, State
+from scanner.crawl.deadlines import DEADLINES, Deadlines
 from scanner.crawl.monitoring import CrawlMetrics
 from scanner.crawl.outcomes import Outcomes
 from scanner.crawl.planning import Plan, Planned
@@ -31,8 +31,6 @@ MAX_CLAIMS = 1000  # but no more than this
 PREFETCH_BYTES = 20_000_000_000  # of files that are fetched ahead of their scans
 PREFETCH_AFTER_S = 5.0  # of sampling: shorter scans do without
 TICK_S = 2.0  # between two checks of what is running
-DEADLINES_S = {"fetch": 7200.0, "load": 1800.0, "sample": 8 * 3600.0, "embed": 3600.0, "cliques": 3600.0,
-               "match": 1800.0}  # fmt: skip
 
 
 def crawl(
@@ -46,6 +44,7 @@ def crawl(
     address: str | None = None,
     workers: int | None = None,
     worker_class: type = Scanner,
+    deadlines: Deadlines = DEADLINES,
 ) -> Counter[Verdict]:
     """Scans what a plan has left to do, and what it grows by meanwhile; returns the verdicts of this run.
 
@@ -57,7 +56,7 @@ def crawl(
     """
     observer, todo = observer or Observer(), plan.todo
     with Prefetcher(plan.grow()) as listing:
-        crawling = _Crawl(task, plan, listing, store, budget or Budget(), observer, on_listed)
+        crawling = _Crawl(task, plan, listing, store, budget or Budget(), observer, on_listed, deadlines)
         try:
             with compacting(store.uri):
                 crawling.take_in(todo)
@@ -78,10 +77,10 @@ class _Crawl:
 
     def __init__(
         self, task: Task, plan: Plan, listing: Prefetcher[list[Planned]], store: Store, budget: Budget,
-        observer: Observer, on_listed: Callable[[], None],
+        observer: Observer, on_listed: Callable[[], None], deadlines: Deadlines,
     ) -> None:  # fmt: skip
         self._task, self._plan, self._listing, self._budget = task, plan, listing, budget
-        self._observer, self._on_listed = observer, on_listed
+        self._observer, self._on_listed, self._deadlines = observer, on_listed, deadlines
         self.outcomes = Outcomes(task, plan, store, budget, observer)
         self.backlog = Backlog()
         self._checked = 0.0  # when the running scans were last checked, monotonic
@@ -191,9 +190,11 @@ class _Crawl:
                 self.backlog.finish(checkpoint_id)
 
     def _settle(self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed) -> None:
-        pause_s = self.outcomes.settle(checkpoint, outcome)
-        if pause_s is None:
+        state, pause_s = self.outcomes.settle(checkpoint, outcome)
+        if state is State.DONE:
             self.backlog.finish(checkpoint.checkpoint_id)
+        elif state is State.QUARANTINED:
+            self.backlog.quarantine(checkpoint)
         else:
             self.backlog.delay(checkpoint, pause_s)
 
@@ -214,29 +215,32 @@ class _Crawl:
     # --- every few seconds
 
     def _check(self, pool: WorkerPool) -> None:
-        """Renews leases, starts workers, ends stages that passed their deadline, and reports progress."""
+        """Renews leases, starts workers, ends those that passed a deadline, and reports progress."""
         progress = self.outcomes.progress
         self.outcomes.leases.renew()
         self._grow(pool)
-        pool.poll_stages()
+        pool.poll()
         progress.running = []
         for worker in list(pool.workers):
             checkpoint, stage = self.backlog.running(worker), worker.stage
+            id_ = checkpoint.checkpoint_id if checkpoint is not None else None
+            passed = self._deadlines.passed(worker, id_, time.monotonic())
             if checkpoint is None:
+                if passed is not None:
+                    self.backlog.forget(worker)
+                    pool.failed_to_start(worker, passed)
                 continue
-            if stage is None or stage.checkpoint_id != checkpoint.checkpoint_id:
+            if stage is None or stage.checkpoint_id != id_:
                 progress.running.append((checkpoint, "start", 0.0))
-                continue
-            progress.running.append((checkpoint, stage.name, stage.seconds))
-            if stage.name == "sample" and stage.seconds > PREFETCH_AFTER_S:  # nothing else is downloading
-                for claimed in list(self.backlog.queue(worker))[:CLAIMS]:
-                    pool.fetch_ahead(claimed, PREFETCH_BYTES)
-            deadline_s = DEADLINES_S.get(stage.name, float("inf"))
-            if stage.seconds > deadline_s:
+            else:
+                progress.running.append((checkpoint, stage.name, stage.seconds))
+                if stage.name == "sample" and stage.seconds > PREFETCH_AFTER_S:  # nothing else is downloading
+                    for claimed in list(self.backlog.queue(worker))[:CLAIMS]:
+                        pool.fetch_ahead(claimed, PREFETCH_BYTES)
+            if passed is not None:
                 self.backlog.stop(worker)
                 self._remove(pool, worker)
-                reason = f"{stage.name} took longer than {deadline_s:.0f} s, and was ended"
-                self._settle(checkpoint, WorkerFailed(reason, ReasonCode.TIMED_OUT))
+                self._settle(checkpoint, passed)
         progress.elsewhere = self.backlog[State.HELD_ELSEWHERE]
         progress.starting = sum(worker.starting is not None for worker in pool.workers)
         if self.outcomes.metrics is not None:

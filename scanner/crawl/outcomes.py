@@ -3,7 +3,8 @@
 A checkpoint that inspection skipped gets its row at once, without a worker. So does one whose samples are in
 the store under a configuration that samples alike: its candidates are compared again. An attempt that failed
 for a reason outside the checkpoint (a dead worker, a hub or a store that does not answer, a deadline) is
-repeated up to `ATTEMPTS` times. The loss of a node does not count as an attempt, up to `NODES_LOST` times.
+repeated up to `ATTEMPTS` times. A checkpoint whose scan took too long is tried once more, when nothing else
+is left. The loss of a node does not count as an attempt, up to `NODES_LOST` times.
 Knows no Ray.
 """
 
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from itertools import batched
 
 from finextract.reasons import ReasonCode
+from scanner.crawl.backlog import State
+from scanner.crawl.deadlines import DeadlinePassed
 from scanner.crawl.monitoring import CrawlMetrics
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerDied, WorkerFailed
@@ -99,31 +102,43 @@ class Outcomes:
         """A quarantined checkpoint is tried once more."""
         self._attempts[planned.checkpoint_id] = ATTEMPTS - 1
 
-    def settle(self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed) -> float | None:
-        """Records an outcome and returns None, or returns the pause in seconds before another attempt."""
+    def settle(
+        self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed
+    ) -> tuple[State, float]:  # fmt: skip
+        """Records an outcome, or decides on another attempt.
+
+        Returns the checkpoint's new state: DONE; QUARANTINED; or DELAYED, with the pause in seconds.
+        """
         if not isinstance(outcome, Scan):
             # A worker may have died after it wrote its row.
             written = self._store.select(
-                Scan, "WHERE checkpoint_id = ? AND run_id = ?", [checkpoint.checkpoint_id, self._task.run_id]
-            )
+                Scan, "WHERE checkpoint_id = ? AND run_id = ? AND verdict <> 'failed'",
+                [checkpoint.checkpoint_id, self._task.run_id],
+            )  # fmt: skip
             if written:
                 outcome = written[0]
         if isinstance(outcome, Scan) and outcome.verdict is not Verdict.FAILED:
             self._close(checkpoint, outcome)
-            return None
+            return State.DONE, 0.0
         id_ = checkpoint.checkpoint_id
         if isinstance(outcome, WorkerDied) and outcome.with_its_node and self._nodes_lost[id_] < NODES_LOST:
             self._nodes_lost[id_] += 1
             self.progress.retried += 1
-            return 0.0
+            return State.DELAYED, 0.0
         self._attempts[id_] += 1
+        scan = outcome if isinstance(outcome, Scan) else _failed(self._task, checkpoint, outcome)
         if self._attempts[id_] < ATTEMPTS:
             self.progress.retried += 1
-            return 0.0 if isinstance(outcome, WorkerDied) else PAUSE_S * self._attempts[id_]
-        scan = outcome if isinstance(outcome, Scan) else _failed(self._task, checkpoint, outcome)
+            if isinstance(outcome, DeadlinePassed):
+                self._attempts[id_] = ATTEMPTS - 1
+                self._store.append(
+                    [scan]
+                )  # so that a later crawl has it in quarantine if this one ends first
+                return State.QUARANTINED, 0.0
+            return State.DELAYED, 0.0 if isinstance(outcome, WorkerDied) else PAUSE_S * self._attempts[id_]
         self._store.append([scan])
         self._close(checkpoint, scan)
-        return None
+        return State.DONE, 0.0
 
     def count_in_metrics(self, metrics: CrawlMetrics) -> None:
         """Counts outcomes in Ray's metrics too, beginning with those that are recorded already."""
@@ -168,7 +183,7 @@ def _failed(task: Task, checkpoint: Checkpoint, outcome: WorkerDied | WorkerFail
     if isinstance(outcome, WorkerDied):
         reason = f"its worker died {ATTEMPTS} times or more: {message}"
         return _unscanned(task, checkpoint, Verdict.FAILED, reason, outcome.reason_code, "worker")
-    reason = f"{message} ({ATTEMPTS} times)"
+    reason = message if isinstance(outcome, DeadlinePassed) else f"{message} ({ATTEMPTS} times)"
     return _unscanned(task, checkpoint, Verdict.FAILED, reason, outcome.reason_code, "scan")
 
 

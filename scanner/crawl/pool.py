@@ -64,8 +64,10 @@ class WorkerHandle:
 
     actor: Any
     starting: Any = None  # reference of its start, until it can be given work
+    placed: float | None = None  # when it was first seen to have a process, monotonic seconds
     answer: Any = None  # reference of its scan, while it runs
-    asked: Any = None  # reference of the last call of `stage`
+    asked: Any = None  # reference of the last call of `stage`, until it is answered
+    asked_at: float = 0.0  # when that was, monotonic seconds
     stage: Stage | None = None  # of its scan, as last polled
     began: float = 0.0  # its scan, monotonic seconds
     seconds: float = math.inf  # of a scan: a moving average
@@ -208,22 +210,30 @@ class WorkerPool:
         try:
             self._ray.get(worker.starting)
         except self._ray.exceptions.RayError as error:
-            self.dismiss(worker)
-            died = WorkerDied(str(error))
-            self._failed_starts += not died.with_its_node
-            if self._failed_starts >= MAX_FAILED_STARTS:
-                last = first_line(getattr(error, "cause", None) or error, 300)
-                raise NoWorkers(
-                    f"{MAX_FAILED_STARTS} workers in a row did not start. The last error: "
-                    f"{last}.\n"
-                    "Run `scanner doctor` to check what a worker needs. All recorded rows are kept."
-                ) from error
+            with_its_node = WorkerDied(str(error)).with_its_node
+            self.failed_to_start(worker, getattr(error, "cause", None) or error, counts=not with_its_node)
         else:
             worker.starting, self._failed_starts = None, 0
 
-    def poll_stages(self) -> None:
-        """Asks every busy worker for its stage, and collects the answers to the last call."""
+    def failed_to_start(self, worker: WorkerHandle, error: Exception, *, counts: bool = True) -> None:
+        """Removes a worker that did not start. Raises NoWorkers after several in a row that count."""
+        self.dismiss(worker)
+        self._failed_starts += counts
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise NoWorkers(
+                f"{MAX_FAILED_STARTS} workers in a row did not start. The last error: "
+                f"{first_line(error, 300)}.\n"
+                "Run `scanner doctor` to check what a worker needs. All recorded rows are kept."
+            ) from error
+
+    def poll(self) -> None:
+        """Asks every busy worker for its stage, and collects the answers to the last call.
+
+        Of workers that are starting it notes when they were first seen to have a process.
+        """
         for worker in self.workers:
+            if worker.starting is not None and worker.placed is None and self._has_process(worker):
+                worker.placed = time.monotonic()
             if worker.answer is None:
                 continue
             if worker.asked is not None:
@@ -234,10 +244,19 @@ class WorkerPool:
                     worker.stage = self._ray.get(worker.asked)
                 except self._ray.exceptions.RayError:
                     worker.stage = None  # `finished` reports the error
-            worker.asked = worker.actor.stage.remote()
+            worker.asked, worker.asked_at = worker.actor.stage.remote(), time.monotonic()
+
+    def _has_process(self, worker: WorkerHandle) -> bool:
+        """Whether a node has a process for a worker; Ray states none for one that waits for a node."""
+        from ray._private import state  # the public state API needs the dashboard
+
+        return bool((state.actors(worker.actor._actor_id.hex()) or {}).get("Pid"))
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """Ends a worker's process and removes the worker."""
+        """Ends a worker's process and removes the worker.
+
+        Ray sends SIGKILL to a process that does not end by itself within 5 s, such as one that is stopped.
+        """
         self._ray.kill(worker.actor)
         worker.answer = None
         self.workers.remove(worker)

@@ -26,6 +26,7 @@ import duckdb
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
+from finextract.reasons import ReasonCode
 from scanner.errors import QueryError, StoreError
 from scanner.records import Checkpoint, Record, Scan
 from scanner.store.connection import check_question, connect, connect_locked
@@ -306,8 +307,9 @@ class Store:
         return self._ids("config_id = ? AND verdict = 'skipped' AND stage = 'inspect'", config_id)
 
     def quarantined(self, config_id: str) -> set[str]:
-        """Ids of the checkpoints whose worker died in every attempt; they may be the cause."""
-        return self._ids("config_id = ? AND verdict = 'failed' AND stage = 'worker'", config_id)
+        """Ids of the checkpoints whose worker died, or took too long; they may be the cause."""
+        suspect = f"(stage = 'worker' OR reason_code = '{ReasonCode.TIMED_OUT}')"
+        return self._ids(f"config_id = ? AND verdict = 'failed' AND {suspect}", config_id)
 
     def _ids(self, where: str, config_id: str) -> set[str]:
         ids = self.query_arrow(f"SELECT checkpoint_id FROM scans WHERE {where}", [config_id])

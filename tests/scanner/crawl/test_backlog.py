@@ -128,7 +128,17 @@ def test_quarantined_checkpoints_come_after_all_others() -> None:
     backlog.wake(more_to_come=True)
     assert backlog.state("killer") is State.QUARANTINED, "the listing has not ended"
     backlog.wake(more_to_come=False)
+    assert backlog.state("killer") is State.QUARANTINED, "the other one is claimed, and has not begun"
+    slow = backlog.start("w")
+    backlog.wake(more_to_come=False)
     assert backlog.state("killer") is State.WAITING
+    backlog.stop("w")
+    backlog.quarantine(slow)
+    assert backlog.state("0") is State.QUARANTINED
+    claim(backlog, "v")
+    backlog.start("v")
+    backlog.wake(more_to_come=False)
+    assert backlog.state("0") is State.WAITING
 
 
 def test_what_another_crawl_holds_is_tried_again_when_it_is_asked_for() -> None:

@@ -3,6 +3,7 @@ often a row is written. Workers that scan are in test_crawl.py."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from plans import batches_of, whole_plan
@@ -23,9 +25,11 @@ from stub_worker import CONFIG, ended, task
 from finextract.reasons import ReasonCode
 from scanner.commands.progress import Terminal
 from scanner.crawl import engine, outcomes
+from scanner.crawl.deadlines import DeadlinePassed, Deadlines
 from scanner.crawl.engine import crawl
 from scanner.crawl.listing import ListedBatch
 from scanner.crawl.planning import Plan
+from scanner.crawl.pool import WorkerHandle
 from scanner.crawl.progress import Observer, Progress
 from scanner.crawl.worker import Stage, Task
 from scanner.errors import NoWorkers, SourceError, StoreError
@@ -66,6 +70,8 @@ class Stub:
             raise StoreError("the store does not answer")
         if told == "hangs" and bad:
             time.sleep(600)
+        if told == "freezes" and bad:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if told == "slow":
             time.sleep(0.3)
         verdict = Verdict.FAILED if told == "fails" and bad else Verdict.NOTHING_FOUND
@@ -301,24 +307,97 @@ def test_a_worker_that_is_killed_is_replaced_and_its_checkpoint_scanned_all_the_
     assert len(set(killed)) == 2
 
 
-def test_a_stage_past_its_deadline_is_ended(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended within 30 s; a zombie has."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process, until = psutil.Process(pid), time.monotonic() + 30
+        while process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+    return True
+
+
+def test_a_stage_past_its_deadline_is_ended_and_its_checkpoint_is_tried_once_more_after_all_others(
+    store: Store, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine, "DEADLINES_S", {"sample": 1.0})
-    plan = plan_of(store, [("hangs 1", "a"), ("hangs", "a"), ("", "a")])
-    running: list[str] = []
+    plan = plan_of(store, [("hangs 1", "a"), ("hangs", "a"), *[("", "a")] * 3])
+    running, done = list[str](), list[str]()
 
     def tick(progress: Progress) -> None:
         running.extend(stage for _, stage, _ in progress.running)
 
     crawl(
-        task(store, tmp_path / "log"), plan, store, workers=2, observer=Watcher(tick=tick), worker_class=Stub
-    )
+        task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub,
+        observer=Watcher(lambda checkpoint, *_: done.append(checkpoint.checkpoint_id), tick),
+        deadlines=Deadlines({"sample": 1.0}),
+    )  # fmt: skip
     assert [verdicts(store)[f"id{n:03}"] for n in range(3)] == ["nothing_found", "failed", "nothing_found"]
+    assert done[-2:] == ["id000", "id001"]
+    assert tries(tmp_path / "log")["id001"] == 2
     (row,) = store.query("SELECT reason, reason_code FROM scans WHERE verdict = 'failed'")
     assert "sample took longer than 1 s" in row["reason"]
     assert row["reason_code"] == ReasonCode.TIMED_OUT
     assert "sample" in running
+    later = whole_plan(store, CONFIG.config_id, store.select(Checkpoint))
+    assert [p.checkpoint_id for p in later.todo] == ["id001"]
+    assert later.is_quarantined(later["id001"])
+
+
+def test_a_worker_that_is_stopped_during_a_scan_is_killed_and_its_checkpoint_scanned_by_another(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = plan_of(store, [("freezes 1", "a"), ("", "a")])
+    counts = crawl(
+        task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub,
+        deadlines=Deadlines(answer=1.0),
+    )  # fmt: skip
+    assert counts == {Verdict.NOTHING_FOUND: 2}
+    stopped, other = (line.split()[0] for line in (tmp_path / "log" / "id000").read_text().splitlines())
+    assert stopped != other
+    assert has_ended(int(stopped))
+
+
+class Stopped(Stub):
+    """A worker whose process is stopped in its constructor, if it is the first."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        first = Path(self.task.cache) / "first"
+        if not first.exists():
+            first.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_worker_that_is_stopped_while_it_starts_is_killed_and_replaced(
+    store: Store, tmp_path: Path
+) -> None:
+    counts = crawl(
+        task(store, tmp_path / "log"), plan_of(store, [("", "a")]), store, workers=1, worker_class=Stopped,
+        deadlines=Deadlines(start=4.0),
+    )  # fmt: skip
+    assert counts == {Verdict.NOTHING_FOUND: 1}
+    assert has_ended(int((tmp_path / "log" / "first").read_text()))
+
+
+def test_deadlines_count_from_the_start_and_from_the_oldest_question_and_not_from_what_was_told_last() -> (
+    None
+):
+    waiting = WorkerHandle(actor=None, starting=object())
+    limits = Deadlines({"load": 60.0}, scan=1000, answer=300, start=900)
+    assert limits.passed(waiting, None, 1e9) is None, "it has no process: its node is still to come"
+    waiting.placed = 1e9
+    assert limits.passed(waiting, None, 1e9 + 899) is None
+    assert "did not start within 900 s" in str(limits.passed(waiting, None, 1e9 + 901))
+    asked = WorkerHandle(actor=None, answer=object(), asked=object(), asked_at=500.0, began=100.0)
+    assert limits.passed(asked, "a", 799.0) is None
+    assert "did not answer for 300 s" in str(limits.passed(asked, "a", 801.0))
+    asked.asked_at = 1000.0
+    assert isinstance(limits.passed(asked, "a", 1101.0), DeadlinePassed), "the scan as a whole"
+    asked.stage = Stage("another", "load", 61.0)
+    assert limits.passed(asked, "a", 1001.0) is None
+    asked.stage = Stage("a", "load", 61.0)
+    assert "load took longer than 60 s" in str(limits.passed(asked, "a", 1001.0))
 
 
 def test_two_crawls_at_once_share_the_work_and_both_see_every_verdict(store: Store, tmp_path: Path) -> None:
