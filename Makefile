@@ -14,7 +14,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		echo "No Python 3.12 or newer was found on the PATH; install one and run make again." >&2; exit 1; fi
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable ".[dev]"
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PYTHON) --constraint constraints.txt \
+		--editable ".[dev]"
 	@touch $@
 
 demo: setup

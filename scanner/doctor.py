@@ -91,20 +91,18 @@ def check_sscd() -> Check:
 
 
 def check_ray(address: str | None) -> Check:
-    """The cluster at an address, or the Ray that a crawl starts on this machine."""
-    from scanner.crawl.pool import check_cluster, named_cluster
+    """Whether Ray starts on this machine as for a crawl, or the cluster at an address accepts a worker."""
+    from scanner.crawl.cluster import check_cluster, named_cluster, probe
 
     address = address or named_cluster()
-    if not address:
-        return Check(
-            "Ray", State.GOOD, f"{version('ray')}; a crawl starts it on this machine ({os.cpu_count()} cores)"
-        )
     try:
-        check_cluster(address)
+        if address:
+            check_cluster(address)
+        return Check("Ray", State.GOOD, probe(address))
     except ScannerError as error:
         finding, _, remedy = str(error).partition("\n")
+        remedy = remedy or "Check RAY_AUTH_TOKEN, and the version of Ray there."
         return Check("Ray", State.BAD, finding, remedy)
-    return Check("Ray", State.GOOD, f"{version('ray')}; a cluster answers at {address}")
 
 
 def check_store(uri: str) -> Check:

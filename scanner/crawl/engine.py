@@ -64,8 +64,9 @@ def crawl(
                 if crawling.has_more:
                     fetchers = 0 if task.source.startswith("folder:") else 1
                     with WorkerPool(
-                        task, address=address, workers=workers, fetchers=fetchers, worker_class=worker_class
-                    ) as pool:
+                        task, address=address, workers=workers, fetchers=fetchers, worker_class=worker_class,
+                        tell=observer.message,
+                    ) as pool:  # fmt: skip
                         crawling.run(pool)
         finally:
             crawling.outcomes.leases.release()

@@ -1,6 +1,6 @@
 """The workers of a crawl as Ray actors: as many as the cluster has room for, replaced when they die.
 
-All calls of Ray are here, except those of the metrics. A worker holds a `scanner.crawl.worker.Scanner`; so
+A worker holds a `scanner.crawl.worker.Scanner`; so
 does a fetcher, which runs on any node with a free CPU and downloads files into the cache before their scan.
 Where there are GPUs, a worker takes one, or a part of one where its memory allows several workers; otherwise
 a CPU core.
@@ -8,26 +8,21 @@ a CPU core.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 import re
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from finextract.reasons import ReasonCode
+from scanner.crawl.cluster import connected
 from scanner.crawl.worker import Scanner, Stage, Task
-from scanner.errors import ConfigError, NoWorkers, StoreError
-from scanner.hubs.registry import HUBS
+from scanner.errors import NoWorkers, StoreError
 from scanner.records import Checkpoint
 from scanner.text import first_line
 
-# Environment variables that workers on other nodes get from the driver. Tokens are not among them: each node
-# has its own.
-PASSED_ON = (*(hub.endpoint_variable for hub in HUBS), "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET",
-             "FINEXTRACT_SSCD", "AWS_ENDPOINT_URL")  # fmt: skip
 # GiB of a GPU by Ray's name of its type. A GPU of another type is taken by one worker alone.
 GPU_GIB = {"T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "A100-80G": 80, "L40S": 48, "H100": 80,
            "H200": 141, "B200": 192}  # fmt: skip
@@ -89,9 +84,12 @@ class WorkerPool:
         workers: int | None,
         fetchers: int = 1,
         worker_class: type = Scanner,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._task, self._address, self._wanted, self._num_fetchers = task, address, workers, fetchers
         self._worker_class = worker_class  # it has the methods of a Scanner
+        self._tell = tell  # gets a sentence where Ray does not start at once
+        self._connection = contextlib.ExitStack()
         self.workers: list[WorkerHandle] = []
         self._fetchers: list[Any] = []
         self._fetching: dict[Any, int] = {}  # reference of a fetch -> bytes
@@ -99,21 +97,15 @@ class WorkerPool:
         self._failed_starts = 0  # since the last successful one
 
     def __enter__(self) -> WorkerPool:
-        import ray
-
-        self._ray = ray
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            _start(ray, self._address)
+        self._ray = self._connection.enter_context(connected(self._address, self._tell))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.workers:
-            self._ray.kill(worker.actor)
-        for fetcher in self._fetchers:
-            self._ray.kill(fetcher)
-        if self._started_ray:
-            self._ray.shutdown()
+        with self._connection:
+            for worker in self.workers:
+                self._ray.kill(worker.actor)
+            for fetcher in self._fetchers:
+                self._ray.kill(fetcher)
 
     @property
     def room(self) -> int:
@@ -260,45 +252,3 @@ class WorkerPool:
         self._ray.kill(worker.actor)
         worker.answer = None
         self.workers.remove(worker)
-
-
-def named_cluster() -> str | None:
-    """The cluster that RAY_ADDRESS names, as in a Ray job; None for the address of a job server."""
-    named = os.environ.get("RAY_ADDRESS", "")
-    return named if named and not named.startswith("http") else None
-
-
-def check_cluster(address: str) -> None:
-    """Raises ConfigError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return  # Ray interprets "auto" and the like
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray cluster answers at {address}: {error}.\n"
-            "Start one with `ray start --head`, or omit --ray-address to start one on this machine."
-        ) from error
-
-
-def _start(ray: Any, address: str | None) -> None:
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_worker_register_timeout_seconds", "120")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = address or named_cluster()
-    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    if address is None:
-        options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100_000_000}
-    else:
-        options |= {"address": address, "runtime_env": {"env_vars": passed}}
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises this class itself where its processes take more than 30 s
-        raise NoWorkers(
-            f"Ray did not start: {first_line(error)}.\nRun the command again when the machine has less to do."
-            if address is None
-            else f"Ray does not accept the connection to {address}: {first_line(error)}."
-        ) from error

@@ -305,7 +305,7 @@ def _store_of(options: CrawlOptions, dry_run: bool) -> Iterator[Store]:
 
 
 def _check_cluster(options: CrawlOptions) -> None:
-    from scanner.crawl.pool import check_cluster
+    from scanner.crawl.cluster import check_cluster
 
     if options.ray_address is not None:
         check_cluster(options.ray_address)

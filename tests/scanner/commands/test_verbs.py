@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -19,6 +20,7 @@ from servers.civitai import Civitai
 from servers.hub import Hub
 
 from scanner.cli import cli
+from scanner.crawl.cluster import connected
 from scanner.doctor import Check, State, examine
 from scanner.records import Scan, Verdict, now
 from scanner.store.store import EXPORTS, Store
@@ -228,12 +230,19 @@ def hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yield  # type: ignore[misc]
 
 
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[None]:
+    """A Ray that the doctor finds running in this process, so that it starts once for all these tests."""
+    with connected(None):
+        yield
+
+
 def examined(store: Store, ray_address: str | None = None) -> dict[str, Check]:
     return {check.name: check for check in examine(str(store.root), ray_address)}
 
 
 def test_the_doctor_finds_nothing_wrong_where_all_is_there(
-    hubs: None, store: Store, monkeypatch: pytest.MonkeyPatch
+    own_ray: None, hubs: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("CIVITAI_TOKEN", "civ_secret")
@@ -246,7 +255,7 @@ def test_the_doctor_finds_nothing_wrong_where_all_is_there(
 
 
 def test_the_doctor_names_what_is_wrong_and_how_to_fix_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    own_ray: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -261,7 +270,7 @@ def test_the_doctor_names_what_is_wrong_and_how_to_fix_it(
 
 
 def test_an_address_that_is_not_a_hub_is_recognised(
-    hubs: None, store: Store, monkeypatch: pytest.MonkeyPatch
+    own_ray: None, hubs: None, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIVITAI_ENDPOINT", os.environ["HF_ENDPOINT"])  # answers, but not as Civitai does
     found = examined(store)

@@ -149,8 +149,8 @@ def test_the_job_server_asks_for_the_token(head: Head) -> None:
 
 def test_a_crawl_without_a_cluster_address_starts_its_own_ray_beside_a_running_one(head: Head) -> None:
     asked = (
-        "import ray; from scanner.crawl.pool import _start; "
-        "_start(ray, None); print(len(ray.nodes()), ray.nodes())"
+        "from scanner.crawl.cluster import connected\n"
+        "with connected(None) as ray: print(len(ray.nodes()), ray.nodes())"
     )
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("1 ")

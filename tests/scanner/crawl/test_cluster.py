@@ -1,0 +1,124 @@
+"""The Ray that a crawl starts for itself: who can reach it, and what happens where it does not start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from scanner.crawl import cluster
+from scanner.crawl.cluster import connected
+from scanner.crawl.worker import SscdEmbedder
+from scanner.match import corpus
+from scanner.records import Role
+from scanner.store.store import Store
+
+BIN = Path(sys.executable).parent
+GCS_WAIT = "RAY_gcs_server_port_wait_time_s"  # how long Ray itself waits for its first process
+
+
+@dataclass
+class Own:
+    """A Ray that was started by `connected`, and what was told meanwhile."""
+
+    ray: Any = None
+    told: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)  # processes of a failed start, before the next one
+
+
+def ray_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "/ray/" in " ".join(process.cmdline()) or process.name().startswith("ray"):
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Own]:
+    """Ray's first start takes longer than Ray waits for it, because it does not wait; the second does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv(GCS_WAIT, "0")
+        patch.setattr(cluster, "PAUSES_S", (0.5,))
+        started = Own()
+
+        def tell(text: str) -> None:
+            started.told.append(text)
+            _, alive = psutil.wait_procs(ray_processes(), timeout=30)
+            started.left_over += [str(process) for process in alive]
+            patch.setenv(GCS_WAIT, "60")
+
+        with connected(None, tell) as started.ray:
+            yield started
+
+
+@pytest.mark.timeout(240)
+def test_a_start_of_ray_that_fails_is_told_and_repeated_and_leaves_no_process(own: Own) -> None:
+    assert own.ray.is_initialized()
+    (told,) = own.told
+    assert told.startswith("Ray did not start: ")
+    assert told.endswith("It is started again in 0.5 s.")
+    assert own.left_over == []
+
+
+def test_every_socket_of_a_crawls_own_ray_listens_on_loopback_alone(own: Own) -> None:
+    pid = own.ray.get(own.ray.remote(lambda: os.getpid()).remote())
+    processes = {process.pid: process for process in [psutil.Process(), *ray_processes()]}
+    assert pid in processes, "Ray's workers are among them"
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in processes.values()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) >= 5
+    assert {address for _, address in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_crawls_own_ray_refuses_a_connection_without_its_token(own: Own) -> None:
+    asked = "from ray._raylet import GcsClient; import sys; GcsClient(address=sys.argv[1])"
+    address = own.ray.get_runtime_context().gcs_address
+    tokens = [os.environ["RAY_AUTH_TOKEN"], "0" * 64]
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", asked, address], capture_output=True, text=True, check=False, timeout=60,
+            env={**os.environ, "RAY_AUTH_TOKEN": token},
+        )
+        for token in tokens
+    ]  # fmt: skip
+    assert done[0].returncode == 0, done[0].stderr
+    assert done[1].returncode != 0
+    assert "token" in done[1].stderr
+
+
+def test_where_ray_cannot_start_a_crawl_says_so_in_a_sentence_and_the_doctor_before_it(
+    zoo_path: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store", create=True)
+    for name, role in (("mine", Role.REFERENCE), ("background", Role.BACKGROUND)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for picture in sorted((zoo_path / "images/background").iterdir())[:2]:
+            shutil.copy(picture, folder)
+        list(corpus.add(store, name, folder, SscdEmbedder(), role))
+    models = f"folder:{zoo_path}/checkpoints"
+    for verb in (["doctor"], ["crawl", "--source", models, "--base", zoo_path / "base", "--limit", "1"]):
+        done = subprocess.run(
+            [BIN / "scanner", *verb, "--store", store.uri], capture_output=True, text=True, check=False,
+            timeout=120, env={**os.environ, "RAY_TMPDIR": "/proc/nowhere"},
+        )  # fmt: skip
+        printed = done.stdout + done.stderr
+        assert done.returncode == 2, printed
+        assert "Ray did not start: No such file or directory: /proc/nowhere." in printed
+        assert "Traceback" not in printed
