@@ -5,6 +5,7 @@ Results go to stdout, messages to stderr. Exit codes: 0 done, 2 usage or input e
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ import click
 
 from finextract import __version__
 from finextract.errors import FinextractError
+from finextract.text import for_terminal_lines
 
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is not a terminal
 
@@ -266,11 +268,12 @@ def main() -> None:
         cli(standalone_mode=False)
     except FinextractError as error:
         if "--debug" in sys.argv:
-            traceback.print_exc()
-        click.echo(f"finextract: error: {error}", err=True)
+            click.echo(for_terminal_lines(traceback.format_exc()), err=True)
+        click.echo(for_terminal_lines(f"finextract: error: {error}"), err=True)
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        error.show(shown := io.StringIO())
+        click.echo(for_terminal_lines(shown.getvalue().rstrip()), err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("finextract: interrupted", err=True)

@@ -7,6 +7,8 @@ could not be listed to its end; 3 finished, some failed; 4 an error of this prog
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 import traceback
 from importlib import import_module
@@ -16,7 +18,7 @@ import click
 from finextract import __version__
 from scanner import settings
 from scanner.errors import ScannerError
-from scanner.text import first_line
+from scanner.text import first_line, for_terminal_lines
 
 VERBS = {
     "corpus": "Add and list corpora of reference images, and backgrounds.",
@@ -70,28 +72,41 @@ def cli(ctx: click.Context, debug: bool) -> None:
         ctx.default_map = settings.default_map(cli, settings.read(file), file)
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal_lines(super().format(record))
+
+
 def main() -> None:
     """The console script. Prints an error that a user can fix on one or two lines, without a traceback."""
+    if logging.lastResort is not None:  # prints the warnings of this program and of libraries
+        logging.lastResort.setFormatter(_Printable())
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except ScannerError as error:
         if "--debug" in sys.argv:
-            traceback.print_exc()
-        click.echo(f"scanner: error: {error}", err=True)
+            _say(traceback.format_exc())
+        _say(f"scanner: error: {error}")
         sys.exit(2)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        error.show(shown := io.StringIO())
+        _say(shown.getvalue().rstrip())
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("scanner: interrupted", err=True)
         sys.exit(130)
     except Exception as error:  # 1, the exit code of Python for these, would say that something was flagged
-        traceback.print_exc()
-        click.echo(
+        _say(traceback.format_exc())
+        _say(
             f"scanner: error of this program: {first_line(error)}.\nAll recorded rows are kept. Report the "
-            "error with the lines above.", err=True,
-        )  # fmt: skip
+            "error with the lines above."
+        )
         sys.exit(4)
+
+
+def _say(text: str) -> None:
+    """Prints to stderr, without the control characters that untrusted text may have brought into it."""
+    click.echo(for_terminal_lines(text), err=True)

@@ -14,6 +14,7 @@ from textual.screen import Screen
 from scanner.config import default_store
 from scanner.errors import ScannerError
 from scanner.store.store import Store
+from scanner.text import for_terminal_lines
 from tui.keys import EVERYWHERE, bindings
 from tui.review import Review, reviewer_name
 from tui.screens.checkpoint_list import ListScreen
@@ -57,6 +58,6 @@ def main(store_uri: str | None) -> None:
     try:
         store = Store(store_uri or default_store())
     except ScannerError as error:
-        click.echo(f"finextract-tui: error: {error}", err=True)
+        click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
     DeskApp(store, reviewer_name()).run()

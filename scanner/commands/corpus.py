@@ -99,5 +99,6 @@ def list_(as_json: bool, store: str) -> None:
 
     table = Table("corpus", "role", "images", "descriptor", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(str(row["name"]), str(row["role"]), str(row["images"]), ", ".join(row["descriptors"]))  # type: ignore[arg-type]
+        cells = (row["name"], row["role"], row["images"], ", ".join(row["descriptors"]))  # type: ignore[arg-type]
+        table.add_row(*(for_terminal(str(cell)) for cell in cells))
     Console(markup=False, highlight=False).print(table)

@@ -20,7 +20,7 @@ from scanner.commands.output import verdict_line
 from scanner.crawl.logs import log_path
 from scanner.crawl.progress import Observer
 from scanner.records import Verdict, now
-from scanner.text import for_terminal
+from scanner.text import for_terminal, for_terminal_lines
 from scanner.units import show_duration
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class ProgressLine:
             self._bar = None
 
     def message(self, text: str) -> None:
-        """Prints a message above the line."""
+        """Prints a message above the line, without the control characters of untrusted text."""
+        text = for_terminal_lines(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

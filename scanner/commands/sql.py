@@ -14,7 +14,7 @@ from scanner.commands.output import rows_or_records
 from scanner.store.rows import rows_of
 from scanner.store.store import Store
 from scanner.store.tables import TABLES
-from scanner.text import for_terminal
+from scanner.text import for_terminal, for_terminal_lines
 
 VIEWS = ", ".join(TABLES.values())
 
@@ -24,7 +24,7 @@ VIEWS = ", ".join(TABLES.values())
 @store_option
 @click.option(
     "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
-    help="How rows are printed.",
+    help="How rows are printed. In a table and in CSV control characters are replaced; JSON is exact.",
 )  # fmt: skip
 def command(query: str, store: str, form: str) -> None:
     answer = Store(store).query_arrow(query)
@@ -34,8 +34,8 @@ def command(query: str, store: str, form: str) -> None:
         click.echo(json.dumps(rows, default=str, indent=2))
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+        writer.writerow(map(for_terminal_lines, names))
+        writer.writerows([for_terminal_lines(_cell(value)) for value in row.values()] for row in rows)
     elif rows:
         cells = [[for_terminal(_cell(v), limit=sys.maxsize) for v in row.values()] for row in rows]
         rows_or_records(names, cells)

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from click.testing import CliRunner, Result
 from servers.civitai import Civitai
 from servers.hub import Hub
 
-from scanner.cli import cli
+from scanner.cli import cli, main
 from scanner.crawl.cluster import connected
 from scanner.doctor import Check, State, examine
-from scanner.records import Scan, Verdict, now
+from scanner.records import Checkpoint, ConfigRow, Reference, Role, Scan, Verdict, now
 from scanner.store.store import EXPORTS, Store
 
 BIN = Path(sys.executable).parent
@@ -65,8 +66,77 @@ def test_sql_answers_as_a_table_as_csv_and_as_json(filled: Store) -> None:
     assert first["seconds"] == {"sample": 1.5}
 
 
-def test_control_characters_of_untrusted_text_do_not_reach_the_terminal(filled: Store) -> None:
-    assert "\x1b" not in run("sql", "SELECT reason FROM all_scans", store=filled).stdout
+HOSTILE = "a\x1b[31mred\x07\x9b2J\u202eright\r\nnext line"
+
+
+@pytest.fixture
+def hostile(store: Store) -> Store:
+    """A store with control characters in every text that a stranger may have written."""
+    at = now()
+    store.append([scan("a", Verdict.FAILED, HOSTILE)])
+    store.append([
+        Checkpoint(
+            checkpoint_id="a", source="hf", repo=f"o/{HOSTILE}", revision="", file=HOSTILE, url="",
+            sha256=None, size_bytes=1, kind="lora", family="sd1", base=HOSTILE, caption=HOSTILE,
+            num_train_images=None, license=None, created_at=None, listed_at=at, raw="{}",
+        )
+    ])  # fmt: skip
+    store.append([Reference("r", HOSTILE, Role.REFERENCE, "/r.png", "r", 1, 1, HOSTILE, (0.5,), at)])
+    store.append([ConfigRow("config", "", at)])
+    return store
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sql", "SELECT reason FROM all_scans"),
+        (
+            "sql",
+            "SELECT s.reason, repo FROM all_scans s JOIN checkpoints USING (checkpoint_id)",
+            "--format",
+            "csv",
+        ),
+        ("sql", "SELECT reason FROM all_scans", "--format", "json"),
+        ("sql", "SELECT CAST(reason AS INTEGER) FROM all_scans"),
+        ("sql", HOSTILE),
+        ("status",),
+        ("status", HOSTILE),
+        ("corpus", "list"),
+        ("corpus", "list", "--json"),
+        ("corpus", "add", "name", f"/nowhere/{HOSTILE}"),
+        ("crawl", "--source", f"folder:/nowhere/{HOSTILE}"),
+        ("--debug", "crawl", "--source", f"folder:/nowhere/{HOSTILE}"),
+    ],
+)
+def test_control_characters_of_untrusted_text_do_not_reach_the_terminal(
+    hostile: Store, words: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINEXTRACT_STORE", hostile.uri)
+    monkeypatch.setattr(sys, "argv", ["scanner", *words])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capfd.readouterr()
+    shown = printed.out + printed.err
+    assert "red" in shown, "the text itself is shown"
+    assert [c for c in shown if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"] == []
+
+
+def test_a_line_break_inside_a_value_stays_inside_its_cell_of_csv(hostile: Store) -> None:
+    printed = run("sql", "SELECT reason, verdict FROM scans", "--format", "csv", store=hostile).stdout
+    (row,) = csv.DictReader(io.StringIO(printed))
+    assert row["verdict"] == "failed"
+    assert row["reason"].splitlines()[1:] == ["next line"]
+
+
+def test_a_warning_about_a_file_with_a_hostile_name_is_printed_without_control_characters(
+    filled: Store,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import logging, scanner.cli as c, sys; sys.argv[1:] = ['--version']\n"
+         "try: c.main()\nfinally: logging.getLogger('scanner.store').warning('the file a\\x1b[31mred')"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == "the file a\N{REPLACEMENT CHARACTER}[31mred\n"
 
 
 @pytest.mark.parametrize(
