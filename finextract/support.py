@@ -29,6 +29,7 @@ KIND_NAMES = {
     "textual_inversion": "a textual inversion",
     "vae": "a VAE",
     "text_encoder": "a text encoder",
+    "controlnet": "a ControlNet",
     "unknown": "weights of a kind that is not known",
 }
 
@@ -74,10 +75,10 @@ INPUT_FIELDS = (
 def describe(kind: WeightsKind) -> str:
     """What weights are, for people: "SDXL weights (refiner)", "LyCORIS weights (LoHa)"."""
     name = KIND_NAMES[kind.kind]
-    if kind.kind == "unet" and kind.family in ("sd3", "flux"):
+    if kind.kind == "unet" and (kind.family in ("sd3", "flux") or kind.model not in ("", "Kolors")):
         name = "transformer weights"
-    if (kind.is_adapter or kind.kind in ("full", "unet")) and kind.family != "unknown":
-        name = f"{FAMILY_NAMES[kind.family]} {name}"
+    if kind.is_adapter or kind.kind in ("full", "unet"):
+        name = " ".join(filter(None, (FAMILY_NAMES.get(kind.family) or kind.model, name)))
     return f"{name} ({kind.detail})" if kind.detail else name
 
 
@@ -94,7 +95,7 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
             ReasonCode.UNSUPPORTED_KIND,
             f"{holds}: only {_listed([*SUPPORTED_KINDS.values(), *adapters])} can be scanned so far.",
         )
-    if kind.family == "unknown":
+    if kind.family == "unknown" and not kind.model:
         return Reason(
             ReasonCode.UNKNOWN_FAMILY, f"{holds}, and its keys and shapes match no known model family."
         )

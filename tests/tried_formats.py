@@ -40,12 +40,19 @@ def tried(name: str, tool: str, *says: str) -> Callable[[Callable[[], Any]], Cal
 
 
 def thin(shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """The first of the keys that differ in numbers, or in the side of the UNet that they are on, alone."""
-    seen: dict[str, str] = {}
+    """The first of the keys that differ in numbers, or in the side of the UNet that they are on, alone.
+
+    Of a transformer's blocks the last one is kept too, since the number of blocks shows the model.
+    """
+    first: dict[str, str] = {}
+    last: dict[str, str] = {}
     for key in shapes:
         side = re.sub(r"(?:down|up|input|output)_blocks|mid(?:dle)?_block", "blocks", key)
-        seen.setdefault(re.sub(r"(?<=[._])\d+(?=[._])", "N", side), key)
-    return {key: tuple(shapes[key]) for key in seen.values()}
+        alike = re.sub(r"(?<=[._])\d+(?=[._])", "N", side)
+        first.setdefault(alike, key)
+        if re.search(r"(?:double|single|transformer)_blocks[._]\d", key):
+            last[alike] = key
+    return {key: tuple(shapes[key]) for key in dict.fromkeys([*first.values(), *last.values()])}
 
 
 def shapes_of(state: Mapping[str, Any]) -> Shapes:
@@ -87,6 +94,9 @@ def added(width: int) -> dict[str, Any]:
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": width,
     }
+
+
+CHATGLM = {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}  # Kolors' text encoder
 
 
 def text_model() -> Any:
@@ -166,6 +176,13 @@ def _() -> Shapes:
 def _() -> Shapes:
     text = {f"cond_stage_model.transformer.{CLIP_KEYS}": (768, 768)}
     return single_file(ldm_unet(unet(768, in_channels=9)), text)
+
+
+@tried("full-sd1-controlnet", HELPER, "full", "sd1", "ldm", "with a ControlNet")
+def _() -> Shapes:
+    keys = single_file(ldm_unet(unet(768)), {f"cond_stage_model.transformer.{CLIP_KEYS}": (768, 768)})
+    control = {"input_hint_block.0.weight": (16, 3, 3, 3), "zero_convs.0.0.weight": (320, 320, 1, 1)}
+    return keys | {f"control_model.{k}": v for k, v in control.items()}
 
 
 @tried("full-sd2", HELPER, "full", "sd2", "ldm", "")
@@ -253,9 +270,11 @@ D = "diffusers"
 for _name, _context, _options, _says in (
     ("sd1", 768, {}, ("sd1", "diffusers", "")),
     ("sd1-inpainting", 768, {"in_channels": 9}, ("sd1", "diffusers", "inpainting")),
+    ("sd1-lcm", 768, {"time_cond_proj_dim": 256}, ("sd1", "diffusers", "latent consistency")),
     ("sd2", 1024, {"use_linear_projection": True}, ("sd2", "diffusers", "")),
     ("sdxl", 2048, added(2816), ("sdxl", "diffusers", "")),
     ("sdxl-refiner", 1280, added(2560), ("sdxl", "diffusers", "refiner")),
+    ("kolors", 2048, {**added(5632), **CHATGLM}, ("unknown", "diffusers", "Kolors")),
 ):
     tried(f"unet-{_name}", D, "unet", *_says)(
         lambda c=_context, o=_options: saved(unet(c, **o).save_pretrained)  # type: ignore[misc]
@@ -274,6 +293,7 @@ tried("unet-without-text", D, "unet", "unknown", D, "")(
     )
 )
 FLUX = {"num_layers": 1, "num_single_layers": 1}
+KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680}
 SD3 = {"num_layers": 2, "caption_projection_dim": 1536, "num_attention_heads": 24}
 SD3_LARGE = {**SD3, "caption_projection_dim": 2432, "num_attention_heads": 38}
 for _name, _cls, _options, _says in (
@@ -287,7 +307,16 @@ for _name, _cls, _options, _says in (
         ("unet", "sd3", D, "3.5 medium"),
     ),
     ("sd35-large", "SD3Transformer2DModel", SD3_LARGE, ("unet", "sd3", D, "3.5 large")),
-    ("chroma", "ChromaTransformer2DModel", FLUX, ("unknown",)),
+    ("flux2-klein", "Flux2Transformer2DModel", {**FLUX, **KLEIN}, ("unet", "unknown", D, "FLUX.2")),
+    ("bria", "BriaTransformer2DModel", FLUX, ("unet", "unknown", D, "Bria")),
+    ("fibo", "BriaFiboTransformer2DModel", FLUX, ("unet", "unknown", D, "FIBO")),
+    ("ovis", "OvisImageTransformer2DModel", FLUX, ("unet", "unknown", D, "Ovis")),
+    ("longcat", "LongCatImageTransformer2DModel", FLUX, ("unet", "unknown", D, "LongCat")),
+    ("chroma", "ChromaTransformer2DModel", FLUX, ("unet", "unknown", D, "Chroma")),
+    ("mochi", "MochiTransformer3DModel", {"num_layers": 2}, ("unet", "unknown", D, "Mochi")),
+    ("stable-audio", "StableAudioDiTModel", {"num_layers": 1}, ("unet", "unknown", D, "Stable Audio")),
+    ("flux-controlnet", "FluxControlNetModel", FLUX, ("controlnet", "unknown", "unknown", "")),
+    ("sd3-controlnet", "SD3ControlNetModel", SD3, ("controlnet", "unknown", "unknown", "")),
     (
         "auraflow",
         "AuraFlowTransformer2DModel",
@@ -319,7 +348,7 @@ tried("vae-tiny", D, "vae")(
     )
 )
 tried("vae-original", OURS, "vae")(lambda: {f"first_stage_model.{k}": v for k, v in LDM_VAE.items()})
-tried("controlnet", D, "unknown")(
+tried("controlnet", D, "controlnet", "unknown", "unknown", "")(
     lambda: saved(
         __import__("diffusers")
         .ControlNetModel(
@@ -407,20 +436,53 @@ tried("locon-sd1-diffusers", DP, "lora", "sd1", D, "LoCon")(
     lambda: diffusers_lora(SD, unet(768), target_modules=[*ATTENTION, "conv1", "conv2"])
 )
 tried("dora-sd1-diffusers", DP, "dora", "sd1", D, "")(lambda: diffusers_lora(SD, unet(768), use_dora=True))
-for _name, _cls, _options, _says in (
-    ("flux", "FluxTransformer2DModel", FLUX, ("lora", "flux", D, "")),
-    ("sd3", "SD3Transformer2DModel", SD3, ("lora", "sd3", D, "")),
-    ("sd35-large", "SD3Transformer2DModel", SD3_LARGE, ("lora", "sd3", D, "")),
-    ("auraflow", "AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1},
+TARGETS = ["to_q", "to_k", "to_v"]
+ALL_TARGETS = [*TARGETS, "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.0.proj",
+               "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"]  # fmt: skip
+NORMS = ["norm1.linear", "norm1_context.linear", "norm.linear"]
+SEVERAL = "FLUX.1, Chroma or Bria/FIBO"
+
+
+def blocks(double: int, single: int) -> dict[str, int]:
+    return {"num_layers": double, "num_single_layers": single}
+
+
+for _name, _cls, _options, _targets, _says in (
+    ("flux", "FluxTransformer2DModel", blocks(19, 38), [*ALL_TARGETS, *NORMS], ("lora", "flux", D, "")),
+    ("flux-attention", "FluxTransformer2DModel", blocks(19, 38), TARGETS,
+     ("lora", "unknown", D, "FLUX.1 or Chroma")),
+    ("flux2-klein", "Flux2Transformer2DModel", {**blocks(5, 20), **KLEIN},
+     [*TARGETS, "to_qkv_mlp_proj"], ("lora", "unknown", D, "FLUX.2")),
+    ("bria", "BriaTransformer2DModel", blocks(8, 28), ALL_TARGETS, ("lora", "unknown", D, SEVERAL)),
+    ("fibo", "BriaFiboTransformer2DModel", blocks(8, 38), ALL_TARGETS, ("lora", "unknown", D, SEVERAL)),
+    ("ovis", "OvisImageTransformer2DModel", blocks(6, 27), ALL_TARGETS, ("lora", "unknown", D, "Ovis")),
+    ("longcat", "LongCatImageTransformer2DModel", blocks(10, 20), ALL_TARGETS,
+     ("lora", "unknown", D, "FLUX.1, Chroma or LongCat")),
+    ("chroma", "ChromaTransformer2DModel", blocks(19, 38), ALL_TARGETS,
+     ("lora", "unknown", D, "FLUX.1 or Chroma")),
+    ("sd3", "SD3Transformer2DModel", SD3, TARGETS, ("lora", "sd3", D, "")),
+    ("sd35-large", "SD3Transformer2DModel", SD3_LARGE, TARGETS, ("lora", "sd3", D, "")),
+    ("mochi", "MochiTransformer3DModel", {"num_layers": 2}, ALL_TARGETS, ("lora", "unknown", D, "Mochi")),
+    ("stable-audio", "StableAudioDiTModel", {"num_layers": 1}, TARGETS,
+     ("lora", "unknown", D, "Stable Audio")),
+    ("auraflow", "AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1}, TARGETS,
      ("lora", "unknown", D, "")),
-    ("qwen-image", "QwenImageTransformer2DModel", {"num_layers": 1}, ("lora", "unknown", D, "")),
-    ("ltx-video", "LTXVideoTransformer3DModel", {"num_layers": 1}, ("lora", "unknown", D, "")),
-    ("pixart", "PixArtTransformer2DModel", {"num_layers": 1, "norm_type": "ada_norm_single"},
+    ("qwen-image", "QwenImageTransformer2DModel", {"num_layers": 60}, TARGETS,
+     ("lora", "unknown", D, "Qwen-Image")),
+    ("ltx-video", "LTXVideoTransformer3DModel", {"num_layers": 1}, TARGETS, ("lora", "unknown", D, "")),
+    ("pixart", "PixArtTransformer2DModel", {"num_layers": 1, "norm_type": "ada_norm_single"}, TARGETS,
      ("lora", "unknown", D, "")),
 ):  # fmt: skip
     tried(f"lora-{_name}-diffusers", DP, *_says)(
-        lambda c=_cls, o=_options: transformer_lora(c, o, ["to_q", "to_k", "to_v"])  # type: ignore[misc]
+        lambda c=_cls, o=_options, t=_targets: transformer_lora(c, o, t)  # type: ignore[misc]
     )
+tried("lora-kolors-diffusers", DP, "lora", "unknown", D, "Kolors")(
+    lambda: diffusers_lora(
+        "StableDiffusionXLPipeline",
+        unet(2048, **added(5632), **CHATGLM),
+        target_modules=[*ATTENTION, "encoder_hid_proj"],
+    )
+)
 
 
 def peft(kind: str, **options: Any) -> Any:
@@ -529,15 +591,28 @@ tried("lora-sdxl-kohya", OURS, "lora", "sdxl", "kohya", "")(
         ".alpha",
     )
 )
+FLUX_DOUBLE = {"mod_lin": (3072, 18432), "attn_qkv": (3072, 9216), "attn_proj": (3072, 3072),
+               "mlp_0": (3072, 12288), "mlp_2": (12288, 3072)}  # fmt: skip
+FLUX_SINGLE = {"linear1": (3072, 21504), "linear2": (15360, 3072), "modulation_lin": (3072, 9216)}
+
+
+def flux_kohya(blocks: int, singles: int, lacks: str = " ") -> dict[str, tuple[int, int]]:
+    """The layers that kohya's sd-scripts adapt in a transformer built like FLUX.1, of the outer blocks."""
+    double = {f"{side}_{k}": v for side in ("img", "txt") for k, v in FLUX_DOUBLE.items() if lacks not in k}
+    single = {k: v for k, v in FLUX_SINGLE.items() if lacks not in k}
+    return {
+        f"lora_unet_{name}_{i}_{k}": v
+        for name, last, layers in (("double_blocks", blocks, double), ("single_blocks", singles, single))
+        for i in sorted({0, last - 1})
+        for k, v in layers.items()
+    }
+
+
 tried("lora-flux-kohya", OURS, "lora", "flux", "kohya", "")(
-    lambda: pairs(
-        *KOHYA,
-        {
-            "lora_unet_double_blocks_0_img_attn_qkv": (3072, 9216),
-            "lora_unet_single_blocks_37_linear1": (3072, 21504),
-        },
-        ".alpha",
-    )
+    lambda: pairs(*KOHYA, flux_kohya(19, 38), ".alpha")
+)
+tried("lora-chroma-kohya-unnamed", OURS, "lora", "unknown", "kohya", "FLUX.1 or Chroma")(
+    lambda: pairs(*KOHYA, flux_kohya(19, 38, "mod"), ".alpha")
 )
 tried("lora-sd3-kohya", OURS, "lora", "sd3", "kohya", "")(
     lambda: pairs(*KOHYA, {"lora_unet_joint_blocks_0_x_block_attn_qkv": (1536, 4608)}, ".alpha")
@@ -552,7 +627,7 @@ tried("lora-hunyuan-video-kohya", OURS, "lora", "unknown", "kohya", "")(
         ".alpha",
     )
 )
-tried("lora-chroma-kohya", OURS, "lora", "unknown", "kohya", "")(
+tried("lora-chroma-kohya", OURS, "lora", "unknown", "kohya", "Chroma")(
     lambda: (
         pairs(*KOHYA, {"lora_unet_double_blocks_0_img_attn_qkv": (3072, 9216)}, ".alpha"),
         {"ss_base_model_version": "chroma"},
@@ -571,16 +646,17 @@ tried("lora-flux-ai-toolkit", OURS, "lora", "flux", D, "")(
         {
             "software": '{"name": "ai-toolkit", "repo": "", "version": "0.1.0"}',
             "training_info": '{"step": 2000, "epoch": 80}',
+            "ss_base_model_version": "flux.1",
             "name": "sks_flux",
             "version": "1.0",
         },
     )
 )
-tried("lora-flux-bfl-keys", OURS, "lora", "flux", D, "")(
+tried("lora-flux-bfl-keys", OURS, "lora", "unknown", D, "FLUX.1 or Chroma")(
     lambda: pairs(
         ".lora_A.weight",
         ".lora_B.weight",
-        {"diffusion_model.double_blocks.0.img_attn.qkv": (3072, 9216)},
+        {"diffusion_model.double_blocks.18.img_attn.qkv": (3072, 9216)},
     )
 )
 tried("lora-flux-xlabs", OURS, "lora", "flux", "xlabs", "XLabs")(
@@ -689,7 +765,9 @@ def table_row(name: str) -> str:
         kind in ("full", "unet") and family == "sd1" and not detail
     )
     style = "" if style == "unknown" else style
-    never = kind in ("vae", "text_encoder", "unknown", "pickle") or (kind == "unet" and family == "unknown")
+    never = kind in ("vae", "text_encoder", "controlnet", "unknown", "pickle") or (
+        kind == "unet" and family == "unknown"
+    )
     scanned = "yes" if scans else "no" if never else "not yet"
     return f"| {name} | {row['tool']} | {says} | {style} | {scanned} |"
 

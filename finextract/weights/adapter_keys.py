@@ -8,10 +8,11 @@ kohya's sd-scripts, LyCORIS, PEFT, diffusers and XLabs write them. Reads no tens
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from finextract.weights.families import Layer, Origin, named_origin, transformer_origin
 from finextract.weights.headers import Header
 
 # The two matrices of a LoRA, as kohya, PEFT (with and without the adapter's name) and diffusers call them.
@@ -48,9 +49,6 @@ _UNET_BLOCK = re.compile(
     r"(?:^|[._])(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]"
 )
 _CROSS_KEY = re.compile(r"[._]attn2[._](?:processor[._])?to_k(?:_lora)?\.")
-_BLOCK = re.compile(
-    r"(?:^|[._])((?:double|single|joint)_blocks|(?:single_|joint_)?transformer_blocks)[._](\d{1,4})[._]"
-)
 # The tensors of any algorithm whose second axis is a layer's input width, or whose first is its output width.
 _WIDTH_IN = re.compile(rf"(?:{_LORA_DOWN}|(?:lora[12]?\.down|\.b2)\.weight|\.(?:hada_w1_b|diff))$")
 _WIDTH_OUT = re.compile(rf"(?:{_LORA_UP}|(?:lora[12]?\.up|\.b1)\.weight|\.hada_w1_a)$")
@@ -58,18 +56,11 @@ _LORA_KEY = re.compile(
     rf"(?P<layer>.+)\.(?:(?P<down>{_LORA_DOWN})|(?P<up>{_LORA_UP})|(?P<alpha>alpha)|{_OLD_PROCESSOR})",
     re.DOTALL,
 )
+_ADDED = re.compile(r"(?:add_embedding[._]linear_1|label_emb[._]0[._]0)$")  # SDXL's second conditioning
 _DENOISERS = ("unet", "transformer")
 _KOHYA_COMPONENTS = {"unet": "lora_unet", "text_encoder": "lora_te"}
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
-# How kohya's ss_base_model_version and modelspec.architecture begin -> family.
-_METADATA_FAMILIES = (
-    ("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("sd_v2", "sd2"), ("stable-diffusion-v2", "sd2"),
-    ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd3", "sd3"), ("stable-diffusion-3", "sd3"),
-    ("flux1", "flux"), ("flux-1", "flux"),
-)  # fmt: skip
-_FLUX_WIDTH = 3072
-_FLUX_BLOCKS = (19, 38)  # double, single; HunyuanVideo has the same names and 20, 40
-_SD3_WIDTHS = {1536, 2432}  # 3 medium and 3.5 medium, 3.5 large
+_KOLORS_WIDTH = 5632  # of Kolors' second conditioning; SDXL's is 2816
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,36 +138,45 @@ def has_text_encoder(keys: Iterable[str]) -> bool:
     return any(k.startswith(("lora_te", "text_encoder", "base_model.model.text_model.")) for k in keys)
 
 
-def family_of(header: Header) -> str:
-    """The model family that an adapter is for; "unknown" where keys, shapes and metadata do not show it.
+def origin_of(header: Header) -> Origin:
+    """The model that an adapter is for; "unknown" where keys, shapes and metadata do not show it.
 
-    A UNet is recognised by the width of its cross-attention. Transformers of several families share the names
-    of their layers: they are recognised by width and number of blocks, unless the metadata name another
-    family. A Chroma LoRA without metadata cannot be distinguished from one of FLUX.1.
+    A UNet is recognised by the width of its cross-attention, a transformer by its layers, their widths and
+    their number. An adapter of Kolors that changes the attention alone has the keys and shapes of one of
+    SDXL: only metadata show the difference.
     """
-    keys = header.tensors
-    named = family_from_metadata(header.metadata)
-    if any(_UNET_BLOCK.search(k) for k in keys):
-        if any(word in k for k in keys for word in _SIDEWAYS):
-            return "unknown"
-        width = context_width(header)
-        if width == 2048 or (width is None and any(k.startswith("lora_te2_") for k in keys)):
-            return "sdxl"
-        return (named or "unknown") if width is None else by_context(width)
-    shaped = _transformer_family(header)
-    if shaped is not None:
-        return shaped if named in (None, shaped) else "unknown"
-    return named or "unknown"
+    keys, named = header.tensors, named_origin(header.metadata)
+    if not any(_UNET_BLOCK.search(k) for k in keys):
+        return transformer_origin(_layers(header), named) or named or Origin("unknown")
+    if any(word in k for k in keys for word in _SIDEWAYS):
+        return Origin("unknown")
+    width = context_width(header)
+    if width == 2048 or (width is None and any(k.startswith("lora_te2_") for k in keys)):
+        layers = _layers(header)
+        kolors = any(
+            "encoder_hid_proj" in name or (_ADDED.search(name) and layer.width_in == _KOLORS_WIDTH)
+            for name, layer in layers.items()
+        )
+        if kolors or (named is not None and named.model == "Kolors"):
+            return Origin("unknown", "Kolors")
+        return Origin("sdxl")
+    return (named or Origin("unknown")) if width is None else Origin(by_context(width))
 
 
-def family_from_metadata(metadata: Mapping[str, str]) -> str | None:
-    """The family that the training metadata name: "unknown" for a name not listed here, None for no name."""
-    named = metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture") or ""
-    if not named.strip():
-        return None
-    return next(
-        (family for start, family in _METADATA_FAMILIES if named.lower().startswith(start)), "unknown"
-    )
+def _layers(header: Header) -> dict[str, Layer]:
+    """The layers that an adapter changes, with the widths that its tensors show."""
+    layers: dict[str, Layer] = {}
+    for key, tensor in header.tensors.items():
+        if (match := _KEY.fullmatch(key)) is None:
+            continue
+        xlabs = _GROUPS[match.lastgroup or ""] == "XLabs LoRA"
+        name = key.rsplit(".", 2)[0] if xlabs else match["layer"]
+        layer = layers.get(name, Layer())
+        if _WIDTH_OUT.search(key) and tensor.shape:
+            layers[name] = replace(layer, width_out=tensor.shape[0])
+        else:
+            layers[name] = replace(layer, width_in=_width_in(header, key) or layer.width_in)
+    return layers
 
 
 def by_context(width: int | None) -> str:
@@ -212,30 +212,3 @@ def _width_in(header: Header, key: str) -> int | None:
             if other in header.tensors and len(header.tensors[other].shape) >= 2:
                 return shape[1] * header.tensors[other].shape[1]
     return None
-
-
-def _transformer_family(header: Header) -> str | None:
-    """SD3 or FLUX by the names of the blocks, "unknown" for a transformer of another family.
-
-    None where names and widths do not show that it is a transformer.
-    """
-    blocks: dict[str, int] = {}
-    widths: set[int] = set()
-    for key, tensor in header.tensors.items():
-        if match := _BLOCK.search(key):
-            blocks[match[1]] = max(blocks.get(match[1], 0), int(match[2]))
-            width = tensor.shape[0] if _WIDTH_OUT.search(key) and tensor.shape else _width_in(header, key)
-            widths.add(width or 0)
-    widths.discard(0)
-    if not widths:
-        return None
-    if blocks.keys() in ({"joint_blocks"}, {"transformer_blocks"}):
-        return "sd3" if widths & _SD3_WIDTHS else "unknown"
-    for double, single in (
-        ("double_blocks", "single_blocks"),
-        ("transformer_blocks", "single_transformer_blocks"),
-    ):
-        few = blocks.get(double, 0) < _FLUX_BLOCKS[0] and blocks.get(single, 0) < _FLUX_BLOCKS[1]
-        if few and _FLUX_WIDTH in widths and blocks.keys() <= {double, single}:
-            return "flux"
-    return "unknown"

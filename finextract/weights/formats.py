@@ -36,8 +36,9 @@ __all__ = [
 ]
 
 Kind = Literal[
-    "full", "unet", "lora", "lycoris", "dora", "textual_inversion", "vae", "text_encoder", "unknown"
-]
+    "full", "unet", "lora", "lycoris", "dora", "textual_inversion", "vae", "text_encoder", "controlnet",
+    "unknown",
+]  # fmt: skip
 TuningKind = Literal["full", "lora"]  # how a model was fine-tuned: all of its weights, or by an adapter
 Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux", "unknown"]
 Style = Literal["ldm", "diffusers", "kohya", "peft", "xlabs", "unknown"]
@@ -49,6 +50,22 @@ _UNET_PARTS = {
     "mid_block", "up_blocks", "conv_norm_out", "conv_out",
 }  # fmt: skip
 _VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")
+# Of ControlNets by diffusers, lllyasviel, XLabs, InstantX and Stability.
+_CONTROLNET = re.compile(
+    r"(?:^|\.)(?:control_model|controlnet\w*|zero_convs|input_hint_block|pos_embed_input)\."
+)
+_POOLED = "time_text_embed.text_embedder.linear_1.weight"
+# Transformers of diffusers that are of no family here: name, a key, and its shape where others have the key.
+_OTHER_TRANSFORMERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    ("Chroma", "distilled_guidance_layer.in_proj.weight", ()),
+    ("FLUX.2", "double_stream_modulation_img.linear.weight", ()),
+    ("FIBO", "caption_projection.0.linear.weight", ()),
+    ("LongCat", "context_embedder.weight", (3072, 3584)),
+    ("Ovis", "context_embedder_norm.weight", (2048,)),
+    ("Mochi", "time_embed.pooler.to_kv.weight", ()),
+    ("Bria", "time_embed.timestep_embedder.linear_1.weight", (3072, 256)),
+    ("Stable Audio", "global_proj.0.weight", ()),
+)
 _CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight")
 _T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
@@ -63,6 +80,7 @@ class WeightsKind:
     has_text_encoder: bool
     detail: str = ""  # for people: the algorithm ("LoHa"), the variant ("refiner"), the encoder ("T5")
     algorithms: tuple[str, ...] = ()  # of an adapter, sorted: ("LoHa",), ("DoRA", "LoRA"); see adapter_keys
+    model: str = ""  # with the family "unknown", the model's own name: "Chroma", or the several that fit
 
     @property
     def is_adapter(self) -> bool:
@@ -87,8 +105,10 @@ def classify(header: Header) -> WeightsKind:
     keys = header.tensors
     return (
         _adapter(header)
+        or _controlnet(keys)
         or _original(keys)
         or _diffusers_model(keys)
+        or _like_a_family(keys)
         or _textual_inversion(keys)
         or _vae(keys)
         or _text_encoder(keys)
@@ -114,20 +134,22 @@ def _adapter(header: Header) -> WeightsKind | None:
         kind, detail = "dora", ""
     elif found == {"LoRA", "Tucker decomposition"}:
         detail = "LoCon with Tucker decomposition"
+    origin = adapter_keys.origin_of(header)
     return WeightsKind(
         kind,
-        cast(Family, adapter_keys.family_of(header)),
+        cast(Family, origin.family),
         _adapter_style(header.tensors),
         adapter_keys.has_text_encoder(header.tensors),
         detail,
         tuple(sorted(found)),
+        origin.model,
     )
 
 
 def _adapter_style(keys: Iterable[str]) -> Style:
     styles: tuple[tuple[Style, tuple[str, ...]], ...] = (
         ("peft", ("base_model.model.",)),
-        ("kohya", ("lora_unet_", "lora_te", "lycoris_")),
+        ("kohya", ("lora_unet_", "lora_transformer_", "lora_te", "lycoris_")),
         ("diffusers", ("unet.", "text_encoder", "transformer.", "diffusion_model.")),
         ("xlabs", ("double_blocks.", "single_blocks.")),
     )
@@ -144,18 +166,43 @@ def _original(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
     if "joint_blocks.0.x_block.attn.qkv.weight" in inner:
         return WeightsKind("full", "sd3", "ldm", text, _sd3_variant(inner, "x_embedder.proj.weight"))
     if "double_blocks.0.img_attn.qkv.weight" in inner:
-        if any(k.startswith(("distilled_guidance_layer.", "double_stream_modulation")) for k in inner):
-            return WeightsKind("full", "unknown", "ldm", text)  # Chroma, FLUX.2
-        return WeightsKind("full", "flux", "ldm", text, _flux_variant(inner, "time_in.", "guidance_in."))
+        return _original_flux(inner, text)
     if any(k.startswith("input_blocks.") for k in inner):
         parts = ("time_embed.", "output_blocks.")
         if bare and not all(any(k.startswith(p) for k in inner) for p in parts):
             return None
-        family, detail = _unet_family(inner, "label_emb.", "input_blocks.0.0.weight", "out.2.weight")
-        if bare:
-            return WeightsKind("unet", family, "ldm", False, detail)
-        return WeightsKind("full", family, "ldm", text, detail)
+        family, detail, model = _unet_family(
+            inner, "label_emb.", "label_emb.0.0.weight", "input_blocks.0.0.weight", "out.2.weight"
+        )
+        if not bare and any(_CONTROLNET.search(k) for k in keys):
+            detail = "with a ControlNet"
+        kind: Kind = "unet" if bare else "full"
+        return WeightsKind(kind, family, "ldm", text and not bare, detail, model=model)
     return None if bare else WeightsKind("full", "unknown", "ldm", text)
+
+
+def _controlnet(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    """A ControlNet alone; a checkpoint that holds one beside its own weights is no ControlNet."""
+    if not any(_CONTROLNET.search(k) for k in keys) or any(k.startswith(_LDM) for k in keys):
+        return None
+    return WeightsKind("controlnet", "unknown", "unknown", False)
+
+
+def _original_flux(keys: Mapping[str, TensorInfo], text: bool) -> WeightsKind:
+    """FLUX.1 under Black Forest Labs' names, or one of the models that were built like it."""
+    if any("_stream_modulation" in k for k in keys):
+        return WeightsKind("full", "unknown", "ldm", text, model="FLUX.2")
+    if any(k.startswith("distilled_guidance_layer.") for k in keys):
+        return WeightsKind("full", "unknown", "ldm", text, model="Chroma")
+    embeds_text = _shape(keys, "txt_in.weight") == (3072, 4096) and "vector_in.in_layer.weight" in keys
+    if not embeds_text or _shape(keys, "double_blocks.0.img_attn.qkv.weight") != (9216, 3072):
+        return WeightsKind("full", "unknown", "ldm", text)
+    return WeightsKind("full", "flux", "ldm", text, _flux_variant(keys, "time_in.", "guidance_in."))
+
+
+def _shape(keys: Mapping[str, TensorInfo], key: str) -> tuple[int, ...]:
+    """The shape of a tensor; empty where there is none."""
+    return keys[key].shape if key in keys else ()
 
 
 def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
@@ -164,25 +211,41 @@ def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
     if {"conv_in", "down_blocks"} <= firsts <= _UNET_PARTS:
         if any(word in k for k in keys for word in ("motion_modules", "temporal")):
             return None
-        family, detail = _unet_family(keys, "add_embedding.", "conv_in.weight", "conv_out.weight")
-        return WeightsKind("unet", family, "diffusers", False, detail)
+        family, detail, model = _unet_family(
+            keys, "add_embedding.", "add_embedding.linear_1.weight", "conv_in.weight", "conv_out.weight"
+        )
+        return WeightsKind("unet", family, "diffusers", False, detail, model=model)
     if not {"transformer_blocks.0.norm1_context.linear.weight", "context_embedder.weight"} <= keys.keys():
         return None
-    if "x_embedder.weight" in keys and keys["x_embedder.weight"].shape == (3072, 64):
+    flux = {"x_embedder.weight": (3072, 64), "context_embedder.weight": (3072, 4096), _POOLED: (3072, 768)}
+    if all(_shape(keys, key) == shape for key, shape in flux.items()):
         variant = _flux_variant(keys, "time_text_embed.timestep_", "time_text_embed.guidance_")
         return WeightsKind("unet", "flux", "diffusers", False, variant)
-    if "pos_embed.proj.weight" in keys and "single_transformer_blocks" not in firsts:
+    if len(_shape(keys, "pos_embed.proj.weight")) == 4 and "single_transformer_blocks" not in firsts:
         return WeightsKind("unet", "sd3", "diffusers", False, _sd3_variant(keys, "pos_embed.proj.weight"))
     return None
 
 
-def _unet_family(keys: Mapping[str, TensorInfo], added: str, first: str, last: str) -> tuple[Family, str]:
-    """Family and variant of a UNet.
+def _like_a_family(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
+    """A transformer of diffusers that is of no family here, by a layer that it alone has."""
+    if not any(k.startswith(("transformer_blocks.0.", "single_transformer_blocks.0.")) for k in keys):
+        return None
+    for model, key, shape in _OTHER_TRANSFORMERS:
+        if key in keys and (not shape or keys[key].shape == shape):
+            return WeightsKind("unet", "unknown", "diffusers", False, model=model)
+    return None
 
-    `added` opens the keys of SDXL's second conditioning, `first` and `last` are its outer convolutions.
+
+def _unet_family(
+    keys: Mapping[str, TensorInfo], added: str, added_first: str, first: str, last: str
+) -> tuple[Family, str, str]:
+    """Family and variant of a UNet, and the model's own name where it is of no family here.
+
+    `added` opens the keys of SDXL's second conditioning, `added_first` is its first layer, `first` and `last`
+    are the UNet's outer convolutions.
     """
-    if any(word in k for k in keys for word in ("time_stack", "time_mixer", "temporal")):
-        return "unknown", ""  # of a video model
+    if any(word in k for k in keys for word in ("time_stack", "time_mixer", "temporal", "motion_modules")):
+        return "unknown", "", ""  # of a video model
     width = adapter_keys.context_width(Header({}, dict(keys), 0))
     has_added = any(k.startswith(added) for k in keys)
     taken = keys[first].shape[1] if first in keys and len(keys[first].shape) == 4 else None
@@ -190,12 +253,18 @@ def _unet_family(keys: Mapping[str, TensorInfo], added: str, first: str, last: s
     detail = "" if given in (None, taken) else f"{taken} input channels"
     if taken == 9 and given != 9:
         detail = "inpainting"
+    if any("cond_proj." in k for k in keys):
+        detail = detail or "latent consistency"
+    if _shape(keys, added_first)[1:] == (5632,):
+        return "unknown", detail, "Kolors"
+    if any(k.startswith("encoder_hid_proj.") for k in keys):
+        return "unknown", detail, ""
     if has_added and width in (1280, 2048):
-        return "sdxl", detail or ("refiner" if width == 1280 else "")
+        return "sdxl", detail or ("refiner" if width == 1280 else ""), ""
     if has_added and width != 1024:
-        return "unknown", detail
+        return "unknown", detail, ""
     family = adapter_keys.by_context(width)
-    return cast(Family, "unknown" if family == "sdxl" else family), detail
+    return cast(Family, "unknown" if family == "sdxl" else family), detail, ""
 
 
 def _sd3_variant(keys: Mapping[str, TensorInfo], patches: str) -> str:

@@ -178,7 +178,7 @@ def test_any_bytes_parse_or_are_refused(start: bytes) -> None:
             "unknown",
             "kohya",
         ),
-        ({"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "full", "flux", "ldm"),
+        ({"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "full", "unknown", "ldm"),
         ({"emb_params": (2, 768)}, "textual_inversion", "unknown", "unknown"),
         ({"encoder.conv_in.weight": (1,), "decoder.conv_out.weight": (1,)}, "vae", "unknown", "unknown"),
         ({"something.else": (1,)}, "unknown", "unknown", "unknown"),
@@ -206,7 +206,7 @@ def test_every_tried_file_is_classified_as_the_table_says(name: str) -> None:
         return
     header = header_of({key: tuple(shape) for key, shape in row["tensors"].items()}, **row["metadata"])
     found = classify(header)
-    assert [found.kind, found.family, found.style, found.detail] == row["says"]
+    assert [found.kind, found.family, found.style, found.model or found.detail] == row["says"]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
         ({"my_double_blocks.0.img_attn.qkv.weight": (9216, 3072)}, "unknown", "unknown"),
         (
             {"down_blocks.0.x": (1,), "conv_in.weight": (1,), "controlnet_mid_block.weight": (1,)},
-            "unknown",
+            "controlnet",
             "unknown",
         ),
         ({"down_blocks.0.x": (1,), "conv_in.weight": (1,)}, "unet", "unknown"),
@@ -293,21 +293,87 @@ def test_weights_that_only_resemble_a_kind_are_unknown(
     assert (found.kind, found.family) == (kind, family)
 
 
+FLUX_ATTENTION = {
+    f"lora_unet_{block}.lora_down.weight": (4, 3072)
+    for block in ("double_blocks_18_img_attn_qkv", "single_blocks_37_linear1")
+}
+
+
 @pytest.mark.parametrize(
-    ("stated", "family"),
+    ("stated", "family", "model"),
     [
-        ("flux1", "flux"),
-        ("flux-1-dev/lora", "flux"),
-        ("chroma", "unknown"),
-        ("hunyuan", "unknown"),
-        ("", "flux"),
+        ("flux1", "flux", ""),
+        ("flux-1-dev/lora", "flux", ""),
+        ("flux.1", "flux", ""),
+        ("flux.1_kontext", "flux", ""),
+        ("Flux.1-dev/lora", "flux", ""),
+        ("Flux.1-fill-dev/lora", "flux", ""),
+        ("chroma", "unknown", "Chroma"),
+        ("Chroma1/lora", "unknown", "Chroma"),
+        ("Flux.2/lora", "unknown", "FLUX.2"),
+        ("hunyuan", "unknown", ""),
+        ("sd_v1", "unknown", ""),
+        ("", "unknown", "FLUX.1 or Chroma"),
     ],
 )
-def test_transformers_with_shared_key_names_are_not_classified_against_their_metadata(
-    stated: str, family: str
+def test_transformers_that_share_keys_and_shapes_are_told_apart_by_their_metadata_or_not_at_all(
+    stated: str, family: str, model: str
 ) -> None:
-    shapes = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)}
-    assert classify(header_of(shapes, ss_base_model_version=stated)).family == family
+    found = classify(header_of(FLUX_ATTENTION, ss_base_model_version=stated))
+    assert (found.family, found.model) == (family, model)
+
+
+@pytest.mark.parametrize(
+    ("field", "stated", "family"),
+    [
+        ("ss_base_model_version", "sd_1.5", "sd1"),
+        ("ss_base_model_version", "sd_2.1", "sd2"),
+        ("ss_base_model_version", "sd_3", "sd3"),
+        ("ss_base_model_version", "sdxl_1.0", "sdxl"),
+        ("modelspec.architecture", "stable-diffusion-v1/lora", "sd1"),
+        ("modelspec.architecture", "stable-diffusion-v3-medium/lora", "sd3"),
+        ("modelspec.architecture", "stable-diffusion-v3.5/lora", "sd3"),
+        ("modelspec.architecture", "Flux.1-dev/lora", "flux"),
+    ],
+)
+def test_the_words_that_ai_toolkit_and_onetrainer_have_for_a_family_are_known(
+    field: str, stated: str, family: str
+) -> None:
+    shapes = {"lora_unet_conv.lora_down.weight": (4, 32), "lora_unet_conv.lora_up.weight": (32, 4)}
+    assert classify(header_of(shapes, **{field: stated})).family == family
+
+
+def test_an_adapter_of_kolors_is_not_one_of_sdxl_where_its_metadata_name_it() -> None:
+    found = classify(header_of(sdxl_lora_shapes(), **{"ss_base_model_version": "kolors"}))
+    assert (found.family, found.model) == ("unknown", "Kolors")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("lora-flux2-klein-diffusers", "unsupported_family", "holds FLUX.2 LoRA weights: only"),
+        ("lora-chroma-diffusers", "unsupported_family", "holds FLUX.1 or Chroma LoRA weights: only"),
+        ("transformer-mochi", "unsupported_family", "holds Mochi transformer weights: only"),
+        ("unet-kolors", "unsupported_family", "holds Kolors UNet weights: only"),
+        ("controlnet", "unsupported_kind", "holds a ControlNet: only"),
+        (
+            "unet-sd1-lcm",
+            "unsupported_inputs",
+            "Stable Diffusion 1.x UNet weights (latent consistency): only",
+        ),
+        ("full-sd1-controlnet", "unsupported_inputs", "1.x weights (with a ControlNet): only"),
+        ("lora-ltx-video-diffusers", "unknown_family", "match no known model family"),
+    ],
+)
+def test_weights_that_resemble_a_family_are_refused_under_their_own_name(
+    name: str, code: str, words: str
+) -> None:
+    row = tried_formats.read(name)
+    shapes = {key: tuple(shape) for key, shape in row["tensors"].items()}
+    why = why_unsupported(classify(header_of(shapes, **row["metadata"])), name)
+    assert why is not None
+    assert why.reason_code == code
+    assert words in why.sentence
 
 
 NAMES = st.sampled_from(
