@@ -211,7 +211,6 @@ class Store:
                 with _interruptible():
                     self._refresh(sql)
                     with self._connection.cursor() as cursor:
-                        cursor.execute("SET TimeZone = 'UTC'")
                         for batch in cursor.execute(sql, parameters).to_arrow_reader(rows):
                             began = True
                             yield pa.Table.from_batches([batch])
