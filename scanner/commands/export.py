@@ -7,26 +7,31 @@ from pathlib import Path
 import click
 
 from scanner.commands.options import store_option
+from scanner.store.decision_views import DECISION_VIEWS
 from scanner.store.store import EXPORTS, Store
 from scanner.store.tables import TABLES
+
+VIEWS = (*TABLES.values(), *DECISION_VIEWS)
 
 
 @click.command("export")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(EXPORTS), default="parquet", show_default=True)
 @click.option(
-    "--table", "tables", multiple=True, type=click.Choice(list(TABLES.values())), metavar="NAME",
-    help=f"A table; may be repeated.  [default: {', '.join(TABLES.values())}]",
+    "--table", "tables", multiple=True, type=click.Choice(VIEWS), metavar="NAME",
+    help=f"A table or view; may be repeated.  [default: {', '.join(VIEWS)}]",
 )  # fmt: skip
 @store_option
 def command(folder: Path, form: str, tables: tuple[str, ...], store: str) -> None:
     """Write the newest rows of the store's tables into DIR: one file a table, or one DuckDB file.
 
-    Existing files are replaced. Images are not exported.
+    decision_log is every event of the reviewers with its repo, file and reference; standing_decisions is the
+    decision and the note that stand for each match or checkpoint. Existing files are replaced. Images are not
+    exported.
     """
     opened = Store(store)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for table in tables or TABLES.values():
+    for table in tables or VIEWS:
         path = folder / ("finextract.duckdb" if form == "duckdb" else f"{table}.{form}")
         rows = opened.export(table, path, form)
         click.echo(f"{path}: {rows:,} {table}", err=True)

@@ -11,12 +11,13 @@ import click
 
 from scanner.commands.options import store_option
 from scanner.commands.output import rows_or_records
+from scanner.store.decision_views import DECISION_VIEWS
 from scanner.store.rows import rows_of
 from scanner.store.store import Store
 from scanner.store.tables import TABLES
 from scanner.text import for_terminal, for_terminal_lines
 
-VIEWS = ", ".join(TABLES.values())
+VIEWS = ", ".join([*TABLES.values(), *DECISION_VIEWS])
 
 
 @click.command("sql", help=f'Query the store in DuckDB\'s SQL. Views: {VIEWS} (quote "references").')

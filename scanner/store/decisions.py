@@ -22,17 +22,20 @@ from uuid import NAMESPACE_OID, uuid5
 
 from scanner.records import Decision, EventKind, ReviewDecision
 
-# `fold` for all subjects at once: one row for each subject that has a decide or note event which counts.
-STANDING_DECISIONS = """
-    SELECT
-        subject_id,
-        arg_max(decision, (decided_at, decision_id)) FILTER (event = 'decide') AS decision,
-        coalesce(arg_max(note, (decided_at, decision_id)) FILTER (event = 'note'), '') AS note
-    FROM decisions
+# `fold` for all subjects at once: the events that stand, at most one decide and one note event of a subject.
+STANDING_EVENTS = """
+    SELECT * FROM decisions
     ANTI JOIN (SELECT subject_id, withdraws AS decision_id FROM decisions WHERE event = 'withdraw')
         USING (subject_id, decision_id)
     WHERE event IN ('decide', 'note')
-    GROUP BY subject_id"""
+    QUALIFY row_number() OVER (PARTITION BY subject_id, event ORDER BY decided_at DESC, decision_id DESC) = 1
+"""
+# One row for each subject that has such an event.
+STANDING_DECISIONS = f"""
+    SELECT
+        subject_id, any_value(decision) AS decision,
+        coalesce(any_value(note) FILTER (event = 'note'), '') AS note
+    FROM ({STANDING_EVENTS}) GROUP BY subject_id"""
 RESTORED_AFTER = timedelta(microseconds=1)  # between the two rows by which older versions undid a decision
 
 

@@ -8,7 +8,8 @@ processes may write at once. The newest row of a key counts. Images are files na
     STORE/<table>/compacted-<id>.parquet           the rows of many (scanner.store.compaction)
     STORE/images/<first two hex digits>/<sha256>.png
 
-Views: one for each table, and `all_<table>` with every stored row where the view has only the newest.
+Views: one for each table, `all_<table>` with every stored row where the view has only the newest, and those
+of scanner.store.decision_views.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from scanner.errors import QueryError, StoreError
 from scanner.records import Checkpoint, Record, Scan
 from scanner.store.connection import check_question, connect, connect_locked
 from scanner.store.datafiles import columns_file, is_part, is_readable
+from scanner.store.decision_views import DECISION_VIEWS, READS
 from scanner.store.delta import LOG, Table
 from scanner.store.rows import arrow_rows, rows_of
 from scanner.store.storage import FolderStorage, open_storage
@@ -97,9 +99,11 @@ class Store:
     def _refresh(self, sql: str) -> None:
         """Updates the views of the tables that a query names and whose files have changed."""
         lowered = sql.lower()
-        named = [table for table in READ_ORDER if table in lowered]
+        named = {table for table in READ_ORDER if table in lowered}
+        joined = [view for view in DECISION_VIEWS if view in lowered or not named]
+        named = (named or set(READ_ORDER)) | (set(READS) if joined else set())
         with self._lock:
-            for table in named or READ_ORDER:
+            for table in sorted(named, key=READ_ORDER.index):
                 stamp, sure = self.storage.stamp(f"{table}/{LOG}")
                 if stamp is None and not self._is_there():
                     raise FileNotFoundError(f"{self.uri}/{MARKER} is missing")
@@ -111,6 +115,10 @@ class Store:
                 if self._sql.get(table) != sql:
                     self._connection.execute(sql)
                     self._sql[table] = sql
+            for view in joined:
+                sql = f'CREATE OR REPLACE VIEW "{view}" AS {DECISION_VIEWS[view]};'
+                self._connection.execute(sql)
+                self._sql[view] = "\n".join([*(self._sql[table] for table in READS), sql])
 
     def _views(self, table: str) -> str:
         paths = (f"{table}/{name}" for name in sorted(self._names[table]))

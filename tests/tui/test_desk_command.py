@@ -47,7 +47,7 @@ async def test_the_help_lists_every_key_and_a_remapped_one_as_it_is_now(filled: 
             for key in keys:
                 assert key.sentence in seen.flat, key.id
         assert "x Decide: yes" in seen.flat
-        await seen.press("question_mark", "x")
+        await seen.press("question_mark", "enter", "x")
         assert "Recorded: ✓ confirmed" in seen.toast
 
 

@@ -192,7 +192,7 @@ async def test_the_decision_log_shows_who_decided_and_who_withdrew(filled: Crawl
 async def test_a_checkpoint_is_decided_as_a_whole_in_the_list(filled: Crawl, desk: Opener) -> None:
     scan = filled.scans[BEN].scan_id
     async with desk() as seen:
-        await seen.press("c")
+        await seen.press("enter", "escape", "c")
         assert "ben/strong-shoe as a whole" in seen.toast
         assert seen.app.screen.query_one(Table).current == filled.scans["cleo/other-shoe"].checkpoint_id
         assert "✓ confirmed" in seen.text
@@ -202,6 +202,35 @@ async def test_a_checkpoint_is_decided_as_a_whole_in_the_list(filled: Crawl, des
         await seen.press("z")
         assert "✓ confirmed" not in seen.text.replace(seen.toast, "")
     assert filled.decision(scan) is None
+
+
+async def test_only_a_checkpoint_whose_matches_were_shown_is_confirmed_as_a_whole(
+    filled: Crawl, desk: Opener
+) -> None:
+    scan = filled.scans[BEN].scan_id
+    async with desk() as seen:
+        await seen.press("c")
+        assert "Only what was shown can be confirmed. enter shows" in seen.toast
+        assert filled.log(scan) == []
+        await seen.press("enter", "escape", "c")
+        assert filled.log(scan) == [("decide", "confirm", "vera")]
+
+
+async def test_where_nothing_was_found_nothing_is_decided_as_a_whole_and_a_note_is_recorded(
+    filled: Crawl, desk: Opener
+) -> None:
+    scan, nearest = filled.scans["dora/control"].scan_id, filled.matches["dora/control"][0].match_id
+    async with desk() as seen:
+        await seen.press("v", "v")
+        for key in ("c", "d", "u"):
+            await seen.press(key)
+            assert "Nothing was found, so nothing can be decided as a whole. enter shows" in seen.toast
+        assert filled.store.query("SELECT count(*) AS n FROM decisions") == [{"n": 0}]
+        await seen.press("n")
+        await seen.write("look again")
+        await seen.press("enter", "enter", "c")  # opens it, and confirms the nearest match
+        assert filled.log(scan) == [("note", "look again", "vera")]
+        assert filled.log(nearest) == [("decide", "confirm", "vera")]
 
 
 async def test_a_skipped_checkpoint_cannot_be_decided(filled: Crawl, desk: Opener) -> None:

@@ -12,7 +12,7 @@ from textual.timer import Timer
 from textual.widgets import DataTable, Footer, Input, Static
 
 from scanner.errors import ScannerError
-from scanner.records import Verdict, now
+from scanner.records import ReviewDecision, Verdict, now
 from scanner.store.desk_queries import (
     PAGE_SIZE,
     CheckpointPage,
@@ -58,6 +58,7 @@ class ListScreen(DecidingScreen):
         self.queries = 0  # loads that have not ended yet
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
         self.typing: Timer | None = None
+        self.opened: set[str | None] = set()  # scans whose matches were shown in this session
 
     def compose(self) -> ComposeResult:
         yield Static(id="counts")
@@ -160,6 +161,7 @@ class ListScreen(DecidingScreen):
         """Opens the checkpoint under the cursor."""
         if row := self.row():
             repo = for_terminal(row.repo, 200)
+            self.opened.add(row.scan_id)
             self.app.push_screen(CheckpointScreen(self.session, row.checkpoint_id, row.scan_id, repo))
 
     def row(self) -> CheckpointRow | None:
@@ -214,6 +216,16 @@ class ListScreen(DecidingScreen):
         if row.scan_id is None or row.verdict not in (Verdict.FLAGGED, Verdict.NOTHING_FOUND):
             return "This checkpoint has no scan result, so there is nothing to decide."
         return Subject(row.scan_id, f"{for_terminal(row.repo, 30)} as a whole")
+
+    def refusal(self, decision: ReviewDecision) -> str | None:
+        """A scan that found nothing is not decided as a whole, and a flagged one is opened before it is
+        confirmed: only what was shown can be confirmed."""
+        row = self.row()
+        if row is not None and row.verdict is Verdict.NOTHING_FOUND:
+            return "Nothing was found, so nothing can be decided as a whole. enter shows what is nearest."
+        if row is not None and decision is ReviewDecision.CONFIRM and row.scan_id not in self.opened:
+            return "Only what was shown can be confirmed. enter shows the matches, then c confirms."
+        return None
 
     def note_of(self, subject: Subject) -> str:
         """Returns the note on the scan under the cursor."""

@@ -32,6 +32,10 @@ class DecidingScreen(Screen[None]):
         """Returns what a decision would be about, or a message why there is nothing to decide on."""
         raise NotImplementedError
 
+    def refusal(self, decision: ReviewDecision) -> str | None:
+        """Returns why the selected subject cannot be decided so, and what can be done; None if it can."""
+        return None
+
     def note_of(self, subject: Subject) -> str:
         """Returns the note that stands for the subject."""
         raise NotImplementedError
@@ -45,6 +49,9 @@ class DecidingScreen(Screen[None]):
         subject = self.selected()
         if isinstance(subject, str):
             self.show_message(subject, "warning")
+            return
+        if refusal := self.refusal(ReviewDecision(decision)):
+            self.show_message(refusal, "warning")
             return
         try:
             recorded = await asyncio.to_thread(self.session.review.decide, subject, ReviewDecision(decision))

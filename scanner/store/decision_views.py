@@ -1,0 +1,72 @@
+"""The views over the decision log, for people and other programs: SQL over the tables of the store.
+
+`decision_log` is the whole log, one row for each event, with the checkpoint and the match that it is about.
+`standing_decisions` is what stands: one row for each match or checkpoint (see scanner.store.decisions).
+"""
+
+from __future__ import annotations
+
+from scanner.store.decisions import STANDING_EVENTS
+
+READS = ("decisions", "scans", "matches", "references", "checkpoints")  # the tables that the views read
+
+# An event about a match names the match; an event about a checkpoint as a whole names the scan. Scans and
+# checkpoints are taken from all stored rows, because an event stays when its scan is repeated or its
+# checkpoint is published anew.
+_LOG = f"""
+WITH standing_events AS ({STANDING_EVENTS}),
+subjects AS (SELECT DISTINCT subject_id FROM decisions),
+matched AS (
+    SELECT match_id, scan_id, corpus, reference_id, similarity, q_value
+    FROM matches SEMI JOIN subjects ON match_id = subject_id
+),
+subject_scans AS (
+    SELECT subject_id, coalesce(scan_id, subject_id) AS scan_id, match_id, corpus, reference_id, similarity,
+        q_value
+    FROM subjects LEFT JOIN matched ON match_id = subject_id
+),
+scanned AS (
+    SELECT scan_id, checkpoint_id, config_id, verdict FROM all_scans SEMI JOIN subject_scans USING (scan_id)
+    QUALIFY row_number() OVER (PARTITION BY scan_id ORDER BY finished_at DESC) = 1
+),
+listed AS (
+    SELECT checkpoint_id, source, repo, revision, file
+    FROM all_checkpoints SEMI JOIN scanned USING (checkpoint_id)
+    QUALIFY row_number() OVER (
+        PARTITION BY checkpoint_id ORDER BY starts_with(source, 'folder:'), listed_at DESC) = 1
+),
+owned AS (
+    SELECT corpus, reference_id, path FROM "references" SEMI JOIN matched USING (corpus, reference_id)
+    QUALIFY row_number() OVER (PARTITION BY corpus, reference_id ORDER BY added_at DESC) = 1
+)
+SELECT
+    decided_at, reviewer, event, decision, note, withdraws, decision_id,
+    decision_id IN (SELECT decision_id FROM standing_events) AS stands,
+    CASE WHEN match_id IS NOT NULL THEN 'match' WHEN verdict IS NOT NULL THEN 'checkpoint' END AS subject,
+    subject_id, source, repo, revision, file, checkpoint_id, scan_id, config_id, verdict,
+    corpus, reference_id, path AS reference_path, similarity, q_value
+FROM decisions
+JOIN subject_scans USING (subject_id)
+LEFT JOIN scanned USING (scan_id)
+LEFT JOIN listed USING (checkpoint_id)
+LEFT JOIN owned USING (corpus, reference_id)"""
+_STANDING = """
+SELECT
+    any_value(decision) FILTER (event = 'decide') AS decision,
+    any_value(reviewer) FILTER (event = 'decide') AS decided_by,
+    any_value(decided_at) FILTER (event = 'decide') AS decided_at,
+    coalesce(any_value(note) FILTER (event = 'note'), '') AS note,
+    any_value(reviewer) FILTER (event = 'note') AS noted_by,
+    any_value(decided_at) FILTER (event = 'note') AS noted_at,
+    subject, subject_id, source, repo, revision, file, checkpoint_id, scan_id, config_id, verdict,
+    corpus, reference_id, reference_path, similarity, q_value
+FROM log
+WHERE stands AND (event = 'decide' OR note <> '')
+GROUP BY ALL"""
+
+DECISION_VIEWS = {
+    "decision_log": f"{_LOG} ORDER BY decided_at, decision_id",
+    "standing_decisions": f"""
+        WITH log AS ({_LOG}), standing AS ({_STANDING})
+        SELECT * FROM standing ORDER BY coalesce(decided_at, noted_at), subject_id""",
+}
