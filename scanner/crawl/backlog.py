@@ -139,6 +139,7 @@ class Backlog:
 
     def hold_elsewhere(self, planned: Planned) -> None:
         """Another crawl has leased a checkpoint."""
+        self._rows.pop(planned.checkpoint_id, None)
         self._set(planned.checkpoint_id, State.HELD_ELSEWHERE)
         self._held_elsewhere.append(planned)
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from scanner.crawl.backlog import Backlog, State
 from scanner.crawl.deadlines import DEADLINES, Deadlines
 from scanner.crawl.monitoring import CrawlMetrics
-from scanner.crawl.outcomes import Outcomes
+from scanner.crawl.outcomes import Outcome, Outcomes
 from scanner.crawl.planning import Plan, Planned
-from scanner.crawl.pool import WorkerDied, WorkerFailed, WorkerHandle, WorkerPool
+from scanner.crawl.pool import WorkerDied, WorkerHandle, WorkerPool
 from scanner.crawl.prefetcher import Prefetcher
 from scanner.crawl.progress import Budget, Observer
 from scanner.crawl.worker import Scanner, Task
 from scanner.errors import SourceError
-from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict
+from scanner.records import Checkpoint, InspectionStatus, Verdict
 from scanner.store.compaction import compacting
 from scanner.store.store import Store
 
@@ -165,9 +165,13 @@ class _Crawl:
             self.backlog.steal(worker)
         if self._budget.is_spent:
             self.backlog.give_back(worker)
-        if self.backlog.queue(worker):
-            pool.start(worker, self.backlog.start(worker))
-            self._claim(worker)
+        while self.backlog.queue(worker):
+            checkpoint = self.backlog.start(worker)
+            if self.outcomes.is_leased(checkpoint):
+                pool.start(worker, checkpoint)
+                self._claim(worker)
+                return
+            self.backlog.hold_elsewhere(Planned.of(self.backlog.stop(worker)))  # taken over meanwhile
 
     def _claim(self, worker: WorkerHandle) -> None:
         """Fills a worker's queue with checkpoints that no other crawl holds or has finished."""
@@ -190,12 +194,14 @@ class _Crawl:
             for checkpoint_id in finished:
                 self.backlog.finish(checkpoint_id)
 
-    def _settle(self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed) -> None:
+    def _settle(self, checkpoint: Checkpoint, outcome: Outcome) -> None:
         state, pause_s = self.outcomes.settle(checkpoint, outcome)
         if state is State.DONE:
             self.backlog.finish(checkpoint.checkpoint_id)
         elif state is State.QUARANTINED:
             self.backlog.quarantine(checkpoint)
+        elif state is State.HELD_ELSEWHERE:
+            self.backlog.hold_elsewhere(Planned.of(checkpoint))
         else:
             self.backlog.delay(checkpoint, pause_s)
 

@@ -24,7 +24,7 @@ from scanner.crawl.progress import Budget, Observer, Progress
 from scanner.crawl.rematching import Rematching
 from scanner.crawl.worker import Task
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, new_id, now
-from scanner.store.leases import Leases
+from scanner.store.leases import LeaseLost, Leases, lease_key
 from scanner.store.store import Store
 from scanner.text import first_line
 
@@ -32,6 +32,9 @@ ATTEMPTS = 3  # at a checkpoint
 NODES_LOST = 20  # while a checkpoint was scanned, before further losses count as attempts
 ROWS = 200  # read or written together
 PAUSE_S = 5.0  # before the second attempt; twice as long before the third
+
+
+Outcome = Scan | WorkerDied | WorkerFailed | LeaseLost  # of one attempt
 
 
 class Outcomes:
@@ -102,13 +105,17 @@ class Outcomes:
         """A quarantined checkpoint is tried once more."""
         self._attempts[planned.checkpoint_id] = ATTEMPTS - 1
 
-    def settle(
-        self, checkpoint: Checkpoint, outcome: Scan | WorkerDied | WorkerFailed
-    ) -> tuple[State, float]:  # fmt: skip
+    def is_leased(self, checkpoint: Checkpoint) -> bool:
+        """Whether this crawl has the lease of a checkpoint, as far as it has noticed."""
+        return self._key(checkpoint.checkpoint_id) in self.leases
+
+    def settle(self, checkpoint: Checkpoint, outcome: Outcome) -> tuple[State, float]:
         """Records an outcome, or decides on another attempt.
 
-        Returns the checkpoint's new state: DONE; QUARANTINED; or DELAYED, with the pause in seconds.
+        Returns the checkpoint's new state: DONE; HELD_ELSEWHERE; QUARANTINED; or DELAYED, with the pause in
+        seconds.
         """
+        id_ = checkpoint.checkpoint_id
         if not isinstance(outcome, Scan):
             # A worker may have died after it wrote its row.
             written = self._store.select(
@@ -120,7 +127,9 @@ class Outcomes:
         if isinstance(outcome, Scan) and outcome.verdict is not Verdict.FAILED:
             self._close(checkpoint, outcome)
             return State.DONE, 0.0
-        id_ = checkpoint.checkpoint_id
+        if isinstance(outcome, LeaseLost) or not self.leases.confirm(self._key(id_)):
+            self.leases.release([self._key(id_)])
+            return State.HELD_ELSEWHERE, 0.0
         if isinstance(outcome, WorkerDied) and outcome.with_its_node and self._nodes_lost[id_] < NODES_LOST:
             self._nodes_lost[id_] += 1
             self.progress.retried += 1
@@ -174,7 +183,7 @@ class Outcomes:
         self._observer.outcome(checkpoint, scan, self.progress)
 
     def _key(self, checkpoint_id: str) -> str:
-        return f"{checkpoint_id}-{self._config_id}"
+        return lease_key(checkpoint_id, self._config_id)
 
 
 def _failed(task: Task, checkpoint: Checkpoint, outcome: WorkerDied | WorkerFailed) -> Scan:

@@ -21,6 +21,7 @@ from scanner.crawl.cluster import connected
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import NoWorkers, StoreError
 from scanner.records import Checkpoint
+from scanner.store.leases import LeaseLost
 from scanner.text import first_line
 
 # GiB of a GPU by Ray's name of its type. A GPU of another type is taken by one worker alone.
@@ -165,7 +166,7 @@ class WorkerPool:
         self._fetching[fetcher.fetch_ahead.remote(checkpoint)] = checkpoint.size_bytes
 
     def finished(self, wait_s: float) -> Iterator[tuple[WorkerHandle, Any]]:
-        """Workers whose scan ended within `wait_s`, each with its Scan, WorkerDied or WorkerFailed.
+        """Workers whose scan ended within `wait_s`; each with its Scan, WorkerDied, WorkerFailed, LeaseLost.
 
         Returns early when a worker has started. Raises NoWorkers where several in a row do not start.
         """
@@ -195,6 +196,8 @@ class WorkerPool:
                 is_store = isinstance(cause, StoreError)
                 code = ReasonCode.STORE_UNREACHABLE if is_store else ReasonCode.INTERNAL_ERROR
                 outcome = WorkerFailed(str(cause or error), code)
+                if isinstance(cause, LeaseLost):
+                    outcome = cause
             yield worker, outcome
 
     def _started(self, worker: WorkerHandle) -> None:

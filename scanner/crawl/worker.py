@@ -32,6 +32,7 @@ from scanner.hubs.registry import open_source
 from scanner.match.corpus import load_corpora
 from scanner.match.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id
+from scanner.store.leases import LeaseLost, Leases, lease_key
 from scanner.store.store import Store
 
 BATCH_SIZE = 32  # samples at once, until memory turns out to be too small
@@ -83,6 +84,7 @@ class Scanner:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._store = Store(task.store)
+        self._leases = Leases(self._store.storage, task.run_id)
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
         self._bases = BaseFetcher(task.base)
         self._embedder: SscdEmbedder | None = None
@@ -131,7 +133,7 @@ class Scanner:
 
         An error of the checkpoint or of its surroundings ends in a row that is `skipped` or `failed`, with
         its reason and reason code. A failed row is returned and not written, because the attempt may be
-        repeated.
+        repeated. Raises LeaseLost, and writes nothing more, where another crawl holds the checkpoint's lease.
         """
         attempt = self._attempt = Attempt(checkpoint, self._task.config, self._task.run_id)
         with logged(self._store, Path(self._task.cache), attempt.scan_id) as log:
@@ -143,6 +145,8 @@ class Scanner:
                 scan = attempt.end(Verdict.SKIPPED, str(error), error.reason_code)
             except Unavailable as error:
                 scan = attempt.end(Verdict.FAILED, str(error), error.reason_code)
+            except LeaseLost:
+                raise
             except Exception as error:  # of the surroundings or of the program: the crawl continues
                 log.exception("in %s", attempt.stage)
                 if "CUDA error" in str(error):  # a new process can use the GPU, this one cannot
@@ -153,8 +157,13 @@ class Scanner:
                 self._attempt = None
             log.info("%s %s %s", scan.verdict, scan.reason, scan.seconds)
             if scan.verdict is not Verdict.FAILED:
+                self._confirm_lease(checkpoint)
                 self._store.append([scan])
         return scan
+
+    def _confirm_lease(self, checkpoint: Checkpoint) -> None:
+        if not self._leases.confirm(lease_key(checkpoint.checkpoint_id, self._task.config.config_id)):
+            raise LeaseLost(f"another crawl has taken over {checkpoint.repo}")
 
     def _scan(self, checkpoint: Checkpoint, attempt: Attempt) -> Scan:
         from finextract.extract import ExtractionSettings, extract_all
@@ -228,6 +237,7 @@ class Scanner:
                 config.tau,
                 config.alpha,
             )
+            self._confirm_lease(checkpoint)
             self._store.append(candidates)
             self._store.append(evidence.matches)
         attempt.facts.update(

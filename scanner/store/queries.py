@@ -69,7 +69,7 @@ def latest_config(store: Store) -> str | None:
 def count_verdicts(
     store: Store, config_id: str | None, *, among: Sequence[str] | None = None
 ) -> VerdictCounts:
-    """Counts the verdicts of one configuration; a checkpoint's verdict is that of its newest scan.
+    """Counts the verdicts of one configuration; a checkpoint's verdict is that of the scan that counts.
 
     `among` restricts the count to these checkpoint ids; by default every listed checkpoint is counted.
     """

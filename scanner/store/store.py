@@ -36,7 +36,7 @@ from scanner.store.decision_views import DECISION_VIEWS, READS
 from scanner.store.delta import LOG, Table
 from scanner.store.rows import arrow_rows, rows_of
 from scanner.store.storage import FolderStorage, open_storage
-from scanner.store.tables import COMPACTED, PART, TABLES, record, table_schema, views
+from scanner.store.tables import COMPACTED, KEPT, PART, TABLES, record, table_schema, views
 from scanner.text import first_line
 
 LOGGER = logging.getLogger("scanner.store")
@@ -296,11 +296,11 @@ class Store:
         return [record(Checkpoint, row) for row in found]
 
     def scans_of(self, config_id: str, ids: Sequence[str]) -> list[Scan]:
-        """The newest scans of those checkpoints under a configuration; quick, though many may be written."""
+        """The scans that count of those checkpoints under a configuration; quick, though many are written."""
         found = self.query(
             "SELECT * FROM all_scans WHERE config_id = ? AND checkpoint_id IN "
             "(SELECT unnest(string_split(?, ' '))) "
-            "QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY finished_at DESC) = 1",
+            f"QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {KEPT['scans'][0][1]}) = 1",
             [config_id, " ".join(ids)],
         )
         return [record(Scan, row) for row in found]

@@ -41,6 +41,10 @@ TABLES: dict[type[Any], str] = {
     ConfigRow: "configs",
     Night: "nights",
 }
+# A verdict counts before a failed attempt, whichever clock was ahead. A failed scan counts before an older
+# skip by inspection, because inspection does not skip that checkpoint any more.
+VERDICTS_FIRST = """CASE WHEN verdict = 'failed' AND stage = 'inspect' THEN 2
+    WHEN verdict = 'failed' OR stage = 'inspect' THEN 1 ELSE 0 END"""
 # Tables of which one row of each key counts: the key, and the order in which the first row counts. Two keys
 # apply one after the other.
 KEPT: dict[str, tuple[tuple[str, str], ...]] = {
@@ -50,7 +54,7 @@ KEPT: dict[str, tuple[tuple[str, str], ...]] = {
         ("checkpoint_id", "starts_with(source, 'folder:'), listed_at DESC"),
     ),
     "listings": (("listing_id", "updated_at DESC"),),
-    "scans": (("checkpoint_id, config_id", "finished_at DESC"),),
+    "scans": (("checkpoint_id, config_id", f"{VERDICTS_FIRST}, finished_at DESC"),),
     "references": (("corpus, reference_id, descriptor", "added_at DESC"),),
     "configs": (("config_id", "created_at DESC"),),
     "nights": (("date", "coalesce(recorded_at, finished_at, started_at) DESC"),),

@@ -13,6 +13,8 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -25,16 +27,18 @@ from stub_worker import CONFIG, ended, task
 from finextract.reasons import ReasonCode
 from scanner.commands.progress import Terminal
 from scanner.crawl import engine, outcomes
+from scanner.crawl.attempt import Attempt
 from scanner.crawl.deadlines import DeadlinePassed, Deadlines
 from scanner.crawl.engine import crawl
 from scanner.crawl.listing import ListedBatch
 from scanner.crawl.planning import Plan
 from scanner.crawl.pool import WorkerHandle
 from scanner.crawl.progress import Observer, Progress
-from scanner.crawl.worker import Stage, Task
+from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import NoWorkers, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store import compaction
+from scanner.store.leases import Leases
 from scanner.store.store import Store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -446,6 +450,42 @@ def test_the_lease_of_a_dead_crawl_is_taken_over(
     assert set(verdicts(store).values()) == {"nothing_found"}
     assert len(verdicts(store)) == 2
     assert max(elsewhere) == 1
+
+
+class Overtaken(Scanner):
+    """A worker so slow that another crawl takes over its checkpoint meanwhile, and writes a verdict."""
+
+    def ready(self) -> None:
+        """Nothing is loaded."""
+
+    def _scan(self, checkpoint: Checkpoint, attempt: Attempt) -> Scan:
+        later = Leases(self._store.storage, "other", clock=lambda: now() + timedelta(minutes=7))
+        assert later.acquire([f"{checkpoint.checkpoint_id}-{CONFIG.config_id}"])
+        if checkpoint.caption == "finished":
+            ended(replace(self._task, run_id="other"), checkpoint, Verdict.FLAGGED)
+            later.release()
+        return attempt.end(Verdict.NOTHING_FOUND, "")
+
+
+def test_a_verdict_is_written_only_by_the_crawl_that_holds_the_lease(store: Store, tmp_path: Path) -> None:
+    rows = [replace(row, source="hf") for row in rows_of(store, [("finished", "a"), ("", "a")])]
+    store.append(rows)
+    plan, seen = whole_plan(store, CONFIG.config_id, rows), Counter[str]()
+
+    def tick(progress: Progress) -> None:
+        seen["elsewhere"] = max(seen["elsewhere"], progress.elsewhere)
+        if progress.elsewhere and progress.done and not seen["closed"]:  # the other crawl ends, too
+            seen["closed"] = 1
+            ended(replace(crawled, run_id="other"), rows[1], Verdict.FLAGGED)
+            for lease in store.storage.names("leases"):
+                store.storage.remove(f"leases/{lease}")
+
+    crawled = task(store, tmp_path / "log", "hf")
+    counts = crawl(crawled, plan, store, workers=1, worker_class=Overtaken, observer=Watcher(tick=tick))
+    assert counts == {Verdict.FLAGGED: 2}
+    written = store.query("SELECT run_id, verdict FROM all_scans")
+    assert written == [{"run_id": "other", "verdict": "flagged"}] * 2
+    assert seen["elsewhere"] >= 1
 
 
 class Stillborn(Stub):

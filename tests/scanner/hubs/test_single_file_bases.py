@@ -31,6 +31,7 @@ from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.registry import open_source
 from scanner.match import corpus
 from scanner.records import BaseOrigin, Checkpoint, Role, Scan, Verdict
+from scanner.store.leases import Leases, lease_key
 from scanner.store.store import Store
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "zoo"))
@@ -97,6 +98,8 @@ def scanned(folder: Path, checkpoint: Checkpoint, base: Path | None, place: Path
         run_id="run", cache=str(place / "cache"), max_download=10**9, cache_bytes=10**9, keep_weights=False,
         allow_pickle=False, threads=1,
     )  # fmt: skip
+    key = lease_key(checkpoint.checkpoint_id, config.config_id)
+    Leases(store.storage, task.run_id).acquire([key])
     return Scanner(task).scan(checkpoint)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from scanner.records import now
 from scanner.store import leases
 from scanner.store.leases import Leases
 from scanner.store.storage import FolderStorage
@@ -74,6 +75,75 @@ def test_a_renewed_lease_does_not_expire(folder: FolderStorage, monkeypatch: pyt
         assert other.acquire(["a"]) == set()
     wait.wait(0.8)
     assert other.acquire(["a"]) == {"a"}
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = now()
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+ELSEWHERE = timedelta(minutes=7)  # later than a lease that was not renewed expires, clock skew included
+
+
+def test_a_lease_that_another_crawl_took_over_is_not_renewed_by_its_old_holder(folder: FolderStorage) -> None:
+    clock = Clock()
+    one, other, third = (Leases(folder, name, clock=clock) for name in ("one", "other", "third"))
+    assert one.acquire(["a", "b", "c"]) == {"a", "b", "c"}
+    clock.now += ELSEWHERE  # the machine of `one` slept
+    assert other.acquire(["a", "b"]) == {"a", "b"}
+    other.release(["b"])
+    assert third.acquire(["b"]) == {"b"}, "its numbers begin anew"
+    one.renew()
+    assert [key in one for key in "abc"] == [False, False, True]
+    assert [one.confirm("a"), one.confirm("b"), one.confirm("c")] == [False, False, True]
+    assert other.confirm("a")
+    assert third.confirm("b")
+    one.release()
+    assert [name.partition("~")[0] for name in sorted(folder.names("leases"))] == ["a", "b"]
+
+
+def test_of_a_renewal_and_a_takeover_at_once_exactly_one_succeeds(folder: FolderStorage) -> None:
+    keys, clock = [str(n) for n in range(40)], Clock()
+    one, other = Leases(folder, "one", clock=clock), Leases(folder, "other", clock=clock)
+    one.acquire(keys)
+    clock.now += ELSEWHERE
+    ready, taken = threading.Barrier(2), set[str]()
+
+    def take() -> None:
+        ready.wait()
+        taken.update(other.acquire(keys))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    ready.wait()
+    one.renew()
+    thread.join()
+    kept = {key for key in keys if key in one}
+    assert kept | taken == set(keys)
+    assert not kept & taken
+    assert {key for key in keys if one.confirm(key)} == kept
+    assert {key for key in keys if other.confirm(key)} == taken
+
+
+def test_a_worker_confirms_the_lease_of_its_crawl_and_renews_one_that_has_expired(
+    folder: FolderStorage,
+) -> None:
+    clock = Clock()
+    crawl, worker, other = (Leases(folder, name, clock=clock) for name in ("one", "one", "other"))
+    assert not worker.confirm("a"), "nobody holds it"
+    crawl.acquire(["a"])
+    assert worker.confirm("a")
+    clock.now += ELSEWHERE
+    assert worker.confirm("a"), "nobody took it"
+    assert other.acquire(["a"]) == set(), "now it is held again"
+    crawl.renew()
+    assert "a" in crawl
+    assert crawl.confirm("a")
 
 
 def test_a_file_that_is_no_lease_holds_nothing(folder: FolderStorage) -> None:

@@ -212,6 +212,25 @@ def test_compaction_leaves_one_file_a_table_and_every_row_that_counts(make: Make
     assert len(store.query("SELECT * FROM all_scans")) == 8
 
 
+def test_a_failed_attempt_never_hides_a_verdict_though_its_clock_was_ahead(make: Make) -> None:
+    store = make("store")
+    store.append([checkpoint("o/a", "x"), checkpoint("o/b", "y"), checkpoint("o/c", "z")])
+    store.append([scan("x", Verdict.FAILED, 90)])  # by a machine whose clock is ahead by 90 minutes
+    store.append([scan("x", Verdict.FLAGGED, 1)])  # half an hour after that
+    inspected = replace(scan("y", Verdict.SKIPPED, 1), stage="inspect")
+    store.append([inspected, replace(inspected, checkpoint_id="z")])
+    store.append([scan("y", Verdict.FAILED, 2), replace(scan("z", Verdict.FAILED, 90), stage="inspect")])
+    counting_now = {("o/a", "x", "flagged"), ("o/b", "y", "failed"), ("o/c", "z", "skipped")}
+    for _ in range(2):
+        assert counting(store) == counting_now
+        assert {s.checkpoint_id: s.verdict for s in store.scans_of("c", ["x", "z"])} == {
+            "x": Verdict.FLAGGED,
+            "z": Verdict.SKIPPED,
+        }
+        assert store.finished("c") == {"x"}
+        list(compact(store, retention_hours=0))
+
+
 @pytest.mark.parametrize("large_bytes", [1, compaction.LARGE_BYTES])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.one_of(
