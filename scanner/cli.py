@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -16,6 +17,7 @@ from importlib import import_module
 import click
 
 from finextract import __version__
+from finextract.errors import FinextractError
 from scanner import settings
 from scanner.errors import ScannerError
 from scanner.text import first_line, for_terminal_lines
@@ -83,11 +85,14 @@ def main() -> None:
         logging.lastResort.setFormatter(_Printable())
     try:
         sys.exit(cli(standalone_mode=False) or 0)
-    except ScannerError as error:
+    except (ScannerError, FinextractError) as error:
         if "--debug" in sys.argv:
             _say(traceback.format_exc())
         _say(f"scanner: error: {error}")
         sys.exit(2)
+    except BrokenPipeError:  # of `scanner ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         sys.exit(2)

@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from scanner.commands.options import store_option
+from scanner.errors import ConfigError
 from scanner.store.decision_views import DECISION_VIEWS
 from scanner.store.store import EXPORTS, Store
 from scanner.store.tables import TABLES
+from scanner.text import first_line
 
 VIEWS = (*TABLES.values(), *DECISION_VIEWS)
 
@@ -30,7 +32,12 @@ def command(folder: Path, form: str, tables: tuple[str, ...], store: str) -> Non
     exported.
     """
     opened = Store(store)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be made a folder: {first_line(error)}. Name a folder for the files."
+        ) from error
     for table in tables or VIEWS:
         path = folder / ("finextract.duckdb" if form == "duckdb" else f"{table}.{form}")
         rows = opened.export(table, path, form)

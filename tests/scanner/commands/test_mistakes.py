@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from scanner.store.store import Store
+
 BIN = Path(sys.executable).parent
 NO_CREDENTIALS = {
     name: value for name, value in os.environ.items() if not name.startswith("AWS_") and name != "HOME"
@@ -46,6 +48,20 @@ def test_a_file_in_place_of_a_store_is_named_and_nothing_is_said_of_writing(tmp_
     done = scanner("status", "--store", str(tmp_path / "file"))
     assert done.returncode == 2
     assert f"the store {tmp_path}/file cannot be opened: Not a directory" in done.stderr
+
+
+def test_an_export_to_what_is_no_folder_is_one_message(store: Store) -> None:
+    for place in ("/etc/passwd", "/proc/none"):
+        done = scanner("export", place, "--store", str(store.root))
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"scanner: error: {place} cannot be made a folder: ")
+
+
+def test_a_reader_that_stops_early_sees_no_traceback(store: Store) -> None:
+    query = f"{BIN}/scanner sql 'SELECT * FROM range(300000)' --format csv --store {store.root} | head -1"
+    done = subprocess.run(["bash", "-c", query], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "range\n"
+    assert "Traceback" not in done.stderr
 
 
 def test_a_misspelt_verb_is_answered_with_the_nearest(tmp_path: Path) -> None:
