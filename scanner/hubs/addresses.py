@@ -13,7 +13,7 @@ from urllib.request import getproxies
 import httpx2
 
 from finextract.reasons import ReasonCode
-from scanner.errors import ConfigError, Skipped
+from scanner.errors import ConfigError, Unavailable
 from scanner.text import printable
 
 # The hubs and the object stores that they are known to redirect downloads to, each with its subdomains.
@@ -25,10 +25,14 @@ MAX_SHOWN_CHARS = 200
 _trusted: set[tuple[str, str, int | None]] = set()  # (scheme, host, port) of endpoints that a user named
 
 
-class AddressRefused(Skipped):
-    """An address outside the allow-list: a redirect to another host, or one without https."""
+class AddressRefused(Unavailable):
+    """An address outside the allow-list: a redirect to another host, or one without https.
 
-    def __init__(self, message: str, reason_code: ReasonCode = ReasonCode.INVALID_ENTRY) -> None:
+    It says nothing about an entry: a captive portal redirects every request, and a hub may move its files to
+    a new host.
+    """
+
+    def __init__(self, message: str, reason_code: ReasonCode = ReasonCode.HUB_UNREACHABLE) -> None:
         super().__init__(message, reason_code)
 
 
@@ -67,9 +71,9 @@ def check_address(url: str) -> None:
     if (parts.scheme, host, parts.port) in _trusted:
         return
     if parts.scheme != "https":
-        raise AddressRefused(f"an address without https is not requested: {redacted(url)}.")
+        raise AddressRefused(f"an address without https is not requested: {redacted(url)}")
     if not any(host == known or host.endswith(f".{known}") for known in PUBLIC_HOSTS):
-        raise AddressRefused(f"an address on another host is not requested: {redacted(url)}.")
+        raise AddressRefused(f"an address on another host is not requested: {redacted(url)}")
 
 
 def check_peer(response: httpx2.Response) -> None:
@@ -84,7 +88,7 @@ def check_peer(response: httpx2.Response) -> None:
     address = stream.get_extra_info("server_addr") if stream is not None else None
     if address and not is_public(str(address[0])):
         raise AddressRefused(
-            f"{parts.hostname} resolves to the private address {address[0]}, which is not requested."
+            f"{parts.hostname} resolves to the private address {address[0]}, which is not requested"
         )
 
 

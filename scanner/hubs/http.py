@@ -2,13 +2,12 @@
 
 Knows HTTP, but no hub's routes. A request has two separate budgets: a server that limits requests (429, or
 503 with Retry-After) may be waited for during a long time, while a transient error (of the server or the
-connection) is retried a few times only. Times are in seconds.
+connection) is retried a few times only. Each attempt has a time limit. Times are in seconds.
 """
 
 from __future__ import annotations
 
 import email.utils
-import errno
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,22 +27,12 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 from finextract.reasons import ReasonCode
 from scanner.errors import Skipped
 from scanner.hubs.addresses import AddressRefused, check_peer, guard
+from scanner.hubs.deadlines import FILE, PAGE, SMALL, TimeLimit, limit_reads, limited
+from scanner.hubs.problems import RateLimited, TransientError, words_of
 
 USER_AGENT = f"finextract-scanner/{version('finextract-scanner')}"
 TIMEOUT_S = 15.0  # without a byte
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # before a retry, where the server states no time
-
-
-class RateLimited(httpx2.HTTPError):
-    """A server limits requests: to be retried after `wait_s`, or with a growing wait where that is None."""
-
-    def __init__(self, host: str, wait_s: float | None, limit: str) -> None:
-        super().__init__(f"{host} limits requests{f' ({limit})' if limit else ''}")
-        self.host, self.wait_s, self.limit = host, wait_s, limit
-
-
-class TransientError(httpx2.HTTPError):
-    """A server failed in a way that may pass: retried a few times."""
 
 
 class Interrupted(Exception):
@@ -64,10 +54,23 @@ class RateLimitWait:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The two budgets of one request."""
+    """The two budgets of one request, and the time limit of each attempt at it."""
 
     rate_limit_wait_s: float = 1800.0  # in all, for as long as the server limits requests
     max_retries: int = 4  # after transient errors; the first attempt is not counted
+    time_limit: TimeLimit = SMALL
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The budgets and time limits of the three sorts of requests to a hub."""
+
+    page: RetryPolicy = RetryPolicy(time_limit=PAGE)  # of a listing
+    small: RetryPolicy = RetryPolicy()  # an entry, the start of a file
+    file: RetryPolicy = RetryPolicy(max_retries=10, time_limit=FILE)  # each retry resumes a download
+
+
+POLICIES = Policies()
 
 
 _limited_until: dict[str, tuple[float, str]] = {}  # host -> (time.monotonic() of the end, name of the limit)
@@ -79,12 +82,13 @@ _listeners: list[Callable[[RateLimitWait], None]] = []
 
 def new_session(*request_hooks: Callable[[httpx2.Request], object]) -> httpx2.Client:
     """A guarded client that follows redirects; a redirect to another host loses the Authorization header."""
-    return httpx2.Client(
+    client = httpx2.Client(
         event_hooks={"request": [guard, *request_hooks], "response": [check_peer]},
         follow_redirects=True,
         timeout=TIMEOUT_S,
         headers={"User-Agent": USER_AGENT},
     )
+    return limit_reads(client, partial(pause, 0))
 
 
 def check_status(response: httpx2.Response) -> None:
@@ -102,7 +106,7 @@ def check_status(response: httpx2.Response) -> None:
             wait_s = info.reset_in_seconds + 1.0
         raise RateLimited(host, wait_s, info.resource_type if info is not None else "")
     if response.status_code == 408 or response.status_code >= 500:
-        raise TransientError(f"{host} answered {response.status_code} {response.reason_phrase}".rstrip())
+        raise TransientError(f"{host} answered {response.status_code} ({words_of(response)})")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -118,15 +122,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
-def reason_code_of(error: Exception) -> ReasonCode:
-    """The reason code of a request that failed for good, or of a file that could not be written."""
-    if isinstance(error, RateLimited):
-        return ReasonCode.RATE_LIMITED
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ReasonCode.NO_SPACE
-    return ReasonCode.HUB_UNREACHABLE
-
-
 def with_retries[T](request: Callable[[], T], host: str, policy: RetryPolicy = RetryPolicy()) -> T:
     """Sends a request until it is answered, within both budgets.
 
@@ -139,7 +134,8 @@ def with_retries[T](request: Callable[[], T], host: str, policy: RetryPolicy = R
         pause(0)
         waited_s += _wait_for(host, policy.rate_limit_wait_s - waited_s)
         try:
-            return request()
+            with limited(policy.time_limit):
+                return request()
         except RateLimited as error:
             wait_s = error.wait_s
             if wait_s is None:
@@ -192,7 +188,7 @@ def pause(seconds: float) -> None:
 def interrupt_waits() -> Iterator[None]:
     """While the block runs, every thread that waits for a host, or is about to request it, is interrupted.
 
-    A request that was already sent is not: it ends by itself, after at most `TIMEOUT_S` without a byte.
+    A request that was already sent ends at its next byte, or after `TIMEOUT_S` without one.
     """
     global _interrupters
     with _lock:
@@ -248,7 +244,7 @@ def complete_download(
     where: str,
     request: Callable[[int], AbstractContextManager[httpx2.Response]],
     host: str,
-    policy: RetryPolicy = RetryPolicy(),
+    policy: RetryPolicy = POLICIES.file,
 ) -> None:
     """Completes a partial file of a known size, resuming after the bytes that it already holds.
 

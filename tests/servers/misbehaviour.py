@@ -11,6 +11,7 @@ with which it sends every response.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import random
@@ -48,12 +49,15 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
 HARM = ("drop", "truncate", "cut", "slow", "wrong")
 LIMITS = ("429", "429-seconds", "429-date", "429-ratelimit", "503-seconds")
 ALL = (*ANSWERS, *HARM)
+# A true answer that comes byte by byte, for DRIP_ENDS_S at most: its headers, or the second half of its body.
+DRIPS = ("drip-headers", "drip-body")
 SLOW_S = 0.05  # between the pieces of a slow answer
 SLOW_PIECES = 5
+DRIP_S, DRIP_ENDS_S = 0.02, 6.0
 
 
 class Plan(Protocol):
-    """Which fault a request meets: a name in ALL, or None for the true answer."""
+    """Which fault a request meets: a name in ALL or DRIPS, or None for the true answer."""
 
     def fault(self, request: str) -> str | None: ...
 
@@ -115,6 +119,10 @@ class Misbehaving(BaseHTTPRequestHandler):
             self.send_bytes(status, body, headers)
         elif self._fault == "drop":
             self._hang_up()
+        elif self._fault == "drip-headers":
+            self._fault = None
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            self._drip(b"x" * 1_000_000)
         else:
             super().do_GET()  # type: ignore[misc]
 
@@ -127,7 +135,7 @@ class Misbehaving(BaseHTTPRequestHandler):
             body = body[: len(body) // 2]
         elif fault == "wrong" and body:
             body = body[:-1] + bytes([body[-1] ^ 0xFF])
-        if fault not in ("truncate", "slow") or self.command == "HEAD":
+        if fault not in ("truncate", "slow", "drip-body") or self.command == "HEAD":
             super().send_bytes(status, body, headers)  # type: ignore[misc]
             return
         self.send_response(status)
@@ -140,10 +148,23 @@ class Misbehaving(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             self._hang_up()
             return
+        if fault == "drip-body":
+            self.wfile.write(body[: len(body) // 2])
+            self._drip(body[len(body) // 2 :])
+            return
         for start in range(0, len(body), step):
             self.wfile.write(body[start : start + step])
             self.wfile.flush()
             time.sleep(SLOW_S)
+
+    def _drip(self, content: bytes) -> None:
+        """Sends a byte every DRIP_S, and hangs up after DRIP_ENDS_S or when the client is gone."""
+        with contextlib.suppress(OSError):
+            for start in range(min(len(content), int(DRIP_ENDS_S / DRIP_S))):
+                self.wfile.write(content[start : start + 1])
+                self.wfile.flush()
+                time.sleep(DRIP_S)
+        self.close_connection = True
 
     def _hang_up(self) -> None:
         self.wfile.flush()

@@ -27,24 +27,29 @@ from scanner.hashing import sha256_of
 from scanner.hubs import http
 from scanner.hubs.addresses import AddressRefused, trust
 from scanner.hubs.cache import check_sha256
-from scanner.hubs.civitai.files import text
-from scanner.hubs.fields import UNKNOWN_TIME, when
-from scanner.hubs.http import RetryPolicy, TransientError
+from scanner.hubs.problems import (
+    Refused,
+    TransientError,
+    reason_code_of,
+    stated_by,
+    what_happened,
+    what_to_do,
+    words_of,
+)
 from scanner.hubs.remote import Start
-from scanner.text import first_line
 
 DEFAULT_ENDPOINT = "https://civitai.com"
 Params = list[tuple[str, str | int | float | bool | None]]  # as the client takes it
 TOKENS = ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN")
 MAX_JSON_BYTES = 32_000_000  # of one page; a hundred models with all their versions are a few megabytes
-MAX_ERROR_BYTES = 10_000
-DOWNLOAD = RetryPolicy(max_retries=10)  # each resumes the download where it stopped
+VARIABLES = ("CIVITAI_ENDPOINT", TOKENS[0])
 
 
 class CivitaiClient:
     """Civitai at one endpoint, by default CIVITAI_ENDPOINT or civitai.com. Its session opens when used."""
 
-    def __init__(self, endpoint: str | None = None) -> None:
+    def __init__(self, endpoint: str | None = None, policies: http.Policies = http.POLICIES) -> None:
+        self._policies = policies
         self.endpoint = trust(endpoint or os.environ.get("CIVITAI_ENDPOINT") or DEFAULT_ENDPOINT)
         self.host = urlsplit(self.endpoint).netloc
         self._limited_host = urlsplit(self.endpoint).hostname or ""  # rate limits are kept by host, not port
@@ -58,11 +63,11 @@ class CivitaiClient:
     def page(self, query: Params) -> dict[str, Any]:
         """One page of the models: its `items`, a list, and its `metadata`. Raises SourceError for none."""
         try:
-            page = self._json("/api/v1/models", query, holds="items")
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            page = self._json("/api/v1/models", query, holds="items", policy=self._policies.page)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, AddressRefused) as error:
             raise SourceError(
-                f"{self.endpoint} could not be listed: {first_line(error)}.\n"
-                "Check the network, or CIVITAI_ENDPOINT if it is set, and run the same command again."
+                f"{self.endpoint} could not be listed: {what_happened(error, self.host)}.\n"
+                f"{what_to_do(error, *VARIABLES)} Then run the same command again."
             ) from error
         if page is None:
             raise SourceError(f"{self.endpoint} does not answer like Civitai. Check CIVITAI_ENDPOINT.")
@@ -98,7 +103,7 @@ class CivitaiClient:
             return start
 
         with self._explained(where):
-            return http.with_retries(read, self._limited_host)
+            return http.with_retries(read, self._limited_host, self._policies.small)
 
     def download(
         self, version_id: int, query: Mapping[str, str], part: Path, size_bytes: int, sha256: str, where: str
@@ -123,12 +128,18 @@ class CivitaiClient:
                 yield response
 
         with self._explained(where):
-            http.complete_download(part, size_bytes, where, request, self._limited_host, DOWNLOAD)
+            http.complete_download(part, size_bytes, where, request, self._limited_host, self._policies.file)
         if (found := sha256_of(part)) != sha256:
             part.unlink()
             check_sha256(found, sha256, where)
 
-    def _json(self, path: str, query: Params | None = None, holds: str = "id") -> dict[str, Any] | None:
+    def _json(
+        self,
+        path: str,
+        query: Params | None = None,
+        holds: str = "id",
+        policy: http.RetryPolicy | None = None,
+    ) -> dict[str, Any] | None:
         """A JSON object that has the field `holds`; None for status 404."""
 
         def read() -> dict[str, Any] | None:
@@ -137,7 +148,7 @@ class CivitaiClient:
                 if response.status_code == 404:
                     return None
                 if response.status_code != 200:
-                    raise httpx2.HTTPError(f"{self.host} answered {response.status_code}{_words(response)}")
+                    raise Refused(self.host, response.status_code, words_of(response))
                 try:
                     value = json.loads(http.read_at_most(response, MAX_JSON_BYTES))
                 except (ValueError, RecursionError) as error:  # a page of HTML, or a truncated response
@@ -146,15 +157,12 @@ class CivitaiClient:
                     raise TransientError(f"{self.host} does not answer like Civitai")
                 return value
 
-        return http.with_retries(read, self._limited_host)
+        return http.with_retries(read, self._limited_host, policy or self._policies.small)
 
     @contextmanager
     def _stream(self, path: str, query: Params, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-        try:
-            request = self._session.build_request("GET", self.endpoint + path, params=query, headers=headers)
-            response = self._session.send(request, stream=True)
-        except AddressRefused as error:  # a wrong redirect by the site is not the entry's fault
-            raise TransientError(first_line(error)) from error
+        request = self._session.build_request("GET", self.endpoint + path, params=query, headers=headers)
+        response = self._session.send(request, stream=True)
         try:
             yield response
         finally:
@@ -194,11 +202,12 @@ class CivitaiClient:
                 f"Set {TOKENS[0]} to an API key of your Civitai account.",
                 ReasonCode.LOGIN_REQUIRED,
             )
-        words = _words(response) if status >= 400 else ""
-        if status == 403 and words not in ("", " (Forbidden)"):  # those refuse an IP address, not an entry
-            early = "early access" in words.lower()
+        stated = stated_by(response) if status >= 400 else []
+        if status == 403 and stated not in ([], ["Forbidden"]):  # those refuse an IP address, not an entry
+            early = "early access" in " ".join(stated).lower()
             raise Skipped(
-                f"{where} cannot be downloaded with your account: {self.host} refuses it{words}.",
+                f"{where} cannot be downloaded with your account: {self.host} refuses it "
+                f"({', '.join(stated)}). See its page for what it asks for.",
                 ReasonCode.EARLY_ACCESS if early else ReasonCode.NOT_OFFERED,
             )
         if status == 404:
@@ -210,18 +219,18 @@ class CivitaiClient:
                 f"{where} was archived by its author, so its files cannot be downloaded.", ReasonCode.REMOVED
             )
         if status >= 400:
-            raise httpx2.HTTPError(f"{self.host} answered {status}{words}")
+            raise Refused(self.host, status, ", ".join(stated) or response.reason_phrase)
 
     @contextmanager
     def _explained(self, where: str) -> Iterator[None]:
         """Turns errors of requests for one entry into Unavailable."""
         try:
             yield
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, AddressRefused) as error:
             raise Unavailable(
-                f"{where} could not be fetched from {self.host}: {first_line(error)}. "
-                "The next crawl tries again.",
-                http.reason_code_of(error),
+                f"{where} could not be fetched from {self.host}: {what_happened(error, self.host)}. "
+                f"{what_to_do(error, *VARIABLES)} The next crawl tries again.",
+                reason_code_of(error),
             ) from error
 
 
@@ -234,17 +243,3 @@ def _token() -> str | None:
     if not re.fullmatch(r"[!-~]{1,500}", token):
         raise ConfigError(f"{name} holds characters that no API key has. Copy the key again, on one line.")
     return token
-
-
-def _words(response: httpx2.Response) -> str:
-    """What the JSON of an error response says, in brackets after a space; "" for none."""
-    try:
-        stated = json.loads(http.read_at_most(response, MAX_ERROR_BYTES))
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(stated, dict):
-        return ""
-    words = [w for w in (text(stated.get("error"), 100), text(stated.get("message"), 200)) if w]
-    deadline = when(stated.get("deadline"))
-    words += [f"until {deadline:%Y-%m-%d}"] if deadline != UNKNOWN_TIME else []
-    return f" ({', '.join(words).rstrip('. ')})" if words else ""

@@ -40,6 +40,7 @@ from scanner.hubs.civitai.files import (
     text,
 )
 from scanner.hubs.inspection import refine, refine_unread
+from scanner.hubs.pages import Pages
 from scanner.hubs.pickles import scannable
 from scanner.hubs.remote import read_header
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
@@ -105,8 +106,9 @@ class CivitaiSource:
         wanted += [("sort", "Newest"), ("period", "AllTime"), ("nsfw", "true")]
         wanted += [("tag", query.filters[0])] if query.filters else []
         cursor = self.position.get(walk, "")
-        met = {cursor}
+        pages = Pages(self._api.endpoint)
         while True:
+            pages.add_place(cursor)
             self.position[walk] = cursor  # everything before this page has been listed
             limit = size if cursor else first
             page = self._api.page([*wanted, ("limit", str(limit)), *([("cursor", cursor)] if cursor else [])])
@@ -114,12 +116,12 @@ class CivitaiSource:
             metadata = page.get("metadata")
             metadata = metadata if isinstance(metadata, dict) else {}
             self.total_items = as_id(metadata.get("totalItems")) or self.total_items
+            pages.add_entries(item.get("id") or item for item in items)
             yield items
             following = metadata.get("nextCursor")
             cursor = str(following)
-            if following in (None, "") or len(cursor) > 1_000 or cursor in met:
+            if following in (None, "") or len(cursor) > 1_000:
                 return
-            met.add(cursor)
             if query.since is not None and items and all(_is_before(query, item) for item in items):
                 return
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from plans import listed_plan
 from servers.civitai import Civitai as CivitaiSite
-from servers.civitai import lora_bytes, model
+from servers.civitai import TroubledSite, lora_bytes, model
 from servers.hub import FIRST_CREATED, Handler, Hub
 from servers.misbehaviour import Misbehaving, Script
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
@@ -90,6 +90,31 @@ def test_what_is_known_is_not_asked_again(hub: Hub, store: Store) -> None:
     assert again.listed == len(hub.repositories)
     assert {path.split("/resolve/")[0] for path in asked_files(hub)} == {"/o/baseless"}
     assert again.inspected == 1
+
+
+@pytest.mark.parametrize("hub_of_source", ["hf", "civitai"])
+def test_an_entry_behind_a_refused_redirect_has_failed_and_comes_back(
+    hub_of_source: str, hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a network that redirects every request to its login page, or after a hub moved its files."""
+    monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.001)
+    plan = {"plan": Script(["off-host"] * 5, "resolve" if hub_of_source == "hf" else "download")}
+    content = lora_bytes(1, {"ss_sd_model_name": "lab/base", "ss_base_model_version": "sd_v1"})
+    with (
+        Hub(
+            {"o/00": hub.repositories["o/00"].folder}, handler=type("Portal", (Misbehaving, Handler), plan)
+        ) as a,
+        CivitaiSite([model(1, "a", content)], handler=type("Portal", (TroubledSite,), plan)) as b,
+    ):
+        addresses.trust(b.store_url)
+        source = HuggingFaceSource(endpoint=a.url) if hub_of_source == "hf" else CivitaiSource(endpoint=b.url)
+        (before,) = listed_plan(source, store, Query(9))
+        (row,) = store.query("SELECT reason, reason_code FROM checkpoints")
+        (after,) = listed_plan(source, store, Query(9))
+    assert before.inspection_status is InspectionStatus.UNAVAILABLE
+    assert row["reason_code"] == "hub_unreachable"
+    assert "an address on another host is not requested: https://elsewhere.invalid/. Check" in row["reason"]
+    assert after.inspection_status is InspectionStatus.READY
 
 
 def test_a_base_that_is_given_makes_more_of_what_was_skipped(hub: Hub, store: Store) -> None:

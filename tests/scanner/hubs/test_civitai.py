@@ -38,6 +38,7 @@ from scanner.hubs import addresses, http
 from scanner.hubs.base import Query
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
+from scanner.hubs.civitai.client import CivitaiClient
 from scanner.hubs.civitai.entries import family_of, make_checkpoints
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.fields import placeholder_id
@@ -141,9 +142,12 @@ def test_every_model_is_listed_once_although_cursors_omit_or_repeat_some(
     assert (source.listed, source.total_items) == (730, 730)
 
 
-def test_a_cursor_that_repeats_itself_ends_the_listing(serve: Serve) -> None:
+def test_a_cursor_that_repeats_itself_ends_the_listing_with_a_message(serve: Serve) -> None:
     site = serve([lora(n) for n in range(1, 401)], loops=True)
-    assert revisions(CivitaiSource())
+    listing, listed = CivitaiSource().list(Query(10_000)), []
+    with pytest.raises(SourceError, match="names a page as the next one that was listed before"):
+        listed.extend(c.revision for c in listing)
+    assert len(listed) > 100, "what came before it was listed"
     assert len(site.requests) < 8
 
 
@@ -628,12 +632,12 @@ def test_each_answer_to_a_download_has_its_own_outcome(
 
 
 def test_a_persistent_rate_limit_makes_an_entry_unavailable_and_names_the_host(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
 ) -> None:
-    serve([lora()], answers={10: (429, {"error": "unusual amount of downloading"})})
-    monkeypatch.setattr(http.with_retries, "__defaults__", (http.RetryPolicy(rate_limit_wait_s=0.05),))
+    site = serve([lora()], answers={10: (429, {"error": "unusual amount of downloading"})})
+    client = CivitaiClient(site.url, http.Policies(small=http.RetryPolicy(rate_limit_wait_s=0.05)))
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1 limits requests") as raised:
-        inspected()
+        client.read_start(10, {}, 10, "maker1/thing 1")
     assert raised.value.reason_code is ReasonCode.RATE_LIMITED
 
 
