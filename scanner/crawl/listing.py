@@ -6,11 +6,13 @@ recorded one. Knows no Ray and no torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -18,7 +20,7 @@ from itertools import islice
 from scanner.errors import Skipped, SourceError, StoreError, Unavailable
 from scanner.hubs import http
 from scanner.hubs.base import Query, Source
-from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, Listing, now
+from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, Listing, new_id, now
 from scanner.store.rows import rows_of
 from scanner.store.store import Store
 from scanner.store.tables import record
@@ -72,7 +74,8 @@ def list_batches(
             yield ListedBatch(rows, listing.listed, 0, False, resumed=listing)
     # Entries that a page repeats are not counted, so more may be requested than the limit.
     entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
-    inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix="inspect")
+    prefix = f"inspect-{new_id()}"
+    inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix=prefix)
     listed, complete = listing.listed, False
     try:
         while not complete:
@@ -94,6 +97,7 @@ def list_batches(
     except BaseException:
         with http.interrupt_waits():  # an inspection that waits for a hub ends at once
             inspectors.shutdown(cancel_futures=True)
+            _join_started(prefix)
         raise
     inspectors.shutdown()
 
@@ -200,8 +204,29 @@ def _inspected(
         else:
             rows.append(None)
             unknown.append(checkpoint)
-    inspected = inspectors.map(lambda checkpoint: _inspect(source, checkpoint), unknown)
-    return [next(inspected) if row is None else row for row in rows], len(unknown)
+    inspected = iter([inspectors.submit(_inspect, source, checkpoint) for checkpoint in unknown])
+    return [_result(next(inspected)) if row is None else row for row in rows], len(unknown)
+
+
+def _result(inspected: Future[Checkpoint]) -> Checkpoint:
+    """The result of an inspection, waited for in slices.
+
+    The main thread acts on a signal that arrives while it begins to wait only when that wait ends.
+    """
+    while not inspected.done():
+        wait([inspected], http.WAIT_SLICE_S)
+    return inspected.result()
+
+
+def _join_started(prefix: str) -> None:
+    """Joins the threads of a pool that its own shutdown does not know.
+
+    A signal that interrupts `Thread.start` leaves the thread running, and the pool without it.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith(prefix):
+            with contextlib.suppress(RuntimeError):  # it has not begun; no inspection is left for it
+                thread.join()
 
 
 def _still_holds(checkpoint: Checkpoint, base_given: bool) -> bool:

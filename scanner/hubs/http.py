@@ -33,6 +33,7 @@ from scanner.hubs.problems import RateLimited, TransientError, words_of
 USER_AGENT = f"finextract-scanner/{version('finextract-scanner')}"
 TIMEOUT_S = 15.0  # without a byte
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # before a retry, where the server states no time
+WAIT_SLICE_S = 0.5  # after which a waiting main thread acts on a signal
 
 
 class Interrupted(Exception):
@@ -179,9 +180,16 @@ def _wait_for(host: str, budget_s: float) -> float:
 
 
 def pause(seconds: float) -> None:
-    """Sleeps. Raises Interrupted as soon as `interrupt_waits` is in effect."""
-    if _interrupting.wait(seconds):
-        raise Interrupted
+    """Sleeps. Raises Interrupted as soon as `interrupt_waits` is in effect, KeyboardInterrupt within a slice.
+
+    It sleeps in slices, because the main thread acts on a signal that arrives while it begins to wait only
+    when that wait ends.
+    """
+    until = time.monotonic() + seconds
+    while not _interrupting.wait(max(0.0, min(WAIT_SLICE_S, until - time.monotonic()))):
+        if time.monotonic() >= until:
+            return
+    raise Interrupted
 
 
 @contextmanager

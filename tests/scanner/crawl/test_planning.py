@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -24,7 +27,7 @@ from scanner.commands.crawl import command
 from scanner.config import ScanConfig
 from scanner.crawl.listing import _listing_id, last_finished, list_batches, list_with_retries
 from scanner.crawl.planning import Plan
-from scanner.hubs import addresses
+from scanner.hubs import addresses, http
 from scanner.hubs.base import Query
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.huggingface.source import HuggingFaceSource
@@ -369,9 +372,38 @@ def test_a_listing_that_is_interrupted_does_not_wait_for_the_hub_s_limits(
             assert listing.stderr is not None
             assert any("limits requests" in line for line in listing.stderr)
             listing.send_signal(signal.SIGINT)
-            assert listing.wait(20) == 130
+            assert listing.wait() == 130
             assert "interrupted" in listing.stderr.read()
     assert Store(tmp_path / "s").select(Checkpoint) == [], "what was not asked is not recorded"
+
+
+class Interrupting(HuggingFaceSource):
+    """Gets a SIGINT while an inspection begins, whose request is then limited by the hub."""
+
+    def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # the request is on its way
+        http.pause(600)
+        return checkpoint
+
+
+def test_an_interrupt_while_an_inspection_begins_ends_the_listing_and_every_thread_of_it(
+    zoo_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        with Hub({"o/05": zoo_path / "checkpoints/fruit-lora"}) as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.url)
+            with pytest.raises(KeyboardInterrupt):
+                list(list_batches(Interrupting(), store, Query(1)))
+        assert inspecting() == []
+    finally:
+        with http.interrupt_waits():
+            for thread in inspecting():
+                thread.join()
+
+
+def inspecting() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("inspect")]
 
 
 def test_an_empty_listing_says_what_to_loosen(hub: Hub, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import email.utils
+import os
+import signal
 import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -204,10 +206,11 @@ def test_a_transient_error_is_retried_a_few_times_only(serve: Serve) -> None:
 
 def test_a_wait_that_is_too_long_is_not_begun(serve: Serve) -> None:
     hub = serve((429, {"Retry-After": "86400"}, b""))
-    began = time.monotonic()
-    with pytest.raises(RateLimited):
+    waits: list[http.RateLimitWait] = []
+    with pytest.raises(RateLimited), http.on_rate_limit(waits.append):
         with_retries(lambda: get(hub), "127.0.0.1", RetryPolicy(rate_limit_wait_s=10))
-    assert time.monotonic() - began < 5
+    assert waits == []
+    assert len(serve.seen) == 1  # type: ignore[attr-defined]
 
 
 def test_a_wait_for_a_rate_limit_can_be_interrupted(serve: Serve) -> None:
@@ -224,9 +227,9 @@ def test_a_wait_for_a_rate_limit_can_be_interrupted(serve: Serve) -> None:
     with http.on_rate_limit(lambda _: waiting.set()):
         thread = threading.Thread(target=ask)
         thread.start()
-        assert waiting.wait(5)
+        waiting.wait()
     with http.interrupt_waits():
-        thread.join(5)
+        thread.join()
         with pytest.raises(Interrupted), http.interrupt_waits():  # nor is anything begun
             with_retries(lambda: get(url), "127.0.0.1")
     assert [type(error) for error in ends] == [Interrupted]
@@ -234,14 +237,48 @@ def test_a_wait_for_a_rate_limit_can_be_interrupted(serve: Serve) -> None:
     assert get(url).content == b"late", "and afterwards all is as before"
 
 
+def test_a_signal_that_arrives_as_a_wait_begins_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python acts on up to a third of these signals at the end of the wait only."""
+    monkeypatch.setattr(http, "WAIT_SLICE_S", 0.05)
+    acted, missed = threading.Event(), list[int]()
+
+    def interrupt(n: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        if not acted.wait(10):
+            missed.append(n)
+            with http.interrupt_waits():
+                acted.wait()
+
+    for n in range(60):
+        acted.clear()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(int).result()  # its thread runs
+            with pytest.raises((KeyboardInterrupt, Interrupted)):
+                _interrupted(lambda n=n: pool.submit(interrupt, n))  # type: ignore[misc]
+            acted.set()
+        if missed:
+            break
+    assert missed == []
+
+
+def _interrupted(begin: Callable[[], object]) -> None:
+    begin()
+    http.pause(600)
+
+
 def test_a_limit_that_is_used_up_is_respected_before_the_next_request(serve: Serve) -> None:
-    hub = serve((200, {"RateLimit": '"api";r=0;t=0'}, b"the last one"), (200, {}, b"the next"))
+    hub = serve((200, {"RateLimit": '"api";r=0;t=600'}, b"the last one"), (200, {}, b"the next"))
     waits: list[http.RateLimitWait] = []
-    with http.on_rate_limit(waits.append):
+
+    def begun(wait: http.RateLimitWait) -> None:
+        waits.append(wait)
+        raise Interrupted
+
+    with http.on_rate_limit(begun):
         with_retries(lambda: get(hub), "127.0.0.1")
-        began = time.monotonic()
-        assert with_retries(lambda: get(hub), "127.0.0.1").content == b"the next"
-    assert time.monotonic() - began > 0.5
+        with pytest.raises(Interrupted):
+            with_retries(lambda: get(hub), "127.0.0.1")
+    assert len(serve.seen) == 1  # type: ignore[attr-defined]
     (wait,) = waits
     assert "127.0.0.1 limits requests (api): waiting until" in str(wait)
 
