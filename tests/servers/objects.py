@@ -25,14 +25,14 @@ class Objects:
                 self.url = line.split("Running on ")[1].split()[0]
                 break
         self._drain()
-        for _ in range(100):
+        while self._process.poll() is None:
             try:
                 put = urllib.request.Request(f"{self.url}/{self.bucket}", method="PUT")
-                urllib.request.urlopen(put, timeout=5).close()
+                urllib.request.urlopen(put).close()
                 return self
             except urllib.error.URLError:
                 time.sleep(0.1)
-        raise RuntimeError("the S3 server does not answer")
+        raise RuntimeError("the S3 server has ended")
 
     def _drain(self) -> None:
         """Its log goes nowhere, so that it never waits for a reader."""
@@ -41,8 +41,8 @@ class Objects:
         threading.Thread(target=self._process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
 
     def __exit__(self, *exception: object) -> None:
-        self._process.terminate()
-        self._process.wait(20)
+        self._process.kill()  # it keeps nothing
+        self._process.wait()
 
     def environment(self) -> dict[str, str]:
         """What makes a client use it."""

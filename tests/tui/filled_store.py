@@ -264,6 +264,15 @@ class Desk:
             if busy:
                 await asyncio.sleep(0.005)
 
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until the screen shows something, and until nothing changes any more; fails after minutes."""
+        for _ in range(3000):
+            await self.settle()
+            if holds():
+                return
+            await self.pilot.pause(0.05)
+        raise AssertionError(self.text)
+
     @property
     def text(self) -> str:
         """The whole screen, as its reader sees it."""

@@ -9,6 +9,7 @@ from finextract.reasons import ReasonCode
 from scanner.records import Verdict
 from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_checkpoints
 from scanner.store.queries import VerdictCounts, count_standing_verdicts, reason_label
+from scanner.store.store import Store
 from tui.widgets.table import Table
 
 
@@ -75,9 +76,7 @@ async def test_skipped_checkpoints_are_grouped_by_reason_code_the_largest_group_
         assert seen.part("#reasons") == " · ".join(labels)
         assert order(seen.part("#checkpoints"), "y/pickle", "z/pickle", "a/gated", "b/old")
         await seen.press("slash", "z")
-        await seen.pilot.pause(0.3)
-        await seen.settle()
-        assert seen.part("#reasons") == labels[0].replace("2", "1")
+        await seen.until(lambda: seen.part("#reasons") == labels[0].replace("2", "1"))
         await seen.press("escape", "v")
         assert seen.part("#reasons") == f"1 {reason_label(ReasonCode.HUB_UNREACHABLE)}"
 
@@ -95,14 +94,10 @@ async def test_nothing_found_is_never_called_clean(filled: Crawl, desk: Opener) 
 async def test_the_filter_lists_only_repos_that_contain_what_was_typed(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("slash", "S", "T", "R")
-        await seen.pilot.pause(0.3)
-        await seen.settle()
+        await seen.until(lambda: "anna/weak-shoe" not in seen.text)
         assert "ben/strong-shoe" in seen.text
-        assert "anna/weak-shoe" not in seen.text
         await seen.press("escape")
-        await seen.pilot.pause(0.3)
-        await seen.settle()
-        assert "anna/weak-shoe" in seen.text
+        await seen.until(lambda: "anna/weak-shoe" in seen.text)
 
 
 async def test_letters_typed_into_the_filter_record_no_decision(filled: Crawl, desk: Opener) -> None:
@@ -138,11 +133,7 @@ async def test_results_of_a_running_crawl_appear_and_the_cursor_stays_on_its_che
 
         crawling = threading.Thread(target=write)
         crawling.start()
-        while crawling.is_alive():
-            await seen.pilot.pause(0.05)
-        await seen.pilot.pause(0.4)
-        await seen.settle()
-        assert "13 planned = 8 flagged" in seen.text
+        await seen.until(lambda: "13 planned = 8 flagged" in seen.text)
         assert order(seen.text, "new/strongest-4", "ben/strong-shoe")
         assert seen.app.screen.query_one(Table).current == filled.scans["cleo/other-shoe"].checkpoint_id
 
@@ -150,13 +141,15 @@ async def test_results_of_a_running_crawl_appear_and_the_cursor_stays_on_its_che
 async def test_the_store_is_not_queried_while_nothing_is_written(
     filled: Crawl, desk: Opener, monkeypatch
 ) -> None:  # type: ignore[no-untyped-def]
-    queried = []
+    queried, looked = [], []
     monkeypatch.setattr(
         "tui.screens.checkpoint_list.list_checkpoints",
         lambda *args: queried.append(args) or list_checkpoints(*args),
     )
+    stamp = Store.stamp
+    monkeypatch.setattr(Store, "stamp", lambda store: looked.append(store) or stamp(store))
     async with desk(refresh_s=0.05) as seen:
-        await seen.pilot.pause(0.5)
+        await seen.until(lambda: len(looked) > 5)
         assert len(queried) == 1
 
 

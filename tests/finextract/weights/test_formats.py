@@ -8,7 +8,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from servers.trouble import (
     write_pickle,
     write_safetensors,
 )
+from yardstick import cost
 
 from finextract.errors import CheckpointError, CorruptWeights, PickledWeights
 from finextract.support import why_unsupported
@@ -124,11 +124,13 @@ HOSTILE_HEADERS = {
 @pytest.mark.parametrize("name", HOSTILE_HEADERS)
 def test_a_hostile_header_is_found_corrupt_within_seconds(name: str) -> None:
     text = HOSTILE_HEADERS[name]
-    started = time.perf_counter()
-    with pytest.raises(CorruptWeights) as refused:
-        parse_header(struct.pack("<Q", len(text)) + text, "a.safetensors")
-    assert len(str(refused.value)) < 500
-    assert time.perf_counter() - started < 2
+
+    def read() -> None:
+        with pytest.raises(CorruptWeights) as refused:
+            parse_header(struct.pack("<Q", len(text)) + text, "a.safetensors")
+        assert len(str(refused.value)) < 500
+
+    assert cost(read) < 60
 
 
 def test_a_tensor_of_an_unknown_dtype_may_have_any_size() -> None:
@@ -439,16 +441,14 @@ def test_the_longest_header_that_is_read_takes_seconds_and_a_usual_one_milliseco
             for e in ("lora_down", "lora_up")
         }
     )
-    started = time.perf_counter()
-    for _ in range(10):
-        assert classify(usual).kind == "lora"
-    assert time.perf_counter() - started < 1
+    assert classify(usual).kind == "lora"
+    assert cost(lambda: classify(usual)) < 3
     bomb = encoded_header(
         {f"{i}.lora_down.weight": tensor(shape=[], offsets=[2 * i, 2 * i + 2]) for i in range(100_000)}
     )
-    started = time.perf_counter()
-    assert classify(parse_header(bomb, "a")).kind == "lora"
-    assert time.perf_counter() - started < 10
+    kinds: list[str | None] = []
+    assert cost(lambda: kinds.append(classify(parse_header(bomb, "a")).kind)) < 300
+    assert kinds == ["lora"]
 
 
 def test_inspection_imports_neither_torch_nor_diffusers() -> None:

@@ -357,9 +357,7 @@ def test_the_completion_script_completes_verbs_and_options(tmp_path: Path) -> No
     environment = os.environ | {
         "_SCANNER_COMPLETE": "bash_complete", "COMP_WORDS": "scanner crawl --sour", "COMP_CWORD": "2",
     }  # fmt: skip
-    done = subprocess.run(
-        [BIN / "scanner"], env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([BIN / "scanner"], env=environment, capture_output=True, text=True, check=False)
     assert "--source" in done.stdout
 
 

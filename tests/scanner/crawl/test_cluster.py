@@ -63,7 +63,6 @@ def own() -> Iterator[Own]:
             yield started
 
 
-@pytest.mark.timeout(240)
 def test_a_start_of_ray_that_fails_is_told_and_repeated_and_leaves_no_process(own: Own) -> None:
     assert own.ray.is_initialized()
     (told,) = own.told
@@ -92,7 +91,7 @@ def test_a_crawls_own_ray_refuses_a_connection_without_its_token(own: Own) -> No
     tokens = [os.environ["RAY_AUTH_TOKEN"], "0" * 64]
     done = [
         subprocess.run(
-            [sys.executable, "-c", asked, address], capture_output=True, text=True, check=False, timeout=60,
+            [sys.executable, "-c", asked, address], capture_output=True, text=True, check=False,
             env={**os.environ, "RAY_AUTH_TOKEN": token},
         )
         for token in tokens
@@ -116,7 +115,7 @@ def test_where_ray_cannot_start_a_crawl_says_so_in_a_sentence_and_the_doctor_bef
     for verb in (["doctor"], ["crawl", "--source", models, "--base", zoo_path / "base", "--limit", "1"]):
         done = subprocess.run(
             [BIN / "scanner", *verb, "--store", store.uri], capture_output=True, text=True, check=False,
-            timeout=120, env={**os.environ, "RAY_TMPDIR": "/proc/nowhere"},
+            env={**os.environ, "RAY_TMPDIR": "/proc/nowhere"},
         )  # fmt: skip
         printed = done.stdout + done.stderr
         assert done.returncode == 2, printed

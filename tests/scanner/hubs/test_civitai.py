@@ -883,4 +883,4 @@ def test_listing_and_inspecting_import_no_torch(serve: Serve) -> None:
         "from scanner.hubs import http; source = CivitaiSource()\n"
         "(found,) = source.list(Query(5)); assert not {'torch', 'diffusers', 'ray'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True)

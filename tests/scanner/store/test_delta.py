@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +62,9 @@ def writers(uri: str, count: int, appends: int, rows: int = 2) -> list[subproces
 
 def committed(process: subprocess.Popen[str]) -> list[str]:
     """The ids that a writer printed before it ended."""
-    output, _ = process.communicate(timeout=120)
-    return output.split()
+    with process:
+        assert process.stdout is not None
+        return process.stdout.read().split()
 
 
 def ids(store: Store) -> list[str]:
@@ -98,7 +98,9 @@ def test_a_table_is_whole_after_its_writers_were_killed_at_any_point(tmp_path: P
     chance, acknowledged = random.Random(0), []
     processes = writers(store.uri, 4, 10_000)
     for process in processes:
-        time.sleep(chance.uniform(0.05, 0.3))
+        assert process.stdout is not None
+        for _ in range(chance.randrange(1, 5)):
+            acknowledged += process.stdout.readline().split()
         os.kill(process.pid, signal.SIGKILL)
     for process in processes:
         acknowledged += committed(process)

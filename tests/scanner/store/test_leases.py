@@ -66,14 +66,15 @@ def test_what_a_killed_process_held_on_this_machine_is_free_at_once(folder: Fold
 
 def test_a_renewed_lease_does_not_expire(folder: FolderStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "CLOCK_SKEW", timedelta(0))
-    one, other = Leases(folder, "one", timedelta(seconds=0.6)), Leases(folder, "other")
+    clock = [now()]
+    monkeypatch.setattr(leases, "now", lambda: clock[0])
+    one, other = Leases(folder, "one", timedelta(minutes=5)), Leases(folder, "other")
     one.acquire(["a"])
-    wait = threading.Event()
     for _ in range(6):
-        wait.wait(0.25)
+        clock[0] += timedelta(minutes=2)
         one.renew()
         assert other.acquire(["a"]) == set()
-    wait.wait(0.8)
+    clock[0] += timedelta(minutes=6)
     assert other.acquire(["a"]) == {"a"}
 
 
