@@ -9,7 +9,8 @@ import click
 from scanner.commands.options import store_option
 from scanner.errors import ConfigError
 from scanner.store.decision_views import DECISION_VIEWS
-from scanner.store.store import EXPORTS, Store
+from scanner.store.exports import EXPORTS, export
+from scanner.store.store import Store
 from scanner.store.tables import TABLES
 from scanner.text import first_line
 
@@ -40,5 +41,5 @@ def command(folder: Path, form: str, tables: tuple[str, ...], store: str) -> Non
         ) from error
     for table in tables or VIEWS:
         path = folder / ("finextract.duckdb" if form == "duckdb" else f"{table}.{form}")
-        rows = opened.export(table, path, form)
+        rows = export(opened, table, path, form)
         click.echo(f"{path}: {rows:,} {table}", err=True)

@@ -8,6 +8,8 @@ DuckDB" in DuckDB's documentation.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import duckdb
 
@@ -65,6 +67,17 @@ def check_question(sql: str) -> None:
             )
     if len(written) > 1:
         raise QueryError("there is more than one statement. Run one query at a time.")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """DuckDB raises RuntimeError for Ctrl-C during a query; this raises KeyboardInterrupt instead."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _quoted(text: str) -> str:

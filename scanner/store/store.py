@@ -19,7 +19,6 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from deltalake.exceptions import DeltaError
 from finextract.reasons import ReasonCode
 from scanner.errors import QueryError, StoreError
 from scanner.records import Checkpoint, Record, Scan
-from scanner.store.connection import check_question, connect, connect_locked
+from scanner.store.connection import check_question, connect_locked, interruptible
 from scanner.store.datafiles import columns_file, is_part, is_readable
 from scanner.store.decision_views import DECISION_VIEWS, READS
 from scanner.store.delta import LOG, Table
@@ -40,7 +39,6 @@ from scanner.store.tables import COMPACTED, KEPT, PART, TABLES, record, table_sc
 from scanner.text import first_line
 
 LOGGER = logging.getLogger("scanner.store")
-EXPORTS = ("parquet", "csv", "json", "duckdb")
 MARKER = "scans"  # the table that every store has
 DAMAGE = duckdb.IOException, duckdb.InvalidInputException  # what DuckDB raises for a file it cannot read
 ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
@@ -186,7 +184,7 @@ class Store:
         check_question(sql)
         for attempt in range(ATTEMPTS):
             try:
-                with _interruptible():
+                with interruptible():
                     self._refresh(sql)
                     with self._connection.cursor() as cursor:
                         return cursor.execute(sql, parameters).to_arrow_table()
@@ -216,7 +214,7 @@ class Store:
         began = False
         for attempt in range(ATTEMPTS):
             try:
-                with _interruptible():
+                with interruptible():
                     self._refresh(sql)
                     with self._connection.cursor() as cursor:
                         for batch in cursor.execute(sql, parameters).to_arrow_reader(rows):
@@ -228,33 +226,13 @@ class Store:
                 if began or (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
                     raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}") from error
 
-    def export(self, table: str, path: Path, form: str) -> int:
-        """Writes the rows of a view to one file, readable by its owner alone; returns how many.
-
-        `form` is "parquet", "csv" or "json" (one object a line); "duckdb" makes a table of that name in a
-        database file. Raises StoreError where it cannot be opened.
-        """
-        assert form in EXPORTS, form
-        name, target = table.replace('"', '""'), str(path).replace("'", "''")
+    def current_views(self, table: str) -> str:
+        """The SQL of the views of a table's current files. Raises StoreError."""
         try:
             self._refresh(table)
-            with _interruptible(), connect(self.storage) as cursor:
-                cursor.execute(self._sql[table.removeprefix("all_")])
-                if form == "duckdb":
-                    cursor.execute(f"ATTACH '{target}' AS exported")
-                    try:
-                        made = f'CREATE OR REPLACE TABLE exported."{name}" AS SELECT * FROM "{name}"'
-                        rows = cursor.execute(made).to_arrow_table().to_pylist()
-                    finally:
-                        cursor.execute("DETACH exported")
-                else:
-                    header = ", HEADER" if form == "csv" else ""
-                    copied = f"COPY (SELECT * FROM \"{name}\") TO '{target}' (FORMAT {form}{header})"
-                    rows = cursor.execute(copied).to_arrow_table().to_pylist()
-            path.chmod(0o600)
-        except (duckdb.Error, OSError) as error:
-            raise StoreError(f"{path} cannot be written: {error}.") from error
-        return int(rows[0]["Count"])
+            return self._sql[table]
+        except (OSError, DeltaError, duckdb.Error) as error:
+            raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}.") from error
 
     def stamp(self) -> tuple[object, ...]:
         """A value that differs after any process has written to the store; cheap to compute."""
@@ -321,17 +299,6 @@ class Store:
     def _ids(self, where: str, config_id: str) -> set[str]:
         ids = self.query_arrow(f"SELECT checkpoint_id FROM scans WHERE {where}", [config_id])
         return set(ids.column(0).to_pylist())
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """DuckDB raises RuntimeError for Ctrl-C during a query; this raises KeyboardInterrupt instead."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        raise
 
 
 def _image(sha256: str) -> str:

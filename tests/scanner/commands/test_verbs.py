@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,8 @@ from scanner.cli import cli, main
 from scanner.crawl.cluster import connected
 from scanner.doctor import Check, State, examine
 from scanner.records import Checkpoint, ConfigRow, Reference, Role, Scan, Verdict, now
-from scanner.store.store import EXPORTS, Store
+from scanner.store.exports import EXPORTS
+from scanner.store.store import Store
 
 BIN = Path(sys.executable).parent
 
@@ -188,6 +191,33 @@ def test_an_export_holds_the_newest_rows_for_its_owner_alone(
             verdicts = sorted(json.loads(line)["verdict"] for line in path.read_text().splitlines())
     assert verdicts == ["flagged", "skipped"]
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_no_moment_of_an_export_lets_other_users_read_it(store: Store, tmp_path: Path) -> None:
+    store.append([scan(f"{n}", Verdict.FAILED, "x" * 200) for n in range(8000)])
+    (out := tmp_path / "out").mkdir(mode=0o755)
+    readable = set()
+    for form in EXPORTS:
+        if form != "duckdb":
+            (out / f"scans.{form}").write_text("of an earlier export")
+            (out / f"scans.{form}").chmod(0o644)
+        words = ("export", str(out), "--format", form, "--table", "scans")
+        before = os.umask(0o022)
+        try:
+            running = threading.Thread(target=run, args=words, kwargs={"store": store})
+            running.start()
+            while running.is_alive():
+                for file in out.iterdir():
+                    with contextlib.suppress(FileNotFoundError):
+                        found = file.stat()
+                        if found.st_mode & 0o077 and found.st_size > len("of an earlier export"):
+                            readable.add(file.name)
+        finally:
+            running.join()
+            os.umask(before)
+    assert readable == set()
+    assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o600}
+    assert len(list(out.iterdir())) == len(EXPORTS)
 
 
 def test_one_table_can_be_exported(filled: Store, tmp_path: Path) -> None:
