@@ -56,9 +56,10 @@ def run(
     if (done := complete(store, date)) is not None:
         return done
     missed: dict[str, str] = {}  # source -> why it could not be listed
+    names: dict[str, str] = {}  # source -> its name in the store
     for source in sources:
         try:
-            service.open_source(replace(options, source=source))
+            names[source] = service.open_source(replace(options, source=source)).name
         except SourceError as error:  # such as a folder that does not exist
             missed[source] = str(error)
     config = service.effective_config(options, store, observer)
@@ -76,13 +77,13 @@ def run(
             listed += service.list_and_inspect(one, observer).listed
         except SourceError as error:
             missed[source] = str(error)
-    left = 0
+    left: set[str] = set()  # ids: two sources may have the same weights
     for source in sources:
         if source in missed:  # every scan of it would fail, and delay the other sources
             continue
         one = replace(options, source=source)
         service.scan_recorded(one, observer, budget=budget, worker_class=worker_class)
-        left += len(Plan.of_store(source, store, config.config_id).todo)
+        left.update(p.checkpoint_id for p in Plan.of_store(names[source], store, config.config_id).todo)
     night = replace(
         _with_verdicts(night, store),
         finished_at=None if missed else now(),
@@ -90,7 +91,7 @@ def run(
         sources=json.dumps(list(sources)),
         listed=listed,
         missed=json.dumps(missed),
-        left=left,
+        left=len(left),
         worker_seconds=round(spent_seconds + budget.spent_seconds, 1),
         downloaded_bytes=spent_bytes + budget.spent_bytes,
     )

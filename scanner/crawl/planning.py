@@ -15,6 +15,15 @@ from scanner.errors import SourceError
 from scanner.records import Checkpoint, InspectionStatus, Listing
 from scanner.store.store import Store
 
+# The view `checkpoints` has one row of weights that two sources have: here each source's own row counts.
+OF_SOURCE = """
+WITH placed AS (
+    SELECT checkpoint_id, base, inspection_status, listed_at FROM all_checkpoints WHERE source = ?
+    QUALIFY row_number() OVER (PARTITION BY repo, revision, file ORDER BY listed_at DESC) = 1
+)
+SELECT checkpoint_id, base, inspection_status FROM placed WHERE inspection_status <> 'unknown'
+QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY listed_at DESC) = 1 ORDER BY checkpoint_id"""
+
 
 class Planned(NamedTuple):
     """What a plan keeps of a checkpoint, because a plan may hold a million. The store has the rest."""
@@ -71,14 +80,10 @@ class Plan:
     def of_store(cls, source: str, store: Store, config_id: str) -> Plan:
         """Every inspected checkpoint of a source that the store holds; nothing is listed.
 
-        The order is that of a compacted table, so rows that are claimed together are stored together.
+        Those are included whose weights another source has as well. The order is that of a compacted table,
+        so rows that are claimed together are stored together.
         """
-        rows = store.query_arrow(
-            "SELECT checkpoint_id, any_value(base) AS base, any_value(inspection_status) AS "
-            "inspection_status FROM checkpoints WHERE source = ? AND inspection_status <> 'unknown' "
-            "GROUP BY checkpoint_id ORDER BY checkpoint_id",
-            [source],
-        )
+        rows = store.query_arrow(OF_SOURCE, [source])
         plan = cls.begin(store, config_id, ())
         for batch in rows.to_batches():
             for id_, base, status in zip(*(column.to_pylist() for column in batch.columns), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from stub_worker import ended
 from finextract.reasons import ReasonCode
 from scanner.cli import cli
 from scanner.config import DESCRIPTOR
-from scanner.crawl import nightly
+from scanner.crawl import nightly, service
 from scanner.crawl.progress import Budget, Observer
 from scanner.crawl.service import CrawlOptions
 from scanner.crawl.worker import Stage, Task
@@ -141,6 +142,22 @@ def test_a_source_that_cannot_be_listed_keeps_no_other_from_its_night_which_is_d
     assert len(json.loads(night.flagged)) == 1
     assert night.worker_seconds > spent
     assert store.select(Night) == [night]
+
+
+def test_a_folder_is_scanned_although_a_hub_published_the_same_weights(
+    hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    add_references(store)
+    service.list_and_inspect(CrawlOptions(source="hf", store=store.uri))
+    tree = tmp_path / "tree"
+    shutil.copytree(hub.repositories["o/c"].folder, tree / "c")
+    shutil.copytree(hub.repositories["o/bad"].folder, tree / "bad")
+    night = work(store, "2026-11-24", sources=(f"folder:{tree}",))
+    assert night.listed == 2
+    assert night.verdicts == {"nothing_found": 1, "failed": 1}
+    assert night.left == 1, "what failed is to do"
+    both = work(store, "2026-11-25", sources=(f"folder:{tree}", "hf"))
+    assert both.left == 1, "one checkpoint, although both sources have it"
 
 
 def add_references(store: Store) -> None:
