@@ -218,6 +218,8 @@ def _prepare(
     click.echo(
         f"caption ({caption.origin}): {caption.text!r}, {pair.kind} weights on {pair.tuned.device}", err=True
     )
+    if caption.exceeds_clip:
+        click.echo("the caption is longer than CLIP reads (75 tokens): its end has no effect", err=True)
     embedder = load_embedder()
     count = settings.samples_per_image * num_train_images
     click.echo(f"drawing {count} samples of {settings.steps} steps", err=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from finextract.errors import CheckpointError, RequestError
 from finextract.metadata.cards import Card
+from finextract.metadata.header_training import header_training
 from finextract.metadata.local_files import read_card, read_sidecar_files
+from finextract.metadata.prompts import exceeds_clip
 from finextract.metadata.sidecar_files import parse_sidecar_files
-from finextract.metadata.training import Training, parse_training
+from finextract.metadata.training import Training
 from finextract.weights.files import component_paths, find_weights
 from finextract.weights.headers import read_header
 
@@ -33,6 +35,11 @@ class Caption:
 
     text: str
     origin: CaptionOrigin
+
+    @property
+    def exceeds_clip(self) -> bool:
+        """Whether the end of the text has certainly no effect, since CLIP reads 75 tokens."""
+        return exceeds_clip(self.text)
 
 
 def find_caption(
@@ -84,6 +91,6 @@ def _header_training(weights: Path) -> Training:
     """What the header of a weight file, or of a pipeline's denoiser, states of the training."""
     files = [weights] if weights.is_file() else component_paths(weights, "unet")[:1]
     try:
-        return parse_training(read_header(files[0]).metadata) if files else NO_TRAINING
+        return header_training(read_header(files[0])) if files else NO_TRAINING
     except CheckpointError:  # loading the weights raises the same error, with its reason
         return NO_TRAINING

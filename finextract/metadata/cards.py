@@ -1,6 +1,7 @@
 """Model cards: the YAML front matter of README.md, and sentences below it. Imports no torch.
 
-The sentences are those that the training scripts of diffusers write (hub_utils.py and examples/dreambooth).
+The sentences are those that the training scripts of diffusers write (hub_utils.py and examples/dreambooth),
+and those of the notebook of the DreamBooth hackathon and of the DreamBooth training space.
 A card is untrusted: a field may be missing or of any type, and no content raises an error.
 """
 
@@ -23,9 +24,13 @@ __all__ = [
 
 MAX_CARD_CHARS = 1_000_000
 MAX_TAGS = 1_000
-_FRONT_MATTER = re.compile(r"\ufeff?---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
+_FRONT_MATTER = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 _TRAINED_ON = re.compile(r"[Ww]eights were trained on ([^\n\[\]]{1,300}?) using \[DreamBooth\]")
+_NOTEBOOK = re.compile(r"modifying the `instance_prompt`:? {0,3}\*\*([^\n*]{1,300})\*\*")
+_SPACE = re.compile(r"^([^\n()!\[\]]{1,100}?) {0,3}\(use that on your prompt\)", re.MULTILINE)
 _TRIGGER = re.compile(r"You should use `?([^\n`]{1,300}?)`? to trigger")
+
+_SENTENCES = (_TRAINED_ON, _NOTEBOOK, _SPACE, _TRIGGER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class Card:
     base_model: str | None = None  # OWNER/NAME, or a path on the author's computer
     instance_prompt: str | None = None  # the training caption
     trigger_words: str | None = None  # of a hub's entry, or of a file that a download tool wrote
+    alternatives: tuple[str, ...] = ()  # further prompts beside the one that was chosen as caption
     license: str | None = None
     tags: tuple[str, ...] = ()
 
@@ -44,12 +50,13 @@ def parse_card(text: str) -> Card:
 
     Where the front matter has no instance prompt, it is taken from the sentences of the training scripts.
     """
-    text = text[:MAX_CARD_CHARS]
+    text = text[:MAX_CARD_CHARS].lstrip("\ufeff \t\r\n")
     match = _FRONT_MATTER.match(text)
     card = card_from(yaml_of(match[1])) if match else Card()
-    if card.instance_prompt is None and (found := _TRAINED_ON.search(text) or _TRIGGER.search(text)):
-        card = replace(card, instance_prompt=text_of(found[1].strip("`\"'")))
-    return card
+    if card.instance_prompt is not None:
+        return card
+    found = next((m for pattern in _SENTENCES if (m := pattern.search(text))), None)
+    return card if found is None else replace(card, instance_prompt=text_of(found[1].strip("`\"' ")))
 
 
 def card_from(data: Mapping[str, Any]) -> Card:

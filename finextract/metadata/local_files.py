@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from finextract.metadata.cards import Card, parse_card
-from finextract.metadata.untrusted import object_of, text_of
+from finextract.metadata.prompts import choose_caption
+from finextract.metadata.untrusted import object_of
 
 MAX_SMALL_FILE = 1_000_000  # bytes of a card or a configuration file
 SIDECAR_FILES = ("hparams.yml", "args.json", "train.sh", "config.yaml")  # they describe the training run
@@ -47,6 +48,7 @@ def read_card(folder: Path, file: str) -> Card:
     beside = (folder / file).with_suffix("")
     words = read_object(beside.with_name(f"{beside.name}.json")).get("activation text")
     listed = read_object(beside.with_name(f"{beside.name}.civitai.info")).get("trainedWords")
-    if not (isinstance(words, str) and words.strip()) and isinstance(listed, list):
-        words = ", ".join(dict.fromkeys(w.strip(" ,") for w in listed if isinstance(w, str)))
-    return replace(card, trigger_words=text_of(words))
+    chosen = choose_caption(words)
+    if chosen.caption is None and isinstance(listed, list):
+        chosen = choose_caption(listed)
+    return replace(card, trigger_words=chosen.caption, alternatives=chosen.alternatives)

@@ -1,7 +1,8 @@
 """Sidecar files: the small files that a training run leaves beside its weights. Imports no torch.
 
 `hparams.yml` and `args.json` of the diffusers scripts, `config.yaml` of ai-toolkit, a `train.sh` with the
-whole command line. They are untrusted: no content raises an error, and no script is ever run.
+whole command line, and OneTrainer's configuration, which is in the header of its weights. They are
+untrusted: no content raises an error, and no script is ever run.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _FIELD_NAMES = {
     "base_name": ("pretrained_model_name_or_path", "name_or_path", "base_model_name"),
     "num_train_images": ("num_train_images", "num_instance_images"),
     "steps": ("max_train_steps", "steps"),
-    "epochs": ("num_train_epochs", "max_train_epochs"),
+    "epochs": ("num_train_epochs", "max_train_epochs", "epochs"),
     "batch_size": ("train_batch_size", "batch_size"),
     "resolution": ("resolution",),
     "learning_rate": ("unet_lr", "learning_rate", "lr"),
-    "network_dim": ("rank", "network_dim", "linear"),
+    "network_dim": ("lora_rank", "rank", "network_dim", "linear"),
     "network_alpha": ("lora_alpha", "network_alpha", "linear_alpha"),
     "clip_skip": ("clip_skip",),
 }

@@ -36,6 +36,8 @@ class Training:
         None  # ss_sd_model_hash, 32 bits of a part of the file: too few to find a base by
     )
     trigger: str | None = None  # the stated trigger phrase, else the start of every caption
+    alternatives: tuple[str, ...] = ()  # further prompts that the author states; none is sampled with
+    exceeds_clip: bool | None = None  # True: the caption is longer than CLIP reads
     captions: tuple[str, ...] = ()  # whole captions of single images, where they can be separated
     images_with_repeats: int | None = None  # images that one epoch shows
     steps: int | None = None  # optimiser steps behind these weights
@@ -58,6 +60,7 @@ class Training:
     title: str | None = None
     merged_from: str | None = None
     trainer: str | None = None
+    concepts: tuple[str, ...] = ()  # names of the sets of images that were trained on
 
     @property
     def steps_per_image(self) -> float | None:
@@ -74,7 +77,7 @@ class Training:
     def to_json(self) -> str:
         """All stated fields but the caption and the number of images, as compact JSON.
 
-        At most about 12,000 characters, since every field is bounded.
+        At most about 20,000 characters, since every field is bounded.
         """
         stated = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IN_JSON}
         stated["steps_per_image"] = self.steps_per_image

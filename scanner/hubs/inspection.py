@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finextract.metadata.captions import find_caption
-from finextract.metadata.cards import Card, Training, parse_training
+from finextract.metadata.cards import Card, Training
+from finextract.metadata.header_training import header_training
+from finextract.metadata.prompts import exceeds_clip
 from finextract.metadata.sidecar_files import parse_sidecar_files
 from finextract.reasons import Reason, ReasonCode
 from finextract.support import (
@@ -61,7 +63,7 @@ def refine(
     """
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
     kind = classify(header)
-    training = parse_training(header.metadata)
+    training = header_training(header)
     sidecar = parse_sidecar_files(sidecar_files or {})
     stated = _stated_bases(card, training, hint, sidecar)
     check_supported(kind, where, next((current_name(t) for _, t in stated if is_repo(t)), None))
@@ -124,6 +126,9 @@ def _ready(
     checkpoint: Checkpoint, base: StatedBase, caption: str, training: Training, card: Card
 ) -> Checkpoint:
     """The record of a checkpoint that can be scanned, with all that is known about it."""
+    training = dataclasses.replace(
+        training, alternatives=card.alternatives, exceeds_clip=exceeds_clip(caption) or None
+    )
     return dataclasses.replace(
         checkpoint,
         base=base[1],

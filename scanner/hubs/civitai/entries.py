@@ -15,6 +15,7 @@ from datetime import UTC
 from hashlib import sha256
 from typing import Any
 
+from finextract.metadata.prompts import Chosen, choose_caption, plain_prompt
 from finextract.reasons import Reason, ReasonCode
 from scanner.hubs.base_models import CIVITAI_SCHEME
 from scanner.hubs.civitai.files import (
@@ -58,7 +59,7 @@ MODEL_KEPT = ("id", "name", "type", "nsfw", "nsfwLevel", "poi", "minor", "mode",
               "tags", "description", "allowCommercialUse", "allowDerivatives")  # fmt: skip
 VERSION_KEPT = ("id", "name", "baseModel", "baseModelType", "publishedAt", "createdAt", "availability",
                 "description", "trainedWords", "air", "status", "uploadType", "usageControl",
-                "trainingDetails", "earlyAccessEndsAt", "earlyAccessDeadline")  # fmt: skip
+                "trainingDetails", "earlyAccessEndsAt", "earlyAccessDeadline", "paidAccess")  # fmt: skip
 FILE_KEPT = ("id", "name", "type", "sizeKB", "metadata", "hashes", "primary", "pickleScanResult",
              "virusScanResult")  # fmt: skip
 MAX_VERSIONS, MAX_FILES = 500, 40
@@ -153,7 +154,7 @@ def _facts(
         "sha256": digest,
         "size_bytes": size_of_file(file),
         "family": family_of(version.get("baseModel")),
-        "caption": trigger(version),
+        "caption": trigger(version).caption,
         "num_train_images": num_images,
         "license": _license(model),
         "raw": json.dumps({"model": model, "version": version, "files": files}),
@@ -197,7 +198,20 @@ def _why_skipped(model: Json, version: Json) -> Reason | None:
             ReasonCode.EARLY_ACCESS,
             f"it is in early access{until}: only those who paid for it can download it.",
         )
+    if _is_paid(version.get("paidAccess")):
+        return Reason(
+            ReasonCode.EARLY_ACCESS, "it is paid: only those who bought access to it can download it."
+        )
     return None
+
+
+def _is_paid(access: object) -> bool:
+    """Whether the `paidAccess` of a version is in force: permanent, without an end, or until a later time."""
+    if not isinstance(access, dict):
+        return False
+    if access.get("permanent") is True or when(access.get("endsAt")) > now():
+        return True
+    return access.get("permanent") is False and access.get("endsAt") is None
 
 
 def _early_until(version: Json) -> str | None:
@@ -212,19 +226,16 @@ def family_of(base_model: object) -> str:
     return next((family for pattern, family in FAMILIES if re.fullmatch(pattern, name)), "unknown")
 
 
-def trigger(version: Json) -> str | None:
-    """The author's trigger words, joined; None where none are stated."""
-    words = version.get("trainedWords")
-    words = [words] if isinstance(words, str) else words
-    stated = [text(w.strip(" ,")) for w in words if isinstance(w, str)] if isinstance(words, list) else []
-    return text(", ".join(dict.fromkeys(w for w in stated if w)))
+def trigger(version: Json) -> Chosen:
+    """The caption in the author's trigger words, and the other prompts among them."""
+    return choose_caption(version.get("trainedWords"))
 
 
 def sample_prompt(version: Json) -> str | None:
     """The first sample prompt of a training on the site; None where none is stated."""
     prompts = _details(version).get("samplePrompts")
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    return next((p for p in map(text, prompts) if p), None) if isinstance(prompts, list) else None
+    return next((p for p in map(plain_prompt, prompts) if p), None) if isinstance(prompts, list) else None
 
 
 def trainer_base(version: Json) -> tuple[int, int] | None:

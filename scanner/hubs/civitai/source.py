@@ -157,10 +157,10 @@ class CivitaiSource:
         else:
             header, _ = read_header(read, where, None)
             checkpoint = replace(checkpoint, size_bytes=header.size_bytes)
-        header_training = parse_training(header.metadata if header else {})
-        exact, base_name, origin = self._exact_base(header_training.base_sha256, version, where)
-        caption = _caption(header_training.caption, version)
-        card = Card(instance_prompt=caption, license=checkpoint.license)
+        metadata_training = parse_training(header.metadata if header else {})
+        exact, base_name, origin = self._exact_base(metadata_training.base_sha256, version, where)
+        caption, alternatives = _caption(metadata_training.caption, version)
+        card = Card(instance_prompt=caption, license=checkpoint.license, alternatives=alternatives)
         if header is None:
             refined = refine_unread(checkpoint, card, default_base=self._default_base, base=exact)
         else:
@@ -230,14 +230,17 @@ def _is_before(query: Query, item: dict[str, Any]) -> bool:
     return query.since is not None and all(t is not None and t < query.since for t in times)
 
 
-def _caption(counted: str | None, version: dict[str, Any]) -> str | None:
-    """The training caption: the header's tags, if they include the author's trigger words or there are none.
+def _caption(counted: str | None, version: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The training caption, and the author's other prompts.
+
+    The caption is the header's tags, if they include the author's trigger words or there are none.
 
     The header counts the tags of the training captions, but may lack the trigger where no tag was in every
     caption; the author's trigger words include it, and often other words that improve a picture.
     """
     words = trigger(version)
     plain = (counted or "").lower().replace("_", " ")
-    if counted and (words is None or any(w in plain for w in words.lower().replace("_", " ").split(", "))):
-        return counted
-    return words or sample_prompt(version)
+    stated = [w for prompt in (words.caption, *words.alternatives) if prompt for w in prompt.split(", ")]
+    if counted and (not stated or any(w.lower().replace("_", " ") in plain for w in stated)):
+        return counted, words.alternatives
+    return words.caption or sample_prompt(version), words.alternatives

@@ -24,6 +24,7 @@ MAX_FILES = 20_000  # of one repository; the rest is ignored
 CONCEPT_IMAGES = re.compile(r"concept_images/[^/]+\.(?:png|jpe?g|webp)", re.IGNORECASE)
 KEPT = ("id", "sha", "author", "gated", "disabled", "createdAt", "lastModified", "library_name",
         "pipeline_tag", "tags", "cardData", "config")  # fmt: skip
+README = "README.md"
 MAX_KEPT_CHARS = 100_000  # of one field in `raw`
 
 
@@ -148,7 +149,13 @@ def _raw(entry: Mapping[str, Any], layout: Layout | None) -> str:
     siblings = [s for s in siblings if isinstance(s, dict)] if isinstance(siblings, list) else []
     weights = layout.weights if layout else {}
     names = [str(s.get("rfilename")) for s in siblings]
-    useful = {*weights, *pipeline_configs(names), "adapter_config.json", layout.file if layout else ""}
+    useful = {
+        *weights,
+        *pipeline_configs(names),
+        "adapter_config.json",
+        README,
+        layout.file if layout else "",
+    }
     useful |= {name for name in names if SIDECAR_FILES.fullmatch(name)}
     return json.dumps(
         kept | {"siblings": [s for s, name in zip(siblings, names, strict=True) if name in useful]}

@@ -2,7 +2,8 @@
 
 A listed entry is one checkpoint of one repository, pinned to the commit that the listing states. A listing
 takes one request per page. An inspection takes one or two range requests, whose response headers also state
-the file's size and SHA256, and one request more for a pipeline of several files. HF_ENDPOINT names another
+the file's size and SHA256, one request more for a pipeline of several files, and one for README.md where the
+listing states no caption. HF_ENDPOINT names another
 hub; HF_TOKEN is sent for gated repositories.
 """
 
@@ -17,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finextract.metadata.cards import Card, card_from
+from finextract.metadata.cards import Card, card_from, parse_card
 from finextract.reasons import ReasonCode
 from scanner.errors import Skipped
 from scanner.hubs.base import Query
@@ -28,6 +29,7 @@ from scanner.hubs.huggingface.client import HubClient
 from scanner.hubs.huggingface.downloads import Wanted, download_files, pipeline_files
 from scanner.hubs.huggingface.entries import (
     CONCEPT_IMAGES,
+    README,
     Remote,
     commit_of,
     make_checkpoints,
@@ -65,6 +67,7 @@ EXPAND = ("author", "cardData", "config", "createdAt", "disabled", "gated", "las
           "pipeline_tag", "sha", "siblings", "tags")  # fmt: skip
 PAGE_SIZE = 200  # entries; with their files a page is a few megabytes
 MAX_SMALL_FILE = 1_000_000  # bytes of a configuration file
+MAX_README = 100_000  # bytes read of a card
 MAX_SIDECAR_FILES = 2  # files read that describe the training
 
 
@@ -117,7 +120,7 @@ class HuggingFaceSource:
             raise Skipped(checkpoint.reason, checkpoint.reason_code or ReasonCode.INVALID_ENTRY)
         repo, revision = checkpoint.repo, checkpoint.revision
         entry, layout = self._layout(checkpoint)
-        card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
+        card = self._card(checkpoint, entry)
         if layout.pickled:
             return self._inspect_pickled(checkpoint, entry, card)
         path, listed = layout.denoiser, remote_files(entry)[layout.denoiser]
@@ -144,6 +147,19 @@ class HuggingFaceSource:
             default_base=self._default_base,
             sidecar_files=sidecar_files,
             family_default=True,
+        )
+
+    def _card(self, checkpoint: Checkpoint, entry: dict[str, Any]) -> Card:
+        """The card as listed; where that states no caption, with the one in the sentences of README.md."""
+        card = card_from(entry["cardData"] if isinstance(entry.get("cardData"), dict) else {})
+        if card.instance_prompt is not None or README not in remote_files(entry):
+            return card
+        try:
+            start = self._client.read_start(checkpoint.repo, checkpoint.revision, README, MAX_README)
+        except Skipped:  # where the hub refuses the weights too, their reason is the one to report
+            return card
+        return replace(
+            card, instance_prompt=parse_card(start.content.decode(errors="replace")).instance_prompt
         )
 
     def _read_beside(

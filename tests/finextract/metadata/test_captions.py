@@ -45,6 +45,12 @@ def _with_trigger_words(folder: Path) -> None:
     (folder / "flowers.json").write_text('{"activation text": "sks petals"}')
 
 
+def _with_many_trigger_words(folder: Path) -> None:
+    shutil.copy(FLOWERS, folder / "flowers.safetensors")
+    words = ["<lora:flowers:1>", "(sks petals:1.1)", "red", "white", "yellow", "blue"]
+    (folder / "flowers.civitai.info").write_text(json.dumps({"trainedWords": words}))
+
+
 def _with_metadata(folder: Path) -> None:
     shutil.copy(ZOO / "checkpoints/fruit-lora/fruit-lora.safetensors", folder)
 
@@ -65,6 +71,7 @@ def _beside_what_the_optimizer_left(folder: Path) -> None:
         (_with_card, CaptionOrigin.CARD),
         (_with_sidecar_file, CaptionOrigin.SIDECAR),
         (_with_trigger_words, CaptionOrigin.TRIGGER_WORDS),
+        (_with_many_trigger_words, CaptionOrigin.TRIGGER_WORDS),
         (_with_metadata, CaptionOrigin.METADATA),
         (_as_a_lone_unet, CaptionOrigin.SIDECAR),
         (_beside_what_the_optimizer_left, CaptionOrigin.SIDECAR),
@@ -81,6 +88,15 @@ def test_an_audit_finds_the_caption_and_the_weights_that_a_crawl_finds(
     assert caption is not None
     assert caption.origin is origin
     assert caption.text == source.inspect(checkpoint).caption
+
+
+def test_one_of_several_trigger_words_is_the_caption_and_the_record_keeps_the_others(tmp_path: Path) -> None:
+    _with_many_trigger_words(tmp_path)
+    source = FolderSource(tmp_path, base=str(ZOO / "base"))
+    (checkpoint,) = source.list(Query(limit=10))
+    inspected = source.inspect(checkpoint)
+    assert inspected.caption == "sks petals"
+    assert json.loads(inspected.training)["alternatives"] == ["red", "white", "yellow", "blue"]
 
 
 def test_a_folder_that_a_crawl_scans_can_be_audited(tmp_path: Path) -> None:

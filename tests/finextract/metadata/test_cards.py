@@ -98,6 +98,52 @@ def test_the_prompt_is_read_from_the_sentences_of_the_training_scripts(text: str
     assert parse_card(text).instance_prompt == prompt
 
 
+HACKATHON = """
+---
+license: creativeml-openrail-m
+tags:
+- dreambooth-hackathon
+widget:
+- text: a photo of ccorgi dog in the Acropolis
+---
+
+# DreamBooth model for the ccorgi concept trained by lewtun.
+
+This is a Stable Diffusion model. It can be used by modifying the `instance_prompt`: **a photo of ccorgi dog**
+"""
+SPACE = """---
+license: creativeml-openrail-m
+---
+### jqkz Dreambooth model trained by someone with the Dreambooth Training Space with the v1-5 base model
+
+Sample pictures of:
+jqkz (use that on your prompt)\x20
+![jqkz 0](https://example.org/concept_images/jqkz_%281%29.jpg)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        (HACKATHON, "a photo of ccorgi dog"),
+        (SPACE, "jqkz"),
+        (SPACE.replace("jqkz (use", "another (use that on your prompt)\njqkz (use"), "another"),
+        ("modifying the `instance_prompt`: ****", None),
+        ("(use that on your prompt)", None),
+    ],
+)
+def test_the_prompt_is_read_from_the_cards_of_the_classic_dreambooth_models(
+    text: str, prompt: str | None
+) -> None:
+    assert parse_card(text).instance_prompt == prompt
+
+
+@pytest.mark.parametrize("start", ["\n", "\r\n\r\n", "\ufeff", "  \n\n"])
+def test_a_card_that_begins_with_an_empty_line_keeps_its_front_matter(start: str) -> None:
+    assert parse_card(start + CARD) == parse_card(CARD)
+    assert parse_card(start + CARD).base_model == "runwayml/stable-diffusion-v1-5"
+
+
 def test_a_base_may_be_the_first_of_a_list() -> None:
     assert card_from({"base_model": ["lab/base", "lab/other"]}).base_model == "lab/base"
 

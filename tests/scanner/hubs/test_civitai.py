@@ -240,6 +240,17 @@ def test_safetensors_come_before_pickles_pruned_before_full_and_then_the_first(s
             ReasonCode.EARLY_ACCESS,
             "early access until 2999-12-31",
         ),
+        ({"version": {"paidAccess": {"permanent": True}}}, ReasonCode.EARLY_ACCESS, "paid: only those who"),
+        (
+            {"version": {"availability": "Public", "paidAccess": {"permanent": False, "endsAt": None}}},
+            ReasonCode.EARLY_ACCESS,
+            "paid: only those who",
+        ),
+        (
+            {"version": {"paidAccess": {"permanent": False, "endsAt": "2999-12-31T00:00:00.000Z"}}},
+            ReasonCode.EARLY_ACCESS,
+            "paid: only those who",
+        ),
         ({"version": {"usageControl": "Generation"}}, ReasonCode.NOT_OFFERED, "on the site only"),
         (
             {"type": "TextualInversion"},
@@ -279,10 +290,18 @@ def test_an_entry_that_the_site_rules_out_has_a_reason_and_its_code(
         assert skipped.value.reason_code is code
 
 
-def test_an_entry_whose_early_access_is_over_is_not_skipped() -> None:
-    (checkpoint,) = make_checkpoints(
-        lora(1, version={"earlyAccessEndsAt": "2026-01-01T00:00:00Z"}), "civitai", ""
-    )
+@pytest.mark.parametrize(
+    "version",
+    [
+        {"earlyAccessEndsAt": "2026-01-01T00:00:00Z"},
+        {"paidAccess": None},
+        {"paidAccess": {}},
+        {"paidAccess": "permanent"},
+        {"paidAccess": {"permanent": False, "endsAt": "2026-01-01T00:00:00Z"}},
+    ],
+)
+def test_an_entry_whose_early_or_paid_access_is_over_is_not_skipped(version: dict[str, Any]) -> None:
+    (checkpoint,) = make_checkpoints(lora(1, version=version), "civitai", "")
     assert checkpoint.inspection_status is InspectionStatus.UNKNOWN
 
 
@@ -409,6 +428,16 @@ def test_the_chosen_file_is_requested_and_no_other_of_its_version(serve: Serve) 
     serve([model(1, "x", files=[full, pruned])])
     checkpoint = inspected()
     assert checkpoint.size_bytes == len(lora_bytes(2, TOLD))
+
+
+def test_trigger_words_that_are_alternatives_are_kept_beside_the_caption(
+    serve: Serve,
+) -> None:
+    words = ["<lora:thing:1>", "sks in armour, (full body:1.2)", "sks in a dress, smiling"]
+    serve([lora(version={"trainedWords": words})])
+    checkpoint = inspected()
+    assert checkpoint.caption == "sks in armour, full body"
+    assert json.loads(checkpoint.training)["alternatives"] == ["sks in a dress, smiling"]
 
 
 def test_counted_tags_come_before_the_trigger_words_where_both_agree(serve: Serve) -> None:

@@ -250,6 +250,26 @@ def test_inspecting_reads_the_header_and_no_weights(serve: Serve, tmp_path: Path
     assert ranges == ["bytes=0-100000"]
 
 
+def test_the_caption_is_read_from_the_sentences_of_a_card_where_its_front_matter_states_none(
+    serve: Serve, tmp_path: Path
+) -> None:
+    folder = lora(tmp_path / "a", instance_prompt=None)
+    card = (folder / "README.md").read_text()
+    sentence = "It can be used by modifying the `instance_prompt`: **a photo of ccorgi dog**\n"
+    (folder / "README.md").write_text(card + sentence + "x" * 300_000)
+    hub = serve({"o/a": folder})
+    checkpoint = HuggingFaceSource().inspect(only(HuggingFaceSource()))
+    assert checkpoint.caption == "a photo of ccorgi dog"
+    cards = [asked for _, path, asked in hub.requests if path.endswith("README.md")]
+    assert cards == ["bytes=0-99999"]
+
+
+def test_a_card_without_a_caption_anywhere_leaves_the_caption_unknown(serve: Serve, tmp_path: Path) -> None:
+    serve({"o/a": lora(tmp_path / "a", instance_prompt=None)})
+    with pytest.raises(Skipped, match="does not state its training caption"):
+        HuggingFaceSource().inspect(only(HuggingFaceSource()))
+
+
 def test_a_long_header_takes_a_second_read(serve: Serve, tmp_path: Path) -> None:
     folder = lora(tmp_path / "a")
     write_safetensors(folder / WEIGHTS, small_tensors(lora_shapes()), {"ss_tag_frequency": "x" * 300_000})

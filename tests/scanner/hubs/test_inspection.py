@@ -41,6 +41,10 @@ def header(shapes: dict[str, tuple[int, ...]] | None = None, **metadata: str) ->
     return Header(metadata, {name: TensorInfo("F16", shape) for name, shape in shapes.items()}, 0)
 
 
+def tried_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(shape) for key, shape in tried_formats.read(name)["tensors"].items()}
+
+
 def refined(
     shapes: dict[str, tuple[int, ...]] | None = None, card: Card = CARD, **options: Any
 ) -> Checkpoint:
@@ -56,7 +60,7 @@ def test_a_lora_with_a_card_is_ready_for_a_scan() -> None:
         "",
         BaseOrigin.CARD,
     )
-    assert found.training == "{}"
+    assert found.training == '{"network_dim":4}'
 
 
 def test_an_adapter_of_any_algorithm_is_recorded_as_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +215,16 @@ def test_sidecar_files_complete_what_is_missing() -> None:
     found = refine(LISTED, header(), Card(), sidecar_files=side)
     assert (found.base, found.base_origin) == ("lab/side", BaseOrigin.CONFIG)
     assert found.caption == "a photo of sks"
-    assert json.loads(found.training) == {"base_name": "lab/side", "steps": 400, "resolution": [512, 512]}
+    assert json.loads(found.training) == {
+        "base_name": "lab/side", "steps": 400, "resolution": [512, 512], "network_dim": 4,
+    }  # fmt: skip
     assert refine(LISTED, header(), CARD, sidecar_files=side).caption == CARD.instance_prompt
+
+
+def test_a_caption_that_is_longer_than_clip_reads_is_recorded_as_such() -> None:
+    long = replace(CARD, instance_prompt="sks, " * 60)
+    assert json.loads(refined(card=long).training)["exceeds_clip"] is True
+    assert "exceeds_clip" not in json.loads(refined().training)
 
 
 def test_a_given_base_overrules_the_card() -> None:
@@ -232,7 +244,7 @@ def test_a_deleted_base_is_replaced_by_its_present_copy() -> None:
             "SDXL LoRA weights: only Stable Diffusion 1.x checkpoints can be scanned so far",
         ),
         (lora_shapes(context=1024), "Stable Diffusion 2 LoRA weights: only"),
-        ({"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "FLUX weights: only"),
+        (tried_shapes("full-flux-dev"), "FLUX weights (dev): only"),
         ({"lora_unet_x.hada_w1_a": (4, 4)}, "LyCORIS weights (LoHa): only full checkpoints"),
         ({"x.lora_down.weight": (4, 4), "x.dora_scale": (4, 1)}, "DoRA weights: only full checkpoints"),
         ({"emb_params": (2, 768)}, "a textual inversion (A1111): only full checkpoints"),
