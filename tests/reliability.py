@@ -168,7 +168,7 @@ def start(store: Path, cache: Path, hub: Hub, address: str | None, log: Path) ->
     with log.open("ab") as said:
         return subprocess.Popen(
             [sys.executable, "-c", CRAWL, "crawl", "--source", "hf", "--limit", "1000", "--store", str(store),
-             *(("--ray-address", address) if address else ()), "--json", *BUDGET],
+             *(("--ray-address", address, "--gpus-per-worker", "0") if address else ()), "--json", *BUDGET],
             env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
         )  # fmt: skip
 

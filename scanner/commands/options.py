@@ -29,6 +29,17 @@ class Size(click.ParamType[int]):
 
 SIZE = Size()
 
+
+class GpuShare(click.FloatRange):
+    """The GPUs of a worker: 0, a part of one, or a whole number of them, as Ray takes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        share: float = super().convert(value, param, ctx)
+        if share > 1 and not share.is_integer():
+            self.fail(f"{value} is neither a part of a GPU nor a whole number of them.", param, ctx)
+        return share
+
+
 store_option = click.option(
     "--store", envvar="FINEXTRACT_STORE", default=default_store, metavar="DIR",
     help="The folder of the store, or s3://BUCKET/PREFIX.  [default: $FINEXTRACT_STORE, or a folder in the "
@@ -102,7 +113,13 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--workers",), {
         "type": click.IntRange(1),
-        "help": "The number of scans at the same time.  [default: one for each GPU, or for each core]",
+        "help": "The number of scans at the same time.  [default: one for each GPU, or for each core; on a "
+        "cluster also for nodes that its autoscaler may add]",
+    }),
+    (("--gpus-per-worker",), {
+        "type": GpuShare(0), "metavar": "N",
+        "help": "The GPUs of a scan: 0.5 for half of one, 0 for a CPU core.  [default: a part by its memory; "
+        "on a cluster without a GPU workers wait for a node that has one]",
     }),
 )  # fmt: skip
 _SCAN_SETTINGS = ("samples_per_image", "assumed_train_images", "steps", "guidance_scale", "correction",

@@ -168,6 +168,9 @@ class Terminal(Observer):
         parts += [f"{progress.retried} retried"] if progress.retried else []
         if progress.starting:
             parts.append(f"{progress.starting} worker{'s' * (progress.starting > 1)} starting")
+        if progress.waiting:
+            waits = "worker waits" if progress.waiting == 1 else "workers wait"
+            parts.append(f"{progress.waiting} {waits} for a node")
         if progress.running:
             shown = ", ".join(_running(one) for one in progress.running[:SHOWN_SCANS])
             hidden = len(progress.running) - SHOWN_SCANS

@@ -43,6 +43,7 @@ def crawl(
     budget: Budget | None = None,
     address: str | None = None,
     workers: int | None = None,
+    gpus_per_worker: float | None = None,
     worker_class: type = Scanner,
     deadlines: Deadlines = DEADLINES,
 ) -> Counter[Verdict]:
@@ -64,8 +65,8 @@ def crawl(
                 if crawling.has_more:
                     fetchers = 0 if task.source.startswith("folder:") else 1
                     with WorkerPool(
-                        task, address=address, workers=workers, fetchers=fetchers, worker_class=worker_class,
-                        tell=observer.message,
+                        task, address=address, workers=workers, gpus_per_worker=gpus_per_worker,
+                        fetchers=fetchers, worker_class=worker_class, tell=observer.message,
                     ) as pool:  # fmt: skip
                         crawling.run(pool)
         finally:
@@ -156,7 +157,8 @@ class _Crawl:
                 self._pause()
 
     def _grow(self, pool: WorkerPool) -> None:
-        pool.grow(most=max(1, self.outcomes.progress.total - self.outcomes.progress.done))
+        left = self.outcomes.progress.total - self.outcomes.progress.done
+        pool.grow(most=int(max(1, min(left, self._budget.workers))))
 
     def _give_work(self, pool: WorkerPool, worker: WorkerHandle) -> None:
         if not self.backlog.queue(worker):
@@ -249,7 +251,8 @@ class _Crawl:
                 self._remove(pool, worker)
                 self._settle(checkpoint, passed)
         progress.elsewhere = self.backlog[State.HELD_ELSEWHERE]
-        progress.starting = sum(worker.starting is not None for worker in pool.workers)
+        progress.waiting = pool.num_waiting
+        progress.starting = sum(worker.starting is not None for worker in pool.workers) - progress.waiting
         if self.outcomes.metrics is not None:
             self.outcomes.metrics.report(progress)
         self._observer.tick(progress)

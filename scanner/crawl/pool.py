@@ -1,9 +1,9 @@
-"""The workers of a crawl as Ray actors: as many as the cluster has room for, replaced when they die.
+"""The workers of a crawl as Ray actors: as many as there is room for, replaced when they die.
 
-A worker holds a `scanner.crawl.worker.Scanner`; so
-does a fetcher, which runs on any node with a free CPU and downloads files into the cache before their scan.
-Where there are GPUs, a worker takes one, or a part of one where its memory allows several workers; otherwise
-a CPU core.
+A worker holds a `scanner.crawl.worker.Scanner`; so does a fetcher, which runs on any node with a free CPU and
+downloads files into the cache before their scan. A worker takes a GPU, or a part of one where its memory
+allows several workers. On this machine it takes a CPU core where there is no GPU. On a cluster it never does
+so by itself: workers then wait for a node with a GPU, which is the demand that Ray's autoscaler acts on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finextract.reasons import ReasonCode
-from scanner.crawl.cluster import connected
+from scanner.crawl.cluster import connected, named_cluster
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import NoWorkers, StoreError
 from scanner.records import Checkpoint
@@ -31,6 +31,7 @@ GPU_GIB = {"T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "A100-80G": 8
 WORKER_GIB = {"sd1": 12}
 MAX_FAILED_STARTS = 5  # of workers, in a row
 MAX_PER_GPU = 4  # workers; more would only wait for each other
+MAX_WAITING = 8  # workers of a cluster that wait for a node, at any time
 NODE_DEATH = re.compile(r"node (has )?(died|been terminated|was terminated)|its node|preempt", re.IGNORECASE)
 # What the memory monitor of Ray says. Other messages name the OOM killer as one possible cause.
 OUT_OF_MEMORY = re.compile(r"running low on memory|killed due to memory pressure")
@@ -73,6 +74,11 @@ class WorkerHandle:
         """Whether it can be given work."""
         return self.answer is None and self.starting is None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no node has a process for it yet, as far as is known."""
+        return self.starting is not None and self.placed is None
+
 
 class WorkerPool:
     """A context manager: connects to Ray or starts it on entering, and ends its workers on leaving."""
@@ -83,13 +89,16 @@ class WorkerPool:
         *,
         address: str | None,
         workers: int | None,
+        gpus_per_worker: float | None = None,
         fetchers: int = 1,
         worker_class: type = Scanner,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._task, self._address, self._wanted, self._num_fetchers = task, address, workers, fetchers
         self._worker_class = worker_class  # it has the methods of a Scanner
-        self._tell = tell  # gets a sentence where Ray does not start at once
+        self._gpus_per_worker = gpus_per_worker  # 0 = CPU cores; None = by what there is
+        self._tell = tell  # gets a sentence where Ray does not start at once, or no node has a GPU
+        self._told = False  # that no node has a GPU
         self._connection = contextlib.ExitStack()
         self.workers: list[WorkerHandle] = []
         self._fetchers: list[Any] = []
@@ -110,28 +119,65 @@ class WorkerPool:
 
     @property
     def room(self) -> int:
-        """The number of workers that the user asked for, or else that the cluster has room for now."""
-        return self._wanted or max(1, self._gpu_room() or int(self._ray.cluster_resources().get("CPU", 1)))
+        """The number of workers: as the user gave it, or as the nodes that are there hold.
 
-    def _gpu_room(self) -> int:
-        return int(int(self._ray.cluster_resources().get("GPU", 0)) / self._gpu_share())
+        On a cluster up to MAX_WAITING more, so that an autoscaler sees how many nodes would be of use.
+        """
+        if self._wanted:
+            return self._wanted
+        share, has = self._gpu_share(), self._ray.cluster_resources()
+        now = int(int(has.get("GPU", 0)) / share) if share else int(has.get("CPU", 0))
+        if not self._is_cluster:
+            return max(1, now)
+        return max(now, sum(not worker.is_waiting for worker in self.workers)) + MAX_WAITING
+
+    @property
+    def num_waiting(self) -> int:
+        """Workers that wait for a node of a cluster; on this machine a worker begins to start at once."""
+        return sum(worker.is_waiting for worker in self.workers) if self._is_cluster else 0
+
+    @property
+    def _is_cluster(self) -> bool:
+        """Whether the nodes are those of a cluster, which may get more, and not this machine alone."""
+        return self._address is not None or named_cluster() is not None
 
     def _gpu_share(self) -> float:
-        """The part of a GPU that a worker takes, by the memory of the smallest type of GPU in the cluster."""
-        kinds = [name.removeprefix("accelerator_type:") for name in self._ray.cluster_resources()
+        """The GPUs that a worker takes, often a part of one; 0 where workers take CPU cores.
+
+        A part is told by the memory of the smallest type of GPU in the cluster. Where none is there yet, its
+        type is not known, and a worker takes a whole one.
+        """
+        if self._gpus_per_worker is not None:
+            return self._gpus_per_worker
+        has = self._ray.cluster_resources()
+        if not has.get("GPU") and not self._is_cluster:
+            return 0
+        kinds = [name.removeprefix("accelerator_type:") for name in has
                  if name.startswith("accelerator_type:")]  # fmt: skip
         need = max(WORKER_GIB.values())  # a worker may be given any of them
         least = min((GPU_GIB.get(kind, need) for kind in kinds), default=need)
         return 1 / max(1, min(MAX_PER_GPU, least // need))
 
     def grow(self, most: int) -> None:
-        """Starts workers until there is no room for more, or there are `most`."""
+        """Starts workers until there is no room for more, or there are `most`.
+
+        Of workers that wait for a node, no more than are of use are kept: each may be a node to pay for.
+        """
+        waiting = [worker for worker in self.workers if worker.is_waiting]
+        for worker in waiting[max(0, most - (len(self.workers) - len(waiting))) :]:
+            self.dismiss(worker)
+        share = self._gpu_share()
+        if share and not self._told and not self._ray.cluster_resources().get("GPU"):
+            self._told = True
+            self._tell(
+                "No node of the cluster has a GPU yet: workers wait until one has.\n"
+                "For a cluster that never has one, pass --gpus-per-worker 0."
+            )
         while len(self.workers) < min(self.room, most):
-            gpus = int(self._ray.cluster_resources().get("GPU", 0))
             remote: Any = self._ray.remote(self._worker_class)
             actor = remote.options(
-                num_gpus=self._gpu_share() if gpus else 0, num_cpus=0 if gpus else 1, max_restarts=0,
-                max_task_retries=0, max_concurrency=2,
+                num_gpus=share, num_cpus=0 if share else 1, max_restarts=0, max_task_retries=0,
+                max_concurrency=2,
             ).remote(self._task)  # fmt: skip
             self.workers.append(WorkerHandle(actor, starting=actor.ready.remote()))
 
@@ -243,9 +289,8 @@ class WorkerPool:
 
     def _has_process(self, worker: WorkerHandle) -> bool:
         """Whether a node has a process for a worker; Ray states none for one that waits for a node."""
-        from ray._private import state  # the public state API needs the dashboard
-
-        return bool((state.actors(worker.actor._actor_id.hex()) or {}).get("Pid"))
+        actors = self._ray._private.state.actors  # the public state API needs the dashboard
+        return bool((actors(worker.actor._actor_id.hex()) or {}).get("Pid"))
 
     def dismiss(self, worker: WorkerHandle) -> None:
         """Ends a worker's process and removes the worker.

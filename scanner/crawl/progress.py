@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scanner.hubs.http import RateLimitWait
     from scanner.store.queries import VerdictCounts
 
+WORKER_SECONDS = 600.0  # of work for which a worker is started
 Running = tuple[Checkpoint, str, float]  # a checkpoint, the stage of its scan, and seconds in that stage
 
 
@@ -32,6 +33,7 @@ class Progress:
     running: list[Running] = field(default_factory=list)
     elsewhere: int = 0  # checkpoints that another crawl holds
     starting: int = 0  # workers that are starting up
+    waiting: int = 0  # workers that wait for a node of the cluster
     retried: int = 0  # attempts after the first of a checkpoint
     started: float = field(default_factory=time.monotonic)
 
@@ -49,6 +51,11 @@ class Budget:
     def is_spent(self) -> bool:
         """Whether no further scan may begin."""
         return self.spent_seconds >= self.seconds or self.spent_bytes >= self.size_bytes
+
+    @property
+    def workers(self) -> float:
+        """The most workers that are of use for what is left: each needs minutes before its first scan."""
+        return 0 if self.is_spent else 1 + (self.seconds - self.spent_seconds) / WORKER_SECONDS
 
 
 class Observer:

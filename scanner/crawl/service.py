@@ -52,7 +52,8 @@ class CrawlOptions:
     keep_weights: bool = False  # keep a downloaded checkpoint after its scan
     allow_pickle: bool = False  # convert pickled checkpoints that pass every check, and scan them
     ray_address: str | None = None  # of a running cluster; None to start Ray on this machine
-    workers: int | None = None  # scans at once; None for as many as the cluster has room for
+    workers: int | None = None  # scans at once; None for as many as there is room for
+    gpus_per_worker: float | None = None  # a part of one, or several; 0 for CPU cores; None by their memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,8 @@ def _scan(
         with http.on_rate_limit(observer.rate_limited):
             verdicts = engine.crawl(
                 task, plan, store, observer=observer, on_listed=on_listed, budget=budget,
-                address=options.ray_address, workers=options.workers, worker_class=worker_class or Scanner,
+                address=options.ray_address, workers=options.workers,
+                gpus_per_worker=options.gpus_per_worker, worker_class=worker_class or Scanner,
             )  # fmt: skip
     except KeyboardInterrupt:
         observer.interrupted(count_verdicts(store, config.config_id))

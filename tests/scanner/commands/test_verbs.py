@@ -301,6 +301,7 @@ def test_an_unknown_setting_is_named_with_a_suggestion(settings: Path, text: str
         ('cache-size = "5XB"', "cache-size in [crawl] cannot be '5XB': 5XB is not a size"),
         ("base = 5", "base in [crawl] takes text in quotes, not 5"),
         ("allow-pickle = 1", "allow-pickle in [crawl] takes true or false, not 1"),
+        ("gpus-per-worker = 1.5", "gpus-per-worker in [crawl] cannot be 1.5: 1.5 is neither a part of a GPU"),
     ],
 )
 @pytest.mark.parametrize("verb", ["config", "status"])
