@@ -19,6 +19,7 @@ from scanner.crawl.service import CrawlOptions
 from scanner.errors import SourceError
 from scanner.records import Checkpoint, Night, Scan, now
 from scanner.store.compaction import compact
+from scanner.store.orphans import collect
 from scanner.store.queries import ReasonCount, count_reasons, shorter
 from scanner.store.store import Store
 from scanner.text import for_terminal
@@ -100,6 +101,8 @@ def run(
     for table in compact(store):
         if table.files:
             observer.message(f"{table.table}: {table.files:,} files compacted")
+    if orphans := collect(store):
+        observer.message(f"removed: {orphans}")
     return night
 
 

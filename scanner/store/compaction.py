@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from scanner.errors import StoreError
 from scanner.records import new_id
 from scanner.store.datafiles import columns_file, is_part, is_readable
 from scanner.store.delta import DataFile
-from scanner.store.storage import FolderStorage
+from scanner.store.storage import SCRATCH, FolderStorage
 from scanner.store.store import Store
 from scanner.store.tables import COMPACTED, CONTESTED, KEPT, TABLES, compaction
 
@@ -92,14 +92,14 @@ def _compact(store: Store, table: str, fewest_parts: int) -> Compacted:
     for batch in batches(current, fewest_parts):
         names = [file.name for file in batch]
         try:
-            made = _rewrite(store, table, names, damaged)
+            made = rewrite(store, table, names, damaged=damaged)
         except duckdb.Error:
             damaged = {f.name for f in current if not _is_whole(store, table, f.name)}
             if not damaged:
                 raise
-            made = _rewrite(store, table, names, damaged)
-        files += len(batch) if made else 0
-        rows += made
+            made = rewrite(store, table, names, damaged=damaged)
+        files += len(batch) if made is not None else 0
+        rows += made or 0
     return Compacted(table, files, rows)
 
 
@@ -127,26 +127,28 @@ def batches(files: Sequence[DataFile], fewest_parts: int) -> list[list[DataFile]
     return [group for group in groups if len(group) > 1 or is_part(group[0].name)]
 
 
-def _rewrite(store: Store, table: str, names: Sequence[str], damaged: set[str]) -> int:
-    """Replaces files, without the damaged ones, by one.
+def rewrite(
+    store: Store, table: str, names: Sequence[str], *, damaged: Collection[str] = (), where: str = "true"
+) -> int | None:
+    """Replaces files, without the damaged ones, by one with those of their rows for which `where` holds.
 
-    Returns the number of its rows; 0 where another compaction was faster.
+    Returns the number of its rows; None where another process was faster, and nothing changed.
     """
     storage = store.storage
     names = [name for name in names if name not in damaged]
-    current = {file.name for file in store.tables[table].files()} - damaged
+    current = {file.name for file in store.tables[table].files()}.difference(damaged)
     if not names or not current >= set(names):
-        return 0
+        return None
     others = sorted(current - set(names)) if table in KEPT else []
     name = f"{CONTESTED if others else COMPACTED}{new_id()}.parquet"
     at = [[storage.address(f"{table}/{n}") for n in group] for group in (names, others)]
     sql = compaction(table, at[0], at[1], columns_file(table))
     folder = storage.root if isinstance(storage, FolderStorage) else None
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".compaction-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
         local = Path(scratch) / name
         for memory, threads in LIMITS:
             try:
-                rows = _copy(store, sql, local, memory, threads)
+                rows = _copy(store, f"SELECT * FROM ({sql}) WHERE {where}", local, memory, threads)
                 break
             except duckdb.OutOfMemoryException:
                 if (memory, threads) == LIMITS[-1]:
@@ -156,7 +158,7 @@ def _rewrite(store: Store, table: str, names: Sequence[str], damaged: set[str]) 
     if store.tables[table].replace(names, DataFile(name, size, rows)):
         return rows
     storage.remove(f"{table}/{name}")
-    return 0
+    return None
 
 
 def _copy(store: Store, sql: str, target: Path, memory: str, threads: int) -> int:

@@ -16,7 +16,7 @@ import duckdb
 from scanner.errors import QueryError
 from scanner.store.datafiles import columns_file, scratch
 from scanner.store.storage import Storage
-from scanner.store.tables import TABLES
+from scanner.store.tables import TABLES, quoted
 
 _EXPLAIN = re.compile(r"\A\s*explain\s+(analyze\s+|\([^)]*\)\s*)?", re.IGNORECASE)
 
@@ -34,9 +34,9 @@ def connect_locked(storage: Storage) -> duckdb.DuckDBPyConnection:
     """A database in memory that opens the store's files and nothing else, whatever it is asked."""
     connection = connect(storage)
     connection.execute("SET parquet_metadata_cache = true")
-    connection.execute(f"SET temp_directory = {_quoted(scratch())}")  # larger results than memory spill there
-    connection.execute(f"SET allowed_directories = [{_quoted(storage.address(''))}]")
-    columns = ", ".join(_quoted(columns_file(table)) for table in TABLES.values())
+    connection.execute(f"SET temp_directory = {quoted(scratch())}")  # larger results than memory spill there
+    connection.execute(f"SET allowed_directories = [{quoted(storage.address(''))}]")
+    columns = ", ".join(quoted(columns_file(table)) for table in TABLES.values())
     connection.execute(f"SET allowed_paths = [{columns}]")
     connection.execute("SET python_enable_replacements = false")  # no variables of this program as tables
     connection.execute("SET enable_external_access = false")
@@ -78,7 +78,3 @@ def interruptible() -> Iterator[None]:
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

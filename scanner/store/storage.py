@@ -8,25 +8,30 @@ table. Object stores are those that fsspec opens by their scheme; `s3://` needs 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import logging
 import os
-import tempfile
+import re
+import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Container
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
 import duckdb
 
-from scanner.errors import StoreError
+from scanner.store.buckets import BucketStorage
 from scanner.store.locks import exclusive
 
-NEWS_S = 1.0  # between two listings of a folder of an object store
+LOGGER = logging.getLogger("scanner.store")
 UNSURE_NS = 100_000_000  # a folder that changed so recently may change again without a new modification time
 LOCKS = ".locks"  # the folder of lock files
-NO_NAMES = hashlib.sha256(b"").hexdigest()
+SCRATCH = ".compaction-"  # how a folder of a compaction begins, in the store's own folder
+# Files that are written under a name of their own and renamed when they are whole: ours, and delta-rs's.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}|_commit_.+\.json\.tmp|.+#\d+")
 
 
 class Storage(Protocol):
@@ -73,6 +78,30 @@ class Storage(Protocol):
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Lets a connection read those addresses."""
+        ...
+
+    def restrict(self, own: Container[str]) -> None:
+        """Takes a store away from other users of this machine, with a warning; `own` are its names."""
+        ...
+
+    def below(self, folder: str) -> list[str]:
+        """The paths of all files below a folder, at any depth, without hidden ones."""
+        ...
+
+    def changed(self, path: str) -> datetime:
+        """When a file was last written or refreshed."""
+        ...
+
+    def refresh(self, path: str, content: bytes) -> None:
+        """Makes a file with that content as new as one that is written now, and writes it if it is gone."""
+        ...
+
+    def remove_unchanged(self, path: str, since: datetime) -> bool:
+        """Removes a file unless it was written or refreshed since; whether it did."""
+        ...
+
+    def leftovers(self, since: datetime, *, remove: bool) -> int:
+        """Counts, or removes, temporary files and folders of killed writers that have not changed since."""
         ...
 
     def stamp(self, folder: str) -> tuple[object, bool]:
@@ -157,6 +186,78 @@ class FolderStorage:
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """DuckDB reads a folder by itself."""
 
+    def restrict(self, own: Container[str]) -> None:
+        """See `Storage.restrict`: a folder that holds other files too keeps its mode."""
+        found = self.root.stat()
+        open_to = stat.S_IMODE(found.st_mode) & 0o077
+        mine = found.st_uid == os.geteuid()
+        if not open_to or not (mine or open_to & stat.S_IWOTH):
+            return
+        said = (
+            f"the store {self.uri} was open to other users of this machine (mode {found.st_mode & 0o777:o})"
+        )
+        if mine and all(name in own for name in self.names("")):
+            self.root.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
+            LOGGER.warning("%s. From now on only you can open it (mode 700).", said)
+        else:
+            LOGGER.warning(
+                "%s and still is, because the folder %s. Give the store a folder of its own with mode 700.",
+                said, "holds other files too" if mine else "belongs to another user",
+            )  # fmt: skip
+
+    def below(self, folder: str) -> list[str]:
+        """See `Storage.below`."""
+        top = str(self.root / folder)
+        return [
+            f"{folder}{at[len(top) :]}/{name}"
+            for at, _, names in os.walk(top)
+            for name in names
+            if not name.startswith(".")
+        ]
+
+    def changed(self, path: str) -> datetime:
+        """See `Storage.changed`."""
+        return datetime.fromtimestamp((self.root / path).stat().st_mtime, UTC)
+
+    def refresh(self, path: str, content: bytes) -> None:
+        """See `Storage.refresh`."""
+        try:
+            os.utime(self.root / path)
+        except FileNotFoundError:
+            self.create(path, content)
+
+    def remove_unchanged(self, path: str, since: datetime) -> bool:
+        """See `Storage.remove_unchanged`: it is renamed first, so a writer finds it either new or gone."""
+        hidden = (self.root / path).with_name(f".{Path(path).name}.{uuid4().hex}")
+        try:
+            os.rename(self.root / path, hidden)
+        except FileNotFoundError:
+            return False
+        if hidden.stat().st_mtime < since.timestamp():
+            hidden.unlink()
+            return True
+        with contextlib.suppress(FileExistsError):
+            os.link(hidden, self.root / path)
+        hidden.unlink()
+        return False
+
+    def leftovers(self, since: datetime, *, remove: bool) -> int:
+        """See `Storage.leftovers`."""
+        found: list[str] = []
+        for at, folders, names in os.walk(self.root):
+            scratch = [name for name in folders if name.startswith(SCRATCH)]
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in (*scratch, *(name for name in names if TEMPORARY.fullmatch(name))):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.lstat(f"{at}/{name}").st_mtime < since.timestamp():
+                        found.append(f"{at}/{name}")
+        for path in found if remove else ():
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                Path(path).unlink(missing_ok=True)
+        return len(found)
+
     def stamp(self, folder: str) -> tuple[object, bool]:
         """The folder's modification time; not conclusive within the tick of the file system's clock."""
         try:
@@ -164,114 +265,6 @@ class FolderStorage:
         except FileNotFoundError:
             return None, False
         return changed, time.time_ns() - changed >= UNSURE_NS
-
-
-class BucketStorage:
-    """A prefix in an object store. AWS_ENDPOINT_URL and the like select a server other than Amazon's."""
-
-    def __init__(self, uri: str) -> None:
-        import fsspec  # type: ignore[import-untyped]
-
-        self.uri = uri.rstrip("/")
-        self.scheme, _, self._prefix = self.uri.partition("://")
-        try:
-            # Without the cache of instances: a cached one keeps settings that have changed since.
-            self._files: Any = fsspec.filesystem(
-                self.scheme, use_listings_cache=False, skip_instance_cache=True
-            )
-        except (ImportError, ValueError) as error:
-            raise StoreError(
-                f"the store {uri} cannot be opened: {error}.\n"
-                "A store is a folder, or s3://BUCKET/PREFIX once s3fs is installed."
-            ) from error
-        self.options = {"AWS_CONDITIONAL_PUT": "etag"} if self.scheme.startswith("s3") else {}
-        if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-            self.options["AWS_ALLOW_HTTP"] = "true"
-        self._seen: dict[str, tuple[float, str]] = {}  # folder -> (when it was listed, digest of the names)
-
-    def names(self, folder: str) -> list[str]:
-        """See `Storage.names`."""
-        try:
-            with _os_errors():
-                found = self._files.ls(self._at(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        return [name for path in found if (name := path.rstrip("/").rpartition("/")[2])]
-
-    def make(self, folder: str) -> None:
-        """An object store has no folders."""
-
-    def lock(self, name: str) -> AbstractContextManager[None]:
-        """See `Storage.lock`."""
-        digest = hashlib.sha256(f"{self.uri}/{name}".encode()).hexdigest()[:16]
-        return exclusive(Path(tempfile.gettempdir()) / f"finextract-{os.getuid()}-{digest}.lock")
-
-    def put(self, path: str, content: bytes) -> None:
-        """See `Storage.put`."""
-        with _os_errors():
-            self._files.pipe_file(self._at(path), content)
-        self._seen.clear()
-
-    def take(self, path: str, local: Path) -> None:
-        """See `Storage.take`."""
-        with _os_errors():
-            self._files.put_file(str(local), self._at(path))
-        local.unlink()
-        self._seen.clear()
-
-    def create(self, path: str, content: bytes) -> bool:
-        """See `Storage.create`; by a conditional PUT."""
-        try:
-            with _os_errors():
-                self._files.pipe_file(self._at(path), content, mode="create")
-        except FileExistsError:
-            return False
-        self._seen.clear()
-        return True
-
-    def read(self, path: str) -> bytes:
-        """See `Storage.read`."""
-        with _os_errors():
-            content: bytes = self._files.cat_file(self._at(path))
-        return content
-
-    def remove(self, path: str) -> None:
-        """See `Storage.remove`."""
-        with contextlib.suppress(FileNotFoundError), _os_errors():
-            self._files.rm_file(self._at(path))
-        self._seen.clear()
-
-    def address(self, path: str) -> str:
-        """See `Storage.address`."""
-        return f"{self.uri}/{path}"
-
-    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """See `Storage.attach`: DuckDB's own S3 reader would have to be downloaded."""
-        connection.execute("SET autoload_known_extensions = false")
-        connection.execute("SET autoinstall_known_extensions = false")
-        connection.register_filesystem(self._files)
-
-    def stamp(self, folder: str) -> tuple[object, bool]:
-        """A digest of the names; listed again after `NEWS_S`, or after a write of this process."""
-        at, digest = self._seen.get(folder, (-NEWS_S, ""))
-        if time.monotonic() - at >= NEWS_S:
-            digest = hashlib.sha256("\n".join(sorted(self.names(folder))).encode()).hexdigest()
-            self._seen[folder] = time.monotonic(), digest
-        return None if digest == NO_NAMES else digest, True
-
-    def _at(self, path: str) -> str:
-        return f"{self._prefix}/{path}"
-
-
-@contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-    """Raises OSError for every error of the client, such as botocore's own for missing credentials."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(str(error) or type(error).__name__) from error
 
 
 def open_storage(uri: str | Path) -> Storage:

@@ -41,6 +41,8 @@ from scanner.text import first_line
 LOGGER = logging.getLogger("scanner.store")
 MARKER = "scans"  # the table that every store has
 DAMAGE = duckdb.IOException, duckdb.InvalidInputException  # what DuckDB raises for a file it cannot read
+# What lies in the folder of a store.
+NAMES = {*TABLES.values(), "images", "leases", "logs", "reports", "orphans.json", "before-migration"}
 ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
 STREAMED = 10_000  # of a query whose rows are streamed, at once
 # Rows that refer to others are read before them: a scan is never seen without its matches.
@@ -76,6 +78,7 @@ class Store:
                         "Pass --store DIR, or make one with `scanner corpus add`."
                     )
                 self.tables[MARKER].create()
+            self.storage.restrict(NAMES)
         except (OSError, DeltaError) as error:
             hint = "Check its credentials and AWS_ENDPOINT_URL" if "://" in self.uri else "Name a folder"
             raise StoreError(
@@ -125,6 +128,11 @@ class Store:
         compacted = [self.storage.address(path) for path in files if not is_part(path)]
         return views(table, compacted, parts, columns_file(table))
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a query has met data files that cannot be read."""
+        return bool(self._damaged)
+
     def _is_there(self) -> bool:
         return LOG in self.storage.names(MARKER)
 
@@ -163,7 +171,8 @@ class Store:
         """Keeps an encoded PNG; returns its SHA256, by which `image` finds it."""
         sha256 = hashlib.sha256(png).hexdigest()
         try:
-            self.storage.create(_image(sha256), png)
+            if not self.storage.create(_image(sha256), png):
+                self.storage.refresh(_image(sha256), png)  # it may be an orphan that is about to be removed
         except OSError as error:
             raise StoreError(f"the store {self.uri} cannot be written: {first_line(error)}.") from error
         return sha256

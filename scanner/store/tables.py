@@ -219,8 +219,9 @@ def _merged(table: str, old: str, new: str, shared: Sequence[str]) -> str:
 
 
 def _files(paths: Sequence[str]) -> str:
-    return f"read_parquet([{', '.join(map(_quoted, paths))}], union_by_name = true)"
+    return f"read_parquet([{', '.join(map(quoted, paths))}], union_by_name = true)"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"

@@ -391,4 +391,4 @@ def test_the_verb_reports_what_it_did(tmp_path: Path) -> None:
         store.append([replace(checkpoint("o/a", "x"), listed_at=START + timedelta(minutes=n))])
     first, second = (CliRunner().invoke(cli, ["compact", "--store", store.uri]) for _ in range(2))
     assert "checkpoints: 3 files compacted, 1 rows" in first.output
-    assert "Nothing to do" in second.output
+    assert "Nothing to compact" in second.output
