@@ -153,8 +153,13 @@ class FolderStorage:
         target = self.root / path
         self._make(target.parent)
         hidden = target.with_name(f".{target.name}.{uuid4().hex}")
-        hidden.touch(mode=0o600)
-        hidden.write_bytes(content)
+        try:
+            hidden.touch(mode=0o600)
+            hidden.write_bytes(content)
+        except OSError:  # the disk is full: nothing of it stays there
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
+            raise
         return hidden
 
     def make(self, folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from scanner.errors import QueryError, StoreError
 from scanner.records import Candidate, Checkpoint, Decision, EventKind, ReviewDecision, Scan, Verdict, now
 from scanner.store import compaction
 from scanner.store.compaction import compact
+from scanner.store.storage import FolderStorage
 from scanner.store.store import Store
 
 START = now()
@@ -371,6 +373,19 @@ def test_opening_a_store_that_does_not_exist_is_an_error(make: Make, tmp_path: P
         Store(there + "-not")
     with pytest.raises(StoreError, match="cannot be opened"):
         Store("nowhere://bucket/prefix")
+
+
+def test_a_file_that_does_not_fit_on_the_disk_leaves_nothing_there(tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        for write in (storage.put, storage.create):
+            with pytest.raises(OSError, match="File too large"):
+                write("scans/part.parquet", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "scans").iterdir()) == []
 
 
 def test_a_signal_interrupts_a_query(store: Store) -> None:
