@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finextract.bounds import SD1_BOUNDS, Bounds, why_refused
 from finextract.reasons import Reason, ReasonCode
+from finextract.weights.adapter_keys import by_context
 from finextract.weights.formats import Family, Kind, Style, WeightsKind
 
 FAMILY_NAMES = {
@@ -44,6 +46,7 @@ class SupportedFamily:
     denoiser: str = "unet"  # the component that predicts
     inputs: Mapping[str, object] = field(default_factory=dict)  # those of INPUT_FIELDS that are set -> value
     variants: frozenset[str] = frozenset({""})  # `WeightsKind.detail` of full weights
+    bounds: Bounds = field(default_factory=dict)  # of the configuration files of its pipeline
 
 
 # Kinds of full weights that can be scanned, as messages list them.
@@ -61,6 +64,7 @@ SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
         },
         predictions=frozenset({"epsilon"}),
         single_file_bases=frozenset({("full", "ldm")}),
+        bounds=SD1_BOUNDS,
     ),
 }
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
@@ -147,6 +151,12 @@ def why_unsupported_pipeline(
             f"{what}{_further_components(model_index)}; "
             f"only {_supported_families()}-shaped pipelines can be scanned so far.",
         )
+    if (other := _other_unet(family_of_pipeline(model_index), denoiser)) is not None:
+        return Reason(
+            ReasonCode.UNSUPPORTED_FAMILY,
+            f"{what} whose {family.denoiser} {other}; "
+            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+        )
     if (further := _further_input(family, denoiser)) is not None:
         return Reason(
             ReasonCode.UNSUPPORTED_INPUTS,
@@ -161,6 +171,22 @@ def why_unsupported_pipeline(
             f"only models that predict {_listed(sorted(family.predictions))} can be scanned so far.",
         )
     return None
+
+
+def why_unsupported_configs(
+    family: Family, configs: Mapping[str, Mapping[str, Any]], where: str
+) -> Reason | None:
+    """Why the configuration files of a supported family's pipeline are refused; None where they are not.
+
+    `configs` maps the files that `SupportedFamily.bounds` names to their contents, all of them untrusted.
+    """
+    refused = why_refused(SUPPORTED_FAMILIES[family].bounds, configs, where)
+    if refused is None:
+        return None
+    return Reason(
+        ReasonCode.BASE_UNAVAILABLE,
+        f"{refused} Such a model is not loaded; pass --base with another one.",
+    )
 
 
 def family_of_pipeline(model_index: Mapping[str, Any]) -> Family:
@@ -194,6 +220,14 @@ def _further_components(model_index: Mapping[str, Any]) -> str:
         if family.components.keys() < stated.keys():
             return f" with {_listed(sorted(stated.keys() - family.components.keys())):.80}"
     return ""
+
+
+def _other_unet(family: Family, denoiser: Mapping[str, Any]) -> str | None:
+    """What shows that a UNet is of another family than its pipeline's components, as a predicate."""
+    width = denoiser.get("cross_attention_dim")
+    if type(width) is not int or (shown := by_context(width)) in (family, "unknown"):
+        return None
+    return f"takes text embeddings {width} wide, as {FAMILY_NAMES[shown]} does"
 
 
 def _further_input(family: SupportedFamily, denoiser: Mapping[str, Any]) -> str | None:

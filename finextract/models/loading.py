@@ -28,6 +28,7 @@ from finextract.support import (
     describe,
     family_of_pipeline,
     why_unsupported,
+    why_unsupported_configs,
     why_unsupported_pipeline,
 )
 from finextract.text import first_line
@@ -62,6 +63,10 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype) -> Tunable
     supported = SUPPORTED_FAMILIES.get(family)
     denoiser = read_config(folder, f"{supported.denoiser}/config.json") if supported else {}
     if (why := why_unsupported_pipeline(index, scheduler, denoiser, folder.name)) is not None:
+        raise UnsupportedWeights(why.sentence, why.reason_code)
+    files = supported.bounds if supported else {}
+    configs = {file: read_config(folder, file) for file in files if (folder / file).is_file()}
+    if (why := why_unsupported_configs(family, configs, folder.name)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
     if family not in FAMILIES:
         raise UnsupportedWeights(

@@ -62,7 +62,7 @@ class StableDiffusion:
         tokens = self.tokenizer(
             prompt,
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            max_length=min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings),
             truncation=True,
             return_tensors="pt",
         )
@@ -144,7 +144,9 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffus
         unet = diffusers.UNet2DConditionModel.from_pretrained(
             folder, subfolder="unet", torch_dtype=dtype, **options
         )
-        text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **options)
+        text = CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", dtype=dtype, attn_implementation="sdpa", **options
+        )
         vae = vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **options)
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
         noise = diffusers.DDIMScheduler.from_config(

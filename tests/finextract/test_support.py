@@ -20,6 +20,7 @@ from finextract.support import (
     family_of_pipeline,
     why_unsupported,
     why_unsupported_base,
+    why_unsupported_configs,
     why_unsupported_pipeline,
 )
 from finextract.weights.formats import Family, Kind, Style, WeightsKind
@@ -189,6 +190,109 @@ def test_a_pipeline_that_predicts_something_else_is_refused(prediction: object) 
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert "only models that predict epsilon can be scanned" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("width", "words"),
+    [(1024, "1024 wide, as Stable Diffusion 2 does"), (2048, "2048 wide, as SDXL does")],
+)
+def test_a_unet_of_another_family_in_the_same_components_is_refused_under_its_name(
+    width: int, words: str
+) -> None:
+    found = why_unsupported_pipeline(SD15, {}, {**PLAIN_UNET, "cross_attention_dim": width}, "p")
+    assert found is not None
+    assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
+    assert words in found.sentence
+
+
+# The configuration files of stable-diffusion-v1-5 as they were published.
+SD15_CONFIGS: dict[str, dict[str, Any]] = {
+    "unet/config.json": {
+        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
+        "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False,
+        "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1,
+        "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4,
+        "sample_size": 64, "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    },
+    "text_encoder/config.json": {
+        "_name_or_path": "openai/clip-vit-large-patch14", "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0, "bos_token_id": 0, "dropout": 0.0, "eos_token_id": 2,
+        "hidden_act": "quick_gelu", "hidden_size": 768, "initializer_factor": 1.0,
+        "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": 12,
+        "num_hidden_layers": 12, "pad_token_id": 1, "projection_dim": 768, "torch_dtype": "float32",
+        "transformers_version": "4.22.0.dev0", "vocab_size": 49408,
+    },
+    "vae/config.json": {
+        "_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32,
+        "out_channels": 3, "sample_size": 512, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+    "scheduler/scheduler_config.json": {
+        "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000,
+        "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
+        "clip_sample": False,
+    },
+    "tokenizer/tokenizer_config.json": {
+        "add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77,
+        "name_or_path": "openai/clip-vit-large-patch14", "tokenizer_class": "CLIPTokenizer",
+        "unk_token": {"__type": "AddedToken", "content": "<|endoftext|>"},
+    },
+}  # fmt: skip
+OUT_OF_BOUNDS = [
+    ("unet/config.json", "sample_size", 4096, "8 to 128"),
+    ("unet/config.json", "sample_size", [64, 4096], "8 to 128"),
+    ("unet/config.json", "sample_size", None, "does not state sample_size; it may be 8 to 128"),
+    ("unet/config.json", "sample_size", "64", "8 to 128"),
+    ("unet/config.json", "sample_size", 64.5, "8 to 128"),
+    ("unet/config.json", "in_channels", 2**40, "1 to 16"),
+    ("unet/config.json", "layers_per_block", 10**6, "1 to 4"),
+    ("unet/config.json", "block_out_channels", [320] * 4000, "at most 4"),
+    ("unet/config.json", "block_out_channels", [320, 640, 10**9], "1 to 1,280"),
+    ("unet/config.json", "block_out_channels", [[320]], "1 to 1,280"),
+    ("unet/config.json", "cross_attention_dim", True, "1 to 768"),
+    ("unet/config.json", "down_block_types", ["KDownBlock2D"], "CrossAttnDownBlock2D or DownBlock2D"),
+    ("unet/config.json", "_class_name", "FluxTransformer2DModel", "may be UNet2DConditionModel"),
+    ("unet/config.json", "quantization_config", {"quant_method": "bitsandbytes"}, "could load further code"),
+    ("text_encoder/config.json", "num_hidden_layers", 9000, "1 to 12"),
+    ("text_encoder/config.json", "max_position_embeddings", 10**8, "1 to 248"),
+    ("text_encoder/config.json", "vocab_size", 10**10, "1 to 65,536"),
+    ("text_encoder/config.json", "attn_implementation", "a-stranger/kernel", "may be eager or sdpa"),
+    ("text_encoder/config.json", "_attn_implementation", "flash_attention_2", "may be eager or sdpa"),
+    ("text_encoder/config.json", "auto_map", {"AutoModel": "evil.Model"}, "could load further code"),
+    ("text_encoder/config.json", "text_config", {"num_hidden_layers": 9000}, "could load further code"),
+    ("text_encoder/config.json", "architectures", ["LlamaModel"], "may be CLIPTextModel"),
+    ("vae/config.json", "block_out_channels", [128] * 12, "at most 4"),
+    ("vae/config.json", "scaling_factor", 0, "0.001 to 100"),
+    ("vae/config.json", "scaling_factor", float("nan"), "0.001 to 100"),
+    ("scheduler/scheduler_config.json", "_class_name", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler or"),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12, "10 to 10,000"),
+    ("scheduler/scheduler_config.json", "beta_end", -1, "1e-06 to 0.999"),
+    ("tokenizer/tokenizer_config.json", "tokenizer_class", "EvilTokenizer", "CLIPTokenizer or"),
+    ("tokenizer/tokenizer_config.json", "auto_map", {"AutoTokenizer": ["evil.T", None]}, "could load"),
+]
+
+
+def test_the_configuration_of_stable_diffusion_1_5_is_within_the_bounds_of_its_family() -> None:
+    assert why_unsupported_configs("sd1", SD15_CONFIGS, "p") is None
+
+
+@pytest.mark.parametrize(("file", "name", "value", "words"), OUT_OF_BOUNDS)
+def test_a_configuration_out_of_bounds_is_refused_with_the_field_and_what_it_may_be(
+    file: str, name: str, value: object, words: str
+) -> None:
+    changed = {**SD15_CONFIGS, file: {**SD15_CONFIGS[file], name: value}}
+    found = why_unsupported_configs("sd1", changed, "p")
+    assert found is not None
+    assert found.reason_code is ReasonCode.BASE_UNAVAILABLE
+    assert f"p/{file}" in found.sentence
+    assert name in found.sentence
+    assert words in found.sentence
+    assert len(found.sentence) < 700
 
 
 def test_exactly_one_family_fits_each_supported_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:

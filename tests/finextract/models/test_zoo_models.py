@@ -1,6 +1,7 @@
 """The method on real models: every format of the zoo loads, merges and gives back what it was trained on."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -221,3 +222,56 @@ def test_a_kind_that_is_allowed_without_a_loader_is_not_read_as_a_full_checkpoin
     save_file({"emb_params": torch.zeros(1, 96)}, tmp_path / "a.safetensors")
     with pytest.raises(UnsupportedWeights, match=r"a.safetensors holds a textual inversion \(A1111\)"):
         tune(base, tmp_path / "a.safetensors")
+
+
+def _base_with(tmp_path: Path, file: str, **changes: object) -> Path:
+    """The zoo's base with other values in one configuration file, its weights as links."""
+    folder = tmp_path / "base"
+    shutil.copytree(ZOO / "base", folder, copy_function=os.link)
+    config = json.loads((folder / file).read_text())
+    (folder / file).unlink()
+    (folder / file).write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("unet/config.json", "sample_size", 4096),
+        ("text_encoder/config.json", "num_hidden_layers", 2**31),
+        ("text_encoder/config.json", "attn_implementation", "a-stranger/kernel"),
+        ("vae/config.json", "quantization_config", {"quant_method": "gguf"}),
+    ],
+)
+def test_a_base_whose_configuration_is_out_of_bounds_is_refused_before_it_is_loaded(
+    tmp_path: Path, file: str, name: str, value: object
+) -> None:
+    folder = _base_with(tmp_path, file, **{name: value})
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(UnsupportedWeights, match=rf"base/{file} states {name}\b") as refused:
+        load_base(folder, torch.device("cpu"), torch.float32)
+    assert refused.value.reason_code is ReasonCode.BASE_UNAVAILABLE
+
+
+def test_a_configuration_that_is_padded_to_megabytes_is_checked_too(tmp_path: Path) -> None:
+    folder = _base_with(tmp_path, "text_encoder/config.json", vocab_size=10**9)
+    config = folder / "text_encoder/config.json"
+    config.write_text(" " * 3_000_000 + config.read_text())
+    with pytest.raises(UnsupportedWeights, match="vocab_size"):
+        load_base(folder, torch.device("cpu"), torch.float32)
+
+
+def test_stable_diffusion_2_is_not_loaded_as_stable_diffusion_1(tmp_path: Path) -> None:
+    folder = _base_with(tmp_path, "unet/config.json", cross_attention_dim=1024)
+    with pytest.raises(UnsupportedWeights, match="as Stable Diffusion 2 does") as refused:
+        load_base(folder, torch.device("cpu"), torch.float32)
+    assert refused.value.reason_code is ReasonCode.UNSUPPORTED_FAMILY
+
+
+def test_a_tokenizer_without_a_length_pads_to_the_text_encoders_positions(
+    tmp_path: Path, base: TunableModel
+) -> None:
+    folder = _base_with(tmp_path, "tokenizer/tokenizer_config.json", model_max_length=10**30)
+    loaded = load_base(folder, torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(loaded.condition("a cat"), base.condition("a cat"))

@@ -1,0 +1,168 @@
+"""What the configuration files of a pipeline may state: bounded sizes, known names, nothing that loads code.
+
+A base model may be anyone's, and a single number of its configuration (the size of its images, the number of
+its layers) decides how much memory and time it takes. The files are checked before anything is loaded.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finextract.metadata.untrusted import number_of
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The values that a field of a configuration may have: a range of numbers, or some names."""
+
+    low: float = 0
+    high: float = 0
+    whole: bool = True  # whole numbers only
+    longest: int = 0  # entries of a list of such values; 0 where a list is refused
+    names: frozenset[str] = frozenset()  # instead of a range
+    needed: bool = False  # a missing value is refused
+
+    def __str__(self) -> str:
+        if self.names:
+            return " or ".join(sorted(self.names))
+        numbers = f"{self.low:,g} to {self.high:,g}"
+        return f"{numbers}, or at most {self.longest} of such numbers" if self.longest else numbers
+
+
+type Bounds = Mapping[str, Mapping[str, Bound]]  # file below the pipeline's folder -> field -> bound
+
+# Fields that make diffusers or transformers load code, other weights or another kernel. Each may be empty.
+_LOADS_CODE = ("auto_map", "custom_pipelines", "quantization_config", "text_config", "trust_remote_code")
+# Where it is stated at all: the implementations of attention that are part of torch.
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_OWN_ATTENTION = ("eager", "sdpa", None)
+
+
+def why_refused(bounds: Bounds, configs: Mapping[str, Mapping[str, Any]], where: str) -> str | None:
+    """The sentence that says which field of which file is refused, and what it may be; None for none.
+
+    `configs` maps the files that `bounds` names to their contents, which are untrusted; a file that is not
+    there has no fields. `where` names the pipeline.
+    """
+    for file, fields in bounds.items():
+        config = configs.get(file, {})
+        for name in _LOADS_CODE:
+            if config.get(name):
+                return f"{where}/{file} states {name}, which could load further code or weights."
+        for name in _ATTENTION:
+            if config.get(name) not in _OWN_ATTENTION:
+                return f"{where}/{file} states {name} {_shown(config[name])}; it may be eager or sdpa."
+        for name, bound in fields.items():
+            value = config.get(name)
+            if value is None and bound.needed:
+                return f"{where}/{file} does not state {name}; it may be {bound}."
+            if value is not None and not _allows(bound, value):
+                return f"{where}/{file} states {name} {_shown(value)}; it may be {bound}."
+    return None
+
+
+def _allows(bound: Bound, value: object) -> bool:
+    if isinstance(value, list):
+        return 0 < len(value) <= bound.longest and all(
+            not isinstance(entry, list) and _allows(bound, entry) for entry in value
+        )
+    if bound.names:
+        return isinstance(value, str) and value in bound.names
+    if isinstance(value, str):  # the libraries would take a text for what it is
+        return False
+    number = number_of(value, bound.low, bound.high)
+    return number is not None and (not bound.whole or number == int(number))
+
+
+def _shown(value: object) -> str:
+    return "".join(c for c in str(value)[:60] if c.isprintable())
+
+
+def _names(*names: str) -> Bound:
+    return Bound(names=frozenset(names), longest=4)
+
+
+_WIDTHS = Bound(1, 1280, longest=4)
+_ACTIVATIONS = _names("silu", "swish", "mish", "gelu", "relu")
+# Stable Diffusion 1.x has 512 x 512 pixels (fine-tunes up to 1024), a UNet of 4 levels up to 1280 wide, CLIP
+# ViT-L/14 as text encoder (768 wide, 12 layers, 77 positions; some are extended to 248), and a VAE of 4
+# levels up to 512 wide. Smaller models of the same shape are of the family too.
+SD1_BOUNDS: Bounds = {
+    "unet/config.json": {
+        "_class_name": _names("UNet2DConditionModel"),
+        "sample_size": Bound(8, 128, longest=2, needed=True),
+        "in_channels": Bound(1, 16),
+        "out_channels": Bound(1, 16),
+        "block_out_channels": _WIDTHS,
+        "layers_per_block": Bound(1, 4, longest=4),
+        "transformer_layers_per_block": Bound(1, 4, longest=4),
+        "cross_attention_dim": Bound(1, 768),
+        "attention_head_dim": Bound(1, 1280, longest=4),
+        "num_attention_heads": Bound(1, 64, longest=4),
+        "norm_num_groups": Bound(1, 64),
+        "norm_eps": Bound(0, 0.1, whole=False),
+        "dropout": Bound(0, 1, whole=False),
+        "time_embedding_dim": Bound(1, 5120),
+        "conv_in_kernel": Bound(1, 7),
+        "conv_out_kernel": Bound(1, 7),
+        "down_block_types": _names("CrossAttnDownBlock2D", "DownBlock2D"),
+        "mid_block_type": _names("UNetMidBlock2DCrossAttn"),
+        "up_block_types": _names("CrossAttnUpBlock2D", "UpBlock2D"),
+        "act_fn": _ACTIVATIONS,
+        "time_embedding_type": _names("positional"),
+        "attention_type": _names("default"),
+    },
+    "text_encoder/config.json": {
+        "architectures": _names("CLIPTextModel"),
+        "model_type": _names("clip_text_model"),
+        "hidden_size": Bound(1, 768),
+        "intermediate_size": Bound(1, 3072),
+        "num_hidden_layers": Bound(1, 12),
+        "num_attention_heads": Bound(1, 16),
+        "max_position_embeddings": Bound(1, 248),
+        "projection_dim": Bound(1, 1024),
+        "vocab_size": Bound(1, 65_536),
+        "hidden_act": _names("quick_gelu", "gelu"),
+        "attention_dropout": Bound(0, 1, whole=False),
+    },
+    "vae/config.json": {
+        "_class_name": _names("AutoencoderKL", "AutoencoderTiny"),
+        "sample_size": Bound(8, 1024, longest=2),
+        "in_channels": Bound(3, 3),
+        "out_channels": Bound(3, 3),
+        "latent_channels": Bound(1, 16),
+        "block_out_channels": _WIDTHS,
+        "encoder_block_out_channels": _WIDTHS,
+        "decoder_block_out_channels": _WIDTHS,
+        "num_encoder_blocks": Bound(0, 8, longest=4),
+        "num_decoder_blocks": Bound(0, 8, longest=4),
+        "layers_per_block": Bound(1, 4),
+        "norm_num_groups": Bound(1, 64),
+        "upsampling_scaling_factor": Bound(2, 2),
+        "scaling_factor": Bound(0.001, 100, whole=False),
+        "shift_factor": Bound(-100, 100, whole=False),
+        "down_block_types": _names("DownEncoderBlock2D"),
+        "up_block_types": _names("UpDecoderBlock2D"),
+        "act_fn": _ACTIVATIONS,
+    },
+    "scheduler/scheduler_config.json": {
+        "_class_name": _names(
+            "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+            "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+            "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+            "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+        ),
+        "num_train_timesteps": Bound(10, 10_000),
+        "beta_start": Bound(1e-6, 0.9, whole=False),
+        "beta_end": Bound(1e-6, 0.999, whole=False),
+        "beta_schedule": _names("linear", "scaled_linear", "squaredcos_cap_v2"),
+        "trained_betas": Bound(1e-6, 0.999, whole=False, longest=10_000),
+        "steps_offset": Bound(0, 999),
+    },
+    "tokenizer/tokenizer_config.json": {
+        "tokenizer_class": _names("CLIPTokenizer", "CLIPTokenizerFast"),
+    },
+}  # fmt: skip
