@@ -105,6 +105,8 @@ def _list(options: CrawlOptions, *, dry_run: bool, as_json: bool) -> int:
         click.echo(json.dumps(listing_as_dict(result) | {"checkpoints": rows}, indent=2))
     else:
         show_listing(result, rows, options.max_download, dry_run=dry_run)
+    if result.cut_short is not None:
+        raise result.cut_short
     return 3 if result.unavailable else 0
 
 

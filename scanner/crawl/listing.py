@@ -61,7 +61,8 @@ def list_batches(
 
     A batch is requested from the source when the one before it has been consumed. `base_given` says that the
     user named a base, with which entries that were skipped before may be scanned. Without `write` nothing is
-    recorded, and an interrupted listing is not resumed. Raises SourceError, StoreError.
+    recorded, and an interrupted listing is not resumed. Raises SourceError after the batch of what the source
+    listed before it broke off, and StoreError.
     """
     listing = _interrupted(store, source, query) if write else None
     seen: set[bytes] = set()  # digests of places: a listing may have a million
@@ -73,19 +74,21 @@ def list_batches(
         for rows in _recorded(listing, store, seen):
             yield ListedBatch(rows, listing.listed, 0, False, resumed=listing)
     # Entries that a page repeats are not counted, so more may be requested than the limit.
-    entries = source.list(dataclasses.replace(query, limit=query.limit + len(seen)))
+    entries = iter(source.list(dataclasses.replace(query, limit=query.limit + len(seen))))
     prefix = f"inspect-{new_id()}"
     inspectors = ThreadPoolExecutor(INSPECTORS, thread_name_prefix=prefix)
-    listed, complete = listing.listed, False
+    listed, complete, broken = listing.listed, False, None
     try:
         while not complete:
-            batch = list(islice(entries, BATCH)) if listed < query.limit else []
+            batch, broken = _next_entries(entries, BATCH if listed < query.limit else 0)
             position = dict(source.position)  # all entries before it are in this batch or in earlier ones
             fresh = [c for c in batch if _digest(c) not in seen][: query.limit - listed]
             seen.update(_digest(c) for c in fresh)
             rows, inspected = _inspected(source, store, fresh, base_given, inspectors)
             listed += len(fresh)
-            complete = len(batch) < BATCH or listed >= query.limit
+            complete = listed >= query.limit or (broken is None and len(batch) < BATCH)
+            if broken is not None and not rows and not complete:
+                raise broken
             if write:
                 listing = dataclasses.replace(
                     listing, updated_at=now(), listed=listed, finished=complete,
@@ -94,6 +97,8 @@ def list_batches(
                 store.append(rows)
                 store.append([listing])
             yield ListedBatch(rows, listed, inspected, complete)
+            if broken is not None and not complete:
+                raise broken
     except BaseException:
         with http.interrupt_waits():  # an inspection that waits for a hub ends at once
             inspectors.shutdown(cancel_futures=True)
@@ -108,12 +113,15 @@ def list_with_retries(
     query: Query,
     *,
     base_given: bool = False,
+    pauses_s: Sequence[float] | None = None,
     on_retry: Callable[[SourceError, float], None] = lambda *_: None,
 ) -> Iterator[ListedBatch]:
     """`list_batches`, resumed after a pause where a source that was listed in part does not answer.
 
+    `pauses_s` are the seconds before each retry in a row that lists nothing more, by default `RETRIES_S`.
     `on_retry` gets the error and the seconds of the pause. Raises SourceError where retries do not help.
     """
+    pauses_s = RETRIES_S if pauses_s is None else pauses_s
     tries, listed, complete = 0, 0, False
     while not complete:
         before = listed
@@ -123,11 +131,21 @@ def list_with_retries(
                 yield batch
         except SourceError as error:
             tries = tries if listed == before else 0
-            if not listed or tries == len(RETRIES_S):
+            if not listed or tries >= len(pauses_s):
                 raise
-            on_retry(error, RETRIES_S[tries])
-            http.pause(RETRIES_S[tries])
+            on_retry(error, pauses_s[tries])
+            http.pause(pauses_s[tries])
             tries += 1
+
+
+def _next_entries(entries: Iterator[Checkpoint], count: int) -> tuple[list[Checkpoint], SourceError | None]:
+    """Up to `count` entries, and the error that ended them, if one did."""
+    batch: list[Checkpoint] = []
+    try:
+        batch.extend(islice(entries, count))  # keeps what came before an error
+    except SourceError as error:
+        return batch, error
+    return batch, None
 
 
 def last_finished(store: Store, source: Source) -> datetime | None:

@@ -75,9 +75,13 @@ def run(
         since = _since(before, source)
         one = replace(options, source=source, since=since, changed=True)
         try:
-            listed += service.list_and_inspect(one, observer).listed
+            result = service.list_and_inspect(one, observer)
         except SourceError as error:
             missed[source] = str(error)
+            continue
+        listed += result.listed
+        if result.cut_short is not None:
+            missed[source] = str(result.cut_short)
     left: set[str] = set()  # ids: two sources may have the same weights
     for source in sources:
         if source in missed:  # every scan of it would fail, and delay the other sources

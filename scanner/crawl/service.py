@@ -28,6 +28,7 @@ from scanner.store.queries import VerdictCounts, count_verdicts
 from scanner.store.store import Store
 
 if TYPE_CHECKING:
+    from scanner.crawl.listing import ListedBatch
     from scanner.crawl.planning import Plan
     from scanner.crawl.worker import Task
     from scanner.hubs.base import Query, Source
@@ -54,6 +55,7 @@ class CrawlOptions:
     ray_address: str | None = None  # of a running cluster; None to start Ray on this machine
     workers: int | None = None  # scans at once; None for as many as there is room for
     gpus_per_worker: float | None = None  # a part of one, or several; 0 for CPU cores; None by their memory
+    listing_pauses_s: tuple[float, ...] | None = None  # before a broken listing is resumed; None: the usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,6 @@ def crawl(
     listed, StoreError, and NoWorkers where no worker starts. `worker_class` replaces the class of the
     workers, for tests.
     """
-    from scanner.crawl.listing import list_with_retries
     from scanner.crawl.planning import Plan
 
     observer = observer or Observer()
@@ -90,13 +91,7 @@ def crawl(
     task = _task(options, store, source, observer)
     store.append([task.config.row()])  # the newest row is that of the configuration that was used last
 
-    def on_retry(error: SourceError, pause_s: float) -> None:
-        observer.message(f"{error}\nThe listing is resumed in {pause_s:.0f} s.")
-
-    batches = list_with_retries(
-        source, store, query, base_given=options.base is not None, on_retry=on_retry
-    )  # fmt: skip
-    plan = Plan.begin(store, task.config.config_id, batches)
+    plan = Plan.begin(store, task.config.config_id, _batches(options, source, store, query, observer))
     observer.message(_listing_begins(source, query))
     result = _scan(options, store, task, plan, observer, None, worker_class, source)
     if plan.cut_short is not None and not plan.listed:
@@ -129,8 +124,8 @@ def list_and_inspect(
 ) -> ListingResult:
     """Lists and inspects; downloads no weights and scans nothing.
 
-    The observer gets each checkpoint. A dry run writes nothing, and needs no store. Raises ConfigError,
-    SourceError where the source cannot be listed to its end, and StoreError.
+    The observer gets each checkpoint. A dry run writes nothing, and needs no store; it does not wait for a
+    source that breaks off. Raises ConfigError, SourceError where nothing could be listed, and StoreError.
     """
     from scanner.crawl.listing import list_batches
     from scanner.crawl.planning import Plan
@@ -142,7 +137,9 @@ def list_and_inspect(
         query = _query(options, store, source)
         observer.message(_listing_begins(source, query))
         plan = Plan(
-            list_batches(source, store, query, base_given=options.base is not None, write=not dry_run)
+            list_batches(source, store, query, base_given=options.base is not None, write=False)
+            if dry_run
+            else _batches(options, source, store, query, observer)
         )
 
         def on_checkpoint(row: Checkpoint) -> None:
@@ -151,14 +148,37 @@ def list_and_inspect(
 
         with http.on_rate_limit(observer.rate_limited):
             resumed = False
-            for _ in plan.grow(on_checkpoint):
-                if plan.resumed is not None and not resumed:
-                    resumed = True
-                    observer.message(_listing_resumes(plan.resumed))
-                observer.listing_progress(plan.listed, plan.inspected)
+            try:
+                for _ in plan.grow(on_checkpoint):
+                    if plan.resumed is not None and not resumed:
+                        resumed = True
+                        observer.message(_listing_resumes(plan.resumed))
+                    observer.listing_progress(plan.listed, plan.inspected)
+            except SourceError:  # `plan.cut_short` has it
+                if not plan.listed:
+                    raise
     if coverage := source.coverage():
         observer.message(f"{source.name}: {coverage}")
-    return summary.result(plan.listed, plan.inspected)
+    return summary.result(plan.listed, plan.inspected, plan.cut_short)
+
+
+def _batches(
+    options: CrawlOptions, source: Source, store: Store, query: Query, observer: Observer
+) -> Iterator[ListedBatch]:
+    """The batches of a listing, which is resumed where it breaks off; the observer is told of each pause."""
+    from scanner.crawl.listing import list_with_retries
+
+    def on_retry(error: SourceError, pause_s: float) -> None:
+        observer.message(f"{error}\nThe listing is resumed in {pause_s:.0f} s.")
+
+    return list_with_retries(
+        source,
+        store,
+        query,
+        base_given=options.base is not None,
+        pauses_s=options.listing_pauses_s,
+        on_retry=on_retry,
+    )
 
 
 def open_source(options: CrawlOptions) -> Source:

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from finextract.reasons import ReasonCode
+from scanner.errors import SourceError
 from scanner.records import Checkpoint, InspectionStatus
 from scanner.store.queries import ReasonCount
 
@@ -26,6 +27,7 @@ class ListingResult:
     download_bytes: int  # of the weights that would be downloaded, without the bases
     bases: int  # different bases that these checkpoints need
     reasons: tuple[ReasonCount, ...]  # why checkpoints were skipped or unavailable, the most frequent first
+    cut_short: SourceError | None = None  # why the source could not be listed to its end, if it could not
 
     @property
     def checkpoints(self) -> int:
@@ -57,7 +59,7 @@ class ListingSummary:
             self._download_bytes += checkpoint.size_bytes
             self._bases.add(checkpoint.base)
 
-    def result(self, listed: int, inspected: int) -> ListingResult:
+    def result(self, listed: int, inspected: int, cut_short: SourceError | None = None) -> ListingResult:
         """The counts of everything that was added."""
         return ListingResult(
             listed=listed,
@@ -72,4 +74,5 @@ class ListingSummary:
                 ReasonCount(key[0].value, key[1], count, self._examples[key].repo, self._examples[key].reason)
                 for key, count in self._reasons.most_common()
             ),
+            cut_short=cut_short,
         )

@@ -21,6 +21,7 @@ import hashlib
 import json
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -181,10 +182,31 @@ class NotServed(Exception):
 
 
 class Server(ThreadingHTTPServer):
-    """One that says nothing of clients that are gone in the middle of an answer."""
+    """One that says nothing of clients that are gone in the middle of an answer.
+
+    Its connections end with it, so that a client does not stay with a server that has been replaced.
+    """
 
     daemon_threads = True
     request_queue_size = 64
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._connections: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):

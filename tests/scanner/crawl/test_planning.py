@@ -205,7 +205,6 @@ def test_an_interrupted_listing_is_resumed_or_begins_again_when_it_is_too_old(
 ) -> None:
     for name, value in [
         ("crawl.listing.BATCH", 2),
-        ("crawl.listing.RETRIES_S", (0.1,)),
         ("crawl.listing.STALE", stale),
     ]:
         monkeypatch.setattr(f"scanner.{name}", value)
@@ -217,7 +216,11 @@ def test_an_interrupted_listing_is_resumed_or_begins_again_when_it_is_too_old(
         monkeypatch.setenv("HF_ENDPOINT", breaking.url)
         plan = Plan(
             list_with_retries(
-                HuggingFaceSource(), store, Query(100), on_retry=lambda _, pause_s: pauses.append(pause_s)
+                HuggingFaceSource(),
+                store,
+                Query(100),
+                pauses_s=(0.1,),
+                on_retry=lambda _, pause_s: pauses.append(pause_s),
             )
         )
         given = [planned.checkpoint_id for batch in plan.grow() for planned in batch]

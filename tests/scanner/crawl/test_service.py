@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from servers.hub import Hub
+from servers.hub import Handler, Hub, generated
+from servers.misbehaviour import Misbehaving, Script
 from servers.trouble import write_pickle
 
 from finextract.reasons import LABELS, ReasonCode
 from scanner.cli import cli
+from scanner.commands.crawl import command as crawl_command
 from scanner.config import ScanConfig
 from scanner.crawl.attempt import reason_code_of
 from scanner.crawl.pool import WorkerDied
 from scanner.crawl.progress import Observer
 from scanner.crawl.service import CrawlOptions, crawl, list_and_inspect
-from scanner.errors import ConfigError, CorpusError, StoreError
+from scanner.errors import ConfigError, CorpusError, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store.queries import count_reasons, count_verdicts, latest_config
 from scanner.store.store import Store
@@ -81,6 +83,32 @@ def test_a_listing_through_the_api_returns_its_counts_and_reports_every_checkpoi
     assert sum(reason.count for reason in result.reasons) == result.skipped + result.unavailable
     assert list_and_inspect(options).listed == result.listed
     assert len(Store(store).query("SELECT * FROM checkpoints")) == result.checkpoints
+
+
+def test_what_was_listed_before_a_page_broke_is_recorded_and_printed_after_the_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 150 entries 100 are on the first page, fewer than one batch."""
+    monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.001)
+    recorder, store = Recorder(), tmp_path / "listed"
+    away = type("Away", (Misbehaving, Handler), {"plan": Script(["503"] * 99, "cursor=")})
+    with Hub(generated(150, tmp_path / "repos"), page_size=100, handler=away) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        options = CrawlOptions(source="hf", store=str(store), limit=1000, listing_pauses_s=(0.01, 0.02))
+        result = list_and_inspect(options, recorder)
+        assert "answered 503" in str(result.cut_short)
+        assert (result.listed, result.checkpoints, len(recorder.checkpoints)) == (100, 100, 100)
+        assert len(Store(store).query("SELECT * FROM checkpoints")) == 100
+        retries = [m for m in recorder.messages if "The listing is resumed in" in m]
+        assert len(retries) == 2
+        words = ["--source", "hf", "--dry-run", "--limit", "1000", "--store", str(tmp_path / "none")]
+        shown = CliRunner().invoke(crawl_command, words)
+        assert "100 checkpoints = " in shown.stdout, "what was listed is printed"
+        assert isinstance(shown.exception, SourceError), "and then the error, with exit code 2"
+        away.plan = Script(())
+        again = list_and_inspect(options, recorder)
+    assert (again.cut_short, again.listed, again.checkpoints) == (None, 150, 150)
+    assert "after entry 100" in recorder.messages[-1]
 
 
 def test_every_entry_that_cannot_be_scanned_has_a_reason_code_and_a_sentence(
