@@ -214,7 +214,7 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
 def desk(folder: Path) -> dict[str, Any]:
     """The desk's first page and the sum above it, asked six times of an open store."""
     from scanner.store.desk_queries import ListFilter, list_checkpoints
-    from scanner.store.queries import count_standing_verdicts
+    from scanner.store.queries import count_verdicts
     from scanner.store.store import Store
 
     store, pages, sums = Store(folder), [], []
@@ -222,7 +222,7 @@ def desk(folder: Path) -> dict[str, Any]:
         times = [(time.perf_counter(), time.process_time())]
         shown = list_checkpoints(store, ListFilter.FLAGGED)
         times.append((time.perf_counter(), time.process_time()))
-        total = count_standing_verdicts(store)
+        total = count_verdicts(store)
         times.append((time.perf_counter(), time.process_time()))
         (page, page_cpu), (total_, total_cpu) = (
             [1000 * (after - before) for before, after in zip(*pair, strict=True)] for pair in pairwise(times)

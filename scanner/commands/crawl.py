@@ -75,11 +75,12 @@ def _show(result: CrawlResult, store: Store, *, as_json: bool) -> None:
     ids = result.checkpoint_ids
     if as_json:
         rows = outcomes(store, result.config_id, among=ids)
-        shown = {"config_id": result.config_id, **result.total.as_dict(), "checkpoints": rows}
+        shown = {"config_id": result.config_id, **result.counts.as_dict(), "store": result.total.as_dict(),
+                 "checkpoints": rows}  # fmt: skip
         click.echo(json.dumps(shown, indent=2))
     else:
         outcome_table(outcomes(store, result.config_id, among=ids, limit=SHOWN_ROWS), result.counts.planned)
-    click.echo(str(result.total), err=True)
+    click.echo(f"{result.counts}\n{result.total}", err=True)
     if result.total.flagged:
         click.echo(f"To review what is flagged: finextract-tui --store {store.uri}", err=True)
     if result.verdicts.get(Verdict.FAILED):

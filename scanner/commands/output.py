@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scanner.store.queries import ReasonCount, shorter
+from scanner.store.queries import ReasonCount, names_in_list, shorter
 from scanner.text import for_terminal
 from scanner.units import show_size
 
@@ -46,9 +46,10 @@ def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
     ):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("reason", overflow="fold")
-    for row in rows:
+    names = names_in_list((row["source"], row["repo"], row["revision"], row["file"]) for row in rows)
+    for name, row in zip(names, rows, strict=True):
         table.add_row(
-            Text(for_terminal(row["repo"])),
+            Text(for_terminal(name)),
             Text(
                 VERDICTS.get(row["verdict"], row["verdict"]),
                 style="bold" if row["verdict"] == "flagged" else "",

@@ -109,7 +109,7 @@ class Terminal(Observer):
                 f"Interrupted scans: {for_terminal(', '.join(map(_running, self._running)))}.", err=True
             )
         if isinstance(error, KeyboardInterrupt):
-            counts = f"; {self._counts}\n" if self._counts else ". "
+            counts = f". {self._counts}.\n" if self._counts else ". "
             click.echo(f"\nscanner: interrupted{counts}{RESUME}", err=True)
             sys.exit(130)
 

@@ -13,7 +13,7 @@ import click
 from scanner.commands.options import store_option
 from scanner.commands.output import SHOWN_ROWS, outcome_table, reasons_table, verdict_line
 from scanner.errors import ConfigError
-from scanner.store.queries import count_reasons, count_verdicts, latest_config, newest, outcomes
+from scanner.store.queries import count_reasons, count_verdicts, newest, outcomes
 from scanner.store.store import Store
 
 POLL_S = 2.0  # between two checks of the store
@@ -25,7 +25,7 @@ POLL_S = 2.0  # between two checks of the store
     "--config",
     "config_id",
     metavar="ID",
-    help="The id of a configuration.  [default: the one that was used last]",
+    help="Count the verdicts under this configuration alone, by its id.  [default: all configurations]",
 )
 @click.option(
     "--limit", type=click.IntRange(1), default=SHOWN_ROWS, show_default=True,
@@ -41,7 +41,9 @@ def command(
 ) -> None:  # fmt: skip
     """Show the verdicts of the listed checkpoints, and how many were skipped or failed for which reason.
 
-    The last line counts them: planned = flagged + nothing found + skipped + failed + to do.
+    The last line counts them: planned = flagged + nothing found + skipped + failed + to do. Each checkpoint
+    is counted once. Of its verdicts under several configurations a flag stands before every other, a failure
+    after every other, and the newest of equals. The review desk and a crawl print the same sum.
     """
     opened = Store(store)
     known = [c["config_id"] for c in opened.query("SELECT config_id FROM configs ORDER BY created_at DESC")]
@@ -57,7 +59,6 @@ def command(
             )
         _watch(opened, config_id, quiet)
         return
-    config_id = config_id or latest_config(opened)
     total = count_verdicts(opened, config_id)
     if as_json:
         rows = [] if quiet else outcomes(opened, config_id)
@@ -83,12 +84,11 @@ def _watch(store: Store, config_id: str | None, quiet: bool) -> None:
             stamp = store.stamp()
             if stamp != seen:
                 seen = stamp
-                current = config_id or latest_config(store)
-                lines = [f"{time.strftime('%H:%M:%S')}  {count_verdicts(store, current)}"]
+                lines = [f"{time.strftime('%H:%M:%S')}  {count_verdicts(store, config_id)}"]
                 if drawn:
                     click.clear()
                     width, height = shutil.get_terminal_size()
-                    lines += [""] + ([] if quiet else _newest(store, current, height - 4))
+                    lines += [""] + ([] if quiet else _newest(store, config_id, height - 4))
                     lines = [line[: width - 1] for line in lines] + [
                         "Ctrl-C ends this display and not the crawl."
                     ]

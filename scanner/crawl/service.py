@@ -66,8 +66,8 @@ class CrawlResult:
     listed: int  # entries of the source
     checkpoint_ids: tuple[str, ...]  # the checkpoints among them, in listing order
     verdicts: dict[Verdict, int]  # that this crawl recorded, or found recorded by another crawl
-    counts: VerdictCounts  # of the listed checkpoints
-    total: VerdictCounts  # of all checkpoints of the store
+    counts: VerdictCounts  # of the listed checkpoints, under the configuration of this crawl
+    total: VerdictCounts  # of all checkpoints of the store, under all configurations
     cut_short: SourceError | None  # why the source could not be listed to its end, if it could not
 
 
@@ -261,7 +261,8 @@ def _scan(
                 gpus_per_worker=options.gpus_per_worker, worker_class=worker_class or Scanner,
             )  # fmt: skip
     except KeyboardInterrupt:
-        observer.interrupted(count_verdicts(store, config.config_id))
+        ids = tuple(planned.checkpoint_id for planned in list(plan))
+        observer.interrupted(count_verdicts(store, config.config_id, among=ids))
         raise
     ids = tuple(planned.checkpoint_id for planned in plan)
     return CrawlResult(
@@ -270,7 +271,7 @@ def _scan(
         checkpoint_ids=ids,
         verdicts=dict(verdicts),
         counts=count_verdicts(store, config.config_id, among=ids),
-        total=count_verdicts(store, config.config_id),
+        total=count_verdicts(store),
         cut_short=plan.cut_short,
     )
 

@@ -61,7 +61,7 @@ flag_counts AS (
     GROUP BY m.scan_id
 )
 SELECT
-    checkpoint_id, c.repo, c.source, c.file, c.kind, c.family, c.base,
+    checkpoint_id, c.repo, c.source, c.revision, c.file, c.kind, c.family, c.base,
     best.* EXCLUDE (checkpoint_id, rank, group_size),
     coalesce(flagged_matches, 0) AS flagged_matches, coalesce(confirmed, 0) AS confirmed,
     coalesce(dismissed, 0) AS dismissed, coalesce(unsure, 0) AS unsure,
@@ -132,6 +132,7 @@ class CheckpointRow:
     checkpoint_id: str
     repo: str
     source: str
+    revision: str
     file: str
     kind: str
     family: str

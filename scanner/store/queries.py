@@ -5,13 +5,13 @@ The queries of the review desk are in scanner.store.desk_queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 from finextract.reasons import ReasonCode
-from scanner.records import ConfigRow, Verdict
 from scanner.store.store import Store
 
 # A checkpoint that was scanned under several configurations has one standing scan, the one with the greatest
@@ -20,29 +20,37 @@ from scanner.store.store import Store
 STANDING_RANK = """
     ((CASE verdict WHEN 'flagged' THEN 2 WHEN 'failed' THEN 0 ELSE 1 END)::BIGINT << 60)
     + epoch_us(finished_at)"""
-STANDING_VERDICTS = f"""
-WITH standing AS (
-    SELECT arg_max(verdict, {STANDING_RANK}) AS verdict
-    FROM scans SEMI JOIN checkpoints USING (checkpoint_id) GROUP BY checkpoint_id
-)
+# The verdicts that count: one scan of each checkpoint, under one configuration or, with NULL, under all.
+STANDING = f"""
+    SELECT * FROM scans WHERE $config_id IS NULL OR config_id = $config_id
+    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1"""
+COUNTS = f"""
+WITH planned AS (SELECT checkpoint_id FROM checkpoints WHERE {{chosen}}),
+standing AS (SELECT verdict FROM ({STANDING}) SEMI JOIN planned USING (checkpoint_id))
 SELECT
-    (SELECT count(*) FROM checkpoints) AS planned,
+    (SELECT count(*) FROM planned) AS planned,
     count(*) FILTER (verdict = 'flagged') AS flagged,
     count(*) FILTER (verdict = 'nothing_found') AS nothing_found,
     count(*) FILTER (verdict = 'skipped') AS skipped,
     count(*) FILTER (verdict = 'failed') AS failed
 FROM standing"""
+COMMIT_DIGITS = 40  # of a full Git commit
+CONFIGURATIONS = "SELECT count(DISTINCT config_id) AS n FROM scans"
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """The number of checkpoints with each verdict; each planned checkpoint is counted once."""
+    """The number of checkpoints with each verdict; each planned checkpoint is counted once.
+
+    As a text it is the sum that `scanner status`, the review desk and a crawl print, with what it is about.
+    """
 
     planned: int
     flagged: int
     nothing_found: int
     skipped: int
     failed: int
+    about: str = field(default="", compare=False)  # "Store", "This crawl", ...
 
     @property
     def todo(self) -> int:
@@ -51,89 +59,98 @@ class VerdictCounts:
 
     def __str__(self) -> str:
         return (
-            f"{self.planned} planned = {self.flagged} flagged + {self.nothing_found} nothing found "
-            f"+ {self.skipped} skipped + {self.failed} failed + {self.todo} to do"
+            f"{self.about}{': ' if self.about else ''}{self.planned:,} planned = {self.flagged:,} flagged + "
+            f"{self.nothing_found:,} nothing found + {self.skipped:,} skipped + {self.failed:,} failed + "
+            f"{self.todo:,} to do"
         )
 
     def as_dict(self) -> dict[str, int]:
         """For --json."""
-        return {**asdict(self), "todo": self.todo}
-
-
-def latest_config(store: Store) -> str | None:
-    """Returns the id of the configuration that was used last; None before the first crawl."""
-    rows = store.select(ConfigRow, "ORDER BY created_at DESC LIMIT 1")
-    return rows[0].config_id if rows else None
+        counts = {name: number for name, number in asdict(self).items() if name != "about"}
+        return {**counts, "todo": self.todo}
 
 
 def count_verdicts(
-    store: Store, config_id: str | None, *, among: Sequence[str] | None = None
+    store: Store, config_id: str | None = None, *, among: Sequence[str] | None = None
 ) -> VerdictCounts:
-    """Counts the verdicts of one configuration; a checkpoint's verdict is that of the scan that counts.
+    """Counts each listed checkpoint once, by its standing verdict under a configuration, or under all.
 
-    `among` restricts the count to these checkpoint ids; by default every listed checkpoint is counted.
+    `among` restricts the count to the checkpoint ids of a crawl. This is the slowest query of the desk,
+    because it reads the id of every checkpoint.
     """
     given = {} if among is None else {"among": list(among)}
-    chosen = "" if among is None else "WHERE checkpoint_id IN (SELECT unnest($among))"
-    (row,) = store.query(f"SELECT count(*) AS planned FROM checkpoints {chosen}", given)
-    counts = {
-        r["verdict"]: r["n"]
-        for r in store.query(
-            f"SELECT verdict, count(*) AS n FROM (SELECT * FROM scans WHERE config_id = $config_id) "
-            f"SEMI JOIN (SELECT checkpoint_id FROM checkpoints {chosen}) USING (checkpoint_id) "
-            "GROUP BY verdict",
-            {"config_id": config_id, **given},
-        )
-    }
-    return VerdictCounts(row["planned"], *(counts.get(v, 0) for v in Verdict))
+    (counts,) = store.query(COUNTS.format(chosen=_chosen(among)), {"config_id": config_id, **given})
+    if among is not None:
+        about = "This crawl"
+    elif config_id is not None:
+        about = f"Configuration {config_id[:12]}"
+    else:
+        (used,) = store.query(CONFIGURATIONS)
+        about = f"Store, {used['n']} configurations" if used["n"] > 1 else "Store"
+    return VerdictCounts(**counts, about=about)
 
 
-def count_standing_verdicts(store: Store) -> VerdictCounts:
-    """Counts the verdicts over all configurations; a checkpoint's verdict is that of its standing scan.
-
-    This is the slowest query of the desk, because it reads the id of every checkpoint.
-    """
-    (counts,) = store.query(STANDING_VERDICTS)
-    return VerdictCounts(**counts)
+def _chosen(among: Sequence[str] | None) -> str:
+    return "true" if among is None else "checkpoint_id IN (SELECT unnest($among))"
 
 
-OUTCOMES = """
-SELECT c.checkpoint_id, c.repo, c.kind, coalesce(s.verdict, 'to do') AS verdict, s.best_similarity, s.q_value,
-    coalesce(s.reason, c.reason) AS reason
-FROM checkpoints c {join} (SELECT * FROM scans WHERE config_id = $config_id {only}) s USING (checkpoint_id)
-WHERE {which}
-ORDER BY coalesce(s.best_similarity, 0) DESC, c.repo, c.checkpoint_id LIMIT $limit"""
+OUTCOMES = f"""
+SELECT checkpoint_id, c.source, c.repo, c.revision, c.file, c.kind, coalesce(s.verdict, 'to do') AS verdict,
+    s.best_similarity, s.q_value, coalesce(s.reason, c.reason) AS reason
+FROM checkpoints c LEFT JOIN ({STANDING}) s USING (checkpoint_id) WHERE {{chosen}}
+ORDER BY
+    coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], s.verdict), 5),
+    coalesce(s.best_similarity, 0) DESC, c.repo, checkpoint_id
+LIMIT $limit"""
 
 
 def outcomes(
-    store: Store, config_id: str | None, *, among: Sequence[str] | None = None, limit: int | None = None
+    store: Store,
+    config_id: str | None = None,
+    *,
+    among: Sequence[str] | None = None,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Returns each listed checkpoint with its verdict: flagged first, strongest evidence first.
 
-    `among` restricts the rows to these checkpoint ids.
+    The verdict is the standing one under a configuration, or under all. `among` restricts the rows to these
+    checkpoint ids.
     """
-    rows: list[dict[str, Any]] = []
     given = {} if among is None else {"among": list(among)}
-    chosen = "true" if among is None else "c.checkpoint_id IN (SELECT unnest($among))"
-    for verdict in (*Verdict, None):  # one at a time: a million rows need not be sorted for the first hundred
-        left = None if limit is None else limit - len(rows)
-        if left == 0:
-            break
-        if verdict is None:
-            asked = OUTCOMES.format(join="LEFT JOIN", only="", which=f"s.verdict IS NULL AND {chosen}")
-        else:
-            asked = OUTCOMES.format(join="JOIN", only=f"AND verdict = '{verdict}'", which=chosen)
-        rows += store.query(asked, {"config_id": config_id, "limit": left, **given})
-    return rows
+    asked = OUTCOMES.format(chosen=_chosen(among))
+    return store.query(asked, {"config_id": config_id, "limit": limit, **given})
+
+
+def names_in_list(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    """Returns the names by which the checkpoints of a list can be told apart, in the order of the rows.
+
+    Each row is (source, repo, revision, file). A name is the repo; where several rows have the same repo,
+    what they differ in follows: `OWNER/NAME@REVISION FILE (SOURCE)`, a commit shortened to 8 digits.
+    """
+    rows = list(rows)
+    alike: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
+    for row in rows:
+        alike[row[1]].append(row)
+    names = []
+    for source, repo, revision, file in rows:
+        sources, _, revisions, files = map(set, zip(*alike[repo], strict=True))
+        name = repo
+        if len(revisions) > 1:
+            name += f"@{revision[:8] if len(revision) == COMMIT_DIGITS else revision}"
+        if len(files) > 1:
+            name += f" {file or 'the whole repo'}"
+        names.append(f"{name} ({source})" if len(sources) > 1 else name)
+    return names
 
 
 def newest(store: Store, config_id: str | None, limit: int) -> list[dict[str, Any]]:
-    """Returns the newest verdicts with the names of their checkpoints, newest first."""
+    """Returns the newest verdicts, of one configuration or of all, with the names of their checkpoints."""
     return store.query(
         "WITH newest AS (SELECT checkpoint_id, verdict, best_similarity, q_value, reason, finished_at "
-        "FROM scans WHERE config_id = ? ORDER BY finished_at DESC LIMIT ?) "
+        "FROM scans WHERE $config_id IS NULL OR config_id = $config_id "
+        "ORDER BY finished_at DESC LIMIT $limit) "
         "SELECT n.*, c.repo FROM newest n JOIN checkpoints c USING (checkpoint_id) ORDER BY finished_at DESC",
-        [config_id, limit],
+        {"config_id": config_id, "limit": limit},
     )
 
 
@@ -164,21 +181,22 @@ class ReasonCount:
         return reason_label(self.reason_code)
 
 
-REASONS = """
+REASONS = f"""
 SELECT coalesce(s.verdict, c.inspection_status) AS verdict,
     CASE WHEN s.verdict IS NULL THEN c.reason_code ELSE s.reason_code END AS reason_code,
     count(*) AS count, arg_min(c.repo, c.checkpoint_id) AS repo,
     arg_min(coalesce(s.reason, c.reason), c.checkpoint_id) AS reason
-FROM checkpoints c LEFT JOIN (SELECT * FROM scans WHERE config_id = $config_id) s USING (checkpoint_id)
+FROM checkpoints c LEFT JOIN ({STANDING}) s USING (checkpoint_id)
 WHERE coalesce(s.verdict, c.inspection_status) IN ('skipped', 'failed', 'unavailable')
     AND (s.finished_at >= $since OR $since IS NULL)
 GROUP BY ALL ORDER BY count DESC, verdict, reason_code"""
 
 
 def count_reasons(
-    store: Store, config_id: str | None, *, since: datetime | None = None
+    store: Store, config_id: str | None = None, *, since: datetime | None = None
 ) -> list[ReasonCount]:  # fmt: skip
-    """Counts the skipped and failed checkpoints of one configuration by reason code, most frequent first.
+    """Counts the skipped and failed checkpoints by reason code, most frequent first: those whose verdict
+    stands under one configuration, or under all.
 
     A checkpoint without a scan counts with what inspection found. `since` counts only scans that finished
     then or later.

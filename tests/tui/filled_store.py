@@ -286,9 +286,13 @@ class Desk:
 
     def part(self, selector: str) -> str:
         """The words inside one widget, in one line."""
+        return " ".join(" ".join(self.part_lines(selector)).split())
+
+    def part_lines(self, selector: str) -> list[str]:
+        """The lines inside one widget."""
         region = self.app.screen.query_one(selector).content_region
         strips = self.app.screen._compositor.render_strips()[region.y : region.bottom]
-        return " ".join(" ".join(strip.crop(region.x, region.right).text for strip in strips).split())
+        return [strip.crop(region.x, region.right).text for strip in strips]
 
     @property
     def toast(self) -> str:

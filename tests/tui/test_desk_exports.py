@@ -14,7 +14,8 @@ from filled_store import Crawl, Opener
 
 from scanner.cli import cli
 from scanner.records import ReviewDecision, Verdict
-from scanner.store.store import EXPORTS, Store
+from scanner.store.exports import EXPORTS
+from scanner.store.store import Store
 
 BEN = "ben/strong-shoe"
 

@@ -8,7 +8,7 @@ from filled_store import Crawl, Opener
 from finextract.reasons import ReasonCode
 from scanner.records import Verdict
 from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_checkpoints
-from scanner.store.queries import VerdictCounts, count_standing_verdicts, reason_label
+from scanner.store.queries import VerdictCounts, count_verdicts, reason_label
 from scanner.store.store import Store
 from tui.widgets.table import Table
 
@@ -35,12 +35,12 @@ def test_a_flag_whose_checkpoint_was_replaced_does_not_shorten_the_list(crawl: C
     crawl.store.append([replace(crawl.scans["many/0"], scan_id="gone", checkpoint_id="gone", q_value=0.001)])
     shown = list_checkpoints(crawl.store, ListFilter.FLAGGED, limit=3)
     assert (len(shown.rows), shown.total) == (3, 5)
-    assert count_standing_verdicts(crawl.store).flagged == 5
+    assert count_verdicts(crawl.store).flagged == 5
 
 
 async def test_the_sum_of_verdicts_adds_up(filled: Crawl, desk: Opener) -> None:
     async with desk(size=(80, 24)) as seen:
-        assert "8 planned = 3 flagged + 1 nothing found + 1 skipped + 1 failed + 2 to do" in seen.text
+        assert "8 planned = 3 flagged + 1 nothing found + 1 skipped + 1 failed + 2 to do" in seen.flat
 
 
 async def test_a_key_lists_other_verdicts_with_their_reasons(filled: Crawl, desk: Opener) -> None:
@@ -170,7 +170,7 @@ def test_a_flag_under_one_configuration_is_not_hidden_by_another(crawl: Crawl) -
         seen = list_checkpoints(crawl.store, verdict)
         assert [(row.repo, row.scan_id) for row in seen.rows] == [("anna/shoe", flagged.scan_id)]
     assert list_checkpoints(crawl.store, ListFilter.NOTHING_FOUND).rows == ()
-    assert count_standing_verdicts(crawl.store) == VerdictCounts(
+    assert count_verdicts(crawl.store) == VerdictCounts(
         planned=1, flagged=1, nothing_found=0, skipped=0, failed=0
     )
 

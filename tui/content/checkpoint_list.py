@@ -10,7 +10,7 @@ from rich.text import Text
 
 from scanner.records import ReviewDecision, Verdict
 from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter, StandingReason
-from scanner.store.queries import VerdictCounts, reason_label, shorter
+from scanner.store.queries import COMMIT_DIGITS, VerdictCounts, names_in_list, reason_label, shorter
 from scanner.text import for_terminal
 from tui.content.formatting import (
     NONE,
@@ -70,16 +70,9 @@ class ListState:
 
 def counts_line(counts: VerdictCounts | None) -> Text:
     """Returns the counts of all verdicts as a sum; None while they are being counted."""
-    text = Text(no_wrap=True, overflow="ellipsis")
-    if counts is None:
-        return text.append("Counting …")
-    text.append(f"{counts.planned:,} planned", style="bold")
-    text.append(" = ")
-    text.append(f"{counts.flagged:,} flagged", style="bold")
-    return text.append(
-        f" + {counts.nothing_found:,} nothing found + {counts.skipped:,} skipped"
-        f" + {counts.failed:,} failed + {counts.todo:,} to do"
-    )
+    text = Text("Counting …" if counts is None else str(counts))
+    text.highlight_regex(r"[\d,]+ (planned|flagged)", "bold")
+    return text
 
 
 def reasons_text(reasons: Sequence[StandingReason]) -> Text:
@@ -119,7 +112,7 @@ def list_state(page: CheckpointPage, counts: VerdictCounts | None, shown: ListFi
 
 def columns(shown: ListFilter, wide: bool) -> list[Column]:
     """Returns the columns of a list."""
-    repo = Column("Repo", 16, share=3)
+    repo = Column("Repo", 16, share=3, keep_end=True)  # what tells two revisions apart comes last
     origin = [Column("Source", 7), Column("Kind", 9), Column("Base", 10, share=2)] if wide else []
     scanned = Column("Scanned", 7)
     if shown is ListFilter.FLAGGED:
@@ -130,9 +123,15 @@ def columns(shown: ListFilter, wide: bool) -> list[Column]:
     return [repo, *origin, Column("Verdict", 13), Column("Result", 20, share=3), scanned]
 
 
-def line(row: CheckpointRow, shown: ListFilter, present: datetime, wide: bool) -> Line:
+def lines(rows: Sequence[CheckpointRow], shown: ListFilter, present: datetime, wide: bool) -> list[Line]:
+    """Returns the rows of a list. Checkpoints of the same repo are named so that they can be told apart."""
+    names = names_in_list((row.source, row.repo, row.revision, row.file) for row in rows)
+    return [_line(row, name, shown, present, wide) for row, name in zip(rows, names, strict=True)]
+
+
+def _line(row: CheckpointRow, name: str, shown: ListFilter, present: datetime, wide: bool) -> Line:
     """Returns one checkpoint as a row of a list; its cells are those of `columns`."""
-    cells = [cell(for_terminal(row.repo, 200), style="bold")]
+    cells = [cell(for_terminal(name, 300), style="bold")]
     if wide:
         cells.append(cell(for_terminal(row.source.partition(":")[0], 40)))
         cells.append(cell(for_terminal(f"{row.kind}, {row.family}", 40)))
@@ -167,8 +166,11 @@ def decision_state(row: CheckpointRow) -> str:
 
 
 def in_full(row: CheckpointRow) -> Text:
-    """Returns the name, reason and note of a checkpoint, which the columns may cut."""
+    """Returns the name, revision, file, reason and note of a checkpoint, which the columns may cut."""
     text = Text(for_terminal(row.repo, 300), style="bold")
+    revision = row.revision[:8] if len(row.revision) == COMMIT_DIGITS else row.revision
+    place = f"{'@' if revision else ''}{revision} {row.file}".rstrip()
+    text.append(for_terminal(place, 300), style="not bold")
     text.append(f"  {VERDICTS[row.verdict]}", style="not bold")
     if row.reason:
         text.append(f": {for_terminal(row.reason)}", style="not bold")

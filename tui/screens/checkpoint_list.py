@@ -21,14 +21,14 @@ from scanner.store.desk_queries import (
     count_standing_reasons,
     list_checkpoints,
 )
-from scanner.store.queries import VerdictCounts, count_standing_verdicts
+from scanner.store.queries import VerdictCounts, count_verdicts
 from scanner.text import for_terminal
 from tui.content.checkpoint_list import (
     WITH_REASONS,
     columns,
     counts_line,
     in_full,
-    line,
+    lines,
     list_state,
     reasons_text,
 )
@@ -100,7 +100,7 @@ class ListScreen(DecidingScreen):
             page = await asyncio.to_thread(list_checkpoints, store, shown, part, self.limit)
             self.show(page)  # before the counts, which take longer
             await self.show_reasons(shown, part)
-            self.counts = await asyncio.to_thread(count_standing_verdicts, store)
+            self.counts = await asyncio.to_thread(count_verdicts, store)
         except ScannerError as error:
             self.query_one("#counts", Static).update(
                 Text(f"The store cannot be read: {for_terminal(str(error))}")
@@ -134,8 +134,7 @@ class ListScreen(DecidingScreen):
         self.set_class(state.advice is not None, "-empty")
         empty.update(state.advice or Text(""))
         wide, present = self.size.width >= 100, now()
-        lines = [line(row, self.filter, present, wide) for row in page.rows]
-        table.fill(columns(self.filter, wide), lines)
+        table.fill(columns(self.filter, wide), lines(page.rows, self.filter, present, wide))
         self.show_detail()
 
     def on_resize(self) -> None:

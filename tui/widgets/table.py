@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import events
 from textual.message import Message
@@ -22,6 +23,7 @@ class Column:
     width: int  # in cells; the least width of a column with a share
     share: int = 0
     right: bool = False
+    keep_end: bool = False  # whether a text that is too long is cut in its middle and not at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Table(DataTable[Text], inherit_bindings=False):
         super().__init__(id=id, cursor_type="row", zebra_stripes=False, show_row_labels=False)
         self._layout: tuple[Column, ...] = ()
         self._lines: list[Line] = []
+        self._widths: list[int] = []  # of the columns, in cells
 
     @property
     def current(self) -> str | None:
@@ -57,7 +60,8 @@ class Table(DataTable[Text], inherit_bindings=False):
             for place, (line, before) in enumerate(zip(lines, self._lines, strict=True)):
                 for column, text in enumerate(line.cells):
                     if text != before.cells[column]:
-                        self.update_cell_at((place, column), text)  # type: ignore[arg-type]
+                        fitted = self._fitted(column, text)
+                        self.update_cell_at((place, column), fitted)  # type: ignore[arg-type]
             self._lines = lines
             return
         key, place, scroll = self.current, self.cursor_row, self.scroll_y
@@ -82,11 +86,22 @@ class Table(DataTable[Text], inherit_bindings=False):
         scrollbar = self.styles.scrollbar_size_vertical
         spare = self.size.width - scrollbar - padding - sum(column.width for column in columns)
         shares = sum(column.share for column in columns) or 1
-        for column in columns:
-            width = column.width + (max(spare, 0) * column.share // shares)
+        self._widths = [column.width + (max(spare, 0) * column.share // shares) for column in columns]
+        for column, width in zip(columns, self._widths, strict=True):
             self.add_column(cell(column.heading, right=column.right), width=width)
         for line in self._lines:
-            self.add_row(*line.cells, key=line.key)
+            self.add_row(*(self._fitted(place, text) for place, text in enumerate(line.cells)), key=line.key)
+
+    def _fitted(self, column: int, text: Text) -> Text:
+        """Cuts the middle of a text that is too long, if its end is to be kept; the table cuts the others."""
+        width = self._widths[column]
+        if not self._layout[column].keep_end or text.cell_len <= width:
+            return text
+        kept, end = text.copy(), text.plain
+        while cell_len(end) > width * 2 // 3:
+            end = end[1:]
+        kept.truncate(width - cell_len(end), overflow="ellipsis")
+        return kept.append(end)
 
     def _scroll_to_cursor(self) -> None:
         self.move_cursor(row=self.cursor_row, animate=False)

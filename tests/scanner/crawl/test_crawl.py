@@ -30,7 +30,7 @@ from scanner.crawl.logs import log_path
 from scanner.crawl.rematching import Rematching
 from scanner.errors import SourceError
 from scanner.records import Candidate, Checkpoint, ConfigRow, Scan, Verdict
-from scanner.store.queries import count_verdicts, latest_config
+from scanner.store.queries import count_verdicts
 from scanner.store.store import Store
 
 BIN = Path(sys.executable).parent
@@ -309,7 +309,7 @@ def test_an_interrupted_crawl_says_how_to_resume(few: Hub, corpora: Path, tmp_pa
     assert "Run the same command again" in "".join(said)
     assert "Traceback" not in "".join(said)
     store = Store(folder)
-    assert count_verdicts(store, latest_config(store)).todo > 0
+    assert count_verdicts(store).todo > 0
 
 
 def test_a_folder_is_crawled_as_soon_as_its_base_is_given(

@@ -451,7 +451,7 @@ def test_status_shows_the_strongest_first_and_says_how_many_more_there_are(hub: 
     assert lines[1].split()[:2] == [first["repo"], "FLAGGED"]
     assert f"... and {planned - 2} more" in shown
     assert lines[-1] == (
-        f"{planned} planned = 1 flagged + 0 nothing found + 0 skipped + 0 failed + {planned - 1} to do"
+        f"Store: {planned} planned = 1 flagged + 0 nothing found + 0 skipped + 0 failed + {planned - 1} to do"
     )
 
 
@@ -469,7 +469,7 @@ def test_a_watched_status_prints_the_counts_again_when_the_store_has_changed(hub
         watching.send_signal(signal.SIGINT)
         assert watching.wait() == 0
     assert "0 flagged" in before
-    assert after.split()[1:4] == before.split()[1:4]
+    assert after.split()[1:5] == before.split()[1:5]
 
 
 def test_a_configuration_that_the_store_never_saw_is_refused(store: Store) -> None:

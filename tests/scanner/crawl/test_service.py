@@ -25,7 +25,7 @@ from scanner.crawl.progress import Observer
 from scanner.crawl.service import CrawlOptions, crawl, list_and_inspect
 from scanner.errors import ConfigError, CorpusError, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
-from scanner.store.queries import count_reasons, count_verdicts, latest_config
+from scanner.store.queries import count_reasons, count_verdicts
 from scanner.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,12 +62,12 @@ def test_the_script_of_the_documentation_crawls_a_folder_through_the_python_api_
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("2 planned = ")
+    assert done.stdout.splitlines()[-1].startswith("This crawl: 2 planned = ")
     store = Store(tmp_path / "store")
-    counts = count_verdicts(store, latest_config(store))
+    counts = count_verdicts(store)
     assert (counts.skipped, counts.failed, counts.todo) == (1, 0, 0)
     assert counts.flagged + counts.nothing_found == 1
-    (reason,) = count_reasons(store, latest_config(store))
+    (reason,) = count_reasons(store)
     assert (reason.reason_code, reason.count) == (ReasonCode.PICKLE, 1)
 
 
@@ -121,7 +121,7 @@ def test_every_entry_that_cannot_be_scanned_has_a_reason_code_and_a_sentence(
     assert len(odd) >= 5
     assert [c.repo for c in odd if c.reason_code is None or not c.reason] == []
     assert all(c.reason_code is None for c in recorder.checkpoints if c not in odd)
-    counted = count_reasons(store, None)
+    counted = count_reasons(store)
     assert sum(reason.count for reason in counted) == len(odd)
     assert {reason.reason_code for reason in counted} == {c.reason_code for c in odd}
 
