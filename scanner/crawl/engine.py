@@ -69,6 +69,9 @@ def crawl(
                         fetchers=fetchers, worker_class=worker_class, tell=observer.message,
                     ) as pool:  # fmt: skip
                         crawling.run(pool)
+        except BaseException:
+            store.storage.patience.give_up()  # nothing more is waited for, by the listing either
+            raise
         finally:
             crawling.outcomes.leases.release()
     return crawling.outcomes.progress.verdicts

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from scanner.crawl import service
 from scanner.crawl.planning import Plan
 from scanner.crawl.progress import Budget, Observer
-from scanner.crawl.service import CrawlOptions
+from scanner.crawl.service import CrawlOptions, open_store
 from scanner.errors import SourceError
 from scanner.records import Checkpoint, Night, Scan, now
 from scanner.store.compaction import compact
@@ -53,7 +53,8 @@ def run(
     `date` (2026-11-24) identifies the night. It is complete if every source could be listed; a complete one
     is returned as it was recorded. Raises what `service.crawl` raises, without SourceError.
     """
-    store, budget, observer = Store(options.store), budget or Budget(), observer or Observer()
+    budget, observer = budget or Budget(), observer or Observer()
+    store = open_store(options, observer)
     if (done := complete(store, date)) is not None:
         return done
     missed: dict[str, str] = {}  # source -> why it could not be listed

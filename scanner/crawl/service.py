@@ -24,6 +24,7 @@ from scanner.crawl.progress import Budget, Observer
 from scanner.crawl.summary import ListingResult, ListingSummary
 from scanner.errors import ConfigError, SourceError
 from scanner.records import Checkpoint, Listing, Verdict, new_id
+from scanner.store.patience import CRAWL_S, Patience
 from scanner.store.queries import VerdictCounts, count_verdicts
 from scanner.store.store import Store
 
@@ -86,7 +87,7 @@ def crawl(
     observer = observer or Observer()
     source = open_source(options)
     _check_cluster(options)
-    store = Store(options.store)
+    store = open_store(options, observer)
     query = _query(options, store, source)
     task = _task(options, store, source, observer)
     store.append([task.config.row()])  # the newest row is that of the configuration that was used last
@@ -112,7 +113,7 @@ def scan_recorded(
     observer = observer or Observer()
     source = open_source(options)
     _check_cluster(options)
-    store = Store(options.store)
+    store = open_store(options, observer)
     task = _task(options, store, source, observer)
     store.append([task.config.row()])
     plan = Plan.of_store(source.name, store, task.config.config_id)
@@ -189,6 +190,14 @@ def open_source(options: CrawlOptions) -> Source:
         options.source, since=options.since, filters=options.filters, base_model=options.base_model
     )
     return open_source(options.source, base=options.base, allow_pickle=options.allow_pickle)
+
+
+def open_store(options: CrawlOptions, observer: Observer) -> Store:
+    """The store of a crawl; while it does not answer, each operation is repeated for some minutes.
+
+    Raises StoreError.
+    """
+    return Store(options.store, patience=Patience(CRAWL_S, observer.message))
 
 
 def effective_config(options: CrawlOptions, store: Store, observer: Observer | None = None) -> ScanConfig:

@@ -33,6 +33,7 @@ from scanner.match.corpus import load_corpora
 from scanner.match.matching import compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id
 from scanner.store.leases import LeaseLost, Leases, lease_key
+from scanner.store.patience import CRAWL_S, Patience
 from scanner.store.store import Store
 
 BATCH_SIZE = 32  # samples at once, until memory turns out to be too small
@@ -83,7 +84,7 @@ class Scanner:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._store = Store(task.store)
+        self._store = Store(task.store, patience=Patience(CRAWL_S, LOGGER.warning))
         self._leases = Leases(self._store.storage, task.run_id)
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
         self._bases = BaseFetcher(task.base)

@@ -17,6 +17,7 @@ import duckdb
 
 from scanner.errors import StoreError
 from scanner.store.locks import exclusive
+from scanner.store.patience import NO_PATIENCE, Patience, repeated
 
 NEWS_S = 1.0  # between two listings of a folder
 NO_NAMES = hashlib.sha256(b"").hexdigest()
@@ -25,10 +26,10 @@ NO_NAMES = hashlib.sha256(b"").hexdigest()
 class BucketStorage:
     """A prefix in an object store. AWS_ENDPOINT_URL and the like select a server other than Amazon's."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience: Patience = NO_PATIENCE) -> None:
         import fsspec  # type: ignore[import-untyped]
 
-        self.uri = uri.rstrip("/")
+        self.uri, self.patience = uri.rstrip("/"), patience
         self.scheme, _, self._prefix = self.uri.partition("://")
         try:
             # Without the cache of instances: a cached one keeps settings that have changed since.
@@ -45,6 +46,7 @@ class BucketStorage:
             self.options["AWS_ALLOW_HTTP"] = "true"
         self._seen: dict[str, tuple[float, str]] = {}  # folder -> (when it was listed, digest of the names)
 
+    @repeated
     def names(self, folder: str) -> list[str]:
         """See `Storage.names`."""
         try:
@@ -62,12 +64,14 @@ class BucketStorage:
         digest = hashlib.sha256(f"{self.uri}/{name}".encode()).hexdigest()[:16]
         return exclusive(Path(tempfile.gettempdir()) / f"finextract-{os.getuid()}-{digest}.lock")
 
+    @repeated
     def put(self, path: str, content: bytes) -> None:
         """See `Storage.put`."""
         with _os_errors():
             self._files.pipe_file(self._at(path), content)
         self._seen.clear()
 
+    @repeated
     def take(self, path: str, local: Path) -> None:
         """See `Storage.take`."""
         with _os_errors():
@@ -75,6 +79,7 @@ class BucketStorage:
         local.unlink()
         self._seen.clear()
 
+    @repeated
     def create(self, path: str, content: bytes) -> bool:
         """See `Storage.create`; by a conditional PUT."""
         try:
@@ -85,12 +90,14 @@ class BucketStorage:
         self._seen.clear()
         return True
 
+    @repeated
     def read(self, path: str) -> bytes:
         """See `Storage.read`."""
         with _os_errors():
             content: bytes = self._files.cat_file(self._at(path))
         return content
 
+    @repeated
     def remove(self, path: str) -> None:
         """See `Storage.remove`."""
         with contextlib.suppress(FileNotFoundError), _os_errors():
@@ -110,6 +117,7 @@ class BucketStorage:
     def restrict(self, own: Container[str]) -> None:
         """Who may open a bucket is a matter of its own policy."""
 
+    @repeated
     def below(self, folder: str) -> list[str]:
         """See `Storage.below`."""
         with _os_errors():
@@ -117,6 +125,7 @@ class BucketStorage:
         start = len(self._at("").split("://")[-1].lstrip("/"))
         return [path[start:] for path in found]
 
+    @repeated
     def changed(self, path: str) -> datetime:
         """See `Storage.changed`."""
         with _os_errors():
@@ -161,4 +170,6 @@ def _os_errors() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(str(error) or type(error).__name__) from error
+        kinds = {kind.__name__ for kind in type(error).__mro__}  # of botocore and of aiohttp
+        lost = kinds & {"HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError"}
+        raise (ConnectionError if lost else OSError)(str(error) or type(error).__name__) from error

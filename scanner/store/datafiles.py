@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scanner.store.patience import is_outage
 from scanner.store.storage import FolderStorage, Storage
 from scanner.store.tables import COMPACTED, CONTESTED, table_schema
 
@@ -20,14 +21,19 @@ def is_part(path: str) -> bool:
 
 
 def is_readable(storage: Storage, path: str, *, thoroughly: bool = False) -> bool:
-    """Whether a data file exists and has a whole footer; `thoroughly`, whether every value can be read."""
+    """Whether a data file exists and has a whole footer; `thoroughly`, whether every value can be read.
+
+    Raises OSError where a bucket does not answer, which says nothing about the file.
+    """
+    folder = isinstance(storage, FolderStorage)
     try:
-        folder = isinstance(storage, FolderStorage)
         source = storage.address(path) if folder else pa.BufferReader(storage.read(path))
         with pq.ParquetFile(source) as file:
             for group in range(file.num_row_groups) if thoroughly else ():
                 file.read_row_group(group)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException) as error:
+        if not folder and is_outage(error):
+            raise
         return False
     return True
 

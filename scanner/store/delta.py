@@ -64,6 +64,9 @@ class Table:
 
         Raises OSError, DeltaError.
         """
+        return self._storage.patience(self._read_names)
+
+    def _read_names(self) -> tuple[str, ...]:
         with self._reading:
             self._reader = self._updated(self._reader)
             if self._reader is None:
@@ -91,9 +94,25 @@ class Table:
                     raise
 
     def append(self, rows: pa.Table) -> None:
-        """Adds rows as one file and one commit. Raises OSError, DeltaError."""
+        """Adds rows as one file and one commit; exactly once, though the answer to a commit be lost.
+
+        Raises OSError, DeltaError.
+        """
         added = write(self._storage, self.name, f"part-{new_id()}.parquet", rows)
-        self._commit(lambda _: [_add(added)], RETRIES)
+        unsure = False  # whether an attempt failed that may have committed the file
+
+        def actions(table: DeltaTable) -> list[AddAction | RemoveAction] | None:
+            return None if unsure and _has_committed(table, added.name) else [_add(added)]
+
+        def attempt() -> None:
+            nonlocal unsure
+            try:
+                self._commit(actions, RETRIES)
+            except (OSError, DeltaError):
+                unsure = True
+                raise
+
+        self._storage.patience(attempt)
 
     def replace(self, removed: Sequence[str], added: DataFile) -> bool:
         """Replaces files by one with the same rows, in one commit.
@@ -196,6 +215,12 @@ def write(storage: Storage, table: str, name: str, rows: pa.Table) -> DataFile:
     content = bytes(sink.getvalue())
     storage.put(f"{table}/{name}", content)
     return DataFile(name, len(content), rows.num_rows)
+
+
+def _has_committed(table: DeltaTable, name: str) -> bool:
+    """Whether a file was committed, though a compaction may have replaced it within the last hour."""
+    replaced = table.vacuum(0, dry_run=True, enforce_retention_duration=False)
+    return name in (file.name for file in _files(table)) or name in replaced
 
 
 def _files(table: DeltaTable) -> list[DataFile]:

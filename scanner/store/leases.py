@@ -120,13 +120,19 @@ class Leases:
 
     def _create(self, key: str, number: int, before: Collection[int]) -> bool:
         """Takes or renews a lease, and removes its files of lower numbers; False if another was faster."""
-        content = self._content()
-        if not self._storage.create(_path(key, number), content):
+        content, path = self._content(), _path(key, number)
+        if not self._storage.create(path, content) and not self._has_written(path, content):
             return False
         self._held[key] = number, self._clock()
         for old in before:
             self._storage.remove(_path(key, old))
         return True
+
+    def _has_written(self, path: str, content: bytes) -> bool:
+        """Whether this object wrote a file whose first answer was lost, so that a repetition found it."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._storage.read(path) == content
+        return False
 
     def _content(self) -> bytes:
         until = (self._clock() + self._ttl).isoformat()

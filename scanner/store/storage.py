@@ -25,6 +25,7 @@ import duckdb
 
 from scanner.store.buckets import BucketStorage
 from scanner.store.locks import exclusive
+from scanner.store.patience import NO_PATIENCE, Patience, repeated
 
 LOGGER = logging.getLogger("scanner.store")
 UNSURE_NS = 100_000_000  # a folder that changed so recently may change again without a new modification time
@@ -39,6 +40,7 @@ class Storage(Protocol):
 
     uri: str  # as a person names it
     options: dict[str, str]  # with which delta-rs opens the addresses
+    patience: Patience  # every method that asks the storage is repeated as this says
 
     def names(self, folder: str) -> list[str]:
         """The files and folders directly in a folder, without hidden ones; none where it does not exist."""
@@ -115,11 +117,13 @@ class Storage(Protocol):
 class FolderStorage:
     """A folder, readable by its owner alone."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience: Patience = NO_PATIENCE) -> None:
         self.root = root.expanduser().absolute()
         self.uri = str(self.root)
         self.options: dict[str, str] = {}
+        self.patience = patience
 
+    @repeated
     def names(self, folder: str) -> list[str]:
         """See `Storage.names`."""
         try:
@@ -127,17 +131,20 @@ class FolderStorage:
         except FileNotFoundError:
             return []
 
+    @repeated
     def put(self, path: str, content: bytes) -> None:
         """See `Storage.put`."""
         hidden = self._hidden(path, content)
         os.replace(hidden, self.root / path)
 
+    @repeated
     def take(self, path: str, local: Path) -> None:
         """See `Storage.take`; `local` must be on the same disk."""
         local.chmod(0o600)
         self._make((self.root / path).parent)
         os.replace(local, self.root / path)
 
+    @repeated
     def create(self, path: str, content: bytes) -> bool:
         """See `Storage.create`."""
         hidden = self._hidden(path, content)
@@ -176,10 +183,12 @@ class FolderStorage:
         for parent in reversed(missing):
             parent.mkdir(exist_ok=True, mode=0o700)
 
+    @repeated
     def read(self, path: str) -> bytes:
         """See `Storage.read`."""
         return (self.root / path).read_bytes()
 
+    @repeated
     def remove(self, path: str) -> None:
         """See `Storage.remove`."""
         (self.root / path).unlink(missing_ok=True)
@@ -210,6 +219,7 @@ class FolderStorage:
                 said, "holds other files too" if mine else "belongs to another user",
             )  # fmt: skip
 
+    @repeated
     def below(self, folder: str) -> list[str]:
         """See `Storage.below`."""
         top = str(self.root / folder)
@@ -220,10 +230,12 @@ class FolderStorage:
             if not name.startswith(".")
         ]
 
+    @repeated
     def changed(self, path: str) -> datetime:
         """See `Storage.changed`."""
         return datetime.fromtimestamp((self.root / path).stat().st_mtime, UTC)
 
+    @repeated
     def refresh(self, path: str, content: bytes) -> None:
         """See `Storage.refresh`."""
         try:
@@ -231,6 +243,7 @@ class FolderStorage:
         except FileNotFoundError:
             self.create(path, content)
 
+    @repeated
     def remove_unchanged(self, path: str, since: datetime) -> bool:
         """See `Storage.remove_unchanged`: it is renamed first, so a writer finds it either new or gone."""
         hidden = (self.root / path).with_name(f".{Path(path).name}.{uuid4().hex}")
@@ -263,6 +276,7 @@ class FolderStorage:
                 Path(path).unlink(missing_ok=True)
         return len(found)
 
+    @repeated
     def stamp(self, folder: str) -> tuple[object, bool]:
         """The folder's modification time; not conclusive within the tick of the file system's clock."""
         try:
@@ -272,10 +286,10 @@ class FolderStorage:
         return changed, time.time_ns() - changed >= UNSURE_NS
 
 
-def open_storage(uri: str | Path) -> Storage:
+def open_storage(uri: str | Path, patience: Patience = NO_PATIENCE) -> Storage:
     """The storage that a URI names: a path, file://PATH, or SCHEME://BUCKET/PREFIX.
 
     Raises StoreError for a scheme that fsspec does not support.
     """
     named = str(uri).removeprefix("file://")
-    return BucketStorage(named) if "://" in named else FolderStorage(Path(named))
+    return BucketStorage(named, patience) if "://" in named else FolderStorage(Path(named), patience)

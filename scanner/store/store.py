@@ -33,10 +33,10 @@ from scanner.store.connection import check_question, connect_locked, interruptib
 from scanner.store.datafiles import columns_file, is_part, is_readable
 from scanner.store.decision_views import DECISION_VIEWS, READS
 from scanner.store.delta import LOG, Table
+from scanner.store.patience import NO_PATIENCE, Patience, plain
 from scanner.store.rows import arrow_rows, rows_of
 from scanner.store.storage import FolderStorage, open_storage
 from scanner.store.tables import COMPACTED, KEPT, PART, TABLES, record, table_schema, views
-from scanner.text import first_line
 
 LOGGER = logging.getLogger("scanner.store")
 MARKER = "scans"  # the table that every store has
@@ -60,8 +60,10 @@ class Store:
     (unless `create`), where it has the format of an older version, or where it cannot be opened.
     """
 
-    def __init__(self, uri: str | Path, *, create: bool = False) -> None:
-        self.storage = open_storage(uri)
+    def __init__(
+        self, uri: str | Path, *, create: bool = False, patience: Patience = NO_PATIENCE
+    ) -> None:  # fmt: skip
+        self.storage = open_storage(uri, patience)
         self.uri = self.storage.uri
         self.tables = {name: Table(self.storage, name, table_schema(name)) for name in TABLES.values()}
         self._lock = threading.Lock()
@@ -82,8 +84,7 @@ class Store:
         except (OSError, DeltaError) as error:
             hint = "Check its credentials and AWS_ENDPOINT_URL" if "://" in self.uri else "Name a folder"
             raise StoreError(
-                f"the store {self.uri} cannot be opened: {first_line(error)}.\n"
-                f"{hint}, or pass another --store."
+                f"the store {self.uri} cannot be opened: {plain(error)}.\n{hint}, or pass another --store."
             ) from error
         self._connection = connect_locked(self.storage)
         self._stamps: dict[str, object] = {}
@@ -137,9 +138,16 @@ class Store:
         return LOG in self.storage.names(MARKER)
 
     def _set_aside(self) -> bool:
-        """Leaves data files that cannot be read out of the views; whether there are new ones."""
-        if not self._is_there():
-            return False
+        """Leaves data files that cannot be read out of the views; whether there are new ones.
+
+        Raises StoreError where the store does not answer.
+        """
+        try:
+            return self._is_there() and self._set_damaged_aside()
+        except OSError as error:
+            raise StoreError(f"the store {self.uri} does not answer: {plain(error)}") from error
+
+    def _set_damaged_aside(self) -> bool:
         with self._lock:
             paths = [f"{table}/{name}" for table, names in self._names.items() for name in names]
             paths = [path for path in paths if path not in self._damaged]
@@ -165,7 +173,7 @@ class Store:
         try:
             self.tables[table].append(rows)
         except (OSError, DeltaError) as error:
-            raise StoreError(f"the store {self.uri} cannot be written: {first_line(error)}.") from error
+            raise StoreError(f"the store {self.uri} cannot be written: {plain(error)}.") from error
 
     def put_image(self, png: bytes) -> str:
         """Keeps an encoded PNG; returns its SHA256, by which `image` finds it."""
@@ -174,7 +182,7 @@ class Store:
             if not self.storage.create(_image(sha256), png):
                 self.storage.refresh(_image(sha256), png)  # it may be an orphan that is about to be removed
         except OSError as error:
-            raise StoreError(f"the store {self.uri} cannot be written: {first_line(error)}.") from error
+            raise StoreError(f"the store {self.uri} cannot be written: {plain(error)}.") from error
         return sha256
 
     def image(self, sha256: str) -> bytes:
@@ -191,6 +199,9 @@ class Store:
         Raises QueryError for a statement that does more than read, or that reads more than the store.
         """
         check_question(sql)
+        return self.storage.patience(lambda: self._query_arrow(sql, parameters))
+
+    def _query_arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> pa.Table:
         for attempt in range(ATTEMPTS):
             try:
                 with interruptible():
@@ -199,7 +210,7 @@ class Store:
                         return cursor.execute(sql, parameters).to_arrow_table()
             except duckdb.PermissionException as error:
                 raise QueryError(
-                    f"{first_line(error)}.\nA query reads the store's own files: no other file, address, "
+                    f"{plain(error)}.\nA query reads the store's own files: no other file, address, "
                     "database or extension."
                 ) from error
             except (duckdb.Error, OSError, DeltaError) as error:
@@ -210,7 +221,7 @@ class Store:
                     raise QueryError(str(error).strip()) from error
                 self._stamps.clear()  # files may have been replaced and deleted since the views were made
                 if (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
-                    raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}") from error
+                    raise StoreError(f"the store {self.uri} cannot be read: {plain(error)}") from error
         raise AssertionError("the last attempt returns or raises")
 
     def stream(
@@ -233,7 +244,7 @@ class Store:
             except (duckdb.Error, pa.ArrowException, OSError, DeltaError) as error:
                 self._stamps.clear()
                 if began or (attempt and not self._set_aside()) or attempt == ATTEMPTS - 1:
-                    raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}") from error
+                    raise StoreError(f"the store {self.uri} cannot be read: {plain(error)}") from error
 
     def current_views(self, table: str) -> str:
         """The SQL of the views of a table's current files. Raises StoreError."""
@@ -241,14 +252,14 @@ class Store:
             self._refresh(table)
             return self._sql[table]
         except (OSError, DeltaError, duckdb.Error) as error:
-            raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}.") from error
+            raise StoreError(f"the store {self.uri} cannot be read: {plain(error)}.") from error
 
     def stamp(self) -> tuple[object, ...]:
         """A value that differs after any process has written to the store; cheap to compute."""
         try:
             return tuple(self.storage.stamp(f"{table}/{LOG}")[0] for table in TABLES.values())
         except OSError as error:
-            raise StoreError(f"the store {self.uri} cannot be read: {first_line(error)}.") from error
+            raise StoreError(f"the store {self.uri} cannot be read: {plain(error)}.") from error
 
     def select[R: Record](
         self, record_type: type[R], clause: str = "", parameters: Sequence[Any] = ()

@@ -22,6 +22,8 @@ import pytest
 import ray
 from plans import batches_of, whole_plan
 from ray import cloudpickle
+from servers.front import Front
+from servers.objects import Objects
 from stub_worker import CONFIG, ended, task
 
 from finextract.reasons import ReasonCode
@@ -39,6 +41,7 @@ from scanner.errors import NoWorkers, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store import compaction
 from scanner.store.leases import Leases
+from scanner.store.patience import Patience
 from scanner.store.store import Store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -450,6 +453,53 @@ def test_the_lease_of_a_dead_crawl_is_taken_over(
     assert set(verdicts(store).values()) == {"nothing_found"}
     assert len(verdicts(store)) == 2
     assert max(elsewhere) == 1
+
+
+class InBucket(Scanner):
+    """A worker whose store is in the bucket that a file in its cache names. It scans nothing."""
+
+    def __init__(self, task: Task) -> None:
+        import s3fs
+
+        os.environ.update(json.loads((Path(task.cache) / "environment").read_text()))
+        s3fs.S3FileSystem.retries = 1
+        super().__init__(task)
+
+    def ready(self) -> None:
+        """Nothing is loaded."""
+
+    def _scan(self, checkpoint: Checkpoint, attempt: Attempt) -> Scan:
+        self._store.put_image(checkpoint.checkpoint_id.encode())
+        return attempt.end(Verdict.NOTHING_FOUND, "")
+
+
+def test_a_crawl_waits_for_a_store_that_does_not_answer_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    with Objects() as objects, Front(objects.url) as front:
+        there = {**objects.environment(), "AWS_ENDPOINT_URL": front.url, "AWS_MAX_ATTEMPTS": "1"}
+        for name, value in there.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+        store = Store(f"s3://{objects.bucket}/s", create=True, patience=Patience(120))
+        crawled = task(store, tmp_path / "log", "hf")
+        (tmp_path / "log" / "environment").write_text(json.dumps(there))
+        rows = [replace(row, source="hf") for row in rows_of(store, [("", "a")] * 2)]
+        store.append(rows)
+
+        def away(*_: object) -> None:
+            front.refusing = 6
+
+        counts = crawl(
+            crawled, whole_plan(store, CONFIG.config_id, rows), store, workers=1, worker_class=InBucket,
+            observer=Watcher(away),
+        )  # fmt: skip
+        assert counts == {Verdict.NOTHING_FOUND: 2}
+        assert front.refused >= 6
+        assert [row["n"] for row in store.query("SELECT count(*) AS n FROM all_scans")] == [2]
+        assert len(store.storage.names("leases")) == 0
 
 
 class Overtaken(Scanner):
