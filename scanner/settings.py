@@ -1,6 +1,6 @@
 """`scanner.toml`: the user's defaults for the options of `scanner`'s verbs.
 
-    store = "/data/finextract"          # for every verb that has this option
+    store = "/data/finextract"          # for every verb that has this option, and for finextract-tui
 
     [crawl]                             # for one verb; dashes and underscores are equivalent
     source = "hf"
@@ -60,6 +60,19 @@ def read(path: Path) -> Defaults:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def top_level(option: click.Option) -> Any:
+    """The value that the file has for an option above all tables; None without one.
+
+    For a program that is no verb of `scanner`. Raises ConfigError for a value that the option does not take.
+    """
+    file = find()
+    values = _values(read(file), ()) if file is not None else {}
+    name = str(option.name)
+    if file is not None and name in values:
+        _check_value(file, name, option, values[name])
+    return values.get(name)
 
 
 def defaults_of(command: click.Command, path: tuple[str, ...], settings: Mapping[str, Any]) -> Defaults:

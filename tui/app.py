@@ -11,6 +11,7 @@ import click
 from textual.app import App
 from textual.screen import Screen
 
+from scanner import settings
 from scanner.config import default_store
 from scanner.errors import ScannerError
 from scanner.store.store import Store
@@ -47,17 +48,22 @@ class DeskApp(App[None]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--store", "store_uri", metavar="DIR", help="The store to review. [default: $FINEXTRACT_STORE]")
+@click.option(
+    "--store", metavar="DIR", envvar="FINEXTRACT_STORE",
+    help="The store to review.  [default: $FINEXTRACT_STORE, or `store` in scanner.toml]",
+)  # fmt: skip
 @click.version_option(package_name="finextract-scanner")
-def main(store_uri: str | None) -> None:
+@click.pass_context
+def main(context: click.Context, store: str | None) -> None:
     """Review flagged checkpoints: compare candidates with references, and decide.
 
     Decisions are recorded under the name in $FINEXTRACT_REVIEWER, or else your login name. Press ? to see
     all keys.
     """
     try:
-        store = Store(store_uri or default_store())
+        option = next(p for p in context.command.params if isinstance(p, click.Option) and p.name == "store")
+        opened = Store(store or settings.top_level(option) or default_store())
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
-    DeskApp(store, reviewer_name()).run()
+    DeskApp(opened, reviewer_name()).run()

@@ -26,6 +26,37 @@ def test_a_missing_store_is_an_error_of_two_lines_and_exit_code_2(tmp_path: Path
     assert ended.stderr.count("\n") == 2
 
 
+@pytest.mark.parametrize("given", [[], ["FINEXTRACT_STORE"], ["FINEXTRACT_STORE", "--store"]])
+def test_the_store_of_the_settings_is_opened_unless_the_environment_or_the_command_line_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FINEXTRACT_STORE", raising=False)
+    monkeypatch.delenv("FINEXTRACT_CONFIG", raising=False)
+    Path("scanner.toml").write_text('store = "of-the-settings"\n[crawl]\nstore = "of-a-crawl"\n')
+    if "FINEXTRACT_STORE" in given:
+        monkeypatch.setenv("FINEXTRACT_STORE", "of-the-environment")
+    ended = CliRunner().invoke(main, ["--store", "of-the-command-line"] if "--store" in given else [])
+    expected = {0: "of-the-settings", 1: "of-the-environment", 2: "of-the-command-line"}[len(given)]
+    assert ended.exit_code == 2
+    assert f"there is no store at {tmp_path / expected}." in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [("store = 7", "store takes text in quotes, not 7"), ("x", "TOML")]
+)
+def test_settings_that_cannot_be_used_are_an_error_of_the_desk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, why: str
+) -> None:
+    (tmp_path / "scanner.toml").write_text(content)
+    monkeypatch.setenv("FINEXTRACT_CONFIG", str(tmp_path / "scanner.toml"))
+    monkeypatch.delenv("FINEXTRACT_STORE", raising=False)
+    ended = CliRunner().invoke(main, [])
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith(f"finextract-tui: error: {tmp_path / 'scanner.toml'}")
+    assert why in ended.stderr
+
+
 def test_the_desk_imports_neither_torch_nor_ray_and_of_the_method_only_what_is_light() -> None:
     program = "import sys, tui.app; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
