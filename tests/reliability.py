@@ -1,304 +1,205 @@
-"""The reliability of a crawl: whatever fails, every checkpoint gets exactly one verdict.
+"""The reliability of a crawl: whatever fails, every checkpoint gets exactly one verdict, and nothing is left.
 
 A local Ray cluster of several nodes with simulated GPUs, a hub on loopback that serves copies of the zoo's
-checkpoints under their own ids, and `scanner crawl` as a user runs it. While it scans, chosen by the seed:
-workers get SIGKILL, nodes are removed and added, the hub does not answer for a while, and the driver gets
-SIGKILL and is started again. The listing runs only a few entries ahead of the workers, so it is interrupted
-too. At the end every checkpoint must have exactly one verdict, the same as in an undisturbed run.
+checkpoints under their own ids, a store on a small disk or in a bucket, and `scanner crawl` as a user runs
+it; in every second seed two at once. While they scan, `scanner compact` runs again and again, and a reviewer
+decides. What goes wrong is chosen by the seed: workers get SIGKILL or SIGSTOP, nodes are removed and added,
+the hub does not answer, the disk is full or the bucket does not answer for a while, and a driver gets SIGKILL
+and is started again. The listing runs only a few entries ahead of the workers, so it is interrupted too.
 
-    python tests/reliability.py --seeds 0-19 [--checkpoints 60] [--results FILE]      # a line a seed
+At the end all lists of `faults.checks.Findings` must be empty: verdicts, candidates and matches are those of
+an undisturbed run, no image or decision is lost, and no lease, orphan, process or temporary file is left.
+
+    python tests/reliability.py --seeds 0-9 [--checkpoints 24] [--results FILE]      # a line a seed
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import random
-import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
 
+from faults import checks, scene  # noqa: E402
+from faults.checks import Evidence, Findings  # noqa: E402
+from faults.scene import COPIED, PAGE, Place, copies, corpora  # noqa: E402
+from faults.troubles import Compacting, Deciding, Disturbing, Outage  # noqa: E402
 from servers.hub import Handler, Hub  # noqa: E402
 from servers.misbehaviour import Misbehaving  # noqa: E402
 
-ZOO = ROOT / "zoo"
-SCANNER = Path(sys.executable).parent / "scanner"
-PAGE = 10  # entries of a page of the hub, and of a batch of the listing
-# The command, with batches so small that the listing lasts for most of the crawl.
-CRAWL = f"""
-import scanner.crawl.engine, scanner.crawl.listing
-from scanner.cli import main
-scanner.crawl.listing.BATCH = {PAGE}
-scanner.crawl.engine.LISTED_AHEAD = {PAGE}
-main()
-"""
-COPIED = ("fruit-lora", "flowers-lora", "music-lora", "houses-lora-light")
-SUBJECTS = ("fruit", "flowers")
-BACKGROUND = 100
-BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "3"]
-NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
-        "object_store_memory": 80_000_000}  # fmt: skip
-PACE_S = (5.0, 13.0)  # between two disturbances, at least and at most
-MOST = 1000  # disturbances of one crawl
-DEATHS = 2  # of the driver
-OUTAGE_S = 12.0
-DISTURBED = 8  # starts of the driver; later ones are not disturbed
-STARTS = 12  # of the driver, before the run counts as broken
+from scanner.store.compaction import compact  # noqa: E402
+from scanner.store.store import Store  # noqa: E402
 
-
-class Outage:
-    """A plan of a hub: it answers 503 during an outage."""
-
-    def __init__(self) -> None:
-        self.until = 0.0
-
-    def fault(self, request: str) -> str | None:
-        return "503" if time.monotonic() < self.until else None
+DEATHS = 2  # of drivers
+MOST = 12  # disturbances of one seed
+DISTURBED_S = 90.0  # after which nothing is disturbed any more
+STARTS = 12  # of one driver, before the run counts as broken,
+GIVE_UP_S = 900.0  # or so much time
 
 
 @dataclass
 class Tally:
-    """The disturbances of one seed, and their result."""
+    """One seed: what happened, and what was found at the end."""
 
     seed: int
     checkpoints: int
-    workers_killed: int = 0
-    nodes_removed: int = 0
-    nodes_added: int = 0
-    outages: int = 0
-    drivers_killed: int = 0
+    crawls: int  # at once
+    store: str  # disk or bucket
+    schema: int = 2
+    happened: dict[str, int] = field(default_factory=dict)  # troubles by kind
     driver_starts: int = 0
     failed_then_tried_again: int = 0  # rows `failed`, before the last start
+    compactions: int = 0
+    compactions_refused: int = 0  # that ended with a message, because of a trouble
+    decisions: int = 0  # events
+    decisions_refused: int = 0
+    orphans_before: dict[str, int] = field(default_factory=dict)  # before they were collected
     seconds: float = 0.0
-    lost: list[str] = field(default_factory=list)  # without a verdict
-    twice: list[str] = field(default_factory=list)  # with two conclusive rows
-    different: list[str] = field(default_factory=list)  # from the undisturbed run
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def held(self) -> bool:
-        return not (self.lost or self.twice or self.different)
-
-
-def copies(count: int, into: Path) -> dict[str, Path]:
-    """The base, and the zoo's weights under other ids: with a line more in the file's metadata."""
-    repos = {"finextract-zoo/tiny-sd": ZOO / "base"}
-    for n in range(count):
-        name = COPIED[n % len(COPIED)]
-        folder = into / f"{name}-{n:03}"
-        folder.mkdir(parents=True)
-        for file in (ZOO / "checkpoints" / name).iterdir():
-            if file.suffix == ".safetensors":
-                content = file.read_bytes()
-                (size,) = struct.unpack("<Q", content[:8])
-                header = json.loads(content[8 : 8 + size])
-                header["__metadata__"] = {**header.get("__metadata__", {}), "copy": f"{n}"}
-                written = json.dumps(header).encode()
-                written += b" " * (-len(written) % 8)
-                rest = content[8 + size :]
-                (folder / file.name).write_bytes(struct.pack("<Q", len(written)) + written + rest)
-            else:
-                shutil.copy(file, folder)
-        repos[f"copies/{folder.name}"] = folder
-    return repos
-
-
-def corpora(into: Path) -> Path:
-    """A store with two subjects and some background."""
-    for subject in SUBJECTS:
-        shutil.copytree(ZOO / "images/subjects" / subject, into / "subjects" / subject)
-    (into / "background").mkdir()
-    for path in sorted((ZOO / "images/background").iterdir())[:BACKGROUND]:
-        shutil.copy(path, into / "background")
-    for name, extra in (("subjects", []), ("background", ["--background"])):
-        subprocess.run(
-            [SCANNER, "corpus", "add", name, into / name, "--store", into / "store", *extra],
-            check=True, capture_output=True,
-        )  # fmt: skip
-    return into / "store"
-
-
-def rows(store: Path) -> list[dict[str, Any]]:
-    """Every scan row that was ever written, with the name of its repository."""
-    from scanner.store.store import Store
-
-    return Store(store).query(
-        "SELECT repo, checkpoint_id, s.verdict, s.stage, s.reason, s.best_similarity, s.q_value "
-        "FROM all_scans s JOIN checkpoints USING (checkpoint_id)"
-    )
-
-
-@contextmanager
-def cluster(workers: int = 2) -> Iterator[Any]:
-    """A head without a GPU, and nodes with one simulated GPU each."""
-    from ray.cluster_utils import Cluster
-
-    os.environ.update(RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_USAGE_STATS_ENABLED="0",
-                      RAY_worker_register_timeout_seconds="120")  # fmt: skip
-    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
-    running = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(workers):
-            running.add_node(**NODE)
-        yield running
-    finally:
-        running.shutdown()
-
-
-def start(store: Path, cache: Path, hub: Hub, address: str | None, log: Path) -> subprocess.Popen[bytes]:
-    """The driver, in a session of its own; without an address it starts a Ray of its own."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(cache)}
-    environment.pop("HF_TOKEN", None)
-    with log.open("ab") as said:
-        return subprocess.Popen(
-            [sys.executable, "-c", CRAWL, "crawl", "--source", "hf", "--limit", "1000", "--store", str(store),
-             *(("--ray-address", address, "--gpus-per-worker", "0") if address else ()), "--json", *BUDGET],
-            env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
-        )  # fmt: skip
-
-
-def scanners() -> list[psutil.Process]:
-    """The cluster's worker processes that hold a scanner."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::Scanner" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-class Disturbing:
-    """What happens to a cluster and its hub, one thing after another; by the seed."""
-
-    def __init__(self, rng: random.Random, tally: Tally, running: Any, outage: Outage, span_s: float) -> None:
-        self._rng, self._tally, self._running, self._outage = rng, tally, running, outage
-        now = time.monotonic()
-        self._deaths = sorted(now + rng.uniform(0.1, 0.9) * span_s for _ in range(DEATHS))
-        self._next = now + rng.uniform(*PACE_S)
-        self._away = 0  # nodes
-        self._left = MOST
-
-    def go_on(self, driver: subprocess.Popen[bytes]) -> None:
-        """Does what is due."""
-        now, tally = time.monotonic(), self._tally
-        if self._deaths and now > self._deaths[0]:
-            self._deaths.pop(0)
-            driver.send_signal(signal.SIGKILL)
-            tally.drivers_killed += 1
-        if now < self._next:
-            return
-        self._next = now + self._rng.uniform(*PACE_S)
-        if self._away:
-            self._running.add_node(**NODE)
-            tally.nodes_added += 1
-            self._away -= 1
-        elif self._left:
-            self._left -= self._disturb()
-
-    def end(self) -> None:
-        """Brings back what is away."""
-        while self._away:
-            self._running.add_node(**NODE)
-            self._tally.nodes_added += 1
-            self._away -= 1
-
-    def _disturb(self) -> bool:
-        """One thing goes wrong, unless what was chosen is not there."""
-        tally = self._tally
-        what = self._rng.choice(["worker", "worker", "node", "outage"])
-        if what == "worker":
-            if not (alive := scanners()):
-                return False
-            self._rng.choice(alive).kill()
-            tally.workers_killed += 1
-        elif what == "node":
-            nodes = sorted(self._running.worker_nodes, key=lambda node: str(node.node_id))
-            self._running.remove_node(self._rng.choice(nodes), allow_graceful=False)
-            tally.nodes_removed += 1
-            self._away += 1
-        else:
-            self._outage.until = time.monotonic() + self._rng.uniform(1, OUTAGE_S)
-            tally.outages += 1
-        return True
+        return self.findings.held
 
 
 def disturbed(
-    seed: int, repos: dict[str, Path], prepared: Path, calm: dict[str, dict[str, Any]], folder: Path,
-    span_s: float,
-) -> Tally:  # fmt: skip
-    """One seed: a crawl, disturbed; run again until nothing is left, as a person would."""
-    tally, began = Tally(seed, len(repos) - 1), time.monotonic()
-    store, outage = Path(shutil.copytree(prepared, folder / "store")), Outage()
+    seed: int, repos: dict[str, Path], prepared: Path, calm: Evidence, folder: Path, span_s: float
+) -> Tally:
+    """One seed: crawls, disturbed; each run again until nothing is left, as a person would."""
+    rng, began = random.Random(seed), time.monotonic()
+    in_bucket, crawls = seed % 3 == 0, 1 + seed % 2
+    tally = Tally(seed, len(repos) - 1, crawls, "bucket" if in_bucket else "disk")
+    outage = Outage()
     troubled = type("Troubled", (Misbehaving, Handler), {"plan": outage})
-    with Hub(repos, page_size=PAGE, handler=troubled) as hub, cluster() as running:
-        disturbing = Disturbing(random.Random(seed), tally, running, outage, span_s)
-        while tally.driver_starts < STARTS:
-            driver = start(store, folder / "cache", hub, running.address, folder / "log")
-            tally.driver_starts += 1
-            while driver.poll() is None:
-                if tally.driver_starts <= DISTURBED:
-                    disturbing.go_on(driver)
-                else:
-                    disturbing.end()
-                time.sleep(0.2)
-            if driver.returncode == 0:
-                break
-            time.sleep(2)
-    written = rows(store)
-    tally.failed_then_tried_again = sum(row["verdict"] == "failed" for row in written)
-    count = Counter(row["repo"] for row in written if row["verdict"] != "failed")
-    tally.lost = sorted(set(repos) - set(count))
-    tally.twice = sorted(repo for repo, n in count.items() if n > 1)
-    for row in written:
-        if row["verdict"] != "failed" and not _same(row, calm[original(row["repo"])]):
-            tally.different.append(f"{row['repo']}: {row['verdict']} {row['reason']}")
+    with (
+        scene.temporary_folder() as scratch,
+        scene.in_bucket(prepared) if in_bucket else scene.on_disk(prepared, folder) as place,
+        Hub(repos, page_size=PAGE, handler=troubled) as hub,
+    ):
+        with scene.cluster() as running:
+            disturbing = Disturbing(rng, running, outage, place, span_s, deaths=DEATHS, most=MOST)
+            compacting, deciding = Compacting(place.uri), Deciding(place.uri, rng)
+            options = ["--workers", "1"] if crawls > 1 else []
+
+            def start(n: int) -> subprocess.Popen[bytes]:
+                log = folder / f"log-{n}"
+                return scene.start(place.uri, folder / "cache", hub, running.address, log, *options)
+
+            with compacting, deciding, Crawls(crawls, start) as at_once:
+                broken = at_once.run(disturbing)
+                disturbing.end()
+            tally.driver_starts = sum(at_once.starts)
+            tally.findings.ends = [broken] if broken else []
+            checks.check_processes(tally.findings, at_once.sessions)
+        tally.happened = dict(disturbing.happened)
+        tally.compactions, tally.compactions_refused = compacting.exits[0], compacting.exits[2]
+        tally.decisions, tally.decisions_refused = len(deciding.recorded), deciding.refused
+        tally.findings.tracebacks += compacting.tracebacks
+        _check(tally, place, calm, repos, deciding.recorded, folder, scratch)
     tally.seconds = round(time.monotonic() - began, 1)
     return tally
 
 
-def original(repo: str) -> str:
-    """The name of the checkpoint that a repository is a copy of."""
-    return repo.rpartition("-")[0] if repo.startswith("copies/") else repo
+class Crawls:
+    """The drivers of a seed, each started again until it ends with nothing left; a context manager."""
+
+    def __init__(self, count: int, start: Callable[[int], subprocess.Popen[bytes]]) -> None:
+        self._start = start
+        self.starts, self.sessions = [0] * count, set[int]()
+        self.drivers = [self._again(n) for n in range(count)]
+
+    def _again(self, n: int) -> subprocess.Popen[bytes]:
+        self.starts[n] += 1
+        driver = self._start(n)
+        self.sessions.add(driver.pid)
+        return driver
+
+    def run(self, disturbing: Disturbing) -> str | None:
+        """Disturbs them until each has ended with exit code 0; returns why they did not."""
+        began = time.monotonic()
+        while any(driver.poll() != 0 for driver in self.drivers):
+            spent_s = time.monotonic() - began
+            if spent_s < DISTURBED_S:
+                disturbing.go_on(self.drivers)
+            else:
+                disturbing.end()
+            for n, driver in enumerate(self.drivers):
+                if driver.poll() not in (None, 0):
+                    if self.starts[n] == STARTS:
+                        return f"crawl {n} ends with {driver.returncode}"
+                    self.drivers[n] = self._again(n)
+            if spent_s > GIVE_UP_S:
+                return f"the crawls have not ended after {GIVE_UP_S:.0f} s"
+            time.sleep(0.2)
+        return None
+
+    def __enter__(self) -> Crawls:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for driver in self.drivers:
+            driver.kill()
+            driver.wait()
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    alike = all(
-        (one[name] is None) == (other[name] is None) and abs((one[name] or 0) - (other[name] or 0)) < 1e-4
-        for name in ("best_similarity", "q_value")
-    )
-    return bool(one["verdict"] == other["verdict"]) and alike
+def _check(
+    tally: Tally, place: Place, calm: Evidence, repos: dict[str, Path], recorded: list[str], folder: Path,
+    scratch: Path,
+) -> None:  # fmt: skip
+    """Looks at everything that is left, and collects orphans."""
+    found, store = tally.findings, Store(place.uri)
+    now = Evidence.of(store)
+    checks.check_verdicts(found, now, calm, repos)
+    checks.check_rows(found, now)
+    checks.check_images(found, store, now)
+    checks.check_decisions(found, store, recorded)
+    tally.failed_then_tried_again = len(now.scans) - len(now.conclusive)
+    tally.orphans_before = checks.orphans(store)
+    checks.check_leases(found, store)
+    for _ in compact(store, retention_hours=0):
+        pass
+    left = checks.orphans(Store(place.uri))
+    found.orphans = [f"{n} {name}" for name, n in left.items() if n]
+    for where in (folder / "cache", folder / "disk", scratch):
+        found.files += [f"{where.name}/{path}" for path in checks.left_files(where) if path[:4] != "ray/"]
+    for log in sorted(folder.glob("log-*")):
+        lines = log.read_text(errors="replace").splitlines()
+        found.tracebacks += [f"{log.name}: {line}" for line in lines if line.startswith("Traceback")]
 
 
 def undisturbed(
     repos: dict[str, Path], prepared: Path, folder: Path, *, on_cluster: bool = True
-) -> tuple[dict[str, dict[str, Any]], float]:
-    """The verdicts of an undisturbed crawl by the name of the copied checkpoint, and its seconds."""
-    store, began = Path(shutil.copytree(prepared, folder / "store")), time.monotonic()
-    with Hub(repos, page_size=PAGE) as hub, cluster() if on_cluster else nullcontext() as running:
+) -> tuple[Evidence, float]:
+    """What an undisturbed crawl finds, and its seconds."""
+    began = time.monotonic()
+    with (
+        scene.on_disk(prepared, folder) as place,
+        Hub(repos, page_size=PAGE) as hub,
+        scene.cluster() if on_cluster else nullcontext() as running,
+    ):
         address = running.address if running else None
-        driver = start(store, folder / "cache", hub, address, folder / "log")
+        driver = scene.start(place.uri, folder / "cache", hub, address, folder / "log")
         assert driver.wait() == 0, (folder / "log").read_text()
-    written = rows(store)
-    assert sorted(row["repo"] for row in written) == sorted(repos), "one row each"
-    calm = {original(row["repo"]): row for row in written}
-    assert all(_same(row, calm[original(row["repo"])]) for row in written), "copies come to the same"
-    return calm, time.monotonic() - began
+        seconds, calm = time.monotonic() - began, Evidence.of(Store(place.uri))
+    assert sorted(calm.repos[scan.checkpoint_id] for scan in calm.scans) == sorted(repos), "one row each"
+    one = calm.by_original()
+    for scan in calm.scans:
+        expected = one[scene.original(calm.repos[scan.checkpoint_id])]
+        assert checks.same(scan, expected), "copies come to the same"
+        assert not list(checks.differences(calm, scan, calm, expected)), "with the same evidence"
+    return calm, seconds
 
 
 def study(
@@ -317,11 +218,19 @@ def study(
     for seed in seeds:
         tally = disturbed(seed, repos, prepared, calm, _made(folder / f"seed-{seed}"), span_s)
         tallies.append(tally)
-        print(f"{'held' if tally.held else 'BROKEN'}: {json.dumps(asdict(tally))}", flush=True)
+        line = json.dumps(_shown(tally))
+        print(f"{'held' if tally.held else 'BROKEN'}: {line}", flush=True)
         if results is not None:
             with results.open("a") as file:
-                file.write(json.dumps(asdict(tally)) + "\n")
+                file.write(line + "\n")
     return tallies
+
+
+def _shown(tally: Tally) -> dict[str, Any]:
+    """A tally with the findings that there are."""
+    shown = asdict(tally)
+    shown["findings"] = {name: some for name, some in shown["findings"].items() if some}
+    return shown
 
 
 def _made(folder: Path) -> Path:
@@ -334,11 +243,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", default="0-19", help="N or FIRST-LAST")
-    parser.add_argument("--checkpoints", type=int, default=60)
+    parser.add_argument("--seeds", default="0-9", help="N or FIRST-LAST")
+    parser.add_argument("--checkpoints", type=int, default=24)
     parser.add_argument("--results", type=Path, help="a JSON-lines file to append to")
     parser.add_argument("--folder", type=Path, help="keep stores and logs there")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with everything that was started
     first, _, last = options.seeds.partition("-")
     with tempfile.TemporaryDirectory(prefix="reliability-") as scratch:
         folder = options.folder or Path(scratch)

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
 
-import reliability  # noqa: E402
+from faults import scene  # noqa: E402
 from servers.hub import Handler, Hub  # noqa: E402
 
 BUDGET = {"samples_per_image": 4, "steps": 25, "assumed_train_images": 5}
@@ -77,8 +77,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="speedup-") as scratch:
         folder = Path(scratch)
-        repos = reliability.copies(options.checkpoints, folder / "hub")
-        prepared = reliability.corpora(folder / "corpora")
+        repos = scene.copies(options.checkpoints, folder / "hub")
+        prepared = scene.corpora(folder / "corpora")
         with Hub(repos, handler=Slow) as hub:
             os.environ["HF_ENDPOINT"] = hub.url
             first = 0.0

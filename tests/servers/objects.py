@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,14 @@ class Objects:
     def __exit__(self, *exception: object) -> None:
         self._process.kill()  # it keeps nothing
         self._process.wait()
+
+    def stop(self) -> None:
+        """From now on it accepts connections, and answers none."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It answers again, first what was asked meanwhile."""
+        self._process.send_signal(signal.SIGCONT)
 
     def environment(self) -> dict[str, str]:
         """What makes a client use it."""
