@@ -11,9 +11,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from finextract.adapters.patterns import value_of_layer
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.untrusted import object_of
 from finextract.weights.adapter_keys import parse_lora_key
+
+_COMPONENTS = (
+    "unet.",
+    "text_encoder.",
+    "transformer.",
+)  # so diffusers opens names of layers and fields
+_PEFT_ALPHA = 8  # of a PEFT configuration that states none (peft.LoraConfig.lora_alpha)
 
 
 @dataclass(frozen=True)
@@ -80,16 +88,19 @@ def _layer(name: str, tensors: Mapping[str, Tensor], fields: Mapping[str, object
 
 
 def _configured_scale(layer: str, rank: int, fields: Mapping[str, object]) -> float:
-    """alpha / r of one layer as PEFT's configuration states it (alpha / sqrt(r) for rank-stabilised LoRA)."""
-    prefix = next(
-        (p for p in ("unet.", "text_encoder.") if layer.startswith(p) and f"{p}lora_alpha" in fields), ""
-    )
-    alpha = fields.get(f"{prefix}lora_alpha")
+    """alpha / r of one layer as PEFT's configuration states it (alpha / sqrt(r) for rank-stabilised LoRA).
+
+    `rank` is that of the layer's tensors, which is what `r` and `rank_pattern` state. Patterns match the name
+    that the layer has in its component (peft.tuners.lora.LoraModel._create_and_replace).
+    """
+    component = next((c for c in _COMPONENTS if layer.startswith(c)), "")
+    prefix = component if any(name.startswith(component) for name in fields) else ""
     patterns = fields.get(f"{prefix}alpha_pattern")
+    alpha = None
     if isinstance(patterns, dict):
-        for pattern, special in patterns.items():
-            if layer.endswith(str(pattern)):
-                alpha = special
-    if not isinstance(alpha, int | float):
+        alpha = value_of_layer(patterns, layer.removeprefix("base_model.model.").removeprefix(component))
+    if alpha is None:
+        alpha = fields.get(f"{prefix}lora_alpha", _PEFT_ALPHA if f"{prefix}r" in fields else None)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         return 1.0
     return float(alpha) / (rank**0.5 if fields.get(f"{prefix}use_rslora") is True else rank)

@@ -1,14 +1,19 @@
 """Adapters as functions of a layer's weight: reading a LoRA of every tool, and merging."""
 
+import json
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finextract.adapters.lora import parse_lora
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
+from finextract.adapters.patterns import value_of_layer
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.weights.adapter_keys import LoraKey, layer_names, parse_lora_key
 from finextract.weights.formats import WeightsKind
@@ -139,3 +144,134 @@ def test_an_adapter_file_is_parsed_by_its_algorithms() -> None:
     loha = WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",))
     with pytest.raises(UnsupportedWeights, match=r"^Stable Diffusion 1.x LyCORIS weights \(LoHa\) cannot be"):
         parse_adapter(loha, state, {}, {})
+
+
+class Blocks(nn.Module):
+    """Layers whose names end alike, as those of a UNet do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.to_k = nn.Linear(4, 6)
+        self.add_to_k = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"to_k": nn.Linear(4, 6)}) for _ in range(12))
+        self.mid = nn.ModuleDict({"conv": nn.Conv2d(4, 6, 3)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lora_alpha": 3},
+        {"alpha_pattern": {"to_k": 1}},
+        {"alpha_pattern": {"^to_k": 1, "to_k": 32}},
+        {"alpha_pattern": {"to_k": 32, "^to_k": 1}},
+        {"alpha_pattern": {"blocks.1.to_k": 2, r"blocks\.1\d\.to_k": 16}},
+        {"alpha_pattern": {"blocks.*.to_k": 5}},
+        {"alpha_pattern": {"(blocks.3|blocks.11).to_k": 5, "mid.conv": 7}},
+        {"alpha_pattern": {"locks.3.to_k": 40}},
+        {"rank_pattern": {"to_k": 2}},
+        {"rank_pattern": {"^to_k": 3, r"blocks\.\d+\.to_k": 1}, "alpha_pattern": {"to_k": 6}},
+        {"rank_pattern": {"mid.conv": 1}, "alpha_pattern": {"conv": 9}, "lora_alpha": 2},
+        {"use_rslora": True, "alpha_pattern": {"add_to_k": 3}},
+    ],
+    ids=str,
+)
+def test_a_lora_is_merged_as_peft_merges_it_whatever_patterns_its_configuration_has(
+    options: dict[str, object], tmp_path: Path
+) -> None:
+    import peft
+
+    config = peft.LoraConfig(**{"r": 4, "target_modules": ["to_k", "add_to_k", "conv"]} | options)  # type: ignore[arg-type]
+    model = peft.get_peft_model(Blocks(), config)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name:
+                tensor.normal_()
+    model.save_pretrained(tmp_path)
+    # Saved anew, since saving sorts the patterns, and the first that matches counts.
+    theirs = dict(peft.PeftModel.from_pretrained(Blocks(), tmp_path).merge_and_unload().named_modules())
+    ours = Blocks()
+    layers = {f"unet.{n}": m for n, m in ours.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    stated = json.loads((tmp_path / "adapter_config.json").read_text())
+    merge(layers, parse_lora(state, {}, stated))
+    for name, layer in layers.items():
+        expected = theirs[name.removeprefix("unet.")].get_parameter("weight")
+        torch.testing.assert_close(layer.get_parameter("weight"), expected)
+
+
+def test_a_configuration_in_the_header_holds_for_the_component_that_it_names() -> None:
+    unet, text = "unet.a.to_k", "text_encoder.text_model.b.q_proj"
+    pair = {"lora_A.weight": torch.ones(2, 4), "lora_B.weight": torch.ones(6, 2)}
+    state = {f"{layer}.{k}": v for layer in (unet, text) for k, v in pair.items()}
+    stated = {
+        "unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {"b.q_proj": 50},
+        "text_encoder.r": 2, "text_encoder.lora_alpha": 4, "text_encoder.alpha_pattern": {"b.q_proj": 10},
+    }  # fmt: skip
+    metadata = {"lora_adapter_metadata": json.dumps(stated)}
+    assert {lora.layer: lora.scale for lora in parse_lora(state, metadata)} == {unet: 3.0, text: 5.0}
+
+
+def test_without_a_configuration_and_without_an_alpha_the_scale_is_one() -> None:
+    state = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(6, 2)}
+    assert [lora.scale for lora in parse_lora(state, {})] == [1.0]
+    assert [lora.scale for lora in parse_lora(state, {}, {"r": 2})] == [4.0]  # PEFT's alpha is 8
+
+
+@pytest.mark.parametrize("stated", ["x", None, [], True, {"to_k": "x"}])
+def test_an_alpha_of_another_type_counts_as_missing(stated: object) -> None:
+    state = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(6, 2)}
+    assert [lora.scale for lora in parse_lora(state, {}, {"lora_alpha": stated})] == [1.0]
+    config = {"lora_alpha": 4, "alpha_pattern": stated}
+    assert [lora.scale for lora in parse_lora(state, {}, config)] == [2.0]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$", "(.*)*", "(?P<x>a)", "a{9999}", ".*.*.*x", "(a|b)*", "a**", "a*?", "(", "x" * 400,
+        "(a|a)" * 5, ".*.*",
+        r"(\w\w)+", "(?=a)", r"\1", "a+",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_could_take_time_without_bound_is_refused(pattern: str) -> None:
+    with pytest.raises(UnsupportedWeights, match="its alpha cannot be read"):
+        value_of_layer({pattern: 1}, "a.to_k")
+
+
+def test_accepted_patterns_match_hostile_names_in_seconds() -> None:
+    costly = {rf"(a|a)(a|a)(a|a)(a|a).*x{i}": i for i in range(16)}
+    patterns = costly | {f"blocks.{i}.to_k": i for i in range(200)}
+    layers = [".".join(["a" * 40] * 7) + f".{i}" for i in range(200)] + ["a." * 5_000_000]
+    before = time.process_time()
+    assert all(value_of_layer(patterns, layer) is None for layer in layers)
+    assert time.process_time() - before < 30
+
+
+def test_a_merge_keeps_precision_and_place_and_leaves_biases_alone() -> None:
+    layers = _layers()
+    layers[LAYER].double()
+    weight, bias = layers[LAYER].get_parameter("weight"), layers[LAYER].get_parameter("bias").clone()
+    merge(
+        layers,
+        parse_lora(
+            {f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(6, 2)}, {}
+        ),
+    )
+    assert layers[LAYER].get_parameter("weight") is weight
+    assert weight.dtype == torch.float64
+    assert torch.equal(layers[LAYER].get_parameter("bias"), bias)
+
+
+def test_the_lora_of_a_convolution_is_merged_over_its_kernel() -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    down, up = torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1)
+    before = conv.weight.detach().clone()
+    state = {"unet.conv.lora_down.weight": down, "unet.conv.lora_up.weight": up}
+    merge(
+        {"unet.conv": conv},
+        parse_lora({k.replace("unet.conv", "lora_unet_conv"): v for k, v in state.items()}, {}),
+    )
+    expected = before + torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
+    torch.testing.assert_close(conv.weight.detach(), expected)
