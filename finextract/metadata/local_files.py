@@ -12,6 +12,7 @@ from typing import Any
 from finextract.metadata.cards import Card, parse_card
 from finextract.metadata.prompts import choose_caption
 from finextract.metadata.untrusted import object_of
+from finextract.regular_files import open_regular
 
 MAX_SMALL_FILE = 1_000_000  # bytes of a card or a configuration file
 SIDECAR_FILES = ("hparams.yml", "args.json", "train.sh", "config.yaml")  # they describe the training run
@@ -20,7 +21,7 @@ SIDECAR_FILES = ("hparams.yml", "args.json", "train.sh", "config.yaml")  # they 
 def read_text(path: Path) -> str:
     """The start of a small text file; empty where the file is missing or cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(MAX_SMALL_FILE).decode("utf-8", errors="replace")
     except OSError:
         return ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finextract.errors import CorruptWeights, PickledWeights
+from finextract.regular_files import open_regular
 
 MAX_HEADER_BYTES = 25_000_000  # huggingface_hub's own cap for remote headers
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
@@ -118,9 +119,9 @@ def _tensors(entries: dict[str, dict[str, object]], where: str) -> tuple[dict[st
 def read_header(path: Path) -> Header:
     """The header of a local file, checked against the file's size.
 
-    Raises PickledWeights or CorruptWeights.
+    Raises PickledWeights or CorruptWeights, OSError for what is not a regular file.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if 0 < length <= MAX_HEADER_BYTES:

@@ -309,7 +309,9 @@ def _query(options: CrawlOptions, store: Store, source: Source) -> Query:
     from scanner.hubs.base import Query
 
     since = _since(options.since, store, source)
-    return Query(options.limit, since, options.filters, options.base_model, changed=options.changed)
+    return Query(
+        options.limit, since, options.filters, options.base_model, options.max_download, options.changed
+    )
 
 
 def _since(since: datetime | str | None, store: Store, source: Source) -> datetime | None:

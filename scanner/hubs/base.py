@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from scanner.hubs.cache import DownloadCache
+from scanner.hubs.cache import MAX_DOWNLOAD, DownloadCache
 from scanner.records import Checkpoint
 
 
@@ -24,6 +24,7 @@ class Query:
     since: datetime | None = None  # published at that time or later, timezone-aware
     filters: tuple[str, ...] = ()  # the source's own tags; instead of those that find fine-tunes
     base_model: str | None = None  # tuned from this base only, OWNER/NAME
+    max_bytes: int = MAX_DOWNLOAD  # a larger local checkpoint is listed, and not read for its SHA256
     changed: bool = False  # newest change first, where the source reports change times; `since` goes by them
 
 

@@ -1,11 +1,13 @@
 """A local folder as a source: diffusers folders and single weight files in it, and the cards beside them.
 
 Nothing is copied: a fetched checkpoint is the file or folder itself, verified again by its SHA256.
-Symbolic links to files are followed, those to folders are not.
+Symbolic links to files are followed, those to folders are not. Only regular files are opened, and none is
+read before its size is known.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,20 +18,29 @@ from pathlib import Path
 from finextract.errors import CheckpointError
 from finextract.metadata.captions import find_caption
 from finextract.metadata.local_files import read_card, read_object, read_sidecar_files
-from finextract.reasons import ReasonCode
-from finextract.weights.files import NOT_WEIGHTS
-from finextract.weights.formats import PICKLE_SUFFIXES, read_header
+from finextract.reasons import Reason, ReasonCode
+from finextract.regular_files import kind_of_special_file
+from finextract.weights.formats import read_header
 from scanner.errors import Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import local_base
 from scanner.hubs.cache import DownloadCache, check_sha256
-from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id
+from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id, visible
 from scanner.hubs.inspection import base_hint, refine, refine_unread
-from scanner.hubs.layout import COMPONENTS, DENOISERS, INTERMEDIATE, Layout, is_safe, layouts
+from scanner.hubs.layout import (
+    COMPONENTS,
+    DENOISERS,
+    INTERMEDIATE,
+    Layout,
+    is_safe,
+    is_weight_file,
+    layouts,
+    pipeline_configs,
+    unusable,
+)
 from scanner.hubs.pickles import scannable
-from scanner.records import Checkpoint, identify, now
-from scanner.text import printable
+from scanner.records import Checkpoint, InspectionStatus, identify, now
 from scanner.units import show_size
 
 
@@ -53,7 +64,7 @@ class FolderSource:
         Large files come first, because the base of a smaller file may be among them.
         """
         places = sorted(self._walk(), key=_file_size, reverse=True)
-        found = (self._checkpoint(*place) for place in places)
+        found = (self._checkpoint(*place, query.max_bytes) for place in places)
         wanted = (c for c in found if query.since is None or (c.created_at or UNKNOWN_TIME) >= query.since)
         return islice(wanted, max(query.limit, 0))
 
@@ -69,8 +80,11 @@ class FolderSource:
                 folders.clear()
                 yield folder, whole[0]
                 continue
-            weights = sorted(n for n in names if Path(n).suffix.lower() in {".safetensors", *PICKLE_SUFFIXES})
-            for name in (n for n in weights if is_safe(n) and not NOT_WEIGHTS.fullmatch(n)):
+            weights = sorted(filter(is_weight_file, names))
+            for name in weights:
+                if not is_safe(name):
+                    yield folder, unusable(name)
+                    continue
                 pickled = not name.endswith(".safetensors")
                 hashed = not pickled or self._allow_pickle
                 yield folder, Layout(name, {name: name} if hashed else {}, pickled)
@@ -81,14 +95,17 @@ class FolderSource:
         if Path(error.filename) == self.root:
             raise SourceError(f"{self.root} cannot be read: {error.strerror}.") from error
 
-    def _checkpoint(self, folder: Path, layout: Layout) -> Checkpoint:
-        repo = folder.relative_to(self.root).as_posix()
+    def _checkpoint(self, folder: Path, layout: Layout, max_bytes: int) -> Checkpoint:
+        path = folder.relative_to(self.root).as_posix()
+        repo = visible(path, 500)
+        reason = layout.reason or _why_unread(folder, layout, max_bytes)
         card = read_card(folder, layout.file)
         caption = find_caption(card)
         try:
-            hashes = [(path, sha256_of(folder / path)) for path in layout.weights]
             sizes = {path: (folder / path).stat().st_size for path in layout.weights}
-            created = datetime.fromtimestamp((folder / layout.file).stat().st_mtime, UTC)
+            hashes = [] if reason else [(path, sha256_of(folder / path)) for path in layout.weights]
+            dated = folder if layout.reason else folder / layout.file
+            created = datetime.fromtimestamp(dated.stat().st_mtime, UTC)
         except OSError:  # `inspect` tries again and reports it
             hashes, sizes, created = [], {}, None
         if layout.file and hashes:
@@ -96,7 +113,7 @@ class FolderSource:
         return Checkpoint(
             checkpoint_id=identify(hashes) if hashes else placeholder_id(self.name, repo, "", layout.file),
             source=self.name,
-            repo=printable(repo, 500),
+            repo=repo,
             revision="",
             file=layout.file,
             url=(folder / layout.file).as_uri(),
@@ -111,8 +128,11 @@ class FolderSource:
             created_at=created,
             listed_at=now(),
             raw=json.dumps(
-                {"path": repo, "weights": dict(hashes), "sizes": sizes, "pickled": layout.pickled}
+                {"path": path, "weights": dict(hashes), "sizes": sizes, "pickled": layout.pickled}
             ),
+            inspection_status=InspectionStatus.SKIPPED if reason else InspectionStatus.UNKNOWN,
+            reason=f"{repo}: {reason}" if reason else "",
+            reason_code=reason.reason_code if reason else None,
         )
 
     def coverage(self) -> str:
@@ -121,6 +141,8 @@ class FolderSource:
 
     def inspect(self, checkpoint: Checkpoint) -> Checkpoint:
         """Reads the header, the card and a configuration file. See `Source.inspect`."""
+        if checkpoint.inspection_status is InspectionStatus.SKIPPED:
+            raise Skipped(checkpoint.reason, checkpoint.reason_code or ReasonCode.INVALID_ENTRY)
         entry = json.loads(checkpoint.raw)
         folder, where = self.root / entry["path"], f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
         sidecar_files = read_sidecar_files(folder)
@@ -164,12 +186,9 @@ class FolderSource:
         """The path of the file or folder itself; a pickle is converted into `into`. See `Source.fetch`."""
         entry = json.loads(checkpoint.raw)
         folder = self.root / str(entry["path"])
-        if checkpoint.size_bytes > downloads.max_bytes:
-            raise Skipped(
-                f"{checkpoint.repo} is {show_size(checkpoint.size_bytes)}, and at most "
-                f"{show_size(downloads.max_bytes)} are read. Pass a larger --max-download.",
-                ReasonCode.TOO_LARGE,
-            )
+        layout = Layout(checkpoint.file, {path: path for path in entry["weights"]}, entry["pickled"])
+        if (reason := _why_unread(folder, layout, downloads.max_bytes)) is not None:
+            raise Skipped(f"{checkpoint.repo}: {reason}", reason.reason_code)
         try:
             for path, sha256 in entry["weights"].items():
                 check_sha256(sha256_of(folder / path), sha256, str(folder / path))
@@ -182,6 +201,31 @@ class FolderSource:
             name = checkpoint.file
             return scannable(folder / name, into, name, f"{checkpoint.repo}/{name}")
         return folder / checkpoint.file
+
+
+def _why_unread(folder: Path, layout: Layout, max_bytes: int) -> Reason | None:
+    """Why the files of a checkpoint are not read: a pipe, a device, or too many bytes; None where they are.
+
+    A file that is not there is read in vain, and reported then.
+    """
+    beside = [] if layout.file else [p.relative_to(folder).as_posix() for p in folder.glob("*/*")]
+    configs = [] if layout.file else pipeline_configs([*_names(folder), *beside])
+    size = 0
+    for path in [*layout.weights, *([layout.file] if layout.pickled else []), *configs]:
+        with contextlib.suppress(OSError):
+            if (kind := kind_of_special_file(folder / path)) is not None:
+                return Reason(
+                    ReasonCode.INVALID_ENTRY,
+                    f"{path} is a {kind} instead of a file, and was not opened. Replace or remove it.",
+                )
+            size += (folder / path).stat().st_size if path in layout.weights else 0
+    if size > max_bytes:
+        return Reason(
+            ReasonCode.TOO_LARGE,
+            f"it is {show_size(size)}, and at most {show_size(max_bytes)} are read. "
+            "Pass a larger --max-download.",
+        )
+    return None
 
 
 def _file_size(place: tuple[Path, Layout]) -> int:

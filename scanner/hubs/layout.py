@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeGuard
 
+from finextract.reasons import Reason, ReasonCode
 from finextract.weights.files import NOT_WEIGHTS, component_files
 from finextract.weights.formats import PICKLE_SUFFIXES
+from scanner.hubs.fields import visible
 
 DENOISERS = ("unet", "transformer")
 TUNED = (*DENOISERS, "text_encoder")  # what fine-tuning changes
@@ -26,6 +28,7 @@ _CONFIG = re.compile(
 )
 # They describe the training run.
 SIDECAR_FILES = re.compile(r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml")
+MAX_NAME_BYTES = 200  # of a file or a folder in UTF-8; file systems take 255
 INTERMEDIATE = re.compile(r"checkpoint-\d+")
 
 
@@ -36,6 +39,7 @@ class Layout:
     file: str  # the single weight file, or "" for a pipeline folder
     weights: dict[str, str]  # weight files that a scan needs: path in the repository -> path as it is kept
     pickled: bool = False  # `file` is a pickle
+    reason: Reason | None = None  # why it cannot be scanned, whatever it holds
 
     @property
     def denoiser(self) -> str:
@@ -45,16 +49,42 @@ class Layout:
 
 def is_safe(path: object) -> TypeGuard[str]:
     """Whether a file name stays inside its repository and can be written on any file system."""
-    if (
-        not isinstance(path, str)
-        or not 0 < len(path) <= 500
-        or not path.isprintable()
-        or "\\" in path
-        or ":" in path
-    ):
-        return False
+    return isinstance(path, str) and why_unsafe(path) is None
+
+
+def why_unsafe(path: str) -> str | None:
+    """What is wrong with a file name, for people; None for one that is safe."""
     parts = PurePosixPath(path).parts
-    return "/".join(parts) == path and not any(p in ("/", "..", "~") or len(p.encode()) > 200 for p in parts)
+    if not path.isprintable():
+        return "holds characters that cannot be printed"
+    if "\\" in path or ":" in path:
+        return "holds a backslash or a colon"
+    if len(path) > 500 or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        return f"is longer than {MAX_NAME_BYTES} bytes"
+    if not path or "/".join(parts) != path or any(part in ("/", "..", "~") for part in parts):
+        return "does not stay inside its folder"
+    return None
+
+
+def named_unusably(paths: Iterable[object]) -> list[str]:
+    """The weight files among `paths` that are ignored because of their names, sorted."""
+    texts = sorted(p for p in paths if isinstance(p, str) and not is_safe(p))
+    return [p for p in texts if is_weight_file(p.rpartition("/")[2])]
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a name without its folder is that of safetensors or a pickle, and not of a trainer's state."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return (suffix == ".safetensors" or suffix in PICKLE_SUFFIXES) and not NOT_WEIGHTS.fullmatch(name)
+
+
+def unusable(path: str) -> Layout:
+    """A weight file that is not opened because of its name, with the reason and a name that can be shown."""
+    sentence = (
+        f"the file {visible(path)} was not opened, because its name {why_unsafe(path)}. "
+        "Rename it, or ask its author to."
+    )
+    return Layout(visible(path), {}, reason=Reason(ReasonCode.INVALID_ENTRY, sentence))
 
 
 def layouts(paths: Iterable[str]) -> list[Layout]:

@@ -15,10 +15,17 @@ from typing import Any
 from finextract.metadata.cards import card_from
 from finextract.reasons import Reason, ReasonCode
 from scanner.hubs.base_models import is_repo
-from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id, when
-from scanner.hubs.layout import SIDECAR_FILES, Layout, is_safe, layouts, pipeline_configs
+from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id, visible, when
+from scanner.hubs.layout import (
+    SIDECAR_FILES,
+    Layout,
+    is_safe,
+    layouts,
+    named_unusably,
+    pipeline_configs,
+    unusable,
+)
 from scanner.records import Checkpoint, InspectionStatus, identify, now
-from scanner.text import printable
 
 MAX_FILES = 20_000  # of one repository; the rest is ignored
 CONCEPT_IMAGES = re.compile(r"concept_images/[^/]+\.(?:png|jpe?g|webp)", re.IGNORECASE)
@@ -64,10 +71,24 @@ def with_files(entry: Mapping[str, Any], known: Mapping[str, Remote]) -> dict[st
 def make_checkpoints(
     entry: Mapping[str, Any], source: str, endpoint: str, *, allow_pickle: bool = False
 ) -> list[Checkpoint]:
-    """A record for each checkpoint of a repository; a single one for a repository without any."""
+    """A record for each checkpoint of a repository; a single one for a repository without any.
+
+    Weight files whose names cannot be used have one record together, which names the first.
+    """
     files = remote_files(entry)
     found: list[Layout | None] = [*layouts(files)] if is_repo(_string(entry.get("id"))) else []
+    found += [unusable(name) for name in _named_unusably(entry, found)[:1]]
     return [_checkpoint(entry, files, layout, source, endpoint, allow_pickle) for layout in found or [None]]
+
+
+def _named_unusably(entry: Mapping[str, Any], found: list[Layout | None]) -> list[str]:
+    """The weight files that would be checkpoints if their names could be used."""
+    if any(layout is not None and not layout.file for layout in found):
+        return []  # beside a pipeline no other file is one
+    siblings = entry.get("siblings")
+    siblings = siblings[:MAX_FILES] if isinstance(siblings, list) else []
+    names = named_unusably(s.get("rfilename") for s in siblings if isinstance(s, dict))
+    return [name for name in names if not found or "/" not in name]
 
 
 def _checkpoint(
@@ -78,7 +99,7 @@ def _checkpoint(
     endpoint: str,
     allow_pickle: bool,
 ) -> Checkpoint:
-    repo = printable(_string(entry.get("id")) or "(an entry without a name)", 200)
+    repo = visible(_string(entry.get("id")) or "(an entry without a name)")
     revision = commit_of(entry) or ""
     file = layout.file if layout else ""
     weights = [(path, files[path]) for path in layout.weights] if layout else []
@@ -127,6 +148,8 @@ def _why_skipped(
         return Reason(
             ReasonCode.NO_WEIGHTS, f"{repo} holds no weights: no safetensors, and no pickle either."
         )
+    if layout.reason is not None:
+        return Reason(layout.reason.reason_code, f"{repo}: {layout.reason}")
     if layout.pickled and not allow_pickle:
         return Reason(
             ReasonCode.PICKLE,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
 from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
+from finextract.reasons import ReasonCode
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs.base import Query
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.registry import open_source
-from scanner.records import Checkpoint
+from scanner.records import Checkpoint, InspectionStatus
+from scanner.store.store import Store
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 UNET_SHAPES = {
@@ -168,7 +173,7 @@ def test_names_that_are_no_text_do_not_stop_the_listing(tree: Path, store: objec
     write_safetensors(Path(os.fsdecode(place)) / "a.safetensors", small_tensors(lora_shapes(), seed=7))
     entries = list(open_source(f"folder:{tree}").list(Query(100)))
     store.append(entries)  # type: ignore[attr-defined]
-    assert any(c.repo == "bad" for c in entries)
+    assert any(c.repo.startswith("bad\\udc") for c in entries)
 
 
 def test_captions_are_read_from_the_sidecar_files_of_a_webui_folder(tmp_path: Path) -> None:
@@ -214,3 +219,114 @@ def test_a_base_in_the_same_tree_is_found_by_its_hash(tmp_path: Path) -> None:
     entries = {f"{c.repo}/{c.file}": c for c in source.list(Query(9))}
     assert next(iter(entries)) == "base/anything.safetensors"  # large ones first, so that it is known
     assert source.inspect(entries["./lora.safetensors"]).base == str(base)
+
+
+# --- files that are none, too large, or oddly named
+
+
+def special(path: Path, kind: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "link to a named pipe":
+        os.mkfifo(path.with_name("pipe"))
+        path.symlink_to("pipe")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(path.parent):
+            opened.bind(path.name)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "link to a named pipe", "socket", "device"])
+@pytest.mark.parametrize("name", ["a.safetensors", "b.ckpt", "c/" + UNET, "c/vae/config.json"])
+def test_what_is_no_regular_file_is_a_row_with_a_reason_and_is_not_opened(
+    tree: Path, kind: str, name: str
+) -> None:
+    """Opening a pipe without a writer does not return, and /dev/zero has no end."""
+    if name.startswith("c/"):
+        shutil.copytree(tree / "dog", tree / "c")
+        (tree / name).unlink(missing_ok=True)
+    special(tree / name, kind)
+    source = open_source(f"folder:{tree}", allow_pickle=True)
+    found = {f"{c.repo}/{c.file}": c for c in source.list(Query(100))}
+    row = found["c/" if name.startswith("c/") else f"./{name}"]
+    assert (row.inspection_status, row.reason_code) == (InspectionStatus.SKIPPED, ReasonCode.INVALID_ENTRY)
+    assert f"is a {kind.removeprefix('link to a ')} instead of a file, and was not opened" in row.reason
+    assert len(found) == 5, "the others are listed"
+    with pytest.raises(Skipped, match="instead of a file"):
+        source.inspect(row)
+
+
+@pytest.mark.parametrize("name", ["README.md", "cat.json", "adapter_config.json", "hparams.yml"])
+def test_a_pipe_among_the_small_files_counts_as_missing(tree: Path, name: str) -> None:
+    (tree / "nested/cat" / name).unlink(missing_ok=True)
+    os.mkfifo(tree / "nested/cat" / name)
+    source = open_source(f"folder:{tree}", base="lab/base")
+    (row,) = (c for c in source.list(Query(9)) if c.file == "cat.safetensors")
+    if name == "README.md":
+        with pytest.raises(Skipped, match="caption"):
+            source.inspect(row)
+    else:
+        assert source.inspect(row).caption == "a photo of sks"
+
+
+def test_a_file_that_became_a_pipe_after_it_was_listed_is_not_opened(tree: Path, tmp_path: Path) -> None:
+    source = open_source(f"folder:{tree}")
+    (row,) = (c for c in source.list(Query(9)) if c.file == "loose.safetensors")
+    (tree / "loose.safetensors").unlink()
+    os.mkfifo(tree / "loose.safetensors")
+    with pytest.raises(Unavailable, match="cannot be read: it is a named pipe"):
+        source.inspect(row)
+    with pytest.raises(Skipped, match="is a named pipe instead of a file"):
+        source.fetch(row, tmp_path / "into", DownloadCache(tmp_path / "cache"))
+
+
+def test_a_sparse_terabyte_is_not_read_for_its_sha256(tree: Path) -> None:
+    with (tree / "vast.safetensors").open("wb") as file:
+        file.truncate(10**12)
+    vast = listed(tree)["./vast.safetensors"]
+    assert (vast.inspection_status, vast.reason_code) == (InspectionStatus.SKIPPED, ReasonCode.TOO_LARGE)
+    assert vast.reason == ".: it is 1.0 TB, and at most 10.0 GB are read. Pass a larger --max-download."
+    assert (vast.sha256, vast.size_bytes) == (None, 10**12)
+    small = {c.file: c for c in open_source(f"folder:{tree}").list(Query(9, max_bytes=100))}
+    assert small["loose.safetensors"].reason_code is ReasonCode.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "words"),
+    [
+        (b"a\x1b[31mred\n.safetensors", "a\\x1b[31mred\\n.safetensors", "characters that cannot be printed"),
+        (b"a\xff.safetensors", "a\\udcff.safetensors", "characters that cannot be printed"),
+        ("a\u202egpj.ckpt".encode(), "a\\u202egpj.ckpt", "characters that cannot be printed"),
+        (b"style:v2.safetensors", "style:v2.safetensors", "a backslash or a colon"),
+        (b"a\\b.safetensors", "a\\\\b.safetensors", "a backslash or a colon"),
+        ("\u732b".encode() * 80 + b".safetensors", "\u732b" * 80 + ".safetensors", "longer than 200 bytes"),
+        (b"a" * 230 + b".safetensors", "a" * 188 + "...", "longer than 200 bytes"),
+    ],
+    ids=["controls", "no UTF-8", "direction", "colon", "backslash", "80 characters", "230 characters"],
+)
+def test_a_name_that_cannot_be_used_is_a_row_that_can_be_shown(
+    tree: Path, store: Store, name: bytes, shown: str, words: str
+) -> None:
+    shutil.copy(tree / "loose.safetensors", os.path.join(os.fsencode(tree), name))
+    before = len(listed(tree)) - 1
+    (row,) = (c for c in listed(tree).values() if c.file.startswith(shown))
+    assert (row.inspection_status, row.reason_code) == (InspectionStatus.SKIPPED, ReasonCode.INVALID_ENTRY)
+    assert words in row.reason
+    assert all(text.isprintable() for text in (row.file, row.reason, row.url))
+    assert len(row.file) <= 200
+    assert before == 4, "the others are listed"
+    store.append([row])
+
+
+def test_two_names_that_look_the_same_are_two_rows(tmp_path: Path) -> None:
+    for n, folder in enumerate((b"x", b"x\x00"[:1] + b"\x01", b"x\x02")):
+        place = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder)))
+        write_safetensors(place / "a.safetensors", small_tensors(lora_shapes(), seed=n))
+        write_safetensors(place / os.fsdecode(b"b\x01.safetensors"), small_tensors(lora_shapes(), seed=9 + n))
+        write_safetensors(
+            place / os.fsdecode(b"b\x02.safetensors"), small_tensors(lora_shapes(), seed=20 + n)
+        )
+    rows = list(open_source(f"folder:{tmp_path}").list(Query(100)))
+    assert len({(c.repo, c.file) for c in rows}) == len({c.checkpoint_id for c in rows}) == len(rows) == 9

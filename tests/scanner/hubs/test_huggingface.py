@@ -13,6 +13,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from servers.hub import Hub, zoo_repositories
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
+from finextract.reasons import ReasonCode
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs.addresses import trust
@@ -23,6 +24,7 @@ from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.huggingface.source import HuggingFaceSource
 from scanner.hubs.registry import open_source
 from scanner.records import Checkpoint, identify
+from scanner.store.store import Store
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 UNET_SHAPES = {
@@ -427,6 +429,30 @@ def test_a_hostile_entry_becomes_a_record_that_is_skipped_or_failed(
     monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.01)
     with pytest.raises((Skipped, Unavailable)):
         HuggingFaceSource().inspect(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b[31m.safetensors", "a:b.safetensors", "\u732b" * 90 + ".ckpt", "../a.ckpt"]
+)
+@pytest.mark.parametrize("others", [[], [WEIGHTS], [WEIGHTS, "b\x07.safetensors"]])
+def test_weights_with_a_name_that_cannot_be_used_are_one_row_with_a_reason(
+    name: str, others: list[str], store: Store
+) -> None:
+    siblings = [{"rfilename": path} for path in (name, *others)]
+    rows = make_checkpoints({"id": "o/a", "sha": "0" * 40, "siblings": siblings}, "hf", "http://127.0.0.1:9")
+    odd = [row for row in rows if "was not opened, because its name" in row.reason]
+    assert len(odd) == (0 if name.startswith("..") and others == [WEIGHTS] else 1)
+    assert [row.file for row in rows if row not in odd] == others[:1]
+    assert all(row.reason_code is ReasonCode.INVALID_ENTRY for row in odd)
+    assert all(text.isprintable() for row in rows for text in (row.file, row.reason, row.url))
+    store.append(rows)
+
+
+def test_a_repository_whose_name_only_looks_like_another_is_never_requested() -> None:
+    entry = {"id": "o\u200b/a", "sha": "0" * 40, "siblings": [{"rfilename": WEIGHTS}]}
+    (row,) = make_checkpoints(entry, "hf", "http://127.0.0.1:9")
+    assert (row.repo, row.reason_code) == ("o\\u200b/a", ReasonCode.INVALID_ENTRY)
+    assert "has no valid name" in row.reason
 
 
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
