@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -26,8 +27,14 @@ def header_training(header: Header) -> Training:
         onetrainer = replace(
             parse_sidecar_file("ot_config.json", stated), trainer="OneTrainer", concepts=_concepts(stated)
         )
-        training = training.or_else(onetrainer)
+        training = training.or_else(replace(onetrainer, base_name=_file_name(onetrainer.base_name)))
     return training if training.network_dim else replace(training, network_dim=_rank(header))
+
+
+def _file_name(base: str | None) -> str | None:
+    """A base without the folders of the author's computer; OWNER/NAME stays as it is."""
+    is_file = base is not None and base.lower().endswith((".safetensors", ".ckpt"))
+    return re.split(r"[\\/]", base)[-1] if base is not None and is_file else base
 
 
 def _concepts(ot_config: str) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ _BLOCK = re.compile(
 )
 _STREAMS = (("double_blocks", "single_blocks"), ("transformer_blocks", "single_transformer_blocks"))
 _W = 3072  # the width of FLUX.1
+_FLUX2_WIDTHS = (3072, 4096, 6144)  # klein 4B, klein 9B, dev
 # A layer of FLUX.1's double and single blocks -> its input and output width.
 _FLUX_LAYERS = (
     (r"(?:img|txt)_mod_lin|norm1(?:_context)?_linear", _W, 6 * _W),
@@ -64,9 +65,15 @@ _OWN_LAYERS = (
     ("Chroma", r"distilled_guidance_layer", 0, 0),
     ("FLUX.2", r"(?:double|single)_stream_modulation|attn_to_qkv_mlp_proj$", 0, 0),
     ("FLUX.2", r"ff(?:_context)?_linear_(?:in|out)$", 0, 0),
-    ("FLUX.2", r"(?:img|txt)_mlp_0$", _W, 6 * _W),
-    ("FLUX.2", r"linear1$", _W, 9 * _W),
-    ("FLUX.2", r"linear2$", 4 * _W, _W),
+    *(
+        ("FLUX.2", layer, wide * width, out * width)
+        for width in _FLUX2_WIDTHS
+        for layer, wide, out in (
+            (r"double_blocks_\d+_(?:img|txt)_mlp_0$", 1, 6),
+            (r"single_blocks_\d+_linear1$", 1, 9),
+            (r"single_blocks_\d+_linear2$", 4, 1),
+        )
+    ),
     ("FIBO", r"caption_projection", 0, 0),
     ("Ovis", r"ff(?:_context)?_net_0_proj$|proj_mlp$", _W, 8 * _W),
     ("Mochi", r"(?<!joint_)transformer_blocks_\d+_attn1_add_[qkv]_proj$", 1536, _W),

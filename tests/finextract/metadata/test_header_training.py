@@ -45,6 +45,19 @@ def test_the_configuration_that_onetrainer_saves_is_read() -> None:
     assert training.caption is None
 
 
+@pytest.mark.parametrize(
+    ("stated", "name"),
+    [
+        ("C:\\\\models\\\\v1-5-pruned.safetensors", "v1-5-pruned.safetensors"),
+        ("/home/a/models/base.ckpt", "base.ckpt"),
+        ("lab/base", "lab/base"),
+    ],
+)
+def test_a_base_that_is_a_file_of_the_author_is_named_without_the_folders(stated: str, name: str) -> None:
+    config = json.dumps({"base_model_name": stated})
+    assert header_training(header({}, ot_config=config)).base_name == name
+
+
 @pytest.mark.parametrize("stated", ["", "{", "[]", '{"concepts": 3}', '{"concepts": [[]]}', "[" * 9_000])
 def test_a_broken_configuration_counts_as_a_missing_one(stated: str) -> None:
     training = header_training(header({}, ot_config=stated))

@@ -345,6 +345,50 @@ def test_the_words_that_ai_toolkit_and_onetrainer_have_for_a_family_are_known(
     assert classify(header_of(shapes, **{field: stated})).family == family
 
 
+@pytest.mark.parametrize("width", [3072, 4096, 6144])
+@pytest.mark.parametrize(
+    ("layer", "wide", "out"),
+    [
+        ("double_blocks.0.img_mlp.0", 1, 6),
+        ("single_blocks.0.linear1", 1, 9),
+        ("single_blocks.0.linear2", 4, 1),
+    ],
+)
+def test_an_adapter_of_any_flux2_is_named_by_the_widths_of_its_layers(
+    width: int, layer: str, wide: int, out: int
+) -> None:
+    found = classify(
+        header_of(
+            {
+                f"diffusion_model.{layer}.lora_A.weight": (4, wide * width),
+                f"diffusion_model.{layer}.lora_B.weight": (out * width, 4),
+            }
+        )
+    )
+    assert (found.kind, found.family, found.model) == ("lora", "unknown", "FLUX.2")
+
+
+QKV = {"double_blocks.0.img_attn.qkv.weight": (9216, 3072)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "model"),
+    [
+        ({**QKV, "double_stream_modulation_img.lin.weight": (18432, 3072)}, "full", "FLUX.2"),
+        ({**QKV, "distilled_guidance_layer.in_proj.weight": (5120, 64)}, "full", "Chroma"),
+        ({**QKV, "txt_in.weight": (3072, 3584)}, "full", ""),  # LongCat
+        ({**QKV, "controlnet_blocks.0.weight": (3072, 3072)}, "controlnet", ""),  # XLabs
+        ({**QKV, "input_hint_block.0.weight": (16, 3, 3, 3)}, "controlnet", ""),
+        ({"control_model.input_blocks.0.0.weight": (320, 4, 3, 3)}, "controlnet", ""),  # lllyasviel
+    ],
+)
+def test_files_with_the_keys_of_flux_and_a_layer_of_another_model_are_not_flux(
+    shapes: dict[str, tuple[int, ...]], kind: str, model: str
+) -> None:
+    found = classify(header_of(shapes))
+    assert (found.kind, found.family, found.model) == (kind, "unknown", model)
+
+
 def test_an_adapter_of_kolors_is_not_one_of_sdxl_where_its_metadata_name_it() -> None:
     found = classify(header_of(sdxl_lora_shapes(), **{"ss_base_model_version": "kolors"}))
     assert (found.family, found.model) == ("unknown", "Kolors")
