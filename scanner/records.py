@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from uuid import uuid4
+from secrets import token_hex
 
 from finextract.reasons import ReasonCode as ReasonCode  # exported: the desk uses it
 
@@ -76,7 +76,7 @@ def now() -> datetime:
 
 def new_id() -> str:
     """A new random id, 32 hex digits."""
-    return uuid4().hex
+    return token_hex(16)
 
 
 def identify(weights: Iterable[tuple[str, str]]) -> str:

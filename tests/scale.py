@@ -5,6 +5,8 @@ measures, each in a process of its own:
 
 - planning: from the store's rows to what is to be done, in order; time and peak memory
 - resuming: from an interrupted listing to the plan of its rows; time and peak memory
+- rematching: a crawl of 300,000 scans with ten candidates each, whose samples are compared with 10,000 new
+  references and 1,000 background images; CPU minutes of the whole driver, peak memory (20 GB of disk)
 - dispatch: a crawl on a real Ray whose workers scan nothing; time and the driver's CPU time per checkpoint
 - `scanner status --quiet`, the real command
 - the desk's first page: the rows of the flagged listing, and the sum above it
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +43,7 @@ BASES = 40
 AT_ONCE = 20_000  # rows of a commit
 FLAGGED, NOTHING, SKIPPED = 0.02, 0.58, 0.40
 MATCHES = 10
+REFERENCES, BACKGROUND, CANDIDATES, DIMENSIONS = 10_000, 1_000, 10, 512  # of what is compared again
 RAW = json.dumps({  # an entry as the hub lists it: platform.md 1.1
     "_id": "6" * 24, "id": "somebody/some-model-lora", "author": "somebody", "gated": False, "private": False,
     "lastModified": "2025-03-02T18:11:09.000Z", "createdAt": "2025-03-02T17:51:09.000Z", "downloads": 12,
@@ -181,10 +184,94 @@ def resuming(folder: Path) -> dict[str, Any]:
                 "cpu_s": time.process_time() - start_cpu, "peak_gb": _peak_gb()}  # fmt: skip
 
 
+def fill_candidates(folder: Path, count: int) -> None:
+    """A compacted store of `count` scans with ten candidates each, made under another configuration."""
+    from scanner.config import ScanConfig
+    from scanner.records import Candidate, Checkpoint, ConfigRow, Reference, Scan
+    from scanner.store.compaction import compact
+    from scanner.store.store import Store
+
+    rng = np.random.default_rng(0)
+    store, config = Store(folder, create=True), ScanConfig(alpha=0.04)
+    at = datetime(2026, 11, 24, tzinfo=UTC)
+    store.append([ConfigRow(config.config_id, config.toml(), at)])
+    for corpus, role, n in (("mine", "reference", REFERENCES), ("other", "background", BACKGROUND)):
+        write(store, Reference, {
+            "reference_id": ids(rng, n, 64), "corpus": corpus, "role": role, "path": "", "sha256": "",
+            "width": 512, "height": 512, "descriptor": config.descriptor, "added_at": at,
+            "embedding": embeddings(rng, n),
+        }, n, AT_ONCE)  # fmt: skip
+    checkpoint_ids, scan_ids = ids(rng, count, 64), ids(rng, count, 32)
+    repos = [f"somebody/model-{n}" for n in range(count)]
+    write(store, Checkpoint, {
+        "source": SOURCE, "revision": "0" * 40, "file": "pytorch_lora_weights.safetensors", "kind": "lora",
+        "size_bytes": 3_240_000, "family": "sd1", "caption": "a photo of sks dog", "num_train_images": 5,
+        "checkpoint_id": checkpoint_ids, "sha256": checkpoint_ids, "listed_at": at, "repo": pa.array(repos),
+        "url": pa.array([f"https://huggingface.co/{repo}" for repo in repos]), "base": "bases/base-0",
+        "inspection_status": "ready", "raw": RAW, "reason": "",
+    }, count, AT_ONCE)  # fmt: skip
+    write(store, Scan, {
+        "scan_id": scan_ids, "checkpoint_id": checkpoint_ids, "config_id": config.config_id, "run_id": "r",
+        "verdict": "nothing_found", "reason": "", "stage": "match", "started_at": at, "finished_at": at,
+        "caption": "a photo of sks dog", "base": "bases/base-0", "guidance_scale": 2.5, "correction": 0.0,
+        "num_samples": 250, "num_candidates": CANDIDATES, "num_references": 500, "num_background": 1000,
+        "device": "cpu", "precision": "float32", "seed": 0, "seconds": [("sample", 40.0)],
+        "versions": [("torch", "2.15.0")],
+    }, count, AT_ONCE)  # fmt: skip
+    for start in range(0, count, 2000):
+        which = np.repeat(np.arange(start, min(start + 2000, count)), CANDIDATES)
+        n = len(which)
+        write(store, Candidate, {
+            "candidate_id": ids(rng, n, 32), "scan_id": scan_ids.take(pa.array(which)), "clique_size": 5,
+            "seed": pa.array(rng.integers(0, 250, n)), "clique_similarity": 0.8,
+            "image_sha256": ids(rng, n, 64), "descriptor": config.descriptor, "embedding": embeddings(rng, n),
+        }, n, n)  # fmt: skip
+    for _ in compact(store, retention_hours=0):
+        pass
+
+
+def embeddings(rng: np.random.Generator, count: int) -> pa.Array:
+    """Random L2-normalised descriptors."""
+    values = rng.standard_normal((count, DIMENSIONS), dtype=np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * DIMENSIONS)
+    return pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1)))
+
+
+def rematching(folder: Path, count: int) -> dict[str, Any]:
+    """A crawl of checkpoints whose samples the store holds, after new references: all is compared again."""
+    import stub_worker
+
+    from scanner.crawl.engine import crawl
+    from scanner.crawl.planning import Plan
+    from scanner.crawl.progress import Observer, Progress
+    from scanner.crawl.service import with_corpora
+    from scanner.store.store import Store
+
+    kept = folder.parent / f"{folder.name}-candidates-{count}"
+    if not kept.exists():
+        subprocess.run([sys.executable, __file__, "--only", "fill_candidates", "--store", str(kept),
+                        "--rematched", str(count)], check=True)  # fmt: skip
+    ticks = [time.perf_counter()]
+
+    class Watcher(Observer):
+        def tick(self, progress: Progress) -> None:
+            ticks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        store = Store(shutil.copytree(kept, Path(scratch) / "store", copy_function=os.link))
+        start, start_cpu = time.perf_counter(), time.process_time()
+        task = stub_worker.task(store, Path(scratch) / "cache", SOURCE)
+        task = replace(task, config=with_corpora(store, task.config, []))
+        plan = Plan.of_store(SOURCE, store, task.config.config_id)
+        verdicts = crawl(task, plan, store, observer=Watcher())
+        return {"compared": sum(verdicts.values()), "cpu_minutes": (time.process_time() - start_cpu) / 60,
+                "minutes": (time.perf_counter() - start) / 60, "peak_gb": _peak_gb(),
+                "longest_turn_of_the_loop_s": max(b - a for a, b in pairwise(ticks))}  # fmt: skip
+
+
 def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
     """A crawl whose workers write a row and scan nothing, until `count` are done."""
-    from dataclasses import replace
-
     import stub_worker
 
     from scanner.crawl.engine import crawl
@@ -305,6 +392,9 @@ def _alone(*words: str) -> dict[str, Any]:
     return told
 
 
+MEASURED = ("planning", "resuming", "status", "desk", "dispatch", "rematching", "costs")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -313,12 +403,14 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=1_000_000)
     parser.add_argument("--dispatched", type=int, default=5_000)
     parser.add_argument("--store", type=Path, default=ROOT.parent / "build/scale")
-    parser.add_argument("--only", choices=["planning", "resuming", "dispatch", "desk", "status", "costs"])
+    parser.add_argument("--only", choices=(*MEASURED, "fill_candidates"))
+    parser.add_argument("--rematched", type=int, default=300_000, help="scans with ten candidates each")
     options = parser.parse_args()
     if options.only:
         with tempfile.TemporaryDirectory(dir=options.store.parent) as scratch:  # links stay on a disk
-            extra = (options.dispatched, Path(scratch)) if options.only == "dispatch" else ()
-            print(json.dumps(globals()[options.only](options.store, *extra)))
+            extra = {"dispatch": (options.dispatched, Path(scratch)), "rematching": (options.rematched,),
+                     "fill_candidates": (options.rematched,)}  # fmt: skip
+            print(json.dumps(globals()[options.only](options.store, *extra.get(options.only, ()))))
         return
     if not options.store.exists():
         start = time.perf_counter()
@@ -333,8 +425,9 @@ def main() -> None:
                 print(f"  {done.table}: {done.files} files, {done.rows} rows", flush=True)
         size = sum(path.stat().st_size for path in options.store.rglob("*") if path.is_file())
         print(f"compacted in {time.perf_counter() - start:.0f} s: {size / 1e9:.2f} GB", flush=True)
-    for name in ("planning", "resuming", "status", "desk", "dispatch", "costs"):
-        told = _alone("--only", name, "--store", str(options.store), "--dispatched", str(options.dispatched))
+    for name in MEASURED:
+        told = _alone("--only", name, "--store", str(options.store), "--dispatched", str(options.dispatched),
+                      "--rematched", str(options.rematched))  # fmt: skip
         shown = (f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
         print(f"{name:10} {'; '.join(shown)}", flush=True)
 

@@ -18,6 +18,7 @@ from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerDied, WorkerHandle, WorkerPool
 from scanner.crawl.prefetcher import Prefetcher
 from scanner.crawl.progress import Budget, Observer
+from scanner.crawl.rematching import Rematching
 from scanner.crawl.worker import Scanner, Task
 from scanner.errors import SourceError
 from scanner.records import Checkpoint, InspectionStatus, Verdict
@@ -56,8 +57,14 @@ def crawl(
     resumes.
     """
     observer, todo = observer or Observer(), plan.todo
-    with Prefetcher(plan.grow()) as listing:
-        crawling = _Crawl(task, plan, listing, store, budget or Budget(), observer, on_listed, deadlines)
+    budget = budget or Budget()
+    with (
+        Prefetcher(plan.grow()) as listing,
+        Rematching(
+            store, task, more_to_come=lambda: not listing.ended, is_spent=lambda: budget.is_spent
+        ) as rematching,
+    ):
+        crawling = _Crawl(task, plan, listing, rematching, store, budget, observer, on_listed, deadlines)
         try:
             with compacting(store.uri):
                 crawling.take_in(todo)
@@ -81,10 +88,12 @@ class _Crawl:
     """One crawl: the listing, the backlog and the outcomes, between two turns of the loop."""
 
     def __init__(
-        self, task: Task, plan: Plan, listing: Prefetcher[list[Planned]], store: Store, budget: Budget,
-        observer: Observer, on_listed: Callable[[], None], deadlines: Deadlines,
+        self, task: Task, plan: Plan, listing: Prefetcher[list[Planned]], rematching: Rematching,
+        store: Store, budget: Budget, observer: Observer, on_listed: Callable[[], None],
+        deadlines: Deadlines,
     ) -> None:  # fmt: skip
         self._task, self._plan, self._listing, self._budget = task, plan, listing, budget
+        self._rematching = rematching
         self._observer, self._on_listed, self._deadlines = observer, on_listed, deadlines
         self.outcomes = Outcomes(task, plan, store, budget, observer)
         self.backlog = Backlog()
@@ -93,7 +102,9 @@ class _Crawl:
     @property
     def has_more(self) -> bool:
         """Whether any checkpoint may still be given to a worker."""
-        return not self._budget.is_spent and (self.listing or self.backlog.has_more)
+        return not self._budget.is_spent and (
+            self.listing or self._rematching.pending > 0 or self.backlog.has_more
+        )
 
     @property
     def listing(self) -> bool:
@@ -104,8 +115,11 @@ class _Crawl:
 
     def list_until_ready(self) -> None:
         """Waits for the first checkpoint that needs a worker: workers start no sooner."""
-        while self.has_more and not self.backlog[State.WAITING] and self.listing:
-            self.take_listed(TICK_S)
+        while not self.backlog[State.WAITING] and (
+            self._rematching.pending or (self.has_more and self.listing)
+        ):
+            self.take_listed(0 if self._rematching.pending else TICK_S)
+            self.take_rematched(0.2 if self._rematching.pending else 0)
             self._observer.tick(self.outcomes.progress)
 
     def take_listed(self, wait_s: float = 0) -> None:
@@ -128,7 +142,18 @@ class _Crawl:
         self._on_listed()
         self.outcomes.record_skipped([p for p in todo if p.inspection_status is not InspectionStatus.READY])
         ready = [p for p in todo if p.inspection_status is InspectionStatus.READY]
-        for planned in self.outcomes.record_rematched(ready):
+        self._enqueue(self._rematching.add(ready))
+
+    def take_rematched(self, wait_s: float = 0) -> None:
+        """Counts what was compared again meanwhile, and adds what needs a worker to the backlog."""
+        while (done := self._rematching.take(wait_s)) is not None:
+            for checkpoint, scan in done.scans:
+                self.outcomes.close(checkpoint, scan)
+            self._enqueue(done.rest)
+            wait_s = 0
+
+    def _enqueue(self, todo: Sequence[Planned]) -> None:
+        for planned in todo:
             quarantined = self._plan.is_quarantined(planned)
             self.backlog.add(planned, quarantined=quarantined)
             if quarantined:
@@ -139,8 +164,14 @@ class _Crawl:
     def run(self, pool: WorkerPool) -> None:
         """Gives checkpoints to workers until none is left."""
         self.outcomes.count_in_metrics(CrawlMetrics(self._task.source))
-        while self.has_more or self.backlog[State.CLAIMED] or self.backlog[State.RUNNING]:
+        while (
+            self.has_more
+            or self._rematching.pending
+            or self.backlog[State.CLAIMED]
+            or self.backlog[State.RUNNING]
+        ):
             self.take_listed()
+            self.take_rematched()
             self.backlog.wake(more_to_come=self.listing)
             if not pool.workers:
                 self._grow(pool)
@@ -156,7 +187,7 @@ class _Crawl:
             if time.monotonic() - self._checked >= TICK_S:
                 self._checked = time.monotonic()
                 self._check(pool)
-            if not busy and self.has_more:
+            if not busy and (self.has_more or self._rematching.pending):
                 self._pause()
 
     def _grow(self, pool: WorkerPool) -> None:
@@ -216,9 +247,11 @@ class _Crawl:
         pool.dismiss(worker)
 
     def _pause(self) -> None:
-        """No worker is busy: waits for the listing, for a delayed checkpoint, or for another crawl."""
+        """No worker is busy: waits for the listing, for what is tried or compared again, or another crawl."""
         pause_s = 0.2 if self.backlog[State.DELAYED] else TICK_S
-        if self.listing:
+        if self._rematching.pending:
+            self.take_rematched(0.2)
+        elif self.listing:
             self.take_listed(pause_s)
         else:
             time.sleep(pause_s)

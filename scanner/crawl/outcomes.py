@@ -21,7 +21,6 @@ from scanner.crawl.monitoring import CrawlMetrics
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerDied, WorkerFailed
 from scanner.crawl.progress import Budget, Observer, Progress
-from scanner.crawl.rematching import Rematching
 from scanner.crawl.worker import Task
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, new_id, now
 from scanner.store.leases import LeaseLost, Leases, lease_key
@@ -43,7 +42,6 @@ class Outcomes:
     def __init__(self, task: Task, plan: Plan, store: Store, budget: Budget, observer: Observer) -> None:
         self._task, self._plan, self._store, self._observer = task, plan, store, observer
         self._config_id = task.config.config_id
-        self._rematching = Rematching(store, task.config, task.run_id)
         self._attempts: Counter[str] = Counter()
         self._nodes_lost: Counter[str] = Counter()
         self.leases = Leases(store.storage, task.run_id)
@@ -64,21 +62,6 @@ class Outcomes:
             for scan in (*recorded.values(), *scans):
                 self._count(rows[scan.checkpoint_id], scan)
 
-    def record_rematched(self, ready: Sequence[Planned]) -> list[Planned]:
-        """Writes the rows of what needs no new samples; returns the rest."""
-        done: set[str] = set()
-        for batch in batched([p.checkpoint_id for p in ready if p.checkpoint_id in self._rematching], ROWS):
-            if self.budget.is_spent:
-                break
-            held = self.leases.acquire(self._key(id_) for id_ in batch)
-            mine = {id_ for id_ in batch if self._key(id_) in held}
-            mine -= {scan.checkpoint_id for scan in self._recorded_elsewhere(sorted(mine))}
-            for row, scan in self._rematching.scans(self._store.of_source(self._task.source, sorted(mine))):
-                self._close(row, scan)
-                done.add(row.checkpoint_id)
-            self.leases.release(held)
-        return [p for p in ready if p.checkpoint_id not in done]
-
     # --- with a worker
 
     def lease(
@@ -97,7 +80,7 @@ class Outcomes:
         )
         finished = [id_ for id_ in ids if id_ not in rows]
         for scan in self._recorded_elsewhere(list(rows)):
-            self._close(rows.pop(scan.checkpoint_id), scan)
+            self.close(rows.pop(scan.checkpoint_id), scan)
             finished.append(scan.checkpoint_id)
         return list(rows.values()), elsewhere, finished
 
@@ -125,7 +108,7 @@ class Outcomes:
             if written:
                 outcome = written[0]
         if isinstance(outcome, Scan) and outcome.verdict is not Verdict.FAILED:
-            self._close(checkpoint, outcome)
+            self.close(checkpoint, outcome)
             return State.DONE, 0.0
         if isinstance(outcome, LeaseLost) or not self.leases.confirm(self._key(id_)):
             self.leases.release([self._key(id_)])
@@ -146,7 +129,7 @@ class Outcomes:
                 return State.QUARANTINED, 0.0
             return State.DELAYED, 0.0 if isinstance(outcome, WorkerDied) else PAUSE_S * self._attempts[id_]
         self._store.append([scan])
-        self._close(checkpoint, scan)
+        self.close(checkpoint, scan)
         return State.DONE, 0.0
 
     def count_in_metrics(self, metrics: CrawlMetrics) -> None:
@@ -168,7 +151,8 @@ class Outcomes:
 
         return [scan for scan in self._store.scans_of(self._config_id, ids) if counts(scan)] if ids else []
 
-    def _close(self, checkpoint: Checkpoint, scan: Scan) -> None:
+    def close(self, checkpoint: Checkpoint, scan: Scan) -> None:
+        """Counts a verdict that is recorded."""
         if scan.run_id == self._task.run_id:
             self.budget.spent_seconds += sum(scan.seconds.values())
             self.budget.spent_bytes += checkpoint.size_bytes if "fetch" in scan.seconds else 0

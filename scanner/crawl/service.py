@@ -221,12 +221,12 @@ def with_corpora(
     from scanner.match.matching import split, warn_if_small
 
     corpora = load_corpora(store, names, config.descriptor)
-    references, background = split(corpora)
-    if warning := warn_if_small(sum(len(c.reference_ids) for c in references), len(background), config.alpha):
+    compared = split(corpora)
+    if warning := warn_if_small(compared.num_references, compared.num_background, config.alpha):
         warn(f"warning: {warning}")
     return replace(
         config,
-        tau=round(tau_from_background(background, config.tau_quantile), 4),
+        tau=round(tau_from_background(config.tau_quantile, *(c.embeddings for c in compared.background)), 4),
         corpora={c.name: f"{c.role.value}:{c.digest}" for c in sorted(corpora, key=lambda c: c.name)},
     )
 

@@ -30,7 +30,7 @@ from scanner.hubs.cache import DownloadCache
 from scanner.hubs.fetching import fetched
 from scanner.hubs.registry import open_source
 from scanner.match.corpus import load_corpora
-from scanner.match.matching import compare, split
+from scanner.match.matching import Candidates, Corpora, compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id
 from scanner.store.leases import LeaseLost, Leases, lease_key
 from scanner.store.patience import CRAWL_S, Patience
@@ -94,7 +94,7 @@ class Scanner:
         self._attempt: Attempt | None = None
 
     @cached_property
-    def _corpora(self) -> tuple[Any, Any]:
+    def _corpora(self) -> Corpora:
         """The references and the background. Read at the first scan, so a fetcher never reads them."""
         config = self._task.config
         return split(load_corpora(self._store, list(config.corpora), config.descriptor))
@@ -230,14 +230,10 @@ class Scanner:
                 )
                 for clique in result.candidates
             ]
-            evidence = compare(
-                attempt.scan_id,
-                [candidate.candidate_id for candidate in candidates],
-                result.candidate_embeddings(),
-                *self._corpora,
-                config.tau,
-                config.alpha,
+            own = Candidates(
+                attempt.scan_id, [c.candidate_id for c in candidates], result.candidate_embeddings()
             )
+            (evidence,) = compare([own], self._corpora, config.tau, config.alpha)
             self._confirm_lease(checkpoint)
             self._store.append(candidates)
             self._store.append(evidence.matches)

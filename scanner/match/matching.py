@@ -4,23 +4,56 @@ A reference is flagged if its similarity to a candidate is at least tau and its 
 p-values are conformal, against the background images compared with the same candidates; q-values are those
 of Benjamini and Hochberg over all references of the scan; tau comes from the background alone
 (finextract.significance).
+A p-value, and so a q-value, depends only on how many background images reach a similarity, so both are
+computed for each such number and not for each reference.
 R = references, K = candidates, M = background images, D = embedding size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finextract.significance import benjamini_hochberg, conformal_p_values, minimum_background
+from finextract.significance import minimum_background, p_and_q_by_count
 from scanner.errors import CorpusError
 from scanner.match.corpus import Corpus
 from scanner.records import Match, Role, Verdict, new_id
 
 KEPT_MATCHES = 10  # nearest matches that a scan stores, in addition to all flagged ones
+BLOCK = 4096  # references that are compared at once
+SCANS = 64  # whose candidates are compared at once,
+BEST_BYTES = 64_000_000  # or fewer, so that the highest similarity of each image to each of them fits
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpora:
+    """What candidates are compared with: at least one reference and one background image."""
+
+    references: tuple[Corpus, ...]
+    background: tuple[Corpus, ...]
+
+    @property
+    def num_references(self) -> int:
+        """R, of all reference corpora."""
+        return sum(len(corpus.embeddings) for corpus in self.references)
+
+    @property
+    def num_background(self) -> int:
+        """M, of all background corpora."""
+        return sum(len(corpus.embeddings) for corpus in self.background)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The candidates of one scan."""
+
+    scan_id: str
+    candidate_ids: Sequence[str]  # K
+    embeddings: Floats  # [K, D], L2-normalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +72,10 @@ class Comparison:
         return Verdict.FLAGGED if any(match.flagged for match in self.matches) else Verdict.NOTHING_FOUND
 
 
-def split(corpora: list[Corpus]) -> tuple[list[Corpus], Floats]:
-    """The reference corpora, and the background images' embeddings [M, D].
-
-    Raises CorpusError where there is no reference or no background.
-    """
-    references = [c for c in corpora if c.role is Role.REFERENCE and len(c.embeddings)]
-    background = [c.embeddings for c in corpora if c.role is Role.BACKGROUND and len(c.embeddings)]
+def split(corpora: Sequence[Corpus]) -> Corpora:
+    """The corpora by their role. Raises CorpusError where there is no reference or no background."""
+    references = tuple(c for c in corpora if c.role is Role.REFERENCE and len(c.embeddings))
+    background = tuple(c for c in corpora if c.role is Role.BACKGROUND and len(c.embeddings))
     names = ", ".join(c.name for c in corpora)
     among = f"the selected corpora ({names}) hold" if names else "the store holds"
     if not references:
@@ -59,7 +89,7 @@ def split(corpora: list[Corpus]) -> tuple[list[Corpus], Floats]:
             "Add images like yours that no checkpoint was trained on (scanner corpus add NAME DIR "
             "--background), or select such a corpus: --corpus NAME"
         )
-    return references, np.concatenate(background)
+    return Corpora(references, background)
 
 
 def warn_if_small(num_references: int, num_background: int, alpha: float) -> str | None:
@@ -75,47 +105,95 @@ def warn_if_small(num_references: int, num_background: int, alpha: float) -> str
 
 
 def compare(
-    scan_id: str,
-    candidate_ids: list[str],
-    candidates: Floats,
-    references: list[Corpus],
-    background: Floats,
-    tau: float,
-    alpha: float,
-) -> Comparison:
-    """Compares every reference and every background image with the candidates [K, D].
+    scans: Sequence[Candidates], corpora: Corpora, tau: float, alpha: float
+) -> Iterator[Comparison]:  # fmt: skip
+    """Compares every reference and every background image with the candidates of each scan, in order.
 
-    `candidate_ids` are the ids of the rows of `candidates`, `background` is [M, D]; all are L2-normalised.
+    Scans that are compared in one call share their matrix products; a similarity may then differ by some
+    1e-7 from that of a call with one scan. Memory: `BEST_BYTES`, and `BLOCK` similarities for each candidate
+    of the scans that are compared at once.
     """
-    total = sum(len(corpus.embeddings) for corpus in references)
-    if not len(candidates):
-        return Comparison((), total, len(background), None, None)
-    nearest, similarity = [], []
-    for corpus in references:
-        scores = corpus.embeddings @ candidates.T  # [R, K]
-        nearest.append(scores.argmax(axis=1))
-        similarity.append(scores.max(axis=1))
-    best, which = np.concatenate(similarity).clip(-1, 1), np.concatenate(nearest)
-    null = (background @ candidates.T).max(axis=1).clip(-1, 1)  # [M]
-    p = conformal_p_values(best, null)
-    q = benjamini_hochberg(p)
-    flagged = (best >= tau) & (q <= alpha)
-    owners = [(c.name, ref) for c in references for ref in c.reference_ids]
-    order = np.lexsort((np.arange(total), -best))
-    kept = [int(i) for rank, i in enumerate(order) if flagged[i] or rank < KEPT_MATCHES]
+    images = corpora.num_references + corpora.num_background
+    at_once = min(SCANS, max(1, BEST_BYTES // (4 * images)))
+    for start in range(0, len(scans), at_once):
+        some = scans[start : start + at_once]
+        compared = [scan for scan in some if len(scan.embeddings)]
+        rows = {id(scan): n for n, scan in enumerate(compared)}
+        best, null = _highest(compared, corpora.references), _highest(compared, corpora.background)
+        for scan in some:
+            if (row := rows.get(id(scan))) is None:
+                yield Comparison((), corpora.num_references, corpora.num_background, None, None)
+            else:
+                yield _comparison(scan, corpora, best[row], null[row], tau, alpha)
+
+
+def _highest(scans: Sequence[Candidates], corpora: Sequence[Corpus]) -> Floats:
+    """The highest similarity of each image of the corpora to any candidate of each scan, [scans, images]."""
+    highest = np.empty((len(scans), sum(len(corpus.embeddings) for corpus in corpora)), np.float32)
+    if not scans:
+        return highest
+    candidates = np.concatenate([scan.embeddings for scan in scans])
+    ends = np.cumsum([len(scan.embeddings) for scan in scans])
+    column = 0
+    for corpus in corpora:
+        for at in range(0, len(corpus.embeddings), BLOCK):
+            similarity = candidates @ corpus.embeddings[at : at + BLOCK].T
+            columns = slice(column, column + similarity.shape[1])
+            begin = 0
+            for row, end in enumerate(ends):
+                np.max(similarity[begin:end], axis=0, out=highest[row, columns])
+                begin = end
+            column = columns.stop
+    return highest.clip(-1, 1, out=highest)
+
+
+def _comparison(
+    scan: Candidates, corpora: Corpora, best: Floats, null: Floats, tau: float, alpha: float
+) -> Comparison:
+    """The flag rule for one scan, given the highest similarity of each reference [R] and background image."""
+    p, q = p_and_q_by_count(best, null)
+    ordered = np.sort(null)
+    count = min(KEPT_MATCHES, len(best))
+    nearest = np.partition(best, len(best) - count)[len(best) - count]
+    places = np.flatnonzero((best >= nearest) | (best >= tau))
+    places = places[np.lexsort((places, -best[places]))]  # nearest first
+    reached = len(null) - np.searchsorted(ordered, best[places], side="left")  # by how many background images
+    flagged = (best[places] >= tau) & (q[reached] <= alpha)
+    kept = flagged | (np.arange(len(places)) < count)
+    places, reached, flagged = places[kept], reached[kept], flagged[kept]
     matches = tuple(
         Match(
             match_id=new_id(),
-            scan_id=scan_id,
-            candidate_id=candidate_ids[int(which[i])],
-            corpus=owners[i][0],
-            reference_id=owners[i][1],
-            similarity=float(best[i]),
-            null_similarity=float(null.max()),
-            p_value=float(p[i]),
-            q_value=float(q[i]),
-            flagged=bool(flagged[i]),
+            scan_id=scan.scan_id,
+            candidate_id=scan.candidate_ids[candidate],
+            corpus=corpus.name,
+            reference_id=str(corpus.reference_ids[row]),
+            similarity=similarity,
+            null_similarity=float(ordered[-1]),
+            p_value=p_value,
+            q_value=q_value,
+            flagged=is_flagged,
         )
-        for i in kept
+        for (corpus, row, candidate), similarity, p_value, q_value, is_flagged in zip(
+            _owners(scan, corpora, places), best[places].tolist(), p[reached].tolist(), q[reached].tolist(),
+            flagged.tolist(), strict=True,
+        )
+    )  # fmt: skip
+    return Comparison(
+        matches, corpora.num_references, corpora.num_background, matches[0].similarity, matches[0].q_value
     )
-    return Comparison(matches, total, len(background), float(best.max()), float(q.min()))
+
+
+def _owners(
+    scan: Candidates, corpora: Corpora, places: NDArray[np.intp]
+) -> Iterator[tuple[Corpus, int, int]]:  # fmt: skip
+    """For places among all references: the corpus, the row in it, and the candidate nearest to it."""
+    begins = np.cumsum([0, *(len(corpus.embeddings) for corpus in corpora.references)])
+    owners = np.searchsorted(begins, places, side="right") - 1
+    rows = places - begins[owners]
+    nearest = np.empty(len(places), np.intp)
+    for owner in np.unique(owners):
+        own = owners == owner
+        nearest[own] = (corpora.references[owner].embeddings[rows[own]] @ scan.embeddings.T).argmax(axis=1)
+    for owner, row, candidate in zip(owners.tolist(), rows.tolist(), nearest.tolist(), strict=True):
+        yield corpora.references[owner], row, candidate

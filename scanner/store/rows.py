@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
@@ -16,8 +15,9 @@ from scanner.store.tables import arrow_schema
 def arrow_rows(records: Sequence[Record]) -> pa.Table:
     """Records, all of one type, as a table with that type's schema."""
     record_type = type(records[0])
-    rows = [{f.name: getattr(r, f.name) for f in dataclasses.fields(record_type)} for r in records]
-    return pa.Table.from_pylist(rows, schema=arrow_schema(record_type))
+    schema = arrow_schema(record_type)
+    columns = [pa.array([getattr(r, f.name) for r in records], f.type) for f in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:

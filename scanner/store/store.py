@@ -303,6 +303,14 @@ class Store:
         )
         return [record(Scan, row) for row in found]
 
+    def scans_with_ids(self, scan_ids: Sequence[str]) -> list[Scan]:
+        """The scans with those ids; quick, though many may be written."""
+        found = self.query(
+            "SELECT * FROM all_scans WHERE scan_id IN (SELECT unnest(string_split(?, ' ')))",
+            [" ".join(scan_ids)],
+        )
+        return [record(Scan, row) for row in found]
+
     def finished(self, config_id: str) -> set[str]:
         """Ids of the checkpoints that a worker came to a verdict on; `failed` is none."""
         return self._ids("config_id = ? AND verdict <> 'failed' AND stage <> 'inspect'", config_id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -108,6 +108,22 @@ _NOT_NULL = {
 }
 
 
+def _kind(annotation: Any) -> Callable[[Any], Any] | None:
+    """What makes a field's value of a column's; None where they are the same."""
+    if isinstance(annotation, types.UnionType):  # X | None
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return annotation
+    return tuple if annotation == tuple[float, ...] else None
+
+
+# The fields whose values are not those of their column.
+_KINDS = {
+    record_type: {name: kind for name, hint in hints.items() if (kind := _kind(hint)) is not None}
+    for record_type, hints in _HINTS.items()
+}
+
+
 def arrow_schema(record_type: type[Any]) -> pa.Schema:
     """The Parquet schema of a record's table, one column per field."""
     return _SCHEMAS[record_type]
@@ -126,22 +142,13 @@ def record[T](record_type: type[T], row: dict[str, Any]) -> T:
 
     A column that is null because the row is older than the column gets the default of its field.
     """
-    values = {name: _from_arrow(row[name], hint) for name, hint in _HINTS[record_type].items()}
+    values = {name: row[name] for name in _HINTS[record_type]}
+    for name, kind in _KINDS[record_type].items():
+        if values[name] is not None:
+            values[name] = kind(values[name])
     for missing in [name for name in _NOT_NULL[record_type] if values[name] is None]:
         del values[missing]
     return record_type(**values)
-
-
-def _from_arrow(value: Any, annotation: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(annotation, types.UnionType):  # X | None
-        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return annotation(value)
-    if annotation == tuple[float, ...]:
-        return tuple(value)
-    return value
 
 
 def views(table: str, compacted: Sequence[str], parts: Sequence[str], columns: str) -> str:

@@ -8,6 +8,7 @@ from finextract.significance import (
     conformal_p_values,
     minimum_background,
     nearest_neighbour_similarities,
+    p_and_q_by_count,
     tau_from_background,
 )
 
@@ -34,6 +35,17 @@ def test_q_values_are_those_of_the_textbook_and_keep_the_order_of_the_input() ->
     assert benjamini_hochberg(p) == pytest.approx([0.04, 0.02, 0.04, 0.02])
 
 
+@pytest.mark.parametrize(("references", "background"), [(1, 1), (7, 300), (3000, 40), (500, 500)])
+def test_p_and_q_by_count_are_those_of_each_score(references: int, background: int) -> None:
+    rng = np.random.default_rng(references)
+    scores, null = (rng.normal(size=n).astype(np.float32).round(2) for n in (references, background))
+    p, q = p_and_q_by_count(scores, null)
+    reached = (null[None] >= scores[:, None]).sum(axis=1)
+    expected = conformal_p_values(scores, null)
+    assert (p[reached] == expected).all()
+    assert (q[reached] == benjamini_hochberg(expected)).all()
+
+
 def test_chance_alone_is_flagged_no_more_often_than_alpha() -> None:
     rng = np.random.default_rng(1)
     flagged = [
@@ -50,7 +62,9 @@ def test_tau_is_a_quantile_of_the_similarities_of_nearest_background_images() ->
     nearest = nearest_neighbour_similarities(embeddings, block=64)
     whole = embeddings @ embeddings.T - 2 * np.eye(300)
     assert nearest == pytest.approx(whole.max(axis=1), abs=1e-6)
-    assert tau_from_background(embeddings, 0.9) == pytest.approx(np.quantile(nearest, 0.9))
+    assert tau_from_background(0.9, embeddings[:100], embeddings[100:]) == pytest.approx(
+        np.quantile(nearest, 0.9)
+    )
 
 
 def test_the_background_must_be_large_enough_for_a_single_match() -> None:

@@ -8,9 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,9 @@ from servers.objects import Objects
 from servers.trouble import troublesome_repositories, write_card, write_pickle
 
 from scanner.commands.crawl import command as crawl_command
-from scanner.config import ScanConfig
 from scanner.crawl.logs import log_path
-from scanner.crawl.rematching import Rematching
 from scanner.errors import SourceError
-from scanner.records import Candidate, Checkpoint, ConfigRow, Scan, Verdict
+from scanner.records import Candidate, ConfigRow, Scan, Verdict
 from scanner.store.queries import count_verdicts
 from scanner.store.store import Store
 
@@ -283,18 +280,6 @@ def test_a_corpus_that_grew_is_compared_with_what_was_sampled_before(
     )
     assert kept[0]["n"] > 0
     assert kept[0]["apart"] < 1e-6
-
-
-def test_another_caption_or_base_asks_for_new_samples(crawled: Crawled) -> None:
-    store = Store(crawled.folder)
-    config = ScanConfig(**tomllib.loads(store.select(ConfigRow)[0].toml))
-    checkpoints = [c for c in store.select(Checkpoint) if c.repo in REPOS[1:]]
-    rematching = Rematching(store, replace(config, alpha=0.04), "run")
-    assert all(c.checkpoint_id in rematching for c in checkpoints)
-    assert len(Rematching(store, replace(config, steps=9), "run")) == 0
-    other = [replace(checkpoints[0], caption="another"), replace(checkpoints[1], base="an/other")]
-    other.append(replace(checkpoints[2], num_train_images=40))
-    assert rematching.scans(other) == []
 
 
 def test_an_interrupted_crawl_says_how_to_resume(few: Hub, corpora: Path, tmp_path: Path) -> None:

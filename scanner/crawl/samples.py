@@ -1,0 +1,101 @@
+"""The samples of earlier scans, as the store holds them: whose they are, and the rows of their candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from scanner.config import ScanConfig, sampling_id_of
+from scanner.match.matching import Candidates
+from scanner.records import Candidate, ConfigRow
+from scanner.store.store import Store
+from scanner.store.tables import arrow_schema
+
+
+class Sampled(NamedTuple):
+    """The scan that has the samples of a checkpoint."""
+
+    scan_id: str
+    num_candidates: int
+
+
+def sampled(store: Store, config: ScanConfig) -> dict[str, Sampled]:
+    """By checkpoint: its newest scan under another configuration that samples alike."""
+    alike = [
+        row.config_id
+        for row in store.select(ConfigRow, "WHERE config_id <> ?", [config.config_id])
+        if sampling_id_of(row.toml) == config.sampling_id
+    ]
+    if not alike:
+        return {}
+    found = store.stream(
+        "SELECT checkpoint_id, arg_max(scan_id, finished_at) AS scan_id, "
+        "arg_max(num_candidates, finished_at) AS num_candidates FROM scans "
+        "WHERE verdict IN ('flagged', 'nothing_found') AND num_samples > 0 "
+        "AND list_contains(?, config_id) GROUP BY checkpoint_id",
+        [alike],
+    )
+    return {
+        checkpoint_id: Sampled(scan_id, count)
+        for table in found
+        for checkpoint_id, scan_id, count in zip(*(c.to_pylist() for c in table.columns), strict=True)
+    }
+
+
+def of_each_scan(table: pa.Table, scan_ids: Sequence[str], counts: Sequence[int]) -> list[Candidates]:
+    """The candidates of each scan; `counts` are their rows, in order. Copies no embedding."""
+    embeddings = np.empty((0, 0), np.float32)
+    if table.num_rows:
+        values = table["embedding"].combine_chunks().flatten()
+        embeddings = values.to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    ids = table["candidate_id"].to_pylist()
+    ends = np.cumsum(counts).tolist()
+    return [
+        Candidates(scan_id, ids[end - count : end], embeddings[end - count : end])
+        for scan_id, count, end in zip(scan_ids, counts, ends, strict=True)
+    ]
+
+
+def batches(
+    items: Iterable[tuple[str, pa.Table]], size: int
+) -> Iterator[list[tuple[str, pa.Table]]]:  # fmt: skip
+    """The items, `size` of them at a time."""
+    batch: list[tuple[str, pa.Table]] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def candidate_rows(store: Store, scans: Mapping[str, Sampled]) -> Iterator[tuple[str, pa.Table]]:
+    """Each checkpoint id with the rows of its candidates, in the order in which the store holds them.
+
+    One pass over the table. A checkpoint whose rows are not whole is left out.
+    """
+    missing = {}
+    for checkpoint_id, scan in scans.items():
+        if scan.num_candidates:
+            missing[scan.scan_id] = (checkpoint_id, scan.num_candidates)
+        else:
+            yield checkpoint_id, arrow_schema(Candidate).empty_table()
+    if not missing:
+        return
+    columns = ", ".join(arrow_schema(Candidate).names)
+    sql = f"SELECT {columns} FROM candidates WHERE scan_id IN (SELECT unnest(string_split(?, ' ')))"
+    parts: dict[str, list[pa.Table]] = {}
+    for table in store.stream(sql, [" ".join(missing)]):
+        start = 0
+        for scan_id, rows in groupby(table["scan_id"].to_pylist()):
+            count = sum(1 for _ in rows)
+            parts.setdefault(scan_id, []).append(table.slice(start, count))
+            start += count
+            checkpoint_id, expected = missing[scan_id]
+            if sum(part.num_rows for part in parts[scan_id]) == expected:
+                yield checkpoint_id, pa.concat_tables(parts.pop(scan_id))

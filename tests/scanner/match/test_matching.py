@@ -1,0 +1,117 @@
+"""The flag rule: as its definition says, for any corpora, and for many scans as for each of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from finextract.significance import benjamini_hochberg, conformal_p_values
+from scanner.match.corpus import Corpus
+from scanner.match.matching import (
+    KEPT_MATCHES,
+    Candidates,
+    Comparison,
+    Corpora,
+    compare,
+    split,
+)
+from scanner.records import Role, Verdict
+
+TAU, ALPHA = 0.55, 0.2
+
+
+def embeddings(rng: np.random.Generator, count: int, *, exact: bool) -> np.ndarray:
+    """L2-normalised float32 [count, 64]; the products of exact ones have no rounding, and many are equal."""
+    if exact:
+        return (rng.choice([-1, 1], (count, 64)) / 8).astype(np.float32)
+    values = rng.standard_normal((count, 64))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def corpus(name: str, role: Role, vectors: np.ndarray) -> Corpus:
+    return Corpus(name, role, tuple(f"{name}{n:05}" for n in range(len(vectors))), vectors, "")
+
+
+def corpora_of(rng: np.random.Generator, *, exact: bool, references: int = 300) -> Corpora:
+    made = {"a": references, "b": 5}
+    return split([
+        *(corpus(n, Role.REFERENCE, embeddings(rng, k, exact=exact)) for n, k in made.items()),
+        corpus("x", Role.BACKGROUND, embeddings(rng, 40, exact=exact)),
+        corpus("y", Role.BACKGROUND, embeddings(rng, 60, exact=exact)),
+    ])  # fmt: skip
+
+
+def scans_of(rng: np.random.Generator, corpora: Corpora, *, exact: bool) -> list[Candidates]:
+    """Scans with no candidate to twelve; some hold copies of references."""
+    scans = []
+    for n in range(150):
+        vectors = embeddings(rng, n % 13, exact=exact)
+        if len(vectors) > 3 and n % 3:
+            vectors[2] = corpora.references[0].embeddings[n % 10]
+            vectors[3] = corpora.references[1].embeddings[n % 5]
+        scans.append(Candidates(f"s{n}", [f"s{n}-{k}" for k in range(len(vectors))], vectors))
+    return scans
+
+
+def by_definition(scan: Candidates, corpora: Corpora) -> list[tuple[object, ...]]:
+    """Every reference in order of its similarity, by the rule as it is written down."""
+    both = [
+        (c, c.embeddings.astype(np.float64) @ scan.embeddings.T.astype(np.float64))
+        for c in (*corpora.references, *corpora.background)
+    ]
+    references, background = both[: len(corpora.references)], both[len(corpora.references) :]
+    best = np.concatenate([scores.max(axis=1) for _, scores in references])
+    null = np.concatenate([scores.max(axis=1) for _, scores in background])
+    nearest = np.concatenate([scores.argmax(axis=1) for _, scores in references])
+    owners = [(c.name, str(i)) for c, _ in references for i in c.reference_ids]
+    p = conformal_p_values(best, null)
+    q = benjamini_hochberg(p)
+    order = sorted(range(len(best)), key=lambda i: (-best[i], i))
+    flagged = (best >= TAU) & (q <= ALPHA)
+    kept = [i for rank, i in enumerate(order) if rank < KEPT_MATCHES or flagged[i]]
+    return [
+        (*owners[i], scan.candidate_ids[nearest[i]], best[i], null.max(), p[i], q[i], bool(flagged[i]))
+        for i in kept
+    ]
+
+
+def found(comparison: Comparison) -> list[tuple[object, ...]]:
+    return [
+        (m.corpus, m.reference_id, m.candidate_id, m.similarity, m.null_similarity, m.p_value, m.q_value,
+         m.flagged)
+        for m in comparison.matches
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("references", [3, 300, 5000])
+def test_matches_are_those_of_the_definition_to_the_last_bit(references: int) -> None:
+    rng = np.random.default_rng(references)
+    corpora = corpora_of(rng, exact=True, references=references)
+    scans = [s for s in scans_of(rng, corpora_of(rng, exact=True), exact=True) if len(s.embeddings)][:40]
+    for scan, comparison in zip(scans, compare(scans, corpora, TAU, ALPHA), strict=True):
+        assert found(comparison) == by_definition(scan, corpora)
+        assert comparison.best_similarity == comparison.matches[0].similarity
+        assert comparison.q_value == min(m.q_value for m in comparison.matches)
+        assert (comparison.num_references, comparison.num_background) == (references + 5, 100)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_scans_that_are_compared_together_have_the_matches_that_each_has_alone(exact: bool) -> None:
+    rng = np.random.default_rng(1)
+    corpora = corpora_of(rng, exact=exact, references=10)
+    scans = scans_of(rng, corpora, exact=exact)
+    together = list(compare(scans, corpora, TAU, ALPHA))
+    for scan, comparison in zip(scans, together, strict=True):
+        (alone,) = compare([scan], corpora, TAU, ALPHA)
+        # Two copies have a similarity of 1 but for its rounding, which may order them otherwise.
+        rows, expected = sorted(found(comparison)), sorted(found(alone))
+        assert [(*r[:3], *r[5:]) for r in rows] == [(*r[:3], *r[5:]) for r in expected]
+        assert [r[3:5] for r in rows] == [pytest.approx(r[3:5], abs=0 if exact else 1e-6) for r in expected]
+        assert comparison.verdict is alone.verdict
+    assert {c.verdict for c in together} == {Verdict.FLAGGED, Verdict.NOTHING_FOUND}
+
+
+def test_a_scan_without_candidates_has_nothing_to_compare() -> None:
+    corpora = corpora_of(np.random.default_rng(0), exact=True)
+    (comparison,) = compare([Candidates("s", [], np.empty((0, 64), np.float32))], corpora, TAU, ALPHA)
+    assert comparison == Comparison((), 305, 100, None, None)
