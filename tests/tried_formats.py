@@ -1,4 +1,4 @@
-"""The files that docs/formats.md lists, as headers: finextract/headers/NAME.json, key -> shape.
+"""The files that docs/formats.md lists, as headers: tests/finextract/weights/headers/NAME.json, key -> shape.
 
 `python tests/tried_formats.py` makes them anew and prints the table of docs/formats.md. Where a tool on
 the registry writes the format, that tool wrote the file: diffusers, PEFT, transformers, torch, and LyCORIS,

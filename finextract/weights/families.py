@@ -81,6 +81,7 @@ _OWN_LAYERS = (
     ("Stable Audio", r"(?<!joint_)transformer_blocks_\d+_attn2_to_[kv]$", 768, 768),
     ("Stable Audio", r"(?<!joint_)transformer_blocks_\d+_ff_net_0_proj$", 1536, 12288),
 )  # fmt: skip
+_ANY_OWN_LAYER = re.compile("|".join(dict.fromkeys(own for _, own, _, _ in _OWN_LAYERS)))
 _SD3_WIDTHS = (1536, 2432)  # 3 medium and 3.5 medium, 3.5 large
 # A layer of SD3's blocks -> input and output width, in widths of the model; 0 where variants differ.
 _SD3_LAYERS = (
@@ -134,13 +135,12 @@ def transformer_origin(layers: Mapping[str, Layer], named: Origin | None) -> Ori
     the model is a transformer; the family "unknown" where it is another one, or where several fit.
     """
     plain = {name.replace(".", "_"): layer for name, layer in layers.items()}
+    telling = [(name, layer) for name, layer in plain.items() if _ANY_OWN_LAYER.search(name)]
     for model, own, wide, out in _OWN_LAYERS:
         search = re.compile(own).search
-        if any(
-            search(name) and (not wide or (layer.width_in, layer.width_out) == (wide, out))
-            for name, layer in plain.items()
-        ):
-            return _agreed(Origin("unknown", model), named)
+        for name, layer in telling:
+            if (not wide or (layer.width_in, layer.width_out) == (wide, out)) and search(name):
+                return _agreed(Origin("unknown", model), named)
     blocks: dict[str, int] = {}
     inside: list[tuple[str, Layer]] = []
     for name, layer in plain.items():

@@ -250,7 +250,7 @@ OUT_OF_BOUNDS = [
     ("unet/config.json", "sample_size", "64", "8 to 128"),
     ("unet/config.json", "sample_size", 64.5, "8 to 128"),
     ("unet/config.json", "in_channels", 2**40, "1 to 16"),
-    ("unet/config.json", "layers_per_block", 10**6, "1 to 4"),
+    ("unet/config.json", "layers_per_block", 10**6, "1 to 2"),
     ("unet/config.json", "block_out_channels", [320] * 4000, "at most 4"),
     ("unet/config.json", "block_out_channels", [320, 640, 10**9], "1 to 1,280"),
     ("unet/config.json", "block_out_channels", [[320]], "1 to 1,280"),
