@@ -44,7 +44,7 @@ class ReasonCode(StrEnum):
     RATE_LIMITED = "rate_limited"
     NOT_READY = "not_ready"  # the hub has not finished processing the upload
     CHANGED = "changed"  # the bytes are not those that were listed
-    UNREADABLE = "unreadable"  # a local file that cannot be read
+    UNREADABLE = "unreadable"  # a local file that cannot be read, or written
     NO_SPACE = "no_space"  # the disk or the cache is full
     NO_ISOLATION = "no_isolation"  # this machine cannot run a process without network, as --allow-pickle does
     OUT_OF_MEMORY = "out_of_memory"

@@ -13,6 +13,7 @@ from scanner.config import ScanConfig
 from scanner.crawl.logs import LOGGER
 from scanner.errors import StoreError
 from scanner.records import Checkpoint, Scan, Verdict, new_id, now
+from scanner.text import first_line, printable
 
 
 class Attempt:
@@ -58,6 +59,22 @@ class Attempt:
             seconds={stage: round(s, 3) for stage, s in self.seconds.items()},
             **self.facts,
         )
+
+
+def sentence_of(error: Exception, stage: str) -> str:
+    """Such an error as a reason: what happened in which stage, and what can be done."""
+    code = reason_code_of(error)
+    if code is ReasonCode.OUT_OF_MEMORY:
+        return f"the memory was not enough (stage {stage}). Use fewer --workers, or a larger machine."
+    if isinstance(error, OSError) and error.strerror:
+        place = printable(str(error.filename or "a file"), 200)
+        remedy = "Make room there" if code is ReasonCode.NO_SPACE else "Check it"
+        what = f"{place} could not be used: {first_line(error)} (stage {stage})"
+        return f"{what}. {remedy}; the next crawl tries again."
+    if isinstance(error, StoreError):
+        return str(error)
+    shown = f"{type(error).__name__}: {first_line(error, 300)}"
+    return f"error of this program in the stage {stage}: {shown}. Its log says where."
 
 
 def reason_code_of(error: Exception) -> ReasonCode:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from finextract.errors import CheckpointError
 from scanner.config import DESCRIPTOR, ScanConfig
-from scanner.crawl.attempt import Attempt, reason_code_of
+from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of
 from scanner.crawl.logs import LOGGER, logged
 from scanner.errors import EntryError, Skipped, Unavailable
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
@@ -152,7 +152,7 @@ class Scanner:
                 log.exception("in %s", attempt.stage)
                 if "CUDA error" in str(error):  # a new process can use the GPU, this one cannot
                     os._exit(CUDA_EXIT_CODE)
-                reason = f"{type(error).__name__} in stage {attempt.stage}: {error}"[:500]
+                reason = sentence_of(error, attempt.stage)
                 scan = attempt.end(Verdict.FAILED, reason, reason_code_of(error))
             finally:
                 self._attempt = None

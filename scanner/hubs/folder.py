@@ -41,6 +41,7 @@ from scanner.hubs.layout import (
 )
 from scanner.hubs.pickles import scannable
 from scanner.records import Checkpoint, InspectionStatus, identify, now
+from scanner.text import first_line
 from scanner.units import show_size
 
 
@@ -93,7 +94,7 @@ class FolderSource:
 
     def _unreadable(self, error: OSError) -> None:
         if Path(error.filename) == self.root:
-            raise SourceError(f"{self.root} cannot be read: {error.strerror}.") from error
+            raise SourceError(f"{self.root} cannot be read: {first_line(error)}.") from error
 
     def _checkpoint(self, folder: Path, layout: Layout, max_bytes: int) -> Checkpoint:
         path = folder.relative_to(self.root).as_posix()
@@ -165,7 +166,7 @@ class FolderSource:
             raise Skipped(f"{checkpoint.repo}: {error}", error.reason_code) from error
         except OSError as error:
             raise Unavailable(
-                f"{where} cannot be read: {error.strerror}. The next crawl tries again.",
+                f"{where} cannot be read: {first_line(error)}. The next crawl tries again.",
                 ReasonCode.UNREADABLE,
             ) from error
         return refine(
@@ -194,7 +195,7 @@ class FolderSource:
                 check_sha256(sha256_of(folder / path), sha256, str(folder / path))
         except OSError as error:
             raise Unavailable(
-                f"{folder} cannot be read: {error.strerror}. The next crawl tries again.",
+                f"{folder} cannot be read: {first_line(error)}. The next crawl tries again.",
                 ReasonCode.UNREADABLE,
             ) from error
         if entry["pickled"]:

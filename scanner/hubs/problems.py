@@ -102,9 +102,9 @@ def what_happened(error: BaseException, host: str) -> str:
     if isinstance(error, httpx2.ConnectError):
         return _connection(error, host)
     if isinstance(error, httpx2.ProxyError):
-        return f"the proxy did not forward the request to {host} ({first_line(error)})"
+        return f"the proxy did not forward the request to {host} ({_detail(error)})"
     if isinstance(error, httpx2.TransportError):
-        return f"the connection to {host} broke off ({first_line(error)})"
+        return f"the connection to {host} broke off ({_detail(error)})"
     if isinstance(error, httpx2.TooManyRedirects):
         return f"{host} redirects again and again"
     if isinstance(error, httpx2.DecodingError):
@@ -118,18 +118,33 @@ def what_happened(error: BaseException, host: str) -> str:
 
 def _connection(error: httpx2.ConnectError, host: str) -> str:
     """Why no connection was made, from the error below it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the certificate of {host} was not accepted ({printable(cause.verify_message, 100)})"
-        if isinstance(cause, ssl.SSLError):
-            return f"no secure connection to {host} could be made ({printable(cause.reason or 'TLS', 100)})"
-        if isinstance(cause, socket.gaierror):
-            return f"the name {host} could not be resolved"
-        if isinstance(cause, OSError):
-            return f"no connection to {host} could be made ({first_line(cause)})"
+    cause = _system_error(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the certificate of {host} was not accepted ({printable(cause.verify_message, 100)})"
+    if isinstance(cause, ssl.SSLError):
+        return f"no secure connection to {host} could be made ({_detail(error)})"
+    if isinstance(cause, socket.gaierror):
+        return f"the name {host} could not be resolved"
+    return f"no connection to {host} could be made ({_detail(error)})"
+
+
+def _detail(error: BaseException) -> str:
+    """What broke a connection, without the numbers and the sources of the libraries below."""
+    cause = _system_error(error)
+    if isinstance(cause, ssl.SSLError):
+        return printable((cause.reason or "TLS").replace("_", " ").lower(), 100)
+    if cause is not None:
+        return first_line(cause)
+    incomplete = re.search(r"received (\d+) bytes, expected (\d+)", str(error))
+    return f"after {incomplete[1]} of {incomplete[2]} bytes" if incomplete else first_line(error)
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The error of the operating system or of TLS below an error of the client."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
         cause = cause.__cause__ or cause.__context__
-    return f"no connection to {host} could be made"
+    return cause if isinstance(cause, OSError) else None
 
 
 def what_to_do(error: BaseException, endpoint_variable: str, token_variable: str) -> str:
@@ -164,4 +179,6 @@ def reason_code_of(error: BaseException) -> ReasonCode:
         return ReasonCode.LOGIN_REQUIRED
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ReasonCode.NO_SPACE
+    if isinstance(error, OSError) and not isinstance(error, httpx2.HTTPError):
+        return ReasonCode.UNREADABLE
     return ReasonCode.HUB_UNREACHABLE

@@ -148,7 +148,7 @@ class CivitaiClient:
                 if response.status_code == 404:
                     return None
                 if response.status_code != 200:
-                    raise Refused(self.host, response.status_code, words_of(response))
+                    raise Refused(response.url.host, response.status_code, words_of(response))
                 try:
                     value = json.loads(http.read_at_most(response, MAX_JSON_BYTES))
                 except (ValueError, RecursionError) as error:  # a page of HTML, or a truncated response
@@ -219,7 +219,7 @@ class CivitaiClient:
                 f"{where} was archived by its author, so its files cannot be downloaded.", ReasonCode.REMOVED
             )
         if status >= 400:
-            raise Refused(self.host, status, ", ".join(stated) or response.reason_phrase)
+            raise Refused(response.url.host, status, ", ".join(stated) or response.reason_phrase)
 
     @contextmanager
     def _explained(self, where: str) -> Iterator[None]:

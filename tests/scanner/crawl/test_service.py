@@ -19,7 +19,7 @@ from finextract.reasons import LABELS, ReasonCode
 from scanner.cli import cli
 from scanner.commands.crawl import command as crawl_command
 from scanner.config import ScanConfig
-from scanner.crawl.attempt import reason_code_of
+from scanner.crawl.attempt import reason_code_of, sentence_of
 from scanner.crawl.pool import WorkerDied
 from scanner.crawl.progress import Observer
 from scanner.crawl.service import CrawlOptions, crawl, list_and_inspect
@@ -164,6 +164,26 @@ def test_every_reason_code_has_a_label_of_its_own() -> None:
 )
 def test_an_error_of_the_surroundings_has_its_reason_code(error: Exception, code: ReasonCode) -> None:
     assert reason_code_of(error) is code
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "the memory was not enough (stage load). Use fewer --workers, or a larger machine."),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/cache/a"),
+            "/cache/a could not be used: No space left on device (stage load). "
+            "Make room there; the next crawl tries again.",
+        ),
+        (StoreError("the store s3://a does not answer."), "the store s3://a does not answer."),
+        (
+            KeyError("x\n\x1b[31m"),
+            r"error of this program in the stage load: KeyError: 'x\n\x1b[31m'. Its log says where.",
+        ),
+    ],
+)
+def test_an_error_of_the_surroundings_is_recorded_as_a_sentence(error: Exception, sentence: str) -> None:
+    assert sentence_of(error, "load") == sentence
 
 
 def test_a_worker_that_ran_out_of_memory_has_another_reason_code_than_one_that_died() -> None:

@@ -158,3 +158,8 @@ def test_an_error_keeps_its_code_between_processes() -> None:
     ):
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes
         assert (type(copy), str(copy), copy.reason_code) == (type(error), str(error), error.reason_code)
+
+
+def test_the_documentation_says_what_to_do_about_every_code() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "sources.md").read_text()
+    assert [code for code in ReasonCode if f"`{code}`" not in page] == []
