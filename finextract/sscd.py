@@ -94,6 +94,7 @@ class OnnxEmbedder:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0 = all cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads sleep, not spin
         self._session = onnxruntime.InferenceSession(
             str(default_weights()), options, providers=["CPUExecutionProvider"]
         )

@@ -5,17 +5,23 @@ one of two, and two of one; each with its own store and cache. From the rows of 
 minute between the start of the first scan and the end of the last, the ratio to one worker, and the share of
 the workers' time that is spent in `fetch` and between scans.
 
-    python tests/speedup.py [--checkpoints 16] [--latency 0.5]
+With `--busy N` each crawl is run alone and beside N processes that compute without end; the ratio of the two
+speeds is printed beside that of equal shares of the cores, and whether the images are the same to the bit.
+
+    python tests/speedup.py [--checkpoints 16] [--latency 0.5] [--busy 2]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -28,8 +34,10 @@ BUDGET = {"samples_per_image": 4, "steps": 25, "assumed_train_images": 5}
 WORKERS = ((1, 1), (1, 2), (2, 1))  # how many, and threads of each
 
 
-def crawled(prepared: Path, folder: Path, workers: int, threads: int) -> dict[str, float]:
-    """One crawl, and the figures from its rows."""
+def crawled(
+    prepared: Path, folder: Path, workers: int, threads: int
+) -> tuple[dict[str, float], frozenset[str]]:
+    """One crawl: the figures from its rows, and the hashes of its images."""
     from scanner.config import ScanConfig
     from scanner.crawl.engine import crawl
     from scanner.crawl.listing import list_batches
@@ -53,11 +61,47 @@ def crawled(prepared: Path, folder: Path, workers: int, threads: int) -> dict[st
     assert not counts[Verdict.FAILED], counts
     scans = store.select(Scan, "WHERE stage = 'match'")
     span = (max(s.finished_at for s in scans) - min(s.started_at for s in scans)).total_seconds()
-    return {
+    images = frozenset(row["image_sha256"] for row in store.query("SELECT image_sha256 FROM candidates"))
+    figures = {
         "a_minute": 60 * len(scans) / span,
         "fetch": sum(s.seconds["fetch"] for s in scans) / (workers * span),
         "between": 1 - sum(sum(s.seconds.values()) for s in scans) / (workers * span),
     }
+    return figures, images
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes compute meanwhile."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def beside(prepared: Path, folder: Path, processes: int) -> None:
+    """Prints for each number of workers and threads what is left of its speed beside busy processes."""
+    seen: set[frozenset[str]] = set()
+    cores = len(os.sched_getaffinity(0))
+    for workers, threads in WORKERS[1:]:
+        speeds = []
+        for count in (0, processes):
+            with busy(count):
+                figures, images = crawled(prepared, folder / f"{workers}x{threads}-{count}", workers, threads)
+            seen.add(images)
+            speeds.append(figures["a_minute"])
+        wanted = workers * threads
+        alone, share = min(wanted, cores), min(wanted, cores * wanted / (wanted + processes))
+        print(
+            f"{workers} workers of {threads} threads: {speeds[0]:.1f} checkpoints/min alone, {speeds[1]:.1f} "
+            f"beside {processes} busy processes: {speeds[0] / speeds[1]:.1f} times slower; equal shares of "
+            f"{cores} cores: {alone / share:.1f}; load {os.getloadavg()[0]:.0f}",
+            flush=True,
+        )
+    print("the images are the same to the bit" if len(seen) == 1 else "the images differ", flush=True)
 
 
 def main() -> None:
@@ -67,6 +111,7 @@ def main() -> None:
     )
     parser.add_argument("--checkpoints", type=int, default=16)
     parser.add_argument("--latency", type=float, default=0.5, help="seconds that the hub takes over a file")
+    parser.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile")
     options = parser.parse_args()
 
     class Slow(Handler):
@@ -81,9 +126,11 @@ def main() -> None:
         prepared = scene.corpora(folder / "corpora")
         with Hub(repos, handler=Slow) as hub:
             os.environ["HF_ENDPOINT"] = hub.url
+            if options.busy:
+                beside(prepared, folder, options.busy)
             first = 0.0
-            for workers, threads in WORKERS:
-                figures = crawled(prepared, folder / f"{workers}x{threads}", workers, threads)
+            for workers, threads in () if options.busy else WORKERS:
+                figures, _ = crawled(prepared, folder / f"{workers}x{threads}", workers, threads)
                 first = first or figures["a_minute"]
                 print(
                     f"{workers} workers of {threads} threads: {figures['a_minute']:.1f} checkpoints/min, "

@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finextract.reasons import ReasonCode
@@ -178,7 +178,7 @@ class WorkerPool:
             actor = remote.options(
                 num_gpus=share, num_cpus=0 if share else 1, max_restarts=0, max_task_retries=0,
                 max_concurrency=2,
-            ).remote(self._task)  # fmt: skip
+            ).remote(replace(self._task, gpus=share))  # fmt: skip
             self.workers.append(WorkerHandle(actor, starting=actor.ready.remote()))
 
     def start(self, worker: WorkerHandle, checkpoint: Checkpoint) -> None:

@@ -301,7 +301,7 @@ def _task(options: CrawlOptions, store: Store, source: Source, observer: Observe
         cache_bytes=options.cache_bytes,
         keep_weights=options.keep_weights,
         allow_pickle=options.allow_pickle,
-        threads=0 if options.ray_address else max(1, cores // (options.workers or cores)),
+        threads=0 if options.ray_address or not options.workers else max(1, cores // options.workers),
     )
 
 

@@ -6,6 +6,7 @@ its functions.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -68,7 +69,8 @@ class Task:
     cache_bytes: int  # of the whole cache
     keep_weights: bool
     allow_pickle: bool
-    threads: int  # CPU threads of a worker; 0 = one for each core
+    threads: int  # CPU threads of a worker; 0 = its share of its node's cores
+    gpus: float = 0.0  # that a worker takes; the pool sets it
 
 
 class Stage(NamedTuple):
@@ -89,6 +91,7 @@ class Scanner:
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
         self._bases = BaseFetcher(task.base)
         self._embedder: SscdEmbedder | None = None
+        self._threads = task.threads
         self._base: tuple[BaseFiles, Any] | None = None
         self._batch_size = BATCH_SIZE  # smaller after the memory was too small
         self._attempt: Attempt | None = None
@@ -100,8 +103,13 @@ class Scanner:
         return split(load_corpora(self._store, list(config.corpora), config.descriptor))
 
     def ready(self) -> None:
-        """Loads what every scan needs, so that a failure is not attributed to a checkpoint."""
-        self._embedder = SscdEmbedder(self._task.config.descriptor, self._task.threads)
+        """Loads what every scan needs, so that a failure is not attributed to a checkpoint.
+
+        Fixes the number of threads of this process, in which nothing has imported torch yet.
+        """
+        self._threads = self._task.threads or share_of_cores(self._task.gpus)
+        os.environ.update(thread_settings(self._threads))
+        self._embedder = SscdEmbedder(self._task.config.descriptor, self._threads)
 
     def stage(self) -> Stage | None:
         """The running stage, None while no scan runs. May be called from another thread."""
@@ -198,7 +206,7 @@ class Scanner:
             versions=_versions(),
         )
         with attempt.enter("sample"):
-            self._embedder = self._embedder or SscdEmbedder(config.descriptor, self._task.threads)
+            self._embedder = self._embedder or SscdEmbedder(config.descriptor, self._threads)
             assert checkpoint.caption is not None, "inspection gives a caption or skips"
             result = extract_all(
                 pair,
@@ -252,14 +260,38 @@ class Scanner:
         from finextract.models.loading import load_base, tune
 
         if self._base is None or self._base[0] != base:
-            if self._task.threads:
-                torch.set_num_threads(self._task.threads)
             self._base = None  # released before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             dtype = torch.float16 if device.type == "cuda" else torch.float32
             model = load_base(base.folder, device, dtype)
             self._base = (base, model if base.weights is None else tune(model, base.weights).tuned)
         return self._base[1]
+
+
+def thread_settings(threads: int) -> dict[str, str]:
+    """Environment variables with which torch computes with so many threads, whichever thread calls it.
+
+    They are read once, when torch is imported; `torch.set_num_threads` holds for the thread that calls it. A
+    thread that waits for another one sleeps: on a busy machine, one that spins takes the core that the other
+    one needs.
+    """
+    number = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return number | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
+def share_of_cores(gpus: float) -> int:
+    """The cores of this node for a worker that takes so many GPUs, or a part of one; at least 1.
+
+    A worker without a GPU gets one core, because Ray gives each such worker one.
+    """
+    if not gpus:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # the limit of a container, in microseconds of each period
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, int(quota) // int(period))
+    on_node = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or 1
+    return max(1, int(cores * gpus / on_node))
 
 
 def _png(picture: Image.Image) -> bytes:

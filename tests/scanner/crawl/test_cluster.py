@@ -7,21 +7,25 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from ray import cloudpickle
+from stub_worker import task
 
 from scanner.crawl import cluster
 from scanner.crawl.cluster import connected
-from scanner.crawl.worker import SscdEmbedder
+from scanner.crawl.worker import Scanner, SscdEmbedder, share_of_cores
 from scanner.match import corpus
 from scanner.records import Role
 from scanner.store.store import Store
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 BIN = Path(sys.executable).parent
 GCS_WAIT = "RAY_gcs_server_port_wait_time_s"  # how long Ray itself waits for its first process
 
@@ -121,3 +125,26 @@ def test_where_ray_cannot_start_a_crawl_says_so_in_a_sentence_and_the_doctor_bef
         assert done.returncode == 2, printed
         assert "Ray did not start: No such file or directory: /proc/nowhere." in printed
         assert "Traceback" not in printed
+
+
+class Measured(Scanner):
+    """A worker that tells how many threads torch computes with in the calling thread."""
+
+    def threads(self) -> tuple[int, int]:
+        import torch
+
+        return threading.get_ident(), torch.get_num_threads()
+
+
+def test_a_worker_has_its_niceness_from_the_crawl_and_its_threads_in_every_thread_of_its_process(
+    own: Own, store: Store, tmp_path: Path
+) -> None:
+    assert own.ray.get(own.ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+    two = replace(task(store, tmp_path / "cache", "hf"), threads=2)
+    worker = own.ray.remote(Measured).options(num_cpus=1, max_concurrency=2).remote(two)
+    own.ray.get(worker.ready.remote())
+    found = own.ray.get([worker.threads.remote() for _ in range(20)])
+    own.ray.kill(worker)
+    assert {number for _, number in found} == {2}
+    assert share_of_cores(gpus=0) == 1
+    assert 1 <= share_of_cores(gpus=0.25) <= share_of_cores(gpus=1)
