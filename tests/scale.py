@@ -245,7 +245,7 @@ def rematching(folder: Path, count: int) -> dict[str, Any]:
     from scanner.crawl.engine import crawl
     from scanner.crawl.planning import Plan
     from scanner.crawl.progress import Observer, Progress
-    from scanner.crawl.service import with_corpora
+    from scanner.match.matching import with_corpora
     from scanner.store.store import Store
 
     kept = folder.parent / f"{folder.name}-candidates-{count}"

@@ -42,10 +42,10 @@ def crawled(
     from scanner.crawl.engine import crawl
     from scanner.crawl.listing import list_batches
     from scanner.crawl.planning import Plan
-    from scanner.crawl.service import with_corpora
     from scanner.crawl.worker import Task
     from scanner.hubs.base import Query
     from scanner.hubs.registry import open_source
+    from scanner.match.matching import with_corpora
     from scanner.records import Scan, Verdict, new_id
     from scanner.store.store import Store
 

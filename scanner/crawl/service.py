@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -205,30 +205,10 @@ def effective_config(options: CrawlOptions, store: Store, observer: Observer | N
 
     Raises CorpusError where a corpus is unknown, or there is no reference or no background.
     """
+    from scanner.match.matching import with_corpora
+
     warn = (observer or Observer()).message
     return with_corpora(store, options.config, list(options.corpora), warn)
-
-
-def with_corpora(
-    store: Store, config: ScanConfig, names: list[str], warn: Callable[[str], None] = lambda _: None
-) -> ScanConfig:
-    """The configuration with its corpora, and the tau that their background gives.
-
-    `warn` gets a sentence where the corpora are too small for any flag. Raises CorpusError.
-    """
-    from finextract.significance import tau_from_background
-    from scanner.match.corpus import load_corpora
-    from scanner.match.matching import split, warn_if_small
-
-    corpora = load_corpora(store, names, config.descriptor)
-    compared = split(corpora)
-    if warning := warn_if_small(compared.num_references, compared.num_background, config.alpha):
-        warn(f"warning: {warning}")
-    return replace(
-        config,
-        tau=round(tau_from_background(config.tau_quantile, *(c.embeddings for c in compared.background)), 4),
-        corpora={c.name: f"{c.role.value}:{c.digest}" for c in sorted(corpora, key=lambda c: c.name)},
-    )
 
 
 def _scan(

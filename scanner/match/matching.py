@@ -11,16 +11,18 @@ R = references, K = candidates, M = background images, D = embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finextract.significance import minimum_background, p_and_q_by_count
+from finextract.significance import minimum_background, p_and_q_by_count, tau_from_background
+from scanner.config import ScanConfig
 from scanner.errors import CorpusError
-from scanner.match.corpus import Corpus
+from scanner.match.corpus import Corpus, load_corpora
 from scanner.records import Match, Role, Verdict, new_id
+from scanner.store.store import Store
 
 KEPT_MATCHES = 10  # nearest matches that a scan stores, in addition to all flagged ones
 BLOCK = 4096  # references that are compared at once
@@ -101,6 +103,24 @@ def warn_if_small(num_references: int, num_background: int, alpha: float) -> str
         f"{num_background} background images are few for {num_references} references: a single copied image "
         f"cannot reach q <= {alpha:g} with fewer than {needed}. "
         "Add more with scanner corpus add --background."
+    )
+
+
+def with_corpora(
+    store: Store, config: ScanConfig, names: list[str], warn: Callable[[str], None] = lambda _: None
+) -> ScanConfig:
+    """The configuration with its corpora, and the tau that their background gives.
+
+    `warn` gets a sentence where the corpora are too small for any flag. Raises CorpusError.
+    """
+    corpora = load_corpora(store, names, config.descriptor)
+    compared = split(corpora)
+    if warning := warn_if_small(compared.num_references, compared.num_background, config.alpha):
+        warn(f"warning: {warning}")
+    return replace(
+        config,
+        tau=round(tau_from_background(config.tau_quantile, *(c.embeddings for c in compared.background)), 4),
+        corpora={c.name: f"{c.role.value}:{c.digest}" for c in sorted(corpora, key=lambda c: c.name)},
     )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -89,6 +89,10 @@ class BucketStorage:
             return False
         self._seen.clear()
         return True
+
+    def create_all(self, paths: Sequence[str], content: bytes) -> set[str]:
+        """See `Storage.create_all`; one request each."""
+        return {path for path in paths if self.create(path, content)}
 
     @repeated
     def read(self, path: str) -> bytes:

@@ -14,9 +14,10 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from itertools import batched
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -29,6 +30,7 @@ from scanner.store.patience import NO_PATIENCE, Patience, repeated
 
 LOGGER = logging.getLogger("scanner.store")
 UNSURE_NS = 100_000_000  # a folder that changed so recently may change again without a new modification time
+LINKS = 10_000  # to one file; file systems allow some 65,000
 LOCKS = ".locks"  # the folder of lock files
 SCRATCH = ".compaction-"  # how a folder of a compaction begins, in the store's own folder
 # Files that are written under a name of their own and renamed when they are whole: ours, and delta-rs's.
@@ -64,6 +66,10 @@ class Storage(Protocol):
 
     def create(self, path: str, content: bytes) -> bool:
         """Writes a file unless it exists; of several callers at once exactly one gets True."""
+        ...
+
+    def create_all(self, paths: Sequence[str], content: bytes) -> set[str]:
+        """`create` for many files of one folder and one content; returns the paths that gave True."""
         ...
 
     def read(self, path: str) -> bytes:
@@ -156,6 +162,21 @@ class FolderStorage:
             hidden.unlink()
         return True
 
+    @repeated
+    def create_all(self, paths: Sequence[str], content: bytes) -> set[str]:
+        """See `Storage.create_all`; the files are links to one."""
+        created: set[str] = set()
+        for some in batched(paths, LINKS):
+            hidden = self._hidden(some[0], content)
+            try:
+                for path in some:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(hidden, f"{self.root}/{path}")
+                        created.add(path)
+            finally:
+                hidden.unlink()
+        return created
+
     def _hidden(self, path: str, content: bytes) -> Path:
         target = self.root / path
         self._make(target.parent)
@@ -191,7 +212,8 @@ class FolderStorage:
     @repeated
     def remove(self, path: str) -> None:
         """See `Storage.remove`."""
-        (self.root / path).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.root}/{path}")
 
     def address(self, path: str) -> str:
         """See `Storage.address`."""

@@ -20,10 +20,9 @@ from scanner.crawl.engine import crawl
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.progress import Budget, Observer, Progress
 from scanner.crawl.rematching import Rematched, Rematching
-from scanner.crawl.service import with_corpora
 from scanner.crawl.worker import Task
 from scanner.match.corpus import load_corpora
-from scanner.match.matching import Candidates, compare, split
+from scanner.match.matching import Candidates, compare, split, with_corpora
 from scanner.records import (
     Candidate,
     Checkpoint,
