@@ -17,6 +17,8 @@ from scanner.config import default_cache
 from scanner.errors import ScannerError
 from scanner.hubs import http
 from scanner.hubs.addresses import trust
+from scanner.hubs.deadlines import SMALL, limited
+from scanner.hubs.problems import what_happened
 from scanner.hubs.registry import HUBS, Hub
 from scanner.store.delta import LOG
 from scanner.store.storage import open_storage
@@ -144,12 +146,12 @@ def check_hub(hub: Hub) -> Check:
     endpoint = os.environ.get(variable) or hub.endpoint
     try:
         endpoint = trust(endpoint)
-        with http.new_session() as session:
+        with limited(SMALL), http.new_session() as session:
             answer = session.get(endpoint + hub.probe, timeout=TIMEOUT_S)
         limits = answer.headers.get("RateLimit") or answer.headers.get("Retry-After") or ""
         kind = answer.headers.get("Content-Type", "")
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ScannerError) as error:
-        why = first_line(error)
+        why = what_happened(error, endpoint)
         remedy = f"Check the network and its proxy, or {variable}."
         return Check(name, State.BAD, f"{endpoint} does not answer: {why}", remedy)
     shown = f"; limits: {printable(limits, 100)}" if limits else ""

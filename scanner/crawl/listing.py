@@ -148,6 +148,12 @@ def _next_entries(entries: Iterator[Checkpoint], count: int) -> tuple[list[Check
     return batch, None
 
 
+def resumption(listing: Listing) -> str:
+    """A sentence about an interrupted listing that is resumed."""
+    began = listing.started_at.astimezone()
+    return f"resuming the listing of {began:%Y-%m-%d %H:%M} after entry {listing.listed:,}"
+
+
 def last_finished(store: Store, source: Source) -> datetime | None:
     """When the newest finished listing of a source began; None where there is none."""
     rows = store.select(

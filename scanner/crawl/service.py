@@ -23,7 +23,7 @@ from scanner.config import ScanConfig, default_cache
 from scanner.crawl.progress import Budget, Observer
 from scanner.crawl.summary import ListingResult, ListingSummary
 from scanner.errors import ConfigError, SourceError
-from scanner.records import Checkpoint, Listing, Verdict, new_id
+from scanner.records import Checkpoint, Verdict, new_id
 from scanner.store.patience import CRAWL_S, Patience
 from scanner.store.queries import VerdictCounts, count_verdicts
 from scanner.store.store import Store
@@ -93,7 +93,7 @@ def crawl(
     store.append([task.config.row()])  # the newest row is that of the configuration that was used last
 
     plan = Plan.begin(store, task.config.config_id, _batches(options, source, store, query, observer))
-    observer.message(_listing_begins(source, query))
+    observer.message(f"listing {source.name} (at most {query.limit} entries) ...")
     result = _scan(options, store, task, plan, observer, None, worker_class, source)
     if plan.cut_short is not None and not plan.listed:
         raise plan.cut_short
@@ -128,7 +128,7 @@ def list_and_inspect(
     The observer gets each checkpoint. A dry run writes nothing, and needs no store; it does not wait for a
     source that breaks off. Raises ConfigError, SourceError where nothing could be listed, and StoreError.
     """
-    from scanner.crawl.listing import list_batches
+    from scanner.crawl.listing import list_batches, resumption
     from scanner.crawl.planning import Plan
     from scanner.hubs import http
 
@@ -136,7 +136,7 @@ def list_and_inspect(
     source = open_source(options)
     with _store_of(options, dry_run) as store:
         query = _query(options, store, source)
-        observer.message(_listing_begins(source, query))
+        observer.message(f"listing {source.name} (at most {query.limit} entries) ...")
         plan = Plan(
             list_batches(source, store, query, base_given=options.base is not None, write=False)
             if dry_run
@@ -153,7 +153,7 @@ def list_and_inspect(
                 for _ in plan.grow(on_checkpoint):
                     if plan.resumed is not None and not resumed:
                         resumed = True
-                        observer.message(_listing_resumes(plan.resumed))
+                        observer.message(resumption(plan.resumed))
                     observer.listing_progress(plan.listed, plan.inspected)
             except SourceError:  # `plan.cut_short` has it
                 if not plan.listed:
@@ -217,6 +217,7 @@ def _scan(
 ) -> CrawlResult:  # fmt: skip
     """Scans a plan; `source` is the one that is listed meanwhile."""
     from scanner.crawl import engine
+    from scanner.crawl.listing import resumption
     from scanner.crawl.worker import Scanner
     from scanner.hubs import http
 
@@ -229,7 +230,7 @@ def _scan(
 
     def on_listed() -> None:
         if plan.resumed is not None:
-            report_once(_listing_resumes(plan.resumed))
+            report_once(resumption(plan.resumed))
         cut_short = plan.cut_short is not None and plan.listed > 0
         if cut_short:
             report_once(f"The listing ends here: {plan.cut_short}\nWhat was listed is scanned.")
@@ -323,12 +324,3 @@ def _check_cluster(options: CrawlOptions) -> None:
 
     if options.ray_address is not None:
         check_cluster(options.ray_address)
-
-
-def _listing_begins(source: Source, query: Query) -> str:
-    return f"listing {source.name} (at most {query.limit} entries) ..."
-
-
-def _listing_resumes(listing: Listing) -> str:
-    began = listing.started_at.astimezone()
-    return f"resuming the listing of {began:%Y-%m-%d %H:%M} after entry {listing.listed:,}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from scanner.errors import SourceError
 
+MAX_PLACE_CHARS = 8_000  # servers accept about as much in an address
 MAX_EMPTY = 25  # pages without entries in a row; filters of a hub may leave a few empty
 
 
@@ -20,7 +21,12 @@ class Pages:
         self._empty = 0  # pages without entries, in a row
 
     def add_place(self, place: str) -> None:
-        """The address or the cursor of the next page. Raises SourceError for one that was listed before."""
+        """The address or the cursor of the next page.
+
+        Raises SourceError for one that was listed before, or that no request can hold.
+        """
+        if len(place) > MAX_PLACE_CHARS:
+            raise self._endless("names a next page by an address that is too long to be requested")
         if (digest := _digest(place)) in self._places:
             raise self._endless("names a page as the next one that was listed before")
         self._places.add(digest)

@@ -120,7 +120,7 @@ class CivitaiSource:
             yield items
             following = metadata.get("nextCursor")
             cursor = str(following)
-            if following in (None, "") or len(cursor) > 1_000:
+            if following in (None, ""):
                 return
             if query.since is not None and items and all(_is_before(query, item) for item in items):
                 return

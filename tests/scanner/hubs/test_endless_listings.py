@@ -110,6 +110,13 @@ def test_a_next_page_that_cannot_be_requested_is_a_message_and_what_came_before_
     assert message.replace("\n", "").isprintable()
 
 
+def test_a_next_page_with_an_endless_address_is_not_requested() -> None:
+    came, message = of_huggingface(lambda n: (one(n), f'<HUB?cursor={"x" * 9_000}>; rel="next"'))
+    assert (came, "too long to be requested" in message) == (1, True)
+    came, message = of_civitai(lambda n: [model(n, f"thing {n}", tags=TAGS)], lambda n: "x" * 9_000)
+    assert (came, "too long to be requested" in message) == (2, True), "one of each walk"
+
+
 def test_a_next_page_may_be_stated_relative_to_its_own_page() -> None:
     came, _ = of_huggingface(lambda n: (one(n), f'</api/models?cursor={min(n, 5)}>; rel="next"'))
     assert came == 6, "until the sixth page names itself"

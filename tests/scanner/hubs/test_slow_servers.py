@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from servers.hub import Handler, Hub
 from servers.misbehaviour import DRIPS, Misbehaving, Script
 
 from scanner.errors import SourceError, Unavailable
-from scanner.hubs import addresses
+from scanner.hubs import addresses, http
 from scanner.hubs.civitai.client import CivitaiClient
 from scanner.hubs.deadlines import TimeLimit
 from scanner.hubs.http import Policies, RetryPolicy
@@ -22,6 +24,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 # As the defaults, with seconds that a test can wait.
 SMALL = RetryPolicy(max_retries=1, time_limit=TimeLimit(deadline_s=0.3))
 FILE = RetryPolicy(max_retries=1, time_limit=TimeLimit(least_rate=20_000, window_s=0.2))
+MET = Counter[str]()  # faults that the server of a test has begun
 POLICIES = Policies(page=SMALL, small=SMALL, file=FILE)
 
 
@@ -34,7 +37,8 @@ def hub(folder: Path, faults: list[str | None], part: str = "", content: bytes =
     folder.mkdir()
     (folder / "README.md").write_text("---\ntags: [lora, text-to-image]\n---\n" + "words " * 500)
     (folder / WEIGHTS).write_bytes(content or lora_bytes(1))
-    plan: dict[str, Any] = {"plan": Script(faults, part)}
+    MET.clear()
+    plan: dict[str, Any] = {"plan": Script(faults, part), "met": MET}
     return Hub({"o/a": folder}, handler=type("Dripping", (Misbehaving, Handler), plan))
 
 
@@ -64,6 +68,37 @@ def test_a_page_and_an_entry_of_civitai_that_drip_end_at_their_deadline(drip: st
             client.page([("limit", 9)])
         with pytest.raises(Unavailable, match="sends too slowly"):
             client.version(10, "maker/cat")
+
+
+def test_a_response_through_a_proxy_that_drips_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = type("Dripping", (TroubledSite,), {"plan": Script(["drip-headers"] * 9)})
+    with Civitai([], handler=handler) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(SourceError, match="sends too slowly"):
+            CivitaiClient("http://hub.example", POLICIES).page([])
+        assert proxy.requests[0][2].startswith("http://hub.example/api/v1/models")
+
+
+def test_an_interrupted_crawl_does_not_wait_for_a_response_that_drips(tmp_path: Path) -> None:
+    ended: list[BaseException] = []
+    with hub(tmp_path / "a", ["drip-headers"], "/resolve/") as running:
+        client, sha = HubClient(running.url), running.repositories["o/a"].sha  # its deadline is a minute
+
+        def request() -> None:
+            try:
+                client.read_start("o/a", sha, WEIGHTS, 10)
+            except BaseException as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=request)
+        thread.start()
+        while not MET["drip-headers"]:
+            thread.join(0.01)
+        with http.interrupt_waits():
+            thread.join(30)
+    assert [type(error) for error in ended] == [http.Interrupted]
 
 
 def test_a_file_below_the_least_rate_is_requested_again_from_where_it_stopped(tmp_path: Path) -> None:
