@@ -21,15 +21,12 @@ from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.local_files import read_object
 from finextract.models import stable_diffusion
 from finextract.models.base import CopiedPair, Pair, TunableModel
-from finextract.models.pipeline_folder import read_config
+from finextract.pipeline_folder import read_config, why_unsupported_folder
 from finextract.reasons import ReasonCode
 from finextract.support import (
-    SUPPORTED_FAMILIES,
     describe,
     family_of_pipeline,
     why_unsupported,
-    why_unsupported_configs,
-    why_unsupported_pipeline,
 )
 from finextract.text import first_line
 from finextract.weights.files import component_paths, find_weights
@@ -57,17 +54,9 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype) -> Tunable
     Raises UnsupportedWeights where no supported family fits, CorruptWeights for a missing or damaged file,
     PickledWeights for weights without safetensors.
     """
-    index = read_config(folder, "model_index.json")
-    scheduler = read_config(folder, "scheduler/scheduler_config.json")
-    family = family_of_pipeline(index)
-    supported = SUPPORTED_FAMILIES.get(family)
-    denoiser = read_config(folder, f"{supported.denoiser}/config.json") if supported else {}
-    if (why := why_unsupported_pipeline(index, scheduler, denoiser, folder.name)) is not None:
+    if (why := why_unsupported_folder(folder)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
-    files = supported.bounds if supported else {}
-    configs = {file: read_config(folder, file) for file in files if (folder / file).is_file()}
-    if (why := why_unsupported_configs(family, configs, folder.name)) is not None:
-        raise UnsupportedWeights(why.sentence, why.reason_code)
+    family = family_of_pipeline(read_config(folder, "model_index.json"))
     if family not in FAMILIES:
         raise UnsupportedWeights(
             f"{folder.name} is a pipeline of the family {family}, which has no loader.",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from finextract.errors import BaseMismatch, CorruptWeights
 from finextract.metadata.untrusted import whole_of
-from finextract.models.pipeline_folder import read_config, refuse_pickles
+from finextract.pipeline_folder import read_config, refuse_pickles
 from finextract.sampling import DDIM
 from finextract.support import component_class
 from finextract.text import first_line

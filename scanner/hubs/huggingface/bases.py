@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finextract.errors import CheckpointError
+from finextract.pipeline_folder import read_config, why_unsupported_folder
 from finextract.reasons import ReasonCode
+from finextract.support import family_of_pipeline
 from scanner.errors import Skipped
 from scanner.hubs.cache import DownloadCache, locked
 from scanner.hubs.huggingface.client import HubClient
@@ -53,5 +56,23 @@ class HuggingFaceBases:
         folder.mkdir(parents=True, exist_ok=True)
         wanted = pipeline_files(files, "", COMPONENTS)
         with locked(folder / ".lock"):
+            small = [w for w in wanted if not w.path.endswith(".safetensors")]
+            download_files(self._client, base, revision, small, folder, downloads, stays=True)
+            _check_configs(folder, base)
             download_files(self._client, base, revision, wanted, folder, downloads, stays=True)
         return folder
+
+
+def _check_configs(folder: Path, base: str) -> None:
+    """Raises Skipped where the configuration files of a base refuse it, before its weights are downloaded.
+
+    A folder that misses one of them, or is of no known family, is left to the loader, which names what is
+    wrong.
+    """
+    try:
+        known = family_of_pipeline(read_config(folder, "model_index.json")) != "unknown"
+        why = why_unsupported_folder(folder) if known else None
+    except CheckpointError:
+        return
+    if why is not None:
+        raise Skipped(f"its base {base} cannot be used: {why}", why.reason_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from scanner.hubs.registry import open_source
 from scanner.records import Checkpoint, identify
 from scanner.store.store import Store
 
+ZOO = Path(__file__).resolve().parents[2] / "zoo"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 UNET_SHAPES = {
     "conv_in.weight": (32, 4, 3, 3),
@@ -306,6 +308,18 @@ def test_a_local_path_in_a_card_is_never_opened_as_a_base(serve: Serve, tmp_path
     serve({"o/a": lora(tmp_path / "a", base_model=str(pipeline(tmp_path / "private")))})
     with pytest.raises(Skipped, match="is not OWNER/NAME"):
         HuggingFaceSource().inspect(only(HuggingFaceSource()))
+
+
+def test_a_base_whose_configuration_is_refused_is_not_downloaded(serve: Serve, tmp_path: Path) -> None:
+    shutil.copytree(ZOO / "base", tmp_path / "base")
+    config = tmp_path / "base/unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 4096}))
+    hub = serve({"lab/base": tmp_path / "base"})
+    with pytest.raises(Skipped, match=r"its base lab/base cannot be used: .* sample_size 4096") as refused:
+        BaseFetcher().fetch("lab/base", DownloadCache(tmp_path / "cache"))
+    assert refused.value.reason_code is ReasonCode.BASE_UNAVAILABLE
+    assert any("scheduler_config.json" in path for _, path, _ in hub.requests)
+    assert not any("safetensors" in path for _, path, _ in hub.requests if "resolve" in path)
 
 
 def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A diffusers pipeline folder: its configuration files, and the refusal of pickles. Imports no torch."""
+"""A diffusers pipeline folder: its configuration files, and why it is not loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from finextract.errors import CorruptWeights, PickledWeights
+from finextract.reasons import Reason
+from finextract.support import (
+    SUPPORTED_FAMILIES,
+    family_of_pipeline,
+    why_unsupported_configs,
+    why_unsupported_pipeline,
+)
 from finextract.text import first_line
 from finextract.weights.headers import PICKLE_SUFFIXES
 
@@ -26,6 +33,23 @@ def read_config(folder: Path, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptWeights(f"{where} holds no JSON object.")
     return value
+
+
+def why_unsupported_folder(folder: Path) -> Reason | None:
+    """Why a diffusers pipeline folder cannot be loaded, from its configuration files; None where it can.
+
+    Raises CorruptWeights for a file that is missing or cannot be read.
+    """
+    index = read_config(folder, "model_index.json")
+    scheduler = read_config(folder, "scheduler/scheduler_config.json")
+    family = family_of_pipeline(index)
+    supported = SUPPORTED_FAMILIES.get(family)
+    denoiser = read_config(folder, f"{supported.denoiser}/config.json") if supported else {}
+    why = why_unsupported_pipeline(index, scheduler, denoiser, folder.name)
+    if why is not None or supported is None:
+        return why
+    configs = {file: read_config(folder, file) for file in supported.bounds if (folder / file).is_file()}
+    return why_unsupported_configs(family, configs, folder.name)
 
 
 def refuse_pickles(folder: Path, components: Iterable[str]) -> None:
