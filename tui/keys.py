@@ -64,7 +64,7 @@ CHECKPOINT = [
     Key("checkpoint.large", "f", "large", "Large", "Images as large as the terminal, or small again"),
     Key("checkpoint.open_link", "o", "open_link", "Link", "Open the checkpoint's page in the browser", False),
     Key("checkpoint.copy_link", "y", "copy_link", "Copy", "Copy the address of the checkpoint's page", False),
-    Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again", False),
+    Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again"),
 ]
 EVERYWHERE = [
     Key("desk.help", "question_mark", "help", "Keys", "Show this list of keys"),

@@ -45,6 +45,7 @@ async def test_images_are_blurred_until_a_key_and_again_after_leaving(filled: Cr
     async with desk() as seen:
         await seen.press("enter")
         assert "Blurred: may show people. b shows them." in seen.text
+        assert "esc Back ? Keys q Quit" in seen.text  # the way back is shown on the narrowest terminal too
         blurred = seen.colours("#candidate")
         await seen.press("b")
         assert "Shown." in seen.text

@@ -210,7 +210,7 @@ async def test_only_a_checkpoint_whose_matches_were_shown_is_confirmed_as_a_whol
     scan = filled.scans[BEN].scan_id
     async with desk() as seen:
         await seen.press("c")
-        assert "Only what was shown can be confirmed. enter shows" in seen.toast
+        assert "Only what was shown can be confirmed. enter opens" in seen.toast
         assert filled.log(scan) == []
         await seen.press("enter", "escape", "c")
         assert filled.log(scan) == [("decide", "confirm", "vera")]
@@ -224,7 +224,7 @@ async def test_where_nothing_was_found_nothing_is_decided_as_a_whole_and_a_note_
         await seen.press("v", "v")
         for key in ("c", "d", "u"):
             await seen.press(key)
-            assert "Nothing was found, so nothing can be decided as a whole. enter shows" in seen.toast
+            assert "Nothing was found: nothing to decide as a whole. enter opens it." in seen.toast
         assert filled.store.query("SELECT count(*) AS n FROM decisions") == [{"n": 0}]
         await seen.press("n")
         await seen.write("look again")

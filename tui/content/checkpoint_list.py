@@ -36,9 +36,11 @@ WITH_REASONS = {ListFilter.SKIPPED: Verdict.SKIPPED, ListFilter.FAILED: Verdict.
 EMPTY_STORE = """\
 This store is empty: no crawl has listed a checkpoint yet.
 
-First add the images that you look for, then crawl:
+First add your images, and similar ones that no checkpoint was trained on.
+Then crawl:
 
     scanner corpus add NAME DIR
+    scanner corpus add background DIR --background
     scanner crawl --source hf --limit 100
 
 You can leave the desk open: it shows the results of a crawl while it runs."""
@@ -68,9 +70,14 @@ class ListState:
     advice: Text | None
 
 
-def counts_line(counts: VerdictCounts | None) -> Text:
-    """Returns the counts of all verdicts as a sum; None while they are being counted."""
+def counts_line(counts: VerdictCounts | None, width: int) -> Text:
+    """Returns the counts of all verdicts as a sum, on two lines if it is longer than `width` cells.
+
+    `counts` is None while they are being counted.
+    """
     text = Text("Counting …" if counts is None else str(counts))
+    if text.cell_len > width:
+        text = Text(text.plain.replace(" = ", "\n= "))
     text.highlight_regex(r"[\d,]+ (planned|flagged)", "bold")
     return text
 

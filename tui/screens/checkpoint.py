@@ -85,6 +85,10 @@ class CheckpointScreen(DecidingScreen):
         self.load()
         self.set_interval(self.session.refresh_s, self.load_if_changed)
 
+    def on_resize(self) -> None:
+        """Brings the keys of the footer closer together on a narrow terminal."""
+        self.query_one(Footer).compact = self.size.width < 90
+
     def load_if_changed(self) -> None:
         """Loads again if the store has changed, unless a load is still running."""
         if self.is_current and not self.queries:

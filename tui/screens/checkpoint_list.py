@@ -126,7 +126,7 @@ class ListScreen(DecidingScreen):
     def show(self, page: CheckpointPage) -> None:
         """Fills the screen."""
         self.page = page
-        self.query_one("#counts", Static).update(counts_line(self.counts))
+        self.query_one("#counts", Static).update(counts_line(self.counts, self.size.width - 2))
         state = list_state(page, self.counts, self.filter, self.part)
         self.query_one("#heading", Static).update(state.heading)
         empty, table = self.query_one("#empty", Static), self.query_one(Table)
@@ -221,9 +221,9 @@ class ListScreen(DecidingScreen):
         confirmed: only what was shown can be confirmed."""
         row = self.row()
         if row is not None and row.verdict is Verdict.NOTHING_FOUND:
-            return "Nothing was found, so nothing can be decided as a whole. enter shows what is nearest."
+            return "Nothing was found: nothing to decide as a whole. enter opens it."
         if row is not None and decision is ReviewDecision.CONFIRM and row.scan_id not in self.opened:
-            return "Only what was shown can be confirmed. enter shows the matches, then c confirms."
+            return "Only what was shown can be confirmed. enter opens its matches."
         return None
 
     def note_of(self, subject: Subject) -> str:
