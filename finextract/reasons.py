@@ -46,7 +46,7 @@ class ReasonCode(StrEnum):
     CHANGED = "changed"  # the bytes are not those that were listed
     UNREADABLE = "unreadable"  # a local file that cannot be read, or written
     NO_SPACE = "no_space"  # the disk or the cache is full
-    NO_ISOLATION = "no_isolation"  # this machine cannot run a process without network, as --allow-pickle does
+    NO_ISOLATION = "no_isolation"  # this machine cannot isolate a process, as --allow-pickle needs
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_DIED = "worker_died"
     TIMED_OUT = "timed_out"

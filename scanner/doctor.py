@@ -177,14 +177,15 @@ def check_token(hub: Hub) -> Check:
 
 
 def check_isolation() -> Check:
-    """Whether a process can be isolated from the network, which --allow-pickle needs."""
-    from scanner.hubs.pickles import can_isolate
+    """Whether a process can be isolated from files, network and other processes, as --allow-pickle needs."""
+    from scanner.hubs.pickles import isolation_error
 
-    if can_isolate():
-        return Check(
-            "--allow-pickle", State.GOOD, "a process can be isolated from the network on this machine"
-        )
-    remedy = "Enable user namespaces to use --allow-pickle."
+    error = isolation_error()
+    if error is None:
+        found = "a process can be isolated from files, network and other processes on this machine"
+        return Check("--allow-pickle", State.GOOD, found)
     return Check(
-        "--allow-pickle", State.POOR, "no process can be isolated from the network on this machine", remedy
-    )
+        "--allow-pickle", State.POOR, f"no process can be isolated on this machine: {error}",
+        "Without that no pickle is opened. It needs Linux 5.12 or newer and user namespaces, which most "
+        "containers do not allow.",
+    )  # fmt: skip

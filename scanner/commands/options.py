@@ -105,7 +105,9 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--keep-weights",), {"is_flag": True, "help": "Keep downloaded checkpoints after their scan."}),
     (("--allow-pickle",), {
-        "is_flag": True, "help": "Convert pickled checkpoints that pass every check, and scan them.",
+        "is_flag": True,
+        "help": "Convert pickled checkpoints that pass every check, in an isolated process, and scan them. "
+                "The isolation relies on the Linux kernel; where it is not possible no pickle is opened.",
     }),
     (("--ray-address",), {
         "metavar": "ADDRESS",

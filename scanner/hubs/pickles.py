@@ -1,18 +1,21 @@
 """Pickled checkpoints converted to safetensors, with `--allow-pickle` only.
 
 A pickle can run code when it is opened. Four checks may refuse it: a size limit, the directory of its zip
-archive, picklescan in strict mode, and torch's restricted unpickler in a process of its own without network
-and secrets, and with limited memory, time and disk. Only safetensors are kept. This module itself does not
-import torch.
+archive, picklescan in strict mode, and torch's restricted unpickler. The last runs in an isolated process
+(scanner.hubs.isolated) with limited memory, time and disk: if all checks failed, code of the pickle would see
+no network, no other process, and no file but Python, torch, system libraries and the pickle. Where a machine
+cannot isolate a process, no pickle is opened. Only safetensors are kept.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from picklescan.scanner import scan_file_path
@@ -28,42 +31,21 @@ MAX_PICKLE = 8_000_000_000  # bytes
 MAX_MEMBERS = 20_000  # of the archive
 SECONDS = 600  # of CPU time; twice that of elapsed time
 HEADROOM = 6_000_000_000  # bytes of address space beyond the file: torch's libraries
-# Runs in the child. All limits are set before torch is imported; no module of this project is imported.
-_CHILD = """
-import os, resource, sys
-source, target, size, seconds, headroom = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
-for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds),
-                     (resource.RLIMIT_FSIZE, size + 10_000_000), (resource.RLIMIT_AS, 3 * size + headroom)):
-    resource.setrlimit(limit, (value, value))
-print("isolated", flush=True)
-import torch
-from safetensors.torch import save_file
-loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-for _ in range(3):
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-loaded = loaded if isinstance(loaded, dict) else {}
-found = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
-if not found:
-    sys.exit("it holds no tensors by name")
-save_file({k: v.detach().clone().contiguous() for k, v in found.items()}, target, {"format": "pt"})
-"""
+CHILD = Path(__file__).with_name("isolated.py")  # the script that isolates itself and converts
+SAID = 4000  # bytes of its messages that are read
 
 
-def can_isolate() -> bool:
-    """Whether this machine can run a process without network."""
-    child = "import os; os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)"
-    return (
-        subprocess.run([sys.executable, "-I", "-c", child], capture_output=True, check=False).returncode == 0
-    )
+def isolation_error() -> str | None:
+    """Why this machine cannot run a process as isolated as a pickle needs; None where it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        ended = _run([folder], Path(folder), 60)
+    return None if ended.isolated else ended.said
 
 
 def convert(pickled: Path, target: Path, where: str) -> None:
     """Writes the tensors of a pickled checkpoint to `target` as safetensors.
 
-    Raises Skipped where a check refuses it, Unavailable where this machine cannot run a process without
-    network.
+    Raises Skipped where a check refuses it, Unavailable where this machine cannot isolate a process.
     """
     check_archive(pickled, where)
     check_globals(pickled, where)
@@ -129,26 +111,52 @@ def _refused(message: str) -> Skipped:
     return Skipped(message, ReasonCode.DANGEROUS_PICKLE)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    code: int | None  # of the process; None where it was killed after too long a time
+    said: str  # the end of its messages
+    isolated: bool  # before anything of the pickle was read
+    ready: bool  # torch was imported
+
+
 def _convert_apart(pickled: Path, made: Path, where: str) -> None:
     size = pickled.stat().st_size
-    command = [sys.executable, "-I", "-c", _CHILD, str(pickled.absolute()), str(made.absolute()),
-               str(size), str(SECONDS), str(HEADROOM)]  # fmt: skip
-    environment = {"PATH": os.defpath, "HOME": str(made.parent), "TMPDIR": str(made.parent),
-                    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, env=environment, cwd=made.parent, stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=2 * SECONDS, check=False, start_new_session=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise _refused(f"{where} is a pickle that could not be read in {2 * SECONDS} seconds.") from error
-    if b"isolated" not in done.stdout:
+    os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    (root := made.parent / "root").mkdir(mode=0o700)
+    given = [pickled.absolute(), made.absolute(), size, SECONDS, HEADROOM, root.absolute()]
+    done = _run([str(value) for value in given], made.parent, 2 * SECONDS)
+    if not done.ready:
         raise Unavailable(
-            f"{where} is a pickle, and this machine cannot open it in a process without network "
-            "(user namespaces are disabled). Scan it on one that can, or ask its author for safetensors.",
+            f"{where} is a pickle, and this machine cannot open it in an isolated process: "
+            f"{printable(done.said, 200)}. Run `scanner doctor` for what is missing, or ask its author for "
+            "safetensors.",
             ReasonCode.NO_ISOLATION,
         )
-    if done.returncode != 0 or not made.is_file():
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-        shown = printable(last, 200)
+    if done.code is None:
+        raise _refused(f"{where} is a pickle that could not be read in {2 * SECONDS} seconds.")
+    if done.code != 0 or not made.stat().st_size:
+        shown = printable(done.said, 200)
         raise _refused(f"{where} is a pickle that torch's restricted unpickler refuses: {shown}")
+
+
+def _run(arguments: list[str], folder: Path, seconds: float) -> _Ended:
+    """Runs the isolated process, with all output in files of a limited size, and ends all that it began."""
+    environment = {"PATH": os.defpath, "HOME": "/", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryFile(dir=folder) as told, tempfile.TemporaryFile(dir=folder) as said:
+        command = [sys.executable, "-I", str(CHILD), *arguments]
+        with subprocess.Popen(
+            command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=told, stderr=said,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                code: int | None = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        told.seek(0)
+        states = told.read(len(b"isolated\nready\n")).split()
+        said.seek(max(0, said.seek(0, os.SEEK_END) - SAID))
+        last = said.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+    return _Ended(code, last[-1], b"isolated" in states, b"ready" in states)

@@ -24,10 +24,10 @@ from scanner.hubs.base import Query
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.huggingface.source import HuggingFaceSource
-from scanner.hubs.pickles import can_isolate, check_archive, check_globals, convert, scannable
+from scanner.hubs.pickles import check_archive, check_globals, convert, isolation_error, scannable
 from scanner.records import InspectionStatus
 
-isolating = pytest.mark.skipif(not can_isolate(), reason="user namespaces are switched off here")
+isolating = pytest.mark.skipif(isolation_error() is not None, reason="no process can be isolated here")
 
 
 class Calls:
@@ -51,12 +51,23 @@ def archive(path: Path, content: bytes, *, compression: int = zipfile.ZIP_STORED
 @isolating
 def test_a_plain_torch_checkpoint_comes_out_as_the_same_tensors(tmp_path: Path) -> None:
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+    tensors |= {"transposed": tensors["a.weight"].T, "shared": tensors["a.weight"][1], "": torch.zeros(0, 3)}
+    tensors |= {
+        "scalar": torch.tensor(3),
+        "mask": torch.tensor([True, False]),
+        "\u00e9\n": torch.ones(1).double(),
+    }
+    tensors |= {
+        "small": torch.tensor([-1.5], dtype=torch.bfloat16),
+        "bytes": torch.tensor([7], dtype=torch.uint8),
+    }
     torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "model.ckpt")
     convert(tmp_path / "model.ckpt", tmp_path / "model.safetensors", "o/a/model.ckpt")
     with safe_open(tmp_path / "model.safetensors", "pt") as made:
-        assert {k: made.get_tensor(k).tolist() for k in made.keys()} == {  # noqa: SIM118
-            k: v.tolist() for k, v in tensors.items()
-        }
+        found = {name: made.get_tensor(name) for name in made.keys()}  # noqa: SIM118
+    assert {k: (v.dtype, v.shape, v.tolist()) for k, v in found.items()} == {
+        k: (v.dtype, v.shape, v.tolist()) for k, v in tensors.items()
+    }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.ckpt", "model.safetensors"]
 
 
