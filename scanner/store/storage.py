@@ -232,16 +232,19 @@ class FolderStorage:
         said = (
             f"the store {self.uri} was open to other users of this machine (mode {found.st_mode & 0o777:o})"
         )
+        why = "belongs to another user" if not mine else "holds other files too"
         if mine and all(name in own for name in self.names("")):
-            self.root.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
-            LOGGER.warning("%s. From now on only you can open it (mode 700).", said)
-        else:
-            LOGGER.warning(
-                "%s and still is, because the folder %s. Give the store a folder of its own with mode 700.",
-                said, "holds other files too" if mine else "belongs to another user",
-            )  # fmt: skip
+            try:
+                self.root.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
+                LOGGER.warning("%s. From now on only you can open it (mode 700).", said)
+                return
+            except OSError as error:  # such as a file system that is mounted read-only
+                why = f"cannot be changed ({error.strerror})"
+        LOGGER.warning(
+            "%s and still is, because the folder %s. Give the store a folder of its own with mode 700.",
+            said, why,
+        )  # fmt: skip
 
-    @repeated
     def below(self, folder: str) -> list[str]:
         """See `Storage.below`."""
         top = str(self.root / folder)

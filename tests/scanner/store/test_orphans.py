@@ -216,3 +216,17 @@ def test_an_existing_folder_becomes_private_when_a_store_is_made_in_it(tmp_path:
     (tmp_path / "store").chmod(0o777)
     Store(tmp_path / "store", create=True)
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_store_that_is_mounted_read_only_is_read_though_its_folder_cannot_be_closed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", create=True)
+    store.root.chmod(0o755)
+    mounted = f"mount --bind {store.root} {store.root} && mount -o remount,bind,ro {store.root}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mounted], check=False).returncode:
+        pytest.skip("this machine mounts nothing in a namespace of its own")
+    query = f"{Path(sys.executable).parent}/scanner sql 'SELECT 1 AS one' --format csv --store {store.root}"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mounted} && {query}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "one\n1\n"), done.stderr
+    assert "and still is, because the folder cannot be changed (Read-only file system)" in done.stderr
