@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,13 @@ from servers.hub import Handler, Hub  # noqa: E402
 from servers.misbehaviour import Misbehaving  # noqa: E402
 
 from scanner.store.compaction import compact  # noqa: E402
+from scanner.store.orphans import collect  # noqa: E402
 from scanner.store.store import Store  # noqa: E402
 
 DEATHS = 2  # of drivers
 MOST = 12  # disturbances of one seed
 DISTURBED_S = 90.0  # after which nothing is disturbed any more
-STARTS = 12  # of one driver, before the run counts as broken,
+STARTS = 20  # of one driver, before the run counts as broken,
 GIVE_UP_S = 900.0  # or so much time
 
 
@@ -66,6 +68,7 @@ class Tally:
     decisions: int = 0  # events
     decisions_refused: int = 0
     orphans_before: dict[str, int] = field(default_factory=dict)  # before they were collected
+    collected: dict[str, int] = field(default_factory=dict)  # what the collection removed, by kind
     seconds: float = 0.0
     findings: Findings = field(default_factory=Findings)
 
@@ -106,7 +109,7 @@ def disturbed(
         tally.happened = dict(disturbing.happened)
         tally.compactions, tally.compactions_refused = compacting.exits[0], compacting.exits[2]
         tally.decisions, tally.decisions_refused = len(deciding.recorded), deciding.refused
-        tally.findings.tracebacks += compacting.tracebacks
+        tally.findings.tracebacks += [*compacting.tracebacks, *deciding.errors]
         _check(tally, place, calm, repos, deciding.recorded, folder, scratch)
     tally.seconds = round(time.monotonic() - began, 1)
     return tally
@@ -158,20 +161,21 @@ def _check(
     tally: Tally, place: Place, calm: Evidence, repos: dict[str, Path], recorded: list[str], folder: Path,
     scratch: Path,
 ) -> None:  # fmt: skip
-    """Looks at everything that is left, and collects orphans."""
+    """Looks at everything that is left, collects orphans, and looks again."""
     found, store = tally.findings, Store(place.uri)
     now = Evidence.of(store)
-    checks.check_verdicts(found, now, calm, repos)
-    checks.check_rows(found, now)
-    checks.check_images(found, store, now)
-    checks.check_decisions(found, store, recorded)
     tally.failed_then_tried_again = len(now.scans) - len(now.conclusive)
-    tally.orphans_before = checks.orphans(store)
+    checks.check_store(found, store, now, calm, repos, recorded)
+    checks.check_rows(found, now)
     checks.check_leases(found, store)
+    tally.orphans_before = checks.orphans(store)
     for _ in compact(store, retention_hours=0):
         pass
-    left = checks.orphans(Store(place.uri))
-    found.orphans = [f"{n} {name}" for name, n in left.items() if n]
+    tally.collected = asdict(collect(store, grace=timedelta(0)))
+    store = Store(place.uri)
+    checks.check_store(found, store, Evidence.of(store), calm, repos, recorded)
+    found.orphans = [f"{n} {name}" for name, n in checks.orphans(store).items() if n]
+    found.orphans += store.storage.names("leases")
     for where in (folder / "cache", folder / "disk", scratch):
         found.files += [f"{where.name}/{path}" for path in checks.left_files(where) if path[:4] != "ray/"]
     for log in sorted(folder.glob("log-*")):

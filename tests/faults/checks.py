@@ -22,7 +22,10 @@ from scanner.store.rows import rows_of
 from scanner.store.store import Store
 from scanner.store.tables import record
 
-CLOSE = 1e-4  # of two similarities, or two q: the number of threads may change the last digits
+# How far two runs may be apart. Another number of threads rounds differently, and the steps of the sampler
+# enlarge it: one candidate of a hundred moved by 0.006. A p-value has steps of 0.01 here, a q of 0.1.
+CLOSE = {"best_similarity": 0.02, "similarity": 0.02, "null_similarity": 0.02, "p_value": 0.05,
+         "q_value": 0.2}  # fmt: skip
 ENDED_S = 30.0  # within which what an ended crawl started has ended too
 
 
@@ -93,11 +96,20 @@ class Findings:
         return not any(vars(self).values())
 
 
+def check_store(
+    found: Findings, store: Store, now: Evidence, calm: Evidence, repos: Iterable[str], recorded: list[str]
+) -> None:
+    """All that must hold before and after the orphans were collected."""
+    check_verdicts(found, now, calm, repos)
+    check_images(found, store, now)
+    check_decisions(found, store, recorded)
+
+
 def check_verdicts(found: Findings, now: Evidence, calm: Evidence, repos: Iterable[str]) -> None:
     """Each repository has one conclusive scan, with the verdict and evidence of the undisturbed run."""
     count = Counter(now.repos[scan.checkpoint_id] for scan in now.conclusive)
-    found.lost = sorted(set(repos) - set(count))
-    found.twice = sorted(repo for repo, n in count.items() if n > 1)
+    found.lost += sorted(set(repos) - set(count))
+    found.twice += sorted(repo for repo, n in count.items() if n > 1)
     undisturbed = calm.by_original()
     for scan in now.conclusive:
         repo = now.repos[scan.checkpoint_id]
@@ -111,7 +123,7 @@ def check_verdicts(found: Findings, now: Evidence, calm: Evidence, repos: Iterab
 def same(one: Scan, other: Scan) -> bool:
     """Whether two scans came to the same."""
     return one.verdict == other.verdict and all(
-        _close(getattr(one, name), getattr(other, name)) for name in ("best_similarity", "q_value")
+        _close(one, other, name) for name in ("best_similarity", "q_value")
     )
 
 
@@ -125,23 +137,26 @@ def differences(now: Evidence, scan: Scan, calm: Evidence, expected: Scan) -> It
     cliques = [sorted((c.seed, c.clique_size) for c in some) for some in (mine, theirs)]
     if cliques[0] != cliques[1]:
         yield "candidates", f"{cliques[0]} instead of {cliques[1]}"
-    seeds = {c.candidate_id: c.seed for c in (*mine, *theirs)}
+    own = {c.candidate_id for c in mine}
     matched = [
-        {(m.corpus, m.reference_id): (seeds.get(m.candidate_id), m) for m in some}
+        {(m.corpus, m.reference_id): m for m in some}
         for some in (now.matches[scan.scan_id], calm.matches[expected.scan_id])
     ]
     if matched[0].keys() != matched[1].keys():
         yield "matches", f"{len(matched[0])} references instead of {len(matched[1])}"
     for key in matched[0].keys() & matched[1].keys():
-        (seed, one), (other_seed, other) = matched[0][key], matched[1][key]
+        one, other = matched[0][key], matched[1][key]
         names = ("similarity", "null_similarity", "p_value", "q_value")
-        alike = all(_close(getattr(one, name), getattr(other, name)) for name in names)
-        if not alike or seed != other_seed or one.flagged != other.flagged:
+        alike = all(_close(one, other, name) for name in names)
+        if not alike or one.candidate_id not in own or one.flagged != other.flagged:
             yield "matches", f"{key}: {one} instead of {other}"
 
 
-def _close(one: float | None, other: float | None) -> bool:
-    return (one is None) == (other is None) and abs((one or 0) - (other or 0)) < CLOSE
+def _close(one: Scan | Match, other: Scan | Match, name: str) -> bool:
+    mine, theirs = getattr(one, name), getattr(other, name)
+    if mine is None or theirs is None:
+        return mine is theirs
+    return bool(abs(mine - theirs) < CLOSE[name])
 
 
 def check_rows(found: Findings, now: Evidence) -> None:
@@ -193,7 +208,7 @@ def orphans(store: Store) -> dict[str, int]:
 def check_decisions(found: Findings, store: Store, recorded: list[str]) -> None:
     """Each event that the reviewer saw recorded is there once."""
     count = Counter(event.decision_id for event in store.select(Decision))
-    found.decisions = [id_ for id_ in recorded if count[id_] != 1]
+    found.decisions += [id_ for id_ in recorded if count[id_] != 1]
 
 
 def check_leases(found: Findings, store: Store) -> None:

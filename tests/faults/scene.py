@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from servers.front import Front
 from servers.hub import Hub
 from servers.objects import Objects
 
@@ -111,7 +112,7 @@ def on_disk(prepared: Path, folder: Path) -> Iterator[Place]:
 
     try:
         shutil.copytree(prepared, disk / "store")
-        troubles = {"disk": (fill, lambda: filler.unlink(missing_ok=True))} if mounted else {}
+        troubles = {"disk full": (fill, lambda: filler.unlink(missing_ok=True))} if mounted else {}
         yield Place(str(disk / "store"), {}, troubles)
     finally:
         if mounted:
@@ -121,17 +122,28 @@ def on_disk(prepared: Path, folder: Path) -> Iterator[Place]:
 
 @contextmanager
 def in_bucket(prepared: Path) -> Iterator[Place]:
-    """A copy of the store in a bucket of an S3 server, which can be stopped."""
+    """A copy of the store in a bucket of an S3 server that can be stopped, behind one that can refuse."""
     import fsspec  # type: ignore[import-untyped]
 
-    with Objects() as objects, environment(objects.environment()):
+    with (
+        Objects() as objects,
+        Front(objects.url) as front,
+        environment(values := {**objects.environment(), "AWS_ENDPOINT_URL": front.url}),
+    ):
         files = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
         for path in prepared.rglob("*"):
             inside = path.relative_to(prepared)
             if path.is_file() and not inside.parts[0].startswith("."):
                 files.put_file(str(path), f"{objects.bucket}/store/{inside.as_posix()}")
-        troubles = {"bucket": (objects.stop, objects.resume)}
-        yield Place(f"s3://{objects.bucket}/store", objects.environment(), troubles)
+
+        def refuse(requests: int) -> None:
+            front.refusing = requests
+
+        troubles = {
+            "bucket stopped": (objects.stop, objects.resume),
+            "bucket refusing": (lambda: refuse(1_000_000), lambda: refuse(0)),
+        }
+        yield Place(f"s3://{objects.bucket}/store", values, troubles)
 
 
 @contextmanager

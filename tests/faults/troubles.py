@@ -57,12 +57,12 @@ class Disturbing:
         self._next = now + rng.uniform(*PACE_S)
         self._ends: list[tuple[float, Callable[[], object]]] = []  # of what goes on: when, and how
         self._kinds: dict[str, Callable[[], bool]] = {
-            "worker": self._kill, "node": self._remove_node, "frozen": self._freeze,
-            "hub": lambda: self._during("hub", HUB_AWAY_S, *_switch(outage)),
+            "worker killed": self._kill, "node removed": self._remove_node, "worker frozen": self._freeze,
+            "hub away": lambda: self._during(HUB_AWAY_S, *_switch(outage)),
         }  # fmt: skip
         for name, (begin, end) in place.troubles.items():
-            span = DISK_FULL_S if name == "disk" else STORE_AWAY_S
-            self._kinds[name] = lambda n=name, s=span, b=begin, e=end: self._during(n, s, b, e)  # type: ignore[misc]
+            span = DISK_FULL_S if name == "disk full" else STORE_AWAY_S
+            self._kinds[name] = lambda s=span, b=begin, e=end: self._during(s, b, e)  # type: ignore[misc]
         self._order = rng.sample(sorted(self._kinds), len(self._kinds))
 
     def go_on(self, drivers: list[subprocess.Popen[bytes]]) -> None:
@@ -71,7 +71,7 @@ class Disturbing:
         if self._deaths and now > self._deaths[0] and (alive := [d for d in drivers if d.poll() is None]):
             self._deaths.pop(0)
             self._rng.choice(alive).send_signal(signal.SIGKILL)
-            self.happened["driver"] += 1
+            self.happened["driver killed"] += 1
         self._end(now)
         if self._left and now > self._next:
             self._next = now + self._rng.uniform(*PACE_S)
@@ -92,7 +92,7 @@ class Disturbing:
             self._ends.remove((at, end))
 
     def _during(
-        self, name: str, span: tuple[float, float], begin: Callable[[], object], end: Callable[[], object]
+        self, span: tuple[float, float], begin: Callable[[], object], end: Callable[[], object]
     ) -> bool:
         """Begins something that ends after a time, unless something of the kind still goes on."""
         if any(going is end for _, going in self._ends):
@@ -112,7 +112,7 @@ class Disturbing:
         if len(nodes) < 2:
             return False
         self._running.remove_node(self._rng.choice(nodes), allow_graceful=False)
-        return self._during("node", PACE_S, lambda: None, lambda: self._running.add_node(**NODE))
+        return self._during(PACE_S, lambda: None, lambda: self._running.add_node(**NODE))
 
     def _freeze(self) -> bool:
         """Stops a worker for a time that may be longer than the crawl waits for its answer."""
@@ -124,7 +124,7 @@ class Disturbing:
             with contextlib.suppress(psutil.NoSuchProcess):
                 frozen.resume()
 
-        return self._during("frozen", FROZEN_S, frozen.suspend, resume)
+        return self._during(FROZEN_S, frozen.suspend, resume)
 
 
 def _switch(outage: Outage) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -186,6 +186,7 @@ class Deciding(Beside):
         self._store, self._rng = store, rng
         self.recorded: list[str] = []  # the ids of events that the reviewer saw recorded
         self.refused = 0  # attempts that ended with a message
+        self.errors: list[str] = []  # attempts that ended otherwise
         self._review: Review | None = None
 
     def act(self) -> None:
@@ -206,3 +207,5 @@ class Deciding(Beside):
                 self.recorded.append(undone.event.decision_id)
         except (ScannerError, FinextractError):
             self.refused += 1
+        except Exception as error:  # a reviewer would have seen a traceback
+            self.errors.append(f"{type(error).__name__}: {error}")

@@ -20,7 +20,7 @@ def test_on_a_cluster_where_everything_goes_wrong_each_checkpoint_has_one_verdic
     monkeypatch.setattr(reliability, "DEATHS", 1)
     (tally,) = reliability.study([4], 6, None, tmp_path, short=True)
     assert tally.held, tally
-    assert tally.happened.pop("driver") == 1, tally
+    assert tally.happened.pop("driver killed") == 1, tally
     assert sum(tally.happened.values()) >= 1, tally
     assert tally.compactions >= 1, tally
     assert tally.decisions >= 1, tally
@@ -37,7 +37,7 @@ def _the_checks_see_what_is_wrong(store: Store, scratch: Path) -> None:
     store.storage.put(f"images/{name[:2]}/{name}.png", b"another picture")
     store.append([candidate])
     store.append([replace(match, match_id="another", similarity=match.similarity - 0.1)])
-    store.append([replace(scan, scan_id="another", q_value=0.9)])
+    store.append([replace(scan, scan_id="another", best_similarity=-1.0)])
     store.append([replace(candidate, scan_id="killed", candidate_id="killed")])
     Leases(store.storage, "still here").acquire(["held"])
     scratch.mkdir()
