@@ -47,10 +47,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Isolates a test: no public hub, no user settings, no existing store."""
+    """Isolates a test: no public hub, no user settings, no existing store or cache."""
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     monkeypatch.setenv("CIVITAI_ENDPOINT", NOWHERE)
     monkeypatch.setenv("FINEXTRACT_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("FINEXTRACT_CACHE", str(tmp_path / "downloads"))
     monkeypatch.setenv("NO_COLOR", "1")
     for name in ("HF_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_TOKEN", "HF_HUB_OFFLINE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)

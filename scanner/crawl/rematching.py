@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -24,7 +25,7 @@ import pyarrow as pa
 from scanner.crawl.planning import Planned
 from scanner.crawl.samples import batches, candidate_rows, of_each_scan, sampled
 from scanner.crawl.worker import Task
-from scanner.match.corpus import load_corpora
+from scanner.match.corpus import corpora_of
 from scanner.match.matching import Candidates, Comparison, Corpora, compare, split
 from scanner.records import Candidate, Checkpoint, Match, Scan, Verdict, new_id, now
 from scanner.store.leases import Leases, lease_key
@@ -59,7 +60,7 @@ class Rematching:
         is_spent: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._store, self._config, self._source, self._run_id = store, task.config, task.source, task.run_id
-        self._config_id = task.config.config_id
+        self._config_id, self._cache = task.config.config_id, Path(task.cache)
         self._more_to_come, self._is_spent = more_to_come, is_spent
         self._sampled = sampled(store, task.config)
         self._leases = Leases(store.storage, task.run_id)  # of the batch that is compared
@@ -122,7 +123,7 @@ class Rematching:
                 with self._lock:
                     wanted, self._waiting = (self._waiting, {}) if self._is_due() else ({}, self._waiting)
                 if wanted:
-                    corpora = corpora or self._corpora()
+                    corpora = corpora or split(corpora_of(self._store, self._config, self._cache))
                     self._pass(wanted, corpora)
         except BaseException as error:  # `take` raises it in the crawl's loop
             self._put(error)
@@ -132,10 +133,6 @@ class Rematching:
     def _is_due(self) -> bool:
         enough = max(SCANS, len(self._sampled) // PASSES)
         return bool(self._waiting) and (len(self._waiting) >= enough or not self._more_to_come())
-
-    def _corpora(self) -> Corpora:
-        config = self._config
-        return split(load_corpora(self._store, list(config.corpora), config.descriptor))
 
     def _pass(self, wanted: dict[str, Planned], corpora: Corpora) -> None:
         """One pass over the table of candidates, for all checkpoints that are wanted."""

@@ -30,7 +30,7 @@ from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.fetching import fetched
 from scanner.hubs.registry import open_source
-from scanner.match.corpus import load_corpora
+from scanner.match.corpus import corpora_of
 from scanner.match.matching import Candidates, Corpora, compare, split
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id
 from scanner.store.leases import LeaseLost, Leases, lease_key
@@ -99,8 +99,7 @@ class Scanner:
     @cached_property
     def _corpora(self) -> Corpora:
         """The references and the background. Read at the first scan, so a fetcher never reads them."""
-        config = self._task.config
-        return split(load_corpora(self._store, list(config.corpora), config.descriptor))
+        return split(corpora_of(self._store, self._task.config, Path(self._task.cache)))
 
     def ready(self) -> None:
         """Loads what every scan needs, so that a failure is not attributed to a checkpoint.
@@ -180,6 +179,7 @@ class Scanner:
 
         config = self._task.config
         attempt.facts.update(caption=checkpoint.caption, base=checkpoint.base)
+        corpora = self._corpora  # references that cannot be read are an error now, not after the sampling
         with attempt.enter("fetch"):
             files = fetched(self._source, self._bases, checkpoint, self._downloads(keep=False))
             with files as local, attempt.enter("load"):
@@ -241,7 +241,7 @@ class Scanner:
             own = Candidates(
                 attempt.scan_id, [c.candidate_id for c in candidates], result.candidate_embeddings()
             )
-            (evidence,) = compare([own], self._corpora, config.tau, config.alpha)
+            (evidence,) = compare([own], corpora, config.tau, config.alpha)
             self._confirm_lease(checkpoint)
             self._store.append(candidates)
             self._store.append(evidence.matches)

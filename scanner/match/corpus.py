@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from scanner.config import ScanConfig, default_cache
 from scanner.errors import CorpusError
 from scanner.hashing import sha256_of
 from scanner.images import SUFFIXES, ImageError, open_image
+from scanner.match import mapped
 from scanner.records import Reference, Role, now
 from scanner.store.store import Store
 
@@ -60,8 +62,8 @@ class Corpus:
 
     name: str
     role: Role
-    reference_ids: tuple[str, ...]  # N, sorted
-    embeddings: npt.NDArray[np.float32]  # [N, D], L2-normalised
+    reference_ids: npt.NDArray[np.bytes_]  # [N], sorted
+    embeddings: npt.NDArray[np.float32]  # [N, D], L2-normalised; may be a mapped file
     digest: str  # of the reference ids; part of the configuration's id
 
 
@@ -178,10 +180,13 @@ def summaries(store: Store) -> list[dict[str, object]]:
     )
 
 
-def load_corpora(store: Store, names: Iterable[str] | None, descriptor: str) -> list[Corpus]:
+def load_corpora(
+    store: Store, names: Iterable[str] | None, descriptor: str, *, cache: Path | None = None
+) -> list[Corpus]:
     """The named corpora, or all, with their embeddings under one descriptor.
 
-    Raises CorpusError for an unknown name, or a corpus that was never embedded with that descriptor.
+    The embeddings are files of `cache` (by default that of this machine), which all processes share. Raises
+    CorpusError for an unknown name, or a corpus that was never embedded with that descriptor.
     """
     known = [str(row["name"]) for row in summaries(store)]
     wanted = list(dict.fromkeys(names)) if names else known
@@ -191,26 +196,44 @@ def load_corpora(store: Store, names: Iterable[str] | None, descriptor: str) -> 
             raise CorpusError(
                 f"there is no corpus {name}. {existing} Make one with `scanner corpus add NAME DIR`."
             )
-    return [_load(store, name, descriptor) for name in wanted]
+    return [_load(store, name, descriptor, cache or default_cache()) for name in wanted]
 
 
-def _load(store: Store, name: str, descriptor: str) -> Corpus:
+def corpora_of(store: Store, config: ScanConfig, cache: Path) -> list[Corpus]:
+    """The corpora that a configuration states. Asks the store only for what `cache` does not hold yet.
+
+    Raises CorpusError where a corpus has other references by now than the configuration states.
+    """
+    corpora = []
+    for name, stated in config.corpora.items():
+        role, _, digest = stated.rpartition(":")
+        if (found := mapped.find(cache, digest, config.descriptor)) is not None and role:
+            corpora.append(Corpus(name, Role(role), found.ids, found.embeddings, digest))
+            continue
+        (corpus,) = load_corpora(store, [name], config.descriptor, cache=cache)
+        if corpus.digest != digest:
+            raise CorpusError(f"the corpus {name} was changed after the crawl began. Run the crawl again.")
+        corpora.append(corpus)
+    return corpora
+
+
+def _load(store: Store, name: str, descriptor: str, cache: Path) -> Corpus:
+    of = "WHERE corpus = ? AND descriptor = ?"
     table = store.query_arrow(
-        'SELECT reference_id, role, embedding FROM "references" '
-        "WHERE corpus = ? AND descriptor = ? ORDER BY reference_id",
-        [name, descriptor],
+        f'SELECT reference_id, role FROM "references" {of} ORDER BY reference_id', [name, descriptor]
     )
     if not table.num_rows:
         raise CorpusError(
             f"the corpus {name} was embedded with another descriptor than {descriptor}. "
             f"Run `scanner corpus add {name} DIR` again."
         )
-    ids = tuple(str(i) for i in table["reference_id"].to_pylist())
-    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in table["embedding"].chunks])
-    return Corpus(
-        name=name,
-        role=Role(table["role"][0].as_py()),
-        reference_ids=ids,
-        embeddings=flat.astype(np.float32).reshape(len(ids), -1),
-        digest=hashlib.sha256("\n".join(ids).encode()).hexdigest(),
-    )
+    ids = table["reference_id"].to_pylist()
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    found = mapped.find(cache, digest, descriptor)
+    if found is None:
+        rows = store.stream(
+            f"SELECT reference_id, embedding, added_at FROM all_references {of}", [name, descriptor]
+        )
+        encoded = np.array([i.encode() for i in ids])
+        found = mapped.build(cache, digest, descriptor, encoded, rows)
+    return Corpus(name, Role(table["role"][0].as_py()), found.ids, found.embeddings, digest)

@@ -187,7 +187,7 @@ def _comparison(
             scan_id=scan.scan_id,
             candidate_id=scan.candidate_ids[candidate],
             corpus=corpus.name,
-            reference_id=str(corpus.reference_ids[row]),
+            reference_id=corpus.reference_ids[row].decode(),
             similarity=similarity,
             null_similarity=float(ordered[-1]),
             p_value=p_value,

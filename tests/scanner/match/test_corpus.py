@@ -171,10 +171,10 @@ def test_corpora_come_back_with_their_embeddings(store: Store, folder: Path, emb
     add(store, folder / "below", embedder, "other", Role.BACKGROUND)
     mine, other = load_corpora(store, None, embedder.descriptor)
     assert (mine.name, mine.role, other.name, other.role) == ("mine", "reference", "other", "background")
-    assert mine.reference_ids == tuple(sorted(mine.reference_ids))
+    assert mine.reference_ids.tolist() == sorted(mine.reference_ids.tolist())
     assert mine.embeddings.shape == (3, 512)
     assert mine.embeddings.dtype == np.float32
-    row = mine.reference_ids.index(other.reference_ids[0])
+    row = mine.reference_ids.tolist().index(other.reference_ids[0])
     assert mine.embeddings[row] @ other.embeddings[0] == pytest.approx(1, abs=1e-4)
     assert [c.name for c in load_corpora(store, ["other"], embedder.descriptor)] == ["other"]
 

@@ -29,7 +29,7 @@ def embeddings(rng: np.random.Generator, count: int, *, exact: bool) -> np.ndarr
 
 
 def corpus(name: str, role: Role, vectors: np.ndarray) -> Corpus:
-    return Corpus(name, role, tuple(f"{name}{n:05}" for n in range(len(vectors))), vectors, "")
+    return Corpus(name, role, np.array([f"{name}{n:05}" for n in range(len(vectors))], "S"), vectors, "")
 
 
 def corpora_of(rng: np.random.Generator, *, exact: bool, references: int = 300) -> Corpora:
@@ -63,7 +63,7 @@ def by_definition(scan: Candidates, corpora: Corpora) -> list[tuple[object, ...]
     best = np.concatenate([scores.max(axis=1) for _, scores in references])
     null = np.concatenate([scores.max(axis=1) for _, scores in background])
     nearest = np.concatenate([scores.argmax(axis=1) for _, scores in references])
-    owners = [(c.name, str(i)) for c, _ in references for i in c.reference_ids]
+    owners = [(c.name, i.decode()) for c, _ in references for i in c.reference_ids]
     p = conformal_p_values(best, null)
     q = benjamini_hochberg(p)
     order = sorted(range(len(best)), key=lambda i: (-best[i], i))
