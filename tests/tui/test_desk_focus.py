@@ -74,14 +74,9 @@ async def test_a_filter_without_hits_leaves_the_keys_to_the_list(
 ) -> None:
     async with desk() as seen:
         await seen.press("v", "slash", *"none", "enter")
-        await seen.pilot.pause(0.3)
-        await seen.settle()
-        assert "No repo in this list has that in its name." in seen.flat
+        await seen.until(lambda: "No repo in this list has that in its name." in seen.flat)
         await seen.press("question_mark", "escape", "v", "V", "escape")
-        await seen.pilot.pause(0.3)
-        await seen.settle()
-        assert "All verdicts" in seen.text
-        assert "dora/control" in seen.text
+        await seen.until(lambda: "All verdicts" in seen.text and "dora/control" in seen.text)
         await seen.press("down")
         assert under_cursor(seen) == nothing_flagged.scans["emil/control"].checkpoint_id
 
@@ -103,8 +98,7 @@ async def test_a_checkpoint_without_a_match_is_scrolled_by_the_arrows(
         words = seen.app.screen.query_one("#words")
         await seen.press("question_mark", "escape", "down")
         assert focused(seen) == "words"
-        await seen.pilot.pause(0.3)
-        assert words.scroll_y > 0
+        await seen.until(lambda: words.scroll_y > 0)
         await seen.press("f", "b")  # there are no images that could be shown
         assert "weights.ckpt is a pickle" in seen.flat or words.scroll_y > 0
         assert words.display

@@ -79,7 +79,7 @@ def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
         finally:
             started = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait()
             for child in started:  # of the fake nodes, which a head does not end
                 if child.is_running():
                     child.kill()
@@ -132,7 +132,6 @@ def rows_of(store: Store, count: int) -> list[Checkpoint]:
     return rows
 
 
-@pytest.mark.timeout(240)
 def test_workers_wait_for_a_node_with_a_gpu_and_the_autoscaler_adds_it(
     address: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,7 @@ def own() -> Iterator[Own]:
 
         def tell(text: str) -> None:
             started.told.append(text)
-            _, alive = psutil.wait_procs(ray_processes(), timeout=30)
+            _, alive = psutil.wait_procs(ray_processes(), timeout=300)
             started.left_over += [str(process) for process in alive]
             patch.setenv(GCS_WAIT, "60")
 

@@ -45,7 +45,6 @@ class Recorder(Observer):
         self.messages.append(text)
 
 
-@pytest.mark.timeout(600)
 def test_the_script_of_the_documentation_crawls_a_folder_through_the_python_api_alone(
     zoo_path: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,7 @@ def test_an_interrupted_crawl_does_not_wait_for_a_response_that_drips(tmp_path: 
         while not MET["drip-headers"]:
             thread.join(0.01)
         with http.interrupt_waits():
-            thread.join(30)
+            thread.join()
     assert [type(error) for error in ended] == [http.Interrupted]
 
 
