@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from enum import StrEnum
 
 from scanner.crawl.planning import Planned
@@ -151,17 +151,18 @@ class Backlog:
         """The checkpoint that a worker scans."""
         return self._running.get(worker)
 
-    def steal(self, worker: Hashable) -> None:
+    def steal(self, worker: Hashable, *, keep: Container[str] = ()) -> None:
         """Moves the last checkpoint of the longest queue of another worker into this worker's queue.
 
         So no checkpoint waits for one worker while another is idle. The only claim of a worker that is about
-        to begin is left to it.
+        to begin is left to it, and so is a checkpoint whose id is in `keep`.
         """
         others = [other for other in self._queues if other != worker]
         longest = max(others, key=lambda other: len(self._queues[other]), default=None)
         if longest is None or len(self._queues[longest]) <= (0 if longest in self._running else 1):
             return
-        self._queues.setdefault(worker, deque()).append(self._queues[longest].pop())
+        if self._queues[longest][-1].checkpoint_id not in keep:
+            self._queues.setdefault(worker, deque()).append(self._queues[longest].pop())
 
     def start(self, worker: Hashable) -> Checkpoint:
         """The first checkpoint of a worker's queue is now RUNNING."""

@@ -67,6 +67,11 @@ def named_cluster() -> str | None:
     return named if named and not named.startswith("http") else None
 
 
+def is_cluster(address: str | None) -> bool:
+    """Whether a crawl with this --ray-address uses a running cluster, and not a Ray of its own."""
+    return address is not None or named_cluster() is not None
+
+
 def check_cluster(address: str) -> None:
     """Raises ConfigError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition("//")[2].rpartition(":")

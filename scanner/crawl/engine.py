@@ -70,10 +70,10 @@ def crawl(
                 crawling.take_in(todo)
                 crawling.list_until_ready()
                 if crawling.has_more:
-                    fetchers = 0 if task.source.startswith("folder:") else 1
+                    fetches = not task.source.startswith("folder:")
                     with WorkerPool(
                         task, address=address, workers=workers, gpus_per_worker=gpus_per_worker,
-                        fetchers=fetchers, worker_class=worker_class, tell=observer.message,
+                        fetches=fetches, worker_class=worker_class, tell=observer.message,
                     ) as pool:  # fmt: skip
                         crawling.run(pool)
         except BaseException:
@@ -198,7 +198,7 @@ class _Crawl:
         if not self.backlog.queue(worker):
             self._claim(worker)
         if not self.backlog.queue(worker):
-            self.backlog.steal(worker)
+            self.backlog.steal(worker, keep=pool.fetched_elsewhere(worker))
         if self._budget.is_spent:
             self.backlog.give_back(worker)
         while self.backlog.queue(worker):
@@ -281,7 +281,7 @@ class _Crawl:
                 progress.running.append((checkpoint, stage.name, stage.seconds))
                 if stage.name == "sample" and stage.seconds > PREFETCH_AFTER_S:  # nothing else is downloading
                     for claimed in list(self.backlog.queue(worker))[:CLAIMS]:
-                        pool.fetch_ahead(claimed, PREFETCH_BYTES)
+                        pool.fetch_ahead(worker, claimed, PREFETCH_BYTES)
             if passed is not None:
                 self.backlog.stop(worker)
                 self._remove(pool, worker)

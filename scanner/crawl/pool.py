@@ -1,8 +1,7 @@
 """The workers of a crawl as Ray actors: as many as there is room for, replaced when they die.
 
-A worker holds a `scanner.crawl.worker.Scanner`; so does a fetcher, which runs on any node with a free CPU and
-downloads files into the cache before their scan. A worker takes a GPU, or a part of one where its memory
-allows several workers. On this machine it takes a CPU core where there is no GPU. On a cluster it never does
+A worker holds a `scanner.crawl.worker.Scanner`. It takes a GPU, or a part of one where its memory allows
+several workers. On this machine it takes a CPU core where there is no GPU. On a cluster it never does
 so by itself: workers then wait for a node with a GPU, which is the demand that Ray's autoscaler acts on.
 """
 
@@ -17,7 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finextract.reasons import ReasonCode
-from scanner.crawl.cluster import connected, named_cluster
+from scanner.crawl.cluster import connected, is_cluster
+from scanner.crawl.code import version_reader
+from scanner.crawl.fetchers import Fetchers
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import NoWorkers, StoreError
 from scanner.records import Checkpoint
@@ -61,6 +62,8 @@ class WorkerHandle:
 
     actor: Any
     starting: Any = None  # reference of its start, until it can be given work
+    version: Any = None  # reference of the version of this program in its process
+    node: str = ""  # the id of its node, once that was asked for
     placed: float | None = None  # when it was first seen to have a process, monotonic seconds
     answer: Any = None  # reference of its scan, while it runs
     asked: Any = None  # reference of the last call of `stage`, until it is answered
@@ -90,32 +93,30 @@ class WorkerPool:
         address: str | None,
         workers: int | None,
         gpus_per_worker: float | None = None,
-        fetchers: int = 1,
+        fetches: bool = True,
         worker_class: type = Scanner,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._task, self._address, self._wanted, self._num_fetchers = task, address, workers, fetchers
+        self._task, self._address, self._wanted, self._fetches = task, address, workers, fetches
+        self._on_cluster = is_cluster(address)  # which may get more nodes, unlike this machine
         self._worker_class = worker_class  # it has the methods of a Scanner
         self._gpus_per_worker = gpus_per_worker  # 0 = CPU cores; None = by what there is
         self._tell = tell  # gets a sentence where Ray does not start at once, or no node has a GPU
         self._told = False  # that no node has a GPU
         self._connection = contextlib.ExitStack()
         self.workers: list[WorkerHandle] = []
-        self._fetchers: list[Any] = []
-        self._fetching: dict[Any, int] = {}  # reference of a fetch -> bytes
-        self._fetched: set[str] = set()  # ids of checkpoints whose fetch was begun
         self._failed_starts = 0  # since the last successful one
 
     def __enter__(self) -> WorkerPool:
         self._ray = self._connection.enter_context(connected(self._address, self._tell))
+        self._fetchers = Fetchers(self._ray, self._task, self._worker_class)
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._connection:
             for worker in self.workers:
                 self._ray.kill(worker.actor)
-            for fetcher in self._fetchers:
-                self._ray.kill(fetcher)
+            self._fetchers.end()
 
     @property
     def room(self) -> int:
@@ -127,19 +128,14 @@ class WorkerPool:
             return self._wanted
         share, has = self._gpu_share(), self._ray.cluster_resources()
         now = int(int(has.get("GPU", 0)) / share) if share else int(has.get("CPU", 0))
-        if not self._is_cluster:
+        if not self._on_cluster:
             return max(1, now)
         return max(now, sum(not worker.is_waiting for worker in self.workers)) + MAX_WAITING
 
     @property
     def num_waiting(self) -> int:
         """Workers that wait for a node of a cluster; on this machine a worker begins to start at once."""
-        return sum(worker.is_waiting for worker in self.workers) if self._is_cluster else 0
-
-    @property
-    def _is_cluster(self) -> bool:
-        """Whether the nodes are those of a cluster, which may get more, and not this machine alone."""
-        return self._address is not None or named_cluster() is not None
+        return sum(worker.is_waiting for worker in self.workers) if self._on_cluster else 0
 
     def _gpu_share(self) -> float:
         """The GPUs that a worker takes, often a part of one; 0 where workers take CPU cores.
@@ -150,7 +146,7 @@ class WorkerPool:
         if self._gpus_per_worker is not None:
             return self._gpus_per_worker
         has = self._ray.cluster_resources()
-        if not has.get("GPU") and not self._is_cluster:
+        if not has.get("GPU") and not self._on_cluster:
             return 0
         kinds = [name.removeprefix("accelerator_type:") for name in has
                  if name.startswith("accelerator_type:")]  # fmt: skip
@@ -179,37 +175,22 @@ class WorkerPool:
                 num_gpus=share, num_cpus=0 if share else 1, max_restarts=0, max_task_retries=0,
                 max_concurrency=2,
             ).remote(replace(self._task, gpus=share))  # fmt: skip
-            self.workers.append(WorkerHandle(actor, starting=actor.ready.remote()))
+            version = actor.__ray_call__.remote(version_reader())
+            self.workers.append(WorkerHandle(actor, starting=actor.ready.remote(), version=version))
 
     def start(self, worker: WorkerHandle, checkpoint: Checkpoint) -> None:
         """Has an idle worker scan a checkpoint."""
         worker.stage, worker.began = None, time.monotonic()
         worker.answer = worker.actor.scan.remote(checkpoint)
 
-    def fetch_ahead(self, checkpoint: Checkpoint, most_bytes: int) -> None:
-        """Has a checkpoint's files downloaded into the cache, if no more than `most_bytes` are under way."""
-        done, _ = (
-            self._ray.wait(list(self._fetching), num_returns=len(self._fetching), timeout=0)
-            if self._fetching
-            else ([], [])
-        )
-        for reference in done:
-            del self._fetching[reference]
-        if not self._num_fetchers or checkpoint.checkpoint_id in self._fetched:
-            return
-        if sum(self._fetching.values()) + checkpoint.size_bytes > most_bytes:
-            return
-        self._fetched.add(checkpoint.checkpoint_id)
-        if not self._fetchers:
-            remote: Any = self._ray.remote(self._worker_class)
-            self._fetchers = [
-                remote.options(
-                    num_cpus=1 if self._address else 0, max_restarts=-1, max_task_retries=0
-                ).remote(self._task)  # on one machine a fetcher takes no CPU from the scans
-                for _ in range(self._num_fetchers)
-            ]
-        fetcher = self._fetchers[len(self._fetching) % len(self._fetchers)]
-        self._fetching[fetcher.fetch_ahead.remote(checkpoint)] = checkpoint.size_bytes
+    def fetch_ahead(self, worker: WorkerHandle, checkpoint: Checkpoint, most_bytes: int) -> None:
+        """Has a worker's node download a checkpoint's files, if no more than `most_bytes` are under way."""
+        if self._fetches and (node := self._node(worker)):
+            self._fetchers.fetch_ahead(checkpoint, node, most_bytes)
+
+    def fetched_elsewhere(self, worker: WorkerHandle) -> set[str]:
+        """The ids of the checkpoints that other nodes than that of a worker were to download."""
+        return self._fetchers.elsewhere(self._node(worker))
 
     def finished(self, wait_s: float) -> Iterator[tuple[WorkerHandle, Any]]:
         """Workers whose scan ended within `wait_s`; each with its Scan, WorkerDied, WorkerFailed, LeaseLost.
@@ -250,10 +231,17 @@ class WorkerPool:
         """A worker has started, or has failed to; then it is removed, and `grow` starts another."""
         try:
             self._ray.get(worker.starting)
+            there, here = self._ray.get(worker.version), version_reader()(None)
         except self._ray.exceptions.RayError as error:
             with_its_node = WorkerDied(str(error)).with_its_node
             self.failed_to_start(worker, getattr(error, "cause", None) or error, counts=not with_its_node)
         else:
+            if there != here:
+                raise NoWorkers(
+                    f"a node has another version of this program: {there}, and this machine {here}.\n"
+                    "Install the same version on every node; docs/cluster.md says how. All recorded rows are "
+                    "kept."
+                )
             worker.starting, self._failed_starts = None, 0
 
     def failed_to_start(self, worker: WorkerHandle, error: Exception, *, counts: bool = True) -> None:
@@ -289,8 +277,16 @@ class WorkerPool:
 
     def _has_process(self, worker: WorkerHandle) -> bool:
         """Whether a node has a process for a worker; Ray states none for one that waits for a node."""
-        actors = self._ray._private.state.actors  # the public state API needs the dashboard
-        return bool((actors(worker.actor._actor_id.hex()) or {}).get("Pid"))
+        return bool(self._actor(worker).get("Pid"))
+
+    def _node(self, worker: WorkerHandle) -> str:
+        """The id of the node that a worker runs on; empty while it waits for one."""
+        worker.node = worker.node or str(self._actor(worker).get("Address", {}).get("NodeID", ""))
+        return worker.node
+
+    def _actor(self, worker: WorkerHandle) -> dict[str, Any]:
+        """What Ray states of a worker. The public API for it needs the dashboard."""
+        return self._ray._private.state.actors(worker.actor._actor_id.hex()) or {}
 
     def dismiss(self, worker: WorkerHandle) -> None:
         """Ends a worker's process and removes the worker.

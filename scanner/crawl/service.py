@@ -267,6 +267,7 @@ def _scan(
 
 
 def _task(options: CrawlOptions, store: Store, source: Source, observer: Observer) -> Task:
+    from scanner.crawl.cluster import is_cluster
     from scanner.crawl.worker import Task
     from scanner.hubs.base_models import local_base
 
@@ -277,7 +278,7 @@ def _task(options: CrawlOptions, store: Store, source: Source, observer: Observe
         base=local_base(options.base),
         config=effective_config(options, store, observer),
         run_id=new_id(),
-        cache=str(default_cache()),
+        cache=None if is_cluster(options.ray_address) else str(default_cache().absolute()),
         max_download=options.max_download,
         cache_bytes=options.cache_bytes,
         keep_weights=options.keep_weights,

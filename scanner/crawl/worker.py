@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finextract.errors import CheckpointError
-from scanner.config import DESCRIPTOR, ScanConfig
+from scanner.config import DESCRIPTOR, ScanConfig, default_cache
 from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of
 from scanner.crawl.logs import LOGGER, logged
 from scanner.errors import EntryError, Skipped, Unavailable
@@ -64,7 +64,7 @@ class Task:
     base: str | None  # OWNER/NAME or a local path, as the user gave it with --base
     config: ScanConfig
     run_id: str
-    cache: str  # the folder of downloads
+    cache: str | None  # the folder of downloads; None on a cluster, where each node has its own
     max_download: int  # bytes of a checkpoint
     cache_bytes: int  # of the whole cache
     keep_weights: bool
@@ -87,6 +87,7 @@ class Scanner:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._store = Store(task.store, patience=Patience(CRAWL_S, LOGGER.warning))
+        self._cache = default_cache() if task.cache is None else Path(task.cache)
         self._leases = Leases(self._store.storage, task.run_id)
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
         self._bases = BaseFetcher(task.base)
@@ -132,7 +133,7 @@ class Scanner:
     def _downloads(self, *, keep: bool) -> DownloadCache:
         task = self._task
         return DownloadCache(
-            Path(task.cache), max_bytes=task.max_download, cache_bytes=task.cache_bytes,
+            self._cache, max_bytes=task.max_download, cache_bytes=task.cache_bytes,
             keep=keep or task.keep_weights,
         )  # fmt: skip
 
@@ -144,7 +145,7 @@ class Scanner:
         repeated. Raises LeaseLost, and writes nothing more, where another crawl holds the checkpoint's lease.
         """
         attempt = self._attempt = Attempt(checkpoint, self._task.config, self._task.run_id)
-        with logged(self._store, Path(self._task.cache), attempt.scan_id) as log:
+        with logged(self._store, self._cache, attempt.scan_id) as log:
             log.info("%s %s of %s: %s", checkpoint.kind, checkpoint.checkpoint_id, checkpoint.source,
                      checkpoint.repo)  # fmt: skip
             try:

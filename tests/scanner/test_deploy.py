@@ -32,11 +32,11 @@ def test_the_clusters_file_passes_rays_own_schema_and_every_value_is_commented()
     text = (ROOT / "ray_cluster.yaml").read_text()
     cluster = yaml.safe_load(text)
     jsonschema.validate(cluster, schema)
-    assert set(cluster["available_node_types"]) == {"head", "fetcher", "gpu"}
+    assert set(cluster["available_node_types"]) == {"head", "gpu"}
     assert (
         cluster["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     )
-    for key in ("max_workers", "idle_timeout_minutes", "upscaling_speed", "head", "fetcher", "gpu"):
+    for key in ("max_workers", "idle_timeout_minutes", "upscaling_speed", "head", "gpu"):
         assert re.search(rf"^ *{key}:.*#", text, re.MULTILINE), f"{key} has no comment"
 
 

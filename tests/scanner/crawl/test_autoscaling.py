@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,7 +25,7 @@ from stub_worker import CONFIG, ended, task
 from scanner.crawl import engine
 from scanner.crawl.engine import crawl
 from scanner.crawl.progress import Observer, Progress
-from scanner.crawl.worker import Task
+from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
 from scanner.store.store import Store
 
@@ -39,17 +41,19 @@ CLUSTER = {
         "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "fetcher": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
         "gpu": {
-            "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 80_000_000}, "node_config": {},
+            "resources": {"CPU": 0, "GPU": 1, "object_store_memory": 80_000_000}, "node_config": {},
             "min_workers": 0, "max_workers": 1,
         },
     },
 }  # fmt: skip
 
 
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The address of a head without a CPU, and with an autoscaler that may add one node with a GPU."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a head without a CPU; its autoscaler may add one node with a GPU and one with a CPU."""
+    tmp_path = tmp_path_factory.mktemp("cluster")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "disabled")
     host = ray.util.get_node_ip_address()
     with socket.socket() as held:
         held.bind((host, 0))
@@ -63,7 +67,7 @@ def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
              f"--autoscaling-config={config}", f"--temp-dir={scratch}", "--object-store-memory=80000000",
              "--dashboard-agent-listen-port=0"],
             env={**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-                 "RAY_USAGE_STATS_ENABLED": "0"},
+                 "RAY_USAGE_STATS_ENABLED": "0", "FINEXTRACT_CACHE": str(tmp_path / "of-the-nodes")},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
@@ -83,25 +87,53 @@ def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
             for child in started:  # of the fake nodes, which a head does not end
                 if child.is_running():
                     child.kill()
+            patch.undo()
 
 
-class Worker:
-    """A worker that writes its row, and the ids of its node and of its GPUs into it."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
+class Worker(Scanner):
+    """A worker that writes its row, and its cache and the ids of its GPUs into it."""
 
     def ready(self) -> None:
-        """At once."""
-
-    def stage(self) -> None:
-        """At nothing."""
+        """Loads nothing."""
 
     def scan(self, checkpoint: Checkpoint) -> Scan:
-        import ray
-
         gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-        return ended(self.task, checkpoint, Verdict.NOTHING_FOUND, f"GPUs {gpus}")
+        return ended(self._task, checkpoint, Verdict.NOTHING_FOUND, f"{self._cache} GPUs {gpus}")
+
+
+class Downloading(Worker):
+    """A worker that downloads a file of no content into the cache of its node, unless it is there."""
+
+    scanned: str | None = None
+    has_waited = False
+
+    def stage(self) -> Stage | None:
+        return Stage(self.scanned, "sample", 60.0) if self.scanned else None
+
+    def download(self, checkpoint: Checkpoint) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        file = self._cache / node / checkpoint.checkpoint_id
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            with (self._cache / "downloads").open("a") as log:
+                log.write(f"{checkpoint.checkpoint_id} {node}\n")
+            file.touch()
+
+    def fetch_ahead(self, checkpoint: Checkpoint) -> bool:
+        self.download(checkpoint)
+        return True
+
+    def scan(self, checkpoint: Checkpoint) -> Scan:
+        node = ray.get_runtime_context().get_node_id()
+        self.download(checkpoint)
+        self.scanned = checkpoint.checkpoint_id
+        if not self.has_waited:  # until a fetcher has downloaded something on this node
+            self.has_waited = True
+            for _ in range(600):
+                if len(list((self._cache / node).iterdir())) > 1:
+                    break
+                time.sleep(0.1)
+        return ended(self._task, checkpoint, Verdict.NOTHING_FOUND, node)
 
 
 class Watching(Observer):
@@ -132,17 +164,37 @@ def rows_of(store: Store, count: int) -> list[Checkpoint]:
     return rows
 
 
+def cluster_task(store: Store, tmp_path: Path) -> Task:
+    return replace(task(store, tmp_path / "cache", "hf"), cache=None)
+
+
 def test_workers_wait_for_a_node_with_a_gpu_and_the_autoscaler_adds_it(
     address: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "TICK_S", 0.5)
     watching = Watching()
     verdicts = crawl(
-        task(store, tmp_path / "cache", "hf"),
+        cluster_task(store, tmp_path),
         whole_plan(store, CONFIG.config_id, rows_of(store, 3)), store, address=address, worker_class=Worker,
         observer=watching,
     )  # fmt: skip
     assert verdicts == {Verdict.NOTHING_FOUND: 3}
-    assert {scan.reason for scan in store.select(Scan)} == {"GPUs ['0']"}
+    reasons = {scan.reason for scan in store.select(Scan)}
+    assert all(reason.endswith("of-the-nodes GPUs ['0']") for reason in reasons), "the nodes' own cache"
     assert max(watching.waiting) == 3, "as many as there are checkpoints"
     assert any("No node of the cluster has a GPU yet" in text for text in watching.told)
+
+
+def test_what_is_fetched_ahead_is_fetched_once_and_on_the_node_of_its_scan(
+    address: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TICK_S", 0.3)
+    verdicts = crawl(
+        cluster_task(store, tmp_path), whole_plan(store, CONFIG.config_id, rows_of(store, 6)), store,
+        address=address, worker_class=Downloading,
+    )  # fmt: skip
+    assert verdicts == {Verdict.NOTHING_FOUND: 6}
+    scanned = {scan.checkpoint_id: scan.reason for scan in store.select(Scan)}
+    (log,) = tmp_path.parent.parent.rglob("of-the-nodes/downloads")
+    downloads = [tuple(line.split()) for line in log.read_text().splitlines()]
+    assert sorted(downloads) == sorted(scanned.items())

@@ -176,6 +176,16 @@ def test_the_only_claim_of_a_worker_that_is_about_to_begin_is_left_to_it() -> No
     assert not backlog.queue("v")
 
 
+def test_what_another_node_has_fetched_ahead_is_left_to_the_worker_there() -> None:
+    backlog, _ = backlog_of("aaa")
+    claim(backlog, "w", 3)
+    backlog.start("w")
+    backlog.steal("v", keep={"2"})
+    assert not backlog.queue("v")
+    backlog.steal("v", keep={"1"})
+    assert [c.checkpoint_id for c in backlog.queue("v")] == ["2"]
+
+
 class BacklogMachine(RuleBasedStateMachine):
     """Any order of events: each checkpoint is in one state, and the counts agree."""
 

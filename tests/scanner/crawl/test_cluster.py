@@ -16,16 +16,19 @@ from typing import Any
 import psutil
 import pytest
 from ray import cloudpickle
-from stub_worker import task
+from stub_worker import Quick, task
 
 from scanner.crawl import cluster
 from scanner.crawl.cluster import connected
+from scanner.crawl.pool import WorkerPool
 from scanner.crawl.worker import Scanner, SscdEmbedder, share_of_cores
+from scanner.errors import NoWorkers
 from scanner.match import corpus
 from scanner.records import Role
 from scanner.store.store import Store
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
+ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
 GCS_WAIT = "RAY_gcs_server_port_wait_time_s"  # how long Ray itself waits for its first process
 
@@ -48,9 +51,33 @@ def ray_processes() -> list[psutil.Process]:
     return found
 
 
+def other_version(folder: Path) -> Path:
+    """A folder with this program, one line longer; where PYTHONPATH names it, it is imported from there.
+
+    Ray's workers put the driver's path before PYTHONPATH, so a finder is needed.
+    """
+    for package in ("finextract", "scanner"):
+        shutil.copytree(ROOT / package, folder / package)
+    with (folder / "scanner/units.py").open("a") as file:
+        file.write("# A line that is not in this version.\n")
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Other:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        return PathFinder.find_spec(name, [{str(folder)!r}]) if name in PACKAGES else None\n"
+        "PACKAGES = ('finextract', 'scanner')\n"
+        "sys.meta_path.insert(0, Other)\n"
+    )
+    return folder
+
+
 @pytest.fixture(scope="module")
-def own() -> Iterator[Own]:
-    """Ray's first start takes longer than Ray waits for it, because it does not wait; the second does."""
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+    """Ray's first start takes longer than Ray waits for it, because it does not wait; the second does.
+
+    The processes of the second find another version of this program than this process has.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv(GCS_WAIT, "0")
@@ -62,6 +89,7 @@ def own() -> Iterator[Own]:
             _, alive = psutil.wait_procs(ray_processes(), timeout=300)
             started.left_over += [str(process) for process in alive]
             patch.setenv(GCS_WAIT, "60")
+            patch.setenv("PYTHONPATH", str(other_version(tmp_path_factory.mktemp("other"))))
 
         with connected(None, tell) as started.ray:
             yield started
@@ -103,6 +131,18 @@ def test_a_crawls_own_ray_refuses_a_connection_without_its_token(own: Own) -> No
     assert done[0].returncode == 0, done[0].stderr
     assert done[1].returncode != 0
     assert "token" in done[1].stderr
+
+
+def test_a_worker_with_another_version_of_this_program_is_refused(
+    own: Own, store: Store, tmp_path: Path
+) -> None:
+    with WorkerPool(task(store, tmp_path / "cache"), address=None, workers=1, worker_class=Quick) as pool:
+        pool.grow(most=1)
+        with pytest.raises(
+            NoWorkers, match=r"a node has another version of this program: .*, and this machine"
+        ):
+            list(pool.finished(60))
+    assert own.ray.is_initialized()
 
 
 def test_where_ray_cannot_start_a_crawl_says_so_in_a_sentence_and_the_doctor_before_it(
