@@ -111,6 +111,7 @@ def _nothing() -> None:
 
 def _connect(ray: Any, address: str) -> None:
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    _read_token(ray)
     try:
         ray.init(
             address=address, runtime_env={"env_vars": passed}, log_to_driver=False, logging_level="ERROR"
@@ -158,20 +159,21 @@ def _loopback_only(ray: Any) -> Iterator[None]:
         constants.ENABLE_RAY_CLUSTER = before
 
 
+def _read_token(ray: Any) -> None:
+    """Has Ray read RAY_AUTH_MODE and the token again; it keeps what this process had at first."""
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
 @contextlib.contextmanager
 def _own_token(ray: Any) -> Iterator[None]:
     """Ray requires a random token, which this process and its children have in their environment."""
-
-    def read_again() -> None:  # Ray keeps the mode and the token that it read first
-        ray._raylet.Config.initialize("")
-        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
     try:
         with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
-            read_again()
+            _read_token(ray)
             yield
     finally:
-        read_again()
+        _read_token(ray)
 
 
 @contextlib.contextmanager
