@@ -46,13 +46,35 @@ def test_nothing_listens_beyond_loopback_without_a_token() -> None:
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in line for line in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
-    for name in ("rayjob.yaml", "raycronjob.yaml"):
-        spec = manifest(name)["spec"]
-        spec = spec.get("jobTemplate", spec)
-        assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
+    for job in jobs():
+        assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
-def test_manifests_are_of_kubrays_kinds_and_of_our_versions() -> None:
+def jobs() -> list[dict[str, Any]]:
+    """The specification of the job in each manifest."""
+    return [manifest("rayjob.yaml")["spec"], manifest("raycronjob.yaml")["spec"]["jobTemplate"]]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("rayjob.yaml", "job"), ("raycronjob.yaml", "cronjob")])
+def test_the_manifests_pass_the_fields_of_kuberays_own_definitions(name: str, kind: str) -> None:
+    schema = json.loads((Path(__file__).parent / "kuberay_schema.json").read_text())
+    jsonschema.validate(manifest(name)["spec"], schema | {"$ref": f"#/$defs/{kind}"})
+
+
+def test_a_job_is_submitted_from_within_the_heads_pod_and_only_rays_pods_and_the_operator_reach_it() -> None:
+    for job in jobs():
+        assert job["submissionMode"] == "SidecarMode"
+        assert job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["restartPolicy"] == "Never"
+    policy = manifest("networkpolicy.yaml")["spec"]
+    ray_pods = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    assert policy["podSelector"] == ray_pods
+    assert policy["policyTypes"] == ["Ingress"]
+    within, operator = policy["ingress"]
+    assert within == {"from": [{"podSelector": ray_pods}]}
+    assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
+
+
+def test_manifests_are_of_kuberays_kinds_and_of_our_versions() -> None:
     job, night = manifest("rayjob.yaml"), manifest("raycronjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert (night["apiVersion"], night["kind"]) == ("ray.io/v1", "RayCronJob")
