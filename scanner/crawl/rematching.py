@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -60,7 +59,7 @@ class Rematching:
         is_spent: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._store, self._config, self._source, self._run_id = store, task.config, task.source, task.run_id
-        self._config_id, self._cache = task.config.config_id, Path(task.cache)
+        self._config_id, self._cache = task.config.config_id, task.cache_folder
         self._more_to_come, self._is_spent = more_to_come, is_spent
         self._sampled = sampled(store, task.config)
         self._leases = Leases(store.storage, task.run_id)  # of the batch that is compared

@@ -72,6 +72,11 @@ class Task:
     threads: int  # CPU threads of a worker; 0 = its share of its node's cores
     gpus: float = 0.0  # that a worker takes; the pool sets it
 
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of downloads on the node where this is asked."""
+        return default_cache() if self.cache is None else Path(self.cache)
+
 
 class Stage(NamedTuple):
     """The stage of the scan that is running."""
@@ -87,7 +92,7 @@ class Scanner:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._store = Store(task.store, patience=Patience(CRAWL_S, LOGGER.warning))
-        self._cache = default_cache() if task.cache is None else Path(task.cache)
+        self._cache = task.cache_folder
         self._leases = Leases(self._store.storage, task.run_id)
         self._source = open_source(task.source, base=task.base, allow_pickle=task.allow_pickle)
         self._bases = BaseFetcher(task.base)
@@ -100,7 +105,7 @@ class Scanner:
     @cached_property
     def _corpora(self) -> Corpora:
         """The references and the background. Read at the first scan, so a fetcher never reads them."""
-        return split(corpora_of(self._store, self._task.config, Path(self._task.cache)))
+        return split(corpora_of(self._store, self._task.config, self._cache))
 
     def ready(self) -> None:
         """Loads what every scan needs, so that a failure is not attributed to a checkpoint.
