@@ -386,7 +386,11 @@ def _peak_gb() -> float:
 
 def _alone(*words: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, __file__, *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
