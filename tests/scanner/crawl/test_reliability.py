@@ -18,13 +18,13 @@ def test_on_a_cluster_where_everything_goes_wrong_each_checkpoint_has_one_verdic
 ) -> None:
     monkeypatch.setattr(reliability, "MOST", 2)
     monkeypatch.setattr(reliability, "DEATHS", 1)
-    (tally,) = reliability.study([4], 6, None, tmp_path, short=True)
+    (tally,) = reliability.study([8], 6, None, tmp_path, short=True)
     assert tally.held, tally
     assert tally.happened.pop("driver killed") == 1, tally
     assert sum(tally.happened.values()) >= 1, tally
     assert tally.compactions >= 1, tally
     assert tally.decisions >= 1, tally
-    _the_checks_see_what_is_wrong(Store(tmp_path / "seed-4/store-at-the-end"), tmp_path / "left")
+    _the_checks_see_what_is_wrong(Store(tmp_path / "seed-8/store-at-the-end"), tmp_path / "left")
 
 
 def _the_checks_see_what_is_wrong(store: Store, scratch: Path) -> None:
