@@ -10,8 +10,10 @@ Knows no Ray.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import batched
 
 from finextract.reasons import ReasonCode
@@ -30,6 +32,7 @@ from scanner.text import first_line
 ATTEMPTS = 3  # at a checkpoint
 NODES_LOST = 20  # while a checkpoint was scanned, before further losses count as attempts
 ROWS = 200  # read or written together
+ALONE_S = 30.0  # for which a crawl waits for another one that records what inspection skipped
 PAUSE_S = 5.0  # before the second attempt; twice as long before the third
 
 
@@ -56,11 +59,26 @@ class Outcomes:
         for batch in batched(skipped, ROWS):
             ids = [p.checkpoint_id for p in batch]
             rows = {row.checkpoint_id: row for row in self._store.of_source(self._task.source, ids)}
-            recorded = {scan.checkpoint_id: scan for scan in self._recorded_elsewhere(ids)}
-            scans = [_not_ready(self._task, row) for id_, row in rows.items() if id_ not in recorded]
-            self._store.append(scans)
+            with self._alone():
+                recorded = {scan.checkpoint_id: scan for scan in self._recorded_elsewhere(ids)}
+                scans = [_not_ready(self._task, row) for id_, row in rows.items() if id_ not in recorded]
+                self._store.append(scans)
             for scan in (*recorded.values(), *scans):
                 self._count(rows[scan.checkpoint_id], scan)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Lets one crawl at a time record what inspection skipped; their rows have no lease of their own.
+
+        Waits for another crawl for up to `ALONE_S`: should both record a row then, the rows say the same.
+        """
+        key, until = lease_key("inspected", self._config_id), time.monotonic() + ALONE_S
+        while not self.leases.acquire([key]) and time.monotonic() < until:
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            self.leases.release([key])
 
     # --- with a worker
 

@@ -35,7 +35,7 @@ from scanner.crawl.engine import crawl
 from scanner.crawl.listing import ListedBatch
 from scanner.crawl.planning import Plan
 from scanner.crawl.pool import WorkerHandle
-from scanner.crawl.progress import Observer, Progress
+from scanner.crawl.progress import Budget, Observer, Progress
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import NoWorkers, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
@@ -247,6 +247,36 @@ def test_what_another_crawl_ruled_out_meanwhile_has_no_second_row(store: Store, 
         counts = crawl(task(store, tmp_path / "log"), plan, store, workers=1, worker_class=Stub)
         assert counts == {Verdict.SKIPPED: 2}
     assert len(store.query("SELECT * FROM all_scans")) == 2
+
+
+def test_what_two_crawls_rule_out_at_the_same_moment_has_one_row(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [plan_of(store, [("", None), ("", None)]) for _ in range(2)]
+    asked, both = Store.scans_of, threading.Barrier(2)
+
+    def scans_of(self: Store, config_id: str, ids: list[str]) -> list[Scan]:
+        found = asked(self, config_id, ids)
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other crawl waits for this one
+            both.wait(1)
+        return found
+
+    monkeypatch.setattr(Store, "scans_of", scans_of)
+    recording = [
+        outcomes.Outcomes(task(store, tmp_path / "log"), plan, Store(store.uri), Budget(), Observer())
+        for plan in plans
+    ]
+    threads = [
+        threading.Thread(target=one.record_skipped, args=[plan.todo])
+        for one, plan in zip(recording, plans, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.query("SELECT * FROM all_scans")) == 2
+    assert [one.progress.verdicts for one in recording] == [{Verdict.SKIPPED: 2}] * 2
+    assert store.storage.names("leases") == []
 
 
 def test_what_inspection_once_ruled_out_and_now_does_not_is_scanned(store: Store, tmp_path: Path) -> None:
