@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -33,6 +35,11 @@ class Front(ThreadingHTTPServer):
     def __exit__(self, *exception: object) -> None:
         self.shutdown()
         self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients, or of the server behind, that are gone in the middle of an answer."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def refuses(self) -> bool:
         with self.lock:
