@@ -29,7 +29,7 @@ VERBS = {
     "status": "Show the verdicts of the listed checkpoints.",
     "sql": "Query the store in SQL.",
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",
-    "compact": "Rewrite the store's many small files as few large ones; safe at any time.",
+    "compact": "Merge the store's small files, and remove what killed crawls left; safe at any time.",
     "migrate": "Convert a store that an older version wrote.",
     "config": "Show the effective settings, and where each comes from.",
     "doctor": "Check torch, GPU, SSCD, Ray, disk, hubs and tokens.",

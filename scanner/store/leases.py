@@ -23,6 +23,7 @@ from typing import Any
 from scanner.errors import StoreError
 from scanner.records import now
 from scanner.store.storage import Storage
+from scanner.text import first_line
 
 LEASE_TTL = timedelta(minutes=5)
 CLOCK_SKEW = timedelta(minutes=1)  # the largest difference between two machines' clocks
@@ -69,7 +70,10 @@ class Leases:
                     taken.add(key)
             return taken | self._create_all(fresh)
         except OSError as error:
-            raise StoreError(f"the store {self._storage.uri} does not answer: {error}.") from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> StoreError:
+        return StoreError(f"the store {self._storage.uri} cannot be used: {first_line(error)}.")
 
     def renew(self) -> None:
         """Renews each lease that is older than a third of its TTL, and forgets those that were taken over.
@@ -98,7 +102,7 @@ class Leases:
                 if self._create(key, max(found) + 1, found):
                     return True
         except OSError as error:
-            raise StoreError(f"the store {self._storage.uri} does not answer: {error}.") from error
+            raise self._unusable(error) from error
         self._held.pop(key, None)
         return False
 

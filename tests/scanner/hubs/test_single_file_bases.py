@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.registry import open_source
 from scanner.match import corpus
+from scanner.match.matching import with_corpora
 from scanner.records import BaseOrigin, Checkpoint, Role, Scan, Verdict
 from scanner.store.leases import Leases, lease_key
 from scanner.store.store import Store
@@ -92,7 +94,8 @@ def scanned(folder: Path, checkpoint: Checkpoint, base: Path | None, place: Path
                 place / name / f"{shade}.png"
             )
         list(corpus.add(store, name, place / name, embedder, role))
-    config = ScanConfig(samples_per_image=2, steps=4, tau=0.9, corpora={"mine": "", "other": ""})
+    config = with_corpora(store, ScanConfig(samples_per_image=2, steps=4), ["mine", "other"])
+    config = replace(config, tau=0.9)
     task = Task(
         store=str(store.root), source=f"folder:{folder}", base=str(base) if base else None, config=config,
         run_id="run", cache=str(place / "cache"), max_download=10**9, cache_bytes=10**9, keep_weights=False,
