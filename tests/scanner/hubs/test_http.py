@@ -237,9 +237,13 @@ def test_a_wait_for_a_rate_limit_can_be_interrupted(serve: Serve) -> None:
     assert get(url).content == b"late", "and afterwards all is as before"
 
 
-def test_a_signal_that_arrives_as_a_wait_begins_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_arrives_as_a_wait_begins_ends_the_wait(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Python acts on up to a third of these signals at the end of the wait only."""
     monkeypatch.setattr(http, "WAIT_SLICE_S", 0.05)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     acted, missed = threading.Event(), list[int]()
 
     def interrupt(n: int) -> None:
