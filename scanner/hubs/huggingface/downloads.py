@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from finextract.reasons import ReasonCode
 from scanner.errors import Skipped
@@ -66,5 +67,13 @@ def download_files(
             continue
         fetch = partial(client.download, repo, revision, w.path, size_bytes=size, sha256=sha256)
         file = downloads.get(sha256, size, f"{repo}/{w.path}", fetch, stays=stays)
-        target.unlink(missing_ok=True)
-        target.symlink_to(file.absolute())
+        _link(target, file.absolute())
+
+
+def _link(target: Path, file: Path) -> None:
+    """Makes `target` a link to a file. It is never missing for a moment: other workers may be loading it."""
+    if target.is_symlink() and target.readlink() == file:
+        return
+    new = target.with_name(f"{target.name}.{uuid4().hex}")
+    new.symlink_to(file)
+    new.replace(target)

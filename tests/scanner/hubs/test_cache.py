@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -327,3 +328,34 @@ def test_sizes_are_shown_for_people() -> None:
         "1.0 GB",
         "999 GB",
     ]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_base_that_another_worker_fetches_again_never_misses_a_file(
+    zoo_path: Path, tmp_path: Path, moved: bool
+) -> None:
+    """The other worker may be loading it at that moment, and would find the base damaged."""
+
+    def fetch() -> Path:
+        return BaseFetcher(hub_endpoint=hub.url).fetch("lab/base", DownloadCache(tmp_path / "cache")).folder
+
+    def watch() -> None:
+        while not done.is_set():
+            missing.extend(link for link in links if not link.is_symlink())
+
+    missing, done = list[Path](), threading.Event()
+    with Hub({"lab/base": zoo_path / "base"}) as hub:
+        links = [path for path in fetch().rglob("*.safetensors") if path.is_symlink()]
+        assert links
+        watching = threading.Thread(target=watch)
+        watching.start()
+        for _ in range(20):
+            if moved:  # a link that leads to another place than the cache has the file now
+                for link in links:
+                    (tmp_path / "new").symlink_to(tmp_path / "elsewhere")
+                    (tmp_path / "new").replace(link)
+            fetch()
+        done.set()
+        watching.join()
+    assert missing == []
+    assert all(link.is_file() for link in links)
