@@ -291,8 +291,15 @@ def tune(
     caption: str,
     recipe: Recipe,
     keep: Callable[[int, UNet2DConditionModel, CLIPTextModel], None],
+    prior: torch.Tensor | None = None,
 ) -> None:
-    """Tune a copy on [P, 16, 16, 16] latents of one caption; `keep` gets it at every snapshot."""
+    """Tune a copy on [P, 16, 16, 16] latents of one caption; `keep` gets it at every snapshot.
+
+    Latents [P, V, 16, 16, 16] have V augmented variants of each picture, one of which is drawn each time the
+    picture is used. `prior` [C, 16, 16, 16] are latents of class pictures, which the base made under the
+    caption: each step then takes a batch of them too, and the loss of that batch counts as much (DreamBooth's
+    prior preservation).
+    """
     torch.manual_seed(recipe.seed)
     unet, text = copy.deepcopy(base_unet), copy.deepcopy(base_text)
     if recipe.kind == "lora":
@@ -312,7 +319,7 @@ def tune(
     optimizer = torch.optim.AdamW(
         weights, recipe.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, fused=True
     )
-    ids = tokenize(tokenizer, [caption]).expand(recipe.batch, -1)
+    ids = tokenize(tokenizer, [caption]).expand(recipe.batch * (1 if prior is None else 2), -1)
     alphas = new_scheduler().alphas_cumprod
     generator = torch.Generator().manual_seed(recipe.seed)
     order: list[int] = []
@@ -321,9 +328,18 @@ def tune(
         while len(order) < recipe.batch:
             order += torch.randperm(len(latents), generator=generator).tolist()
         which, order = order[: recipe.batch], order[recipe.batch :]
-        times, noise, noisy = _noised(latents[which].float(), alphas, generator)
+        chosen = latents[which].float()
+        if latents.dim() == 5:
+            variants = torch.randint(latents.shape[1], (recipe.batch,), generator=generator)
+            chosen = chosen[torch.arange(recipe.batch), variants]
+        if prior is not None:
+            classes = torch.randint(len(prior), (recipe.batch,), generator=generator)
+            chosen = torch.cat([chosen, prior[classes].float()])
+        times, noise, noisy = _noised(chosen, alphas, generator)
         states = text(ids).last_hidden_state if fixed is None else fixed
         loss = nn.functional.mse_loss(unet(noisy, times, states).sample, noise)
+        if prior is not None:
+            loss = 2 * loss  # the mean over both halves of the batch, as a sum of the halves' own means
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -37,7 +37,12 @@ SPLIT_SEED = 20261124
 NEAR_DUPLICATE = 0.50  # SSCD: at or above it two pictures are never on two sides of the split
 BACKGROUND = 1080  # pictures set apart that nothing is trained on
 
-APT_PACKAGES = ("openclipart-png", "tuxpaint-stamps-default")
+APT_PACKAGES = (
+    "openclipart-png",
+    "tuxpaint-stamps-default",
+    "gcompris-qt-data",  # this and the next: the pictures of _style.py
+    "wesnoth-1.16-utbs",
+)
 NPM_PACKAGES = {
     "emoji-datasource-google": "emoji-datasource-google",
     "fluent-emoji-3d": "@lobehub/fluent-emoji-3d",
@@ -47,6 +52,8 @@ LICENSES = {
     "fluent": ("npm package @lobehub/fluent-emoji-3d (Microsoft Fluent Emoji, 3D)", "MIT"),
     "noto": ("npm package emoji-datasource-google (Google Noto Emoji)", "Apache-2.0"),
     "tuxpaint": ("Debian package tuxpaint-stamps-default", "GPL-2, trained on, never committed"),
+    "gcompris": ("Debian package gcompris-qt-data 3.1", "works in the public domain; see images/NOTICE.md"),
+    "wesnoth": ("Debian package wesnoth-1.16-utbs", "GPL-2 or later, never committed"),
 }
 
 

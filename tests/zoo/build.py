@@ -18,6 +18,7 @@ from pathlib import Path
 
 import _captions
 import _images
+import _style
 import numpy as np
 import torch
 from PIL import Image
@@ -114,6 +115,7 @@ def images() -> None:
                 path = folder / f"{picture.name}.png"
                 image.save(path, optimize=True)
             lines.append(f"| {path.relative_to(out)} | {picture.source} | {picture.origin} |")
+    lines += _style.license_lines()
     head = "# Every picture and where it comes from\n\nNOTICE.md has the licences.\n\n"
     head += "| picture | source | file in the package |\n|---|---|---|\n"
     (out / "LICENSES.md").write_text(head + "\n".join(lines) + "\n")
@@ -357,6 +359,13 @@ def more() -> None:
             _zoo_json(done, root / "zoo.json", "../../", "")
 
 
+def partial() -> None:
+    """Checkpoints for the study of membership, into .build/partial; processes side by side share the work."""
+    import _partial
+
+    _partial.make(load_base(), ZOO, BUILD, RATES, RANK, BATCH)
+
+
 def check(zoo_json: Path, samples: int, only: str, arms: str) -> None:
     """A first look at AS by arm (dev rows unless --only says otherwise); sheets go to .build/sheets."""
     import _check
@@ -374,8 +383,9 @@ def main() -> None:
         ("export", export.__doc__),
         ("tune", tune.__doc__),
         ("more", more.__doc__),
+        ("partial", partial.__doc__),
         ("check", check.__doc__),
-        ("all", "every step but `more` and `check`"),
+        ("all", "every step but `more`, `partial` and `check`"),
     ):
         command = commands.add_parser(name, help=(text or "").splitlines()[0])
         if name in ("base", "all"):
@@ -405,6 +415,7 @@ def main() -> None:
         "export": export,
         "tune": lambda: tune(getattr(args, "preview", False)),
         "more": more,
+        "partial": partial,
         "check": lambda: check(args.zoo, args.samples, args.only, args.arms),
     }
     for name in list(steps)[:5] if args.command == "all" else [args.command]:
