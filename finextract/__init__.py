@@ -1,4 +1,6 @@
-"""FineXtract: extract training images from personalised diffusion checkpoints by model guidance.
+"""What a personalised diffusion checkpoint was trained on, and what it gives back.
+
+FineXtract extracts training images by model guidance:
 
     from finextract import ExtractionSettings, extract_all, load_embedder, load_pair
 
@@ -8,12 +10,22 @@
         extraction.picture(clique.representative).show()
 
 `extract_all` runs an extraction to its end. `finextract.extract.extract` yields its rounds one by one, and
-`conclude` makes an Extraction of the round at which a caller stops. `finextract.audit.audit` compares an
-extraction with known training images. (These two functions have the names of their modules, so they are not
-imported from the package itself.)
+`conclude` makes an Extraction of the round at which a caller stops.
+
+Membership asks whether pictures were trained on, by the losses of both models:
+
+    from finextract import picture_of
+    from finextract.membership import membership
+
+    pictures = [picture_of(file) for file in sorted(Path("mine").iterdir())]
+    answer = membership(pair, pictures)
+    print([pictures[i] for i in answer.trained_on])
+
+`finextract.audit.audit` has both answers for known training images. (The functions `extract`, `membership`
+and `audit` have the names of their modules, so they are not imported from the package itself.)
 
 The names below are imported when they are first used, so that `finextract.weights`, `finextract.metadata`,
-`finextract.support` and `finextract.significance` stay free of torch.
+`finextract.support`, `finextract.framing` and `finextract.significance` stay free of torch.
 """
 
 from typing import Any
@@ -22,12 +34,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "finextract.adapters.base",
+    "BaseCache": "finextract.losses",
     "Caption": "finextract.metadata.captions",
     "Extraction": "finextract.extract",
     "ExtractionSettings": "finextract.extract",
     "Guidance": "finextract.guidance",
+    "Membership": "finextract.membership",
+    "MembershipSettings": "finextract.membership",
     "Model": "finextract.models.base",
     "Pair": "finextract.models.base",
+    "Picture": "finextract.images",
     "Round": "finextract.extract",
     "Solver": "finextract.models.base",
     "caption_for": "finextract.metadata.captions",
@@ -36,6 +52,7 @@ _HOMES = {
     "load_base": "finextract.models.loading",
     "load_embedder": "finextract.sscd",
     "load_pair": "finextract.models.loading",
+    "picture_of": "finextract.images",
     "tune": "finextract.models.loading",
 }
 __all__ = list(_HOMES)

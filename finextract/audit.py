@@ -1,13 +1,16 @@
-"""Audit: an extraction compared with the images that the checkpoint was trained on.
+"""Audit: what a checkpoint gives back of its training images, and what its losses say of them.
 
-It answers whether the checkpoint reproduces them. R = training images, N = samples.
+Two answers that are never mixed. "Gives back" compares an extraction with the training images. "Trained on"
+is the membership of each of them. R = training images, N = samples.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finextract import metrics
-from finextract.errors import ImageError, RequestError
 from finextract.extract import Extraction, ExtractionSettings, extract_all
-from finextract.images import SUFFIXES, open_image
+from finextract.images import Picture, open_picture, picture_files
+from finextract.membership import Membership, MembershipSettings, membership
 from finextract.models.base import Pair
 from finextract.sscd import Embedder
 
 
 @dataclass(frozen=True)
 class Audit:
-    """An extraction, compared with the training images."""
+    """An extraction, compared with the training images, and their membership."""
 
     extraction: Extraction
     descriptor: str
@@ -33,9 +36,8 @@ class Audit:
     references: tuple[Image.Image, ...]  # [R]
     over_samples: NDArray[np.float32]  # each training image's best similarity to a sample [R]
     over_candidates: NDArray[np.float32]  # ... to a candidate [R]
-    nearest: tuple[
-        int, ...
-    ]  # the sample that comes nearest to each training image [R]; empty without pictures
+    nearest: tuple[int, ...]  # the sample nearest to each training image [R]; empty without pictures
+    membership: Membership  # of the training images
     seconds: dict[str, float]  # by stage
 
     def summary(self) -> dict[str, Any]:
@@ -56,9 +58,23 @@ class Audit:
             "degenerate_samples": int((~self.extraction.pictures).sum()),
             "candidates": len(self.extraction.candidates),
             "train_images": [
-                {"name": n, "similarity": round(float(s), 4), "candidate_similarity": round(float(c), 4)}
-                for n, s, c in zip(self.names, self.over_samples, self.over_candidates, strict=True)
+                {
+                    "name": name,
+                    "similarity": round(float(similarity), 4),
+                    "candidate_similarity": round(float(candidate), 4),
+                    "gives_back": bool(similarity > metrics.STRICT),
+                    "trained_on": evidence.trained_on,
+                    "membership_q": evidence.q_value,
+                }
+                for name, similarity, candidate, evidence in zip(
+                    self.names,
+                    self.over_samples,
+                    self.over_candidates,
+                    self.membership.references,
+                    strict=True,
+                )
             ],
+            "membership": self.membership.summary(self.names),
             "unet_evaluations": self.extraction.unet_evaluations,
             "seconds": {stage: round(s, 2) for stage, s in self.seconds.items()},
         }
@@ -83,18 +99,8 @@ def read_images(folder: Path) -> tuple[tuple[str, ...], tuple[Image.Image, ...]]
 
     Raises RequestError where there is none, or where one cannot be read.
     """
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder. Name the folder that holds the training images.")
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise RequestError(f"{folder} holds no images (png, jpg, webp, bmp, gif or tiff).")
-    pictures = []
-    for file in files:
-        try:
-            pictures.append(open_image(file))
-        except ImageError as error:
-            raise RequestError(f"{file} {error}. Repair or remove it.") from error
-    return tuple(file.name for file in files), tuple(pictures)
+    files = picture_files(folder)
+    return tuple(file.name for file in files), tuple(open_picture(file) for file in files)
 
 
 def audit(
@@ -104,13 +110,21 @@ def audit(
     references: tuple[Image.Image, ...],
     settings: ExtractionSettings,
     embedder: Embedder,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    examination: MembershipSettings | None = None,
+    background: Sequence[Picture] = (),
 ) -> Audit:
-    """Extracts with N0 = R and scores the result against the training images.
+    """Extracts with N0 = R, scores the result against the training images, and examines their membership.
 
     Raises RequestError for settings that cannot be used.
     """
-    extraction = extract_all(pair, caption, len(references), settings, embedder, progress)
+    start = time.perf_counter()
+    pictures_of = [_picture(reference) for reference in references]
+    trained = membership(pair, pictures_of, examination, background=background, progress=progress)
+    membership_s = time.perf_counter() - start
+    sampled = partial(progress, "sampling") if progress else None
+    extraction = extract_all(pair, caption, len(references), settings, embedder, sampled)
     start = time.perf_counter()
     targets = embedder.embed(references)  # [R, D]
     pictures = np.flatnonzero(extraction.pictures)
@@ -124,5 +138,11 @@ def audit(
         metrics.best_similarity(targets, extraction.embeddings[pictures]),
         metrics.best_similarity(targets, extraction.candidate_embeddings()),
         nearest,
-        {**extraction.seconds, "match": time.perf_counter() - start},
+        trained,
+        {"membership": membership_s, **extraction.seconds, "match": time.perf_counter() - start},
     )
+
+
+def _picture(image: Image.Image) -> Picture:
+    """An open image as a picture, identified by its pixels."""
+    return Picture(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(), lambda: image)

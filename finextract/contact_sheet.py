@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from finextract.audit import Audit
+from finextract.membership import ReferenceEvidence
 from finextract.text import printable
 
 MARGIN, LINE, SIZE, COLUMNS = 8, 16, 160, 6
@@ -17,13 +18,13 @@ def contact_sheet(result: Audit, heading: Sequence[str]) -> Image.Image:
     """Each training image above its nearest sample, and the candidates below them.
 
     `heading` is printed line by line at the top: what was audited, when and how. Below each pair stand the
-    file name of the training image and the SSCD similarity of the two.
+    file name of the training image, the SSCD similarity of the two, and whether it was trained on.
     """
     extraction = result.extraction
     pairs = [
         (
             [picture, extraction.picture(result.nearest[i])] if result.nearest else [picture],
-            [name, f"similarity {similarity:.2f}"],
+            [name, f"similarity {similarity:.2f}", _trained_on(result.membership.references[i])],
         )
         for i, (name, picture, similarity) in enumerate(
             zip(result.names, result.references, result.over_samples, strict=True)
@@ -71,9 +72,13 @@ def contact_sheet(result: Audit, heading: Sequence[str]) -> Image.Image:
     return sheet
 
 
+def _trained_on(found: ReferenceEvidence) -> str:
+    return f"trained on (q {found.q_value:.1g})" if found.trained_on else "training is not shown"
+
+
 def _cell_height(stacked: int) -> int:
-    """The height of a cell with this many pictures above each other, two lines of text, and a margin."""
-    return stacked * SIZE + 2 * LINE + MARGIN
+    """The height of a cell with this many pictures above each other, three lines of text, and a margin."""
+    return stacked * SIZE + 3 * LINE + MARGIN
 
 
 def _shortened(text: str) -> str:

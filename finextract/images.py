@@ -5,10 +5,14 @@ N = samples, H and W = height and width in pixels.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from finextract.errors import ImageError
+from finextract.errors import ImageError, RequestError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoders that start no other program
@@ -25,6 +29,41 @@ _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, A
            ArithmeticError, struct.error, zlib.error)  # fmt: skip
 MIN_CONTRAST = 4.0  # standard deviation of the grey values, in 0 to 255
 MIN_SMOOTHNESS = 0.4  # correlation of neighbouring grey values; white noise has 0, photographs over 0.9
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is opened when it is needed."""
+
+    key: str  # identifies its content, such as its SHA256
+    open: Callable[[], Image.Image]
+
+
+def picture_files(folder: Path) -> tuple[Path, ...]:
+    """The image files in a folder, sorted by name. Raises RequestError where there is none."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder. Name a folder that holds pictures.")
+    files = tuple(sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES))
+    if not files:
+        raise RequestError(f"{folder} holds no images (png, jpg, webp, bmp, gif or tiff).")
+    return files
+
+
+def picture_of(file: Path) -> Picture:
+    """A picture of a file. Raises RequestError where the file cannot be read, now or when it is opened."""
+    try:
+        key = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read: {error.strerror}. Repair or remove it.") from error
+    return Picture(key, partial(open_picture, file))
+
+
+def open_picture(file: Path) -> Image.Image:
+    """`open_image`, with an error that names the file. Raises RequestError."""
+    try:
+        return open_image(file)
+    except ImageError as error:
+        raise RequestError(f"{file} {error}. Repair or remove it.") from error
 
 
 def open_image(

@@ -67,6 +67,16 @@ class DDIM:
         result: Tensor = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * prediction
         return result
 
+    def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) noise; all [N, C, H, W]."""
+        alpha = self._alpha(t)
+        result: Tensor = alpha**0.5 * latents + (1 - alpha) ** 0.5 * noise
+        return result
+
+    def target(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The noise: what a model of this solver predicts. [N, C, H, W]."""
+        return noise
+
     def _alpha(self, t: float) -> float:
         if t < 0 and self.final_alpha_cumprod is not None:
             return self.final_alpha_cumprod

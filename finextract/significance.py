@@ -54,6 +54,44 @@ def p_and_q_by_count(scores: Floats, null: Floats) -> tuple[NDArray[np.float64],
     return p, np.minimum.accumulate(raised[::-1])[::-1].clip(max=1.0)
 
 
+def self_null_p_values(scores: Floats, variants: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far each picture's score [R] lies above the scores of its own variants [R, V]: t and p, both [R].
+
+    t = (score - mean of the variants) / (their standard deviation * sqrt(1 + 1/V)), and p is the upper tail
+    of Student's distribution with V - 1 degrees of freedom: the chance that one further draw from the
+    variants' distribution lies as high. Variants that are all alike give no evidence: p = 1. Needs V >= 2.
+    """
+    from scipy.stats import t as student
+
+    count = variants.shape[1]
+    spread = variants.std(axis=1, ddof=1).astype(np.float64) * np.sqrt(1 + 1 / count)
+    margin = scores.astype(np.float64) - variants.mean(axis=1)
+    known = spread > 1e-12
+    statistic = np.divide(margin, spread, out=np.zeros(len(scores)), where=known)
+    return statistic, np.where(known, student.sf(statistic, count - 1), 1.0)
+
+
+def sign_flip_p_value(differences: Floats, flips: int = 9999, seed: int = 0) -> float:
+    """The one-sided p of a mean above 0, for differences [N] that are symmetric about 0 under the null.
+
+    The randomisation test of Fisher (1935): p = (1 + #{flipped means >= the mean}) / (1 + flips), with signs
+    drawn from a generator of this seed. Exact for any symmetric distribution.
+    """
+    rng = np.random.default_rng(seed)
+    signs = rng.choice(np.array([-1.0, 1.0]), (flips, len(differences)))
+    values = differences.astype(np.float64)
+    reached = int((signs @ values >= values.sum() - 1e-12).sum())
+    return (1 + reached) / (1 + flips)
+
+
+def share_above(scores: Floats, null: Floats) -> float:
+    """The chance that a random score lies above a random null score (ties count half): the ROC's area."""
+    ordered = np.sort(null)
+    below = np.searchsorted(ordered, scores, side="left")
+    at_most = np.searchsorted(ordered, scores, side="right")
+    return float((below + at_most).mean() / (2 * len(ordered)))
+
+
 def nearest_neighbour_similarities(
     *background: NDArray[np.float32], block: int = 4096
 ) -> NDArray[np.float32]:  # fmt: skip

@@ -70,6 +70,16 @@ def local_caption(checkpoint: Path) -> Caption | None:
     )
 
 
+def local_training(checkpoint: Path) -> Training:
+    """The training run as the files of a local checkpoint describe it; its header is believed first.
+
+    `checkpoint` is a weight file or a folder. Raises CheckpointError where it holds no weights.
+    """
+    weights = find_weights(checkpoint)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return _header_training(weights).or_else(parse_sidecar_files(read_sidecar_files(folder)))
+
+
 def caption_for(checkpoint: Path, given: str | None) -> Caption:
     """The given caption (an empty one too), or the one that the checkpoint's files state.
 

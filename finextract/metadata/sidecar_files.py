@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from finextract.metadata.training import MAX_IMAGES, MAX_STEPS, Training, resolution_of
-from finextract.metadata.untrusted import json_of, number_of, text_of, whole_of, yaml_of
+from finextract.metadata.untrusted import flag_of, json_of, number_of, text_of, whole_of, yaml_of
 
 MAX_SIDECAR_CHARS = 200_000
 MAX_SIDECAR_FILES = 16
@@ -29,6 +29,7 @@ _FIELD_NAMES = {
     "network_dim": ("lora_rank", "rank", "network_dim", "linear"),
     "network_alpha": ("lora_alpha", "network_alpha", "linear_alpha"),
     "clip_skip": ("clip_skip",),
+    "mirrored": ("random_flip", "flip_aug", "enable_random_flip", "flip_x"),
 }
 
 
@@ -58,6 +59,7 @@ def parse_sidecar_file(name: str, text: str) -> Training:
         network_dim=whole_of(found["network_dim"], 1, 100_000),
         network_alpha=number_of(found["network_alpha"], 0, 1e6),
         clip_skip=whole_of(found["clip_skip"], 0, 100),
+        mirrored=flag_of(found["mirrored"]),
     )
 
 
@@ -87,13 +89,17 @@ def _leaves(value: object) -> dict[str, object]:
 
 
 _WORD = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s"'\\]+)"""
-_OPTION = re.compile(rf"--(\w{{1,60}})[= ] *({_WORD})")
+_OPTION = re.compile(rf"--(\w{{1,60}})[= ] *(?!--)({_WORD})")
+_SWITCH = re.compile(r"--(\w{1,60})(?=[ \t]*(?:\\?$|--))", re.MULTILINE)
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 _ASSIGNED = re.compile(rf"^[ \t]*(?:export[ \t]+)?(\w{{1,60}})=({_WORD})[ \t]*$", re.MULTILINE)
 
 
 def _options(text: str) -> dict[str, object]:
-    """The long options in a script's command lines; variables that the script sets are replaced."""
+    """The long options in a script's command lines; variables that the script sets are replaced.
+
+    An option without a value is True.
+    """
     variables = {name: value.strip("\"'") for name, value in _ASSIGNED.findall(text)}
     stated: dict[str, object] = {}
     for name, value in _OPTION.findall(text):
@@ -102,4 +108,4 @@ def _options(text: str) -> dict[str, object]:
         )
         if "$" not in value:
             stated.setdefault(name, value[:4_000])
-    return stated
+    return dict.fromkeys(_SWITCH.findall(text), True) | stated

@@ -61,6 +61,7 @@ class Training:
     merged_from: str | None = None
     trainer: str | None = None
     concepts: tuple[str, ...] = ()  # names of the sets of images that were trained on
+    mirrored: bool | None = None  # whether images were mirrored at random
 
     @property
     def steps_per_image(self) -> float | None:
@@ -83,6 +84,17 @@ class Training:
         stated["steps_per_image"] = self.steps_per_image
         stated = {name: value for name, value in stated.items() if value not in (None, ())}
         return json.dumps(stated, ensure_ascii=False, separators=(",", ":"))
+
+
+def pictures_of_json(text: str) -> Training:
+    """What `Training.to_json` states about how pictures were prepared: mirrored, and cut to which buckets."""
+    stated = object_of(json_of(text))
+    buckets = stated.get("buckets")
+    sizes = [tuple(whole_of(x, 1, MAX_STEPS) for x in b) for b in buckets or () if isinstance(b, list)]
+    return Training(
+        mirrored=flag_of(stated.get("mirrored")),
+        buckets=tuple((b[0], b[1], b[2]) for b in sizes if len(b) == 3 and None not in b),  # type: ignore[misc]
+    )
 
 
 def parse_training(metadata: Mapping[str, str]) -> Training:
@@ -138,6 +150,9 @@ def parse_training(metadata: Mapping[str, str]) -> Training:
         merged_from=text_of(get("modelspec.merged_from"), 300),
         trainer=text_of(object_of(get("software")).get("name"), 200)
         or text_of(get("modelspec.implementation"), 200),
+        mirrored=_any(
+            [get("ss_flip_aug"), *(s.get("flip_aug") for s in subsets if s.get("is_reg") is not True)]
+        ),
     )
 
 
@@ -149,6 +164,12 @@ def _subsets(value: object) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     """All subsets of ss_datasets, and the datasets themselves."""
     datasets = _dicts(value)
     return [s for d in datasets for s in _dicts(d.get("subsets"))], datasets
+
+
+def _any(values: list[object]) -> bool | None:
+    """Whether one of several flags is set; None where none is stated."""
+    stated = [flag for value in values if (flag := flag_of(value)) is not None]
+    return any(stated) if stated else None
 
 
 def _count(value: object) -> int:

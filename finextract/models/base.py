@@ -31,6 +31,14 @@ class Solver(Protocol):
         """The latents at `next_t`, from those at `t` and the model's prediction there; all [N, C, H, W]."""
         ...
 
+    def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The noisy latents at time `t`, from clean latents and standard normal noise; all [N, C, H, W]."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The perfect prediction for `add_noise(latents, noise, t)`: noise, velocity or flow [N, C, H, W]."""
+        ...
+
 
 class Model(Protocol):
     """A model that predicts noise (or a velocity) under a prompt, and decodes latents to images."""
@@ -51,6 +59,11 @@ class Model(Protocol):
         ...
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model is made for."""
+        ...
+
+    @property
     def solver(self) -> Solver:
         """The sampler that belongs to the model's noise schedule."""
         ...
@@ -68,6 +81,14 @@ class Model(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them.
+
+        Deterministic: of an autoencoder that gives a distribution it is the mode. Dtype and device are those
+        that `predict` takes.
+        """
         ...
 
     def layers(self) -> Mapping[str, nn.Module]:

@@ -56,6 +56,17 @@ class StableDiffusion:
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model is made for."""
+        config = self.vae.config
+        levels = (
+            config.get("encoder_block_out_channels") or config.block_out_channels
+        )  # a tiny VAE's, a KL VAE's
+        factor = 2 ** (len(levels) - 1)
+        _, height, width = self.latent_shape
+        return height * factor, width * factor
+
     @torch.inference_mode()
     def condition(self, prompt: str) -> Tensor:
         """The text encoder's last hidden states for a prompt, [1, L, D]; a longer prompt is cut."""
@@ -83,6 +94,17 @@ class StableDiffusion:
         latents = latents.to(self.vae.dtype, memory_format=_LAYOUT)
         images = self.vae.decode(latents / config.scaling_factor + shift).sample
         result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        return result
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
+        config = self.vae.config
+        pixels = images.to(self.device, self.vae.dtype, memory_format=_LAYOUT) / 127.5 - 1
+        encoded = self.vae.encode(pixels)
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        shift = getattr(config, "shift_factor", None) or 0.0
+        result: Tensor = ((latents - shift) * config.scaling_factor).to(self.dtype)
         return result
 
     def layers(self) -> dict[str, nn.Module]:

@@ -1,20 +1,25 @@
-"""`finextract audit` and `finextract extract`, run on the zoo's models."""
+"""`finextract audit`, `finextract extract` and `finextract membership`, run on the zoo's models."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from finextract.cli import cli
+from finextract.cli import cli, main
 
 ZOO = Path(__file__).parents[1] / "zoo"
 FLOWERS = ZOO / "checkpoints/flowers-lora"
 FEW = ["--base", str(ZOO / "base"), "--samples-per-image", "2", "--steps", "2"]
 AUDIT = ["audit", str(FLOWERS), *FEW, "--train-images", str(ZOO / "images/subjects/flowers")]
+FRUIT = ZOO / "checkpoints/fruit-lora/fruit-lora.safetensors"
+MEMBERSHIP = ["membership", str(FRUIT), "--base", str(ZOO / "base"), "--images", "mine"]
 EXTRACT = ["extract", str(FLOWERS), *FEW, "--num-train-images", "2"]
 
 
@@ -29,8 +34,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_audit_says_in_a_sentence_how_many_images_came_back_and_keeps_its_result_privately() -> None:
     done = _run(*AUDIT)
-    assert "None of your 5 images came back" in done.stdout
+    assert "Gives back: None of your 5 images came back" in done.stdout
+    assert "Trained on: 5 of your 5 images were trained on (q <= 0.05)." in done.stdout
+    rows = [line.split("  ") for line in done.stdout.splitlines() if line.startswith(("noto", "openclipart"))]
+    assert all("no, similarity 0." in row[-2] and "yes, q " in row[-1] for row in rows)
     result = json.loads(Path("finextract-out/flowers-lora/audit-1/result.json").read_text())
+    assert {(i["gives_back"], i["trained_on"]) for i in result["train_images"]} == {(False, True)}
+    assert result["membership"]["trained_on"] == 5
     assert 0 <= result["average_similarity"] <= 1
     assert set(result["extraction_success_rate"]) == set(result["extracted"]) == {"0.7", "0.6"}
     assert (result["guidance_scale"], result["unet_evaluations"]) == (5.0, 10 * 2 * 2)
@@ -92,6 +102,100 @@ def test_a_contact_sheet_states_what_was_audited_and_how(tmp_path: Path) -> None
         "seed 0",
         "None of your 2 images",
         "a.png",
+        "It is not shown that any of your 2 images was trained on.",
+        "training is not shown",
     ):
         assert part in text
     assert any(t.startswith("bbb") and "..." in t and t.endswith(".png") for t in heading)
+
+
+def _pictures(folder: str, **counts: int) -> Path:
+    """A folder with some pictures of each subject, or of the background."""
+    Path(folder).mkdir()
+    for name, count in counts.items():
+        source = ZOO / "images" / (name if name == "background" else f"subjects/{name}")
+        for file in sorted(source.iterdir())[:count]:
+            shutil.copy(file, folder)
+    return Path(folder)
+
+
+def test_membership_says_in_a_sentence_what_was_trained_on_and_then_shows_each_picture() -> None:
+    _pictures("mine", fruit=3, trees=1)
+    done = _run(*MEMBERSHIP)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "3 of your 4 pictures were trained on (q <= 0.05)."
+    assert lines[2].split() == ["picture", "log-ratio", "margin", "p", "q", "framing"]
+    fruit = {file.name for file in sorted((ZOO / "images/subjects/fruit").iterdir())[:3]}
+    assert {line.split()[0] for line in lines[3:6]} == fruit
+    assert all(line.endswith("trained on") for line in lines[3:6])
+    assert not lines[6].endswith("trained on")
+    assert any(line.startswith("Evaluations: ") for line in lines)
+    assert any("rest on each picture's own variants alone" in line for line in lines)
+    assert "not ruled out" in lines[-1]
+    assert "references 4/4" in done.stderr
+
+
+def test_membership_as_json_has_the_evidence_and_the_cost_of_every_picture_and_set() -> None:
+    mine, background = _pictures("mine", fruit=5, trees=2), _pictures("other", background=19)
+    done = _run(*MEMBERSHIP, "--background", str(background), "--budget", "120", "--seed", "3", "--json")
+    result = json.loads(done.stdout)
+    rows = {row["name"]: row for row in result["pictures"]}
+    assert set(rows) == {file.name for file in mine.iterdir()}
+    for name, row in rows.items():
+        assert row["sha256"] == hashlib.sha256((mine / name).read_bytes()).hexdigest()
+    trained = [row for row in rows.values() if row["trained_on"]]
+    assert {row["name"] for row in trained} == {f.name for f in (ZOO / "images/subjects/fruit").iterdir()}
+    assert all(len(row["variant_log_ratios"]) == 9 and row["background_p"] == 0.05 for row in trained)
+    (whole,) = result["sets"]
+    assert (whole["num_pictures"], whole["low"] < whole["margin"] < whole["high"]) == (7, True)
+    assert result["background"]["pictures"] == 19
+    assert result["tuned_evaluations"] <= result["budget"] == 120
+    assert (result["noise_seed"], result["trained_on"], result["checkpoint"]) == (3, 5, str(FRUIT))
+
+
+def test_membership_speaks_of_the_whole_folder_and_of_a_background_that_is_too_small() -> None:
+    _pictures("mine", fruit=5, trees=1), _pictures("other", background=3)
+    done = _run(*MEMBERSHIP, "--background", "other", "--budget", "100")
+    assert "All together: the log-ratios of the pictures are on average" in done.stdout
+    assert "above those of their mirror images" in done.stdout
+    assert "The background has only 3 pictures." in done.stdout
+
+
+def test_where_the_trainer_mirrored_images_membership_leaves_mirror_images_out() -> None:
+    _pictures("mine", fruit=1)
+    save_file(load_file(FRUIT), "mirrored.safetensors", {"ss_flip_aug": "True"})
+    done = _run("membership", "mirrored.safetensors", *MEMBERSHIP[2:], "--json")
+    assert json.loads(done.stdout)["variants"] == ["up-left", "up-right", "down-left", "down-right"]
+    assert "the training mirrored images" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--images", "nowhere"], "nowhere is not a folder"),
+        (["--images", "empty"], "empty holds no images"),
+        (["--images", "broken"], "broken/a.png is not an image in a supported format. Repair or remove it."),
+        (["--background", "nowhere"], "nowhere is not a folder"),
+        (
+            ["--background", "broken"],
+            "broken/a.png is not an image in a supported format. Repair or remove it.",
+        ),
+        (["--budget", "9"], "Allow at least 10"),
+        (["--alpha", "0"], "--alpha"),
+        (["--budget", "0"], "--budget"),
+        (["--base", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_membership_cannot_examine_is_an_error_that_says_what_to_do(
+    given: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _pictures("mine", fruit=1), _pictures("empty")
+    (_pictures("broken") / "a.png").write_bytes(b"not a picture")
+    monkeypatch.setattr("sys.argv", ["finextract", *MEMBERSHIP, *given])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    printed = capsys.readouterr()
+    assert exit.value.code == 2
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""

@@ -1,5 +1,7 @@
 """Evidence: p-values that are valid under chance, and control of false discoveries."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,9 @@ from finextract.significance import (
     minimum_background,
     nearest_neighbour_similarities,
     p_and_q_by_count,
+    self_null_p_values,
+    share_above,
+    sign_flip_p_value,
     tau_from_background,
 )
 
@@ -69,3 +74,59 @@ def test_tau_is_a_quantile_of_the_similarities_of_nearest_background_images() ->
 
 def test_the_background_must_be_large_enough_for_a_single_match() -> None:
     assert minimum_background(10, 0.05) == 199
+
+
+@pytest.mark.parametrize("variants", [4, 9])
+def test_of_gaussian_scores_the_p_values_against_their_own_variants_are_uniform(variants: int) -> None:
+    rng = np.random.default_rng(3)
+    scale, level = rng.uniform(0.01, 10, 20_000), rng.normal(size=20_000)  # each picture has its own
+    draws = (rng.normal(size=(20_000, variants + 1)) * scale[:, None] + level[:, None]).astype(np.float32)
+    _, p = self_null_p_values(draws[:, 0], draws[:, 1:])
+    for alpha in (0.5, 0.05, 0.01):
+        assert (p <= alpha).mean() == pytest.approx(alpha, rel=0.15)
+
+
+def test_a_score_far_above_its_variants_is_rare_and_one_below_them_is_not() -> None:
+    variants = np.array([[0.0, 0.1, -0.1, 0.05], [0.0, 0.1, -0.1, 0.05]])
+    t, p = self_null_p_values(np.array([2.0, -2.0]), variants)
+    assert t[0] > 10 > -10 > t[1]
+    assert p[0] < 1e-3
+    assert p[1] > 0.99
+
+
+def test_variants_that_are_all_alike_give_no_evidence() -> None:
+    t, p = self_null_p_values(np.array([1.0]), np.zeros((1, 9)))
+    assert (t, p) == (0, 1)
+
+
+@pytest.mark.parametrize("noise", [np.random.Generator.normal, np.random.Generator.standard_cauchy])
+def test_the_sign_flip_test_is_exact_for_any_symmetric_noise(noise: Callable[..., np.ndarray]) -> None:
+    rng = np.random.default_rng(4)
+    p = np.array([sign_flip_p_value(noise(rng, size=12), flips=199) for _ in range(2000)])
+    for alpha in (0.5, 0.05, 0.01):
+        below = (p <= alpha).mean()
+        assert below == pytest.approx(alpha, abs=3 * np.sqrt(alpha * (1 - alpha) / 2000))
+
+
+def test_the_sign_flip_test_sees_the_direction_and_cannot_be_surer_than_its_flips() -> None:
+    ones = np.ones(20)
+    assert sign_flip_p_value(ones, flips=999) == pytest.approx(0.001)
+    assert sign_flip_p_value(-ones, flips=999) == 1.0
+
+
+def test_thirty_weak_margins_show_together_what_none_of_them_shows() -> None:
+    rng = np.random.default_rng(5)
+    scores, variants = rng.normal(1.0, 1, 30), rng.normal(size=(30, 9))
+    _, p = self_null_p_values(scores, variants)
+    together = sign_flip_p_value(scores - variants[:, 0])
+    assert benjamini_hochberg(p).min() > 0.05
+    assert benjamini_hochberg(np.array([*p, together]))[-1] <= 0.05
+
+
+@pytest.mark.parametrize(("scores", "null"), [(1, 1), (40, 7), (7, 90)])
+def test_the_share_above_is_the_area_under_the_curve_of_all_pairs(scores: int, null: int) -> None:
+    rng = np.random.default_rng(scores)
+    high, low = (rng.normal(size=n).astype(np.float32).round(1) for n in (scores, null))
+    pairs = (high[:, None] > low[None]) + 0.5 * (high[:, None] == low[None])
+    assert share_above(high, low) == pytest.approx(pairs.mean())
+    assert share_above(high, low) + share_above(low, high) == pytest.approx(1)

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from finextract.cli import cli
 from finextract.errors import RequestError
-from finextract.metadata.captions import Caption, CaptionOrigin, caption_for, find_caption, local_caption
+from finextract.metadata.captions import (
+    Caption,
+    CaptionOrigin,
+    caption_for,
+    find_caption,
+    local_caption,
+    local_training,
+)
 from finextract.metadata.cards import Card
 from finextract.metadata.training import Training
 from scanner.hubs.base import Query
@@ -116,6 +124,17 @@ def test_a_folder_that_a_crawl_scans_can_be_audited(tmp_path: Path) -> None:
 def test_a_given_caption_is_taken_as_it_is_even_where_it_is_empty(tmp_path: Path) -> None:
     _with_card(tmp_path)
     assert caption_for(tmp_path, "") == Caption("", CaptionOrigin.GIVEN)
+
+
+def test_the_training_of_a_local_checkpoint_is_that_of_its_header_and_then_of_its_sidecar_files(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "lora.safetensors"
+    save_file(load_file(FLOWERS), file, {"ss_steps": "40"})
+    (tmp_path / "args.json").write_text('{"max_train_steps": 9, "random_flip": true}')
+    for checkpoint in (tmp_path, file):
+        training = local_training(checkpoint)
+        assert (training.steps, training.mirrored) == (40, True)
 
 
 def test_a_checkpoint_that_states_no_caption_needs_one(tmp_path: Path) -> None:

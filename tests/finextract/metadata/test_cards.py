@@ -310,6 +310,46 @@ def test_the_training_of_every_lora_of_the_zoo_is_read(zoo_path: Path) -> None:
     assert all(t.steps_per_image and t.resolution == (64, 64) and t.buckets for t in training)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "mirrored"),
+    [
+        ({"ss_flip_aug": "True"}, True),
+        ({"ss_flip_aug": "False"}, False),
+        ({"ss_flip_aug": "perhaps"}, None),
+        ({}, None),
+        ({"ss_datasets": '[{"subsets": [{"flip_aug": false}, {"flip_aug": true}]}]'}, True),
+        ({"ss_datasets": '[{"subsets": [{"flip_aug": true, "is_reg": true}, {"flip_aug": false}]}]'}, False),
+        ({"ss_datasets": '[{"subsets": [{"flip_aug": [1]}]}]'}, None),
+    ],
+)
+def test_it_is_read_whether_images_were_mirrored(metadata: dict[str, str], mirrored: bool | None) -> None:
+    assert parse_training(metadata).mirrored is mirrored
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "mirrored"),
+    [
+        ("train.sh", "train.py --center_crop --random_flip --seed=3\n", True),
+        ("train.sh", "train.py --random_flip \\\n  --steps 400\n", True),
+        ("train.sh", "train.py --steps 400 --random_flip", True),
+        ("train.sh", "train.py --steps 400", None),
+        ("hparams.yml", "random_flip: false", False),
+        ("args.json", '{"random_flip": true}', True),
+        ("config.yaml", "datasets:\n- flip_x: true", True),
+        ("ot_config.json", '{"concepts": [{"image": {"enable_random_flip": true}}]}', True),
+    ],
+)
+def test_it_is_read_from_sidecar_files_whether_images_were_mirrored(
+    name: str, text: str, mirrored: bool | None
+) -> None:
+    assert parse_sidecar_file(name, text).mirrored is mirrored
+
+
+def test_a_switch_of_a_script_does_not_take_the_next_option_for_its_value() -> None:
+    training = parse_sidecar_file("train.sh", "train.py --random_flip --max_train_steps=400 --fp16")
+    assert (training.mirrored, training.steps) == (True, 400)
+
+
 SCRIPT = """export MODEL_NAME="lab/base"
 accelerate launch train_dreambooth.py \\
   --pretrained_model_name_or_path=$MODEL_NAME \\

@@ -1,0 +1,142 @@
+"""What the verbs share: their options, progress on stderr, and what identifies a run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finextract import __version__
+
+if TYPE_CHECKING:
+    from finextract.extract import ExtractionSettings
+    from finextract.models.base import Pair
+    from finextract.sscd import Embedder
+
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is not a terminal
+
+type Command = Callable[..., None]
+type Option = Callable[[Command], Command]
+
+PAIR: tuple[Option, ...] = (
+    click.argument("checkpoint", type=click.Path(path_type=Path)),
+    click.option("--base", required=True, type=click.Path(path_type=Path), metavar="DIR",
+                 help="The base model: a diffusers pipeline folder."),
+)  # fmt: skip
+SAMPLING: tuple[Option, ...] = (
+    click.option("--caption", metavar="TEXT",
+                 help="The training caption.  [default: from the card, metadata or sidecar files]"),
+    click.option("--method", type=click.Choice(["finextract", "cfg", "direct"]), default="finextract",
+                 show_default=True, help="Model guidance, or a baseline on the tuned model alone."),
+    click.option("--guidance-scale", type=float, metavar="W",
+                 help="w' of the paper.  [default: 3 for full weights, 5 for LoRA; 3 for cfg]"),
+    click.option("--correction", type=float, metavar="K",
+                 help="k of the paper; 0 is off.  [default: -0.02 for full weights, 0 for LoRA]"),
+    click.option("--samples-per-image", type=click.IntRange(1), default=50, show_default=True),
+    click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True,
+                 help="DDIM sampling steps."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+                 help="Seed of the first sample; the others follow."),
+    click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+                 help="A new or empty folder for images and result.json.  [default: finextract-out/"
+                      "NAME/VERB-1, or the next free number]"),
+)  # fmt: skip
+BACKGROUND: Option = click.option(
+    "--background", type=click.Path(path_type=Path), metavar="DIR",
+    help="Pictures of the same kind that nothing was trained on; 99 of them are used, 19 or more are needed "
+         "for a p of 5 %.  [default: each picture's own variants alone]",
+)  # fmt: skip
+OUTPUT: tuple[Option, ...] = (
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+
+
+def with_options(*options: Option) -> Option:
+    """Several options as one decorator; --help lists them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def of_run(checkpoint: Path, base: Path) -> dict[str, str]:
+    """What identifies a run in its result."""
+    return {
+        "checkpoint": str(checkpoint),
+        "base": str(base),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+    }
+
+
+def prepare_extraction(
+    checkpoint: Path, base: Path, options: dict[str, Any], num_train_images: int
+) -> tuple[Pair, str, ExtractionSettings, Embedder]:
+    """Loads what an extraction needs, and says on stderr what it will do."""
+    from finextract.extract import ExtractionSettings
+    from finextract.metadata.captions import caption_for
+    from finextract.sscd import load_embedder
+
+    caption = caption_for(checkpoint, options.pop("caption"))
+    settings = ExtractionSettings(**options)
+    pair = load(base, checkpoint)
+    settings.guidance(pair.kind)  # refuses numbers that cannot be used, before anything is sampled
+    click.echo(f"caption ({caption.origin}): {caption.text!r}", err=True)
+    if caption.exceeds_clip:
+        click.echo("the caption is longer than CLIP reads (75 tokens): its end has no effect", err=True)
+    embedder = load_embedder()
+    count = settings.samples_per_image * num_train_images
+    click.echo(f"drawing {count} samples of {settings.steps} steps", err=True)
+    return pair, caption.text, settings, embedder
+
+
+def load(base: Path, checkpoint: Path) -> Pair:
+    """Loads a pair without the libraries' own progress bars and messages, and says on stderr where it is."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from finextract.models.loading import load_pair
+
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    pair = load_pair(base, checkpoint)
+    click.echo(f"{pair.kind} weights on {pair.tuned.device}", err=True)
+    return pair
+
+
+class Progress:
+    """Shows how far a stage is on stderr: one changing line on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._on_terminal = sys.stderr.isatty()
+        self._stage = ""
+        self._called = self._began = self._shown = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._shown = stage, self._called, self._called
+        self._called = now
+        left_s = (now - self._began) / done * (total - done)
+        line = f"{stage} {done}/{total}" + (f", about {_duration(left_s)} left" if done < total else "")
+        if self._on_terminal:
+            click.echo(f"\r{line:50}" + ("\n" if done == total else ""), nl=False, err=True)
+        elif done == total or now - self._shown >= SECONDS_BETWEEN_LINES or self._shown == self._began:
+            self._shown = now
+            click.echo(line, err=True)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
