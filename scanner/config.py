@@ -23,7 +23,8 @@ import tomli_w
 
 from scanner.records import ConfigRow, now
 
-COMPARING = ("alpha", "tau", "tau_quantile", "corpora")  # the keys that do not affect sampling
+# The keys that do not affect the samples of a checkpoint.
+COMPARING = ("alpha", "tau", "tau_quantile", "corpora", "screen", "extract", "screen_budget")
 DESCRIPTOR = "sscd_disc_mixup-int8"
 
 
@@ -47,6 +48,9 @@ class ScanConfig:
     tau_quantile: float = 0.99  # of the background's nearest-neighbour similarities
     tau: float = 1.0  # the similarity that a flag needs: the value of that quantile
     descriptor: str = DESCRIPTOR
+    screen: str = "first"  # membership before sampling: "first", "only" (nothing is sampled), or "off"
+    extract: str = "flagged"  # sample what the screen names ("flagged"), everything ("always"), or "never"
+    screen_budget: int = 2000  # evaluations of the tuned model that a screen may take
     corpora: dict[str, str] = field(default_factory=dict)  # name -> digest of its references and of its role
 
     def toml(self) -> str:
@@ -67,6 +71,27 @@ class ScanConfig:
     def row(self) -> ConfigRow:
         """The configuration as a row of the store, with its full TOML."""
         return ConfigRow(self.config_id, self.toml(), now())
+
+    @property
+    def is_screened(self) -> bool:
+        """Whether the screen runs."""
+        return self.screen != "off"
+
+    def is_sampled(self, *, named: bool) -> bool:
+        """Whether a checkpoint is sampled; `named` is the screen's answer, True without a screen."""
+        if self.screen == "only" or self.extract == "never":
+            return False
+        return named or self.extract == "always"
+
+    @property
+    def what_flags(self) -> str:
+        """What a flag needs, by its grounds, in a sentence."""
+        needs = []
+        if self.is_screened:
+            needs.append(f"trained on a reference: q <= {self.alpha:g}")
+        if self.is_sampled(named=True):
+            needs.append(f"gives one back: similarity >= {self.tau:.2f} and q <= {self.alpha:g}")
+        return f"A flag needs {'; or '.join(needs)}."
 
     def num_samples_images(self, stated: int | None) -> int:
         """The N0 to sample for: as the metadata state it, or assumed; limited by `max_samples`."""
@@ -89,6 +114,9 @@ INTRODUCED: dict[str, Any] = {
     "tau_quantile": 0.99,
     "tau": 1.0,
     "descriptor": "sscd_disc_mixup-int8",
+    "screen": "off",
+    "extract": "flagged",
+    "screen_budget": 2000,
     "corpora": {},
 }
 _FLOATS = frozenset(f.name for f in dataclasses.fields(ScanConfig) if "float" in str(f.type))

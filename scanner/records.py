@@ -26,6 +26,35 @@ class Verdict(StrEnum):
     FAILED = "failed"  # for a reason of the network or this program; the next crawl tries again
 
 
+class Ground(StrEnum):
+    """What a flag claims. The two are different claims, and are never mixed."""
+
+    TRAINED_ON = (
+        "trained_on"  # about training: by the models' losses, a reference was among the training images
+    )
+    GIVES_BACK = "gives_back"  # about what anybody can generate: an extracted image matches a reference
+
+
+class Examination(StrEnum):
+    """How a checkpoint was looked at before its verdict."""
+
+    SAMPLED = "sampled"  # extraction alone
+    SCREENED = "screened"  # membership alone: nothing was sampled
+    BOTH = "screened_and_sampled"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return _EXAMINATIONS[self]
+
+
+_EXAMINATIONS = {
+    Examination.SAMPLED: "sampled; not screened",
+    Examination.SCREENED: "screened; not sampled",
+    Examination.BOTH: "screened and sampled",
+}
+
+
 class ReviewDecision(StrEnum):
     """A reviewer's decision about a match or a scan."""
 
@@ -67,6 +96,8 @@ class Role(StrEnum):
 
     REFERENCE = "reference"  # images that their owner looks for
     BACKGROUND = "background"  # similar images that no checkpoint was trained on: the null
+    # The owner's own images that were never published, so that none was trained on: a better null.
+    UNSEEN = "unseen"
 
 
 def now() -> datetime:
@@ -144,7 +175,7 @@ class Scan:
     run_id: str  # the crawl that made the attempt
     verdict: Verdict
     reason: str  # why it was skipped or failed; "" otherwise
-    stage: str  # the last stage that it reached: inspect, fetch, load, sample, embed, cliques, match
+    stage: str  # the last stage that it reached: inspect, fetch, load, screen, sample, embed, cliques, match
     started_at: datetime
     finished_at: datetime
     caption: str | None = None  # the caption that the samples were drawn with
@@ -165,6 +196,20 @@ class Scan:
     versions: dict[str, str] = field(default_factory=dict)  # of the libraries that shape the result
     seed: int = 0  # of the first sample
     reason_code: ReasonCode | None = None  # `reason` as a code that can be counted; None without a reason
+    grounds: str = ""  # of a flag: a Ground, or both joined by "+", "trained_on+gives_back"; "" otherwise
+    examined: Examination | None = None  # None where it was not scanned, and in rows from before screening
+    trained_on: int = 0  # references that were trained on
+    membership_q: float | None = None  # the least corrected p-value among the scan's memberships
+    screen_evaluations: int = 0  # of the tuned model, by the screen
+    screen_base_evaluations: int = 0  # of the base model, without those that were shared with other scans
+    sample_evaluations: int = 0  # of either model, by the sampling
+    screened_references: int = 0  # references whose losses were evaluated; the others fell to the prefilter
+    background_unlike: bool = False  # the background is of another kind than the references
+
+    @property
+    def grounds_of_flag(self) -> tuple[Ground, ...]:
+        """The grounds of a flag; empty without one."""
+        return tuple(Ground(part) for part in self.grounds.split("+") if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +243,39 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Membership:
+    """What the models' losses say about one reference, or about a corpus as a whole: was it trained on?
+
+    A scan keeps rows for the references that stood out, and for each corpus.
+    """
+
+    membership_id: str
+    scan_id: str
+    corpus: str
+    reference_id: str  # "" for the corpus as a whole
+    log_ratio: float  # log of the base model's loss over the tuned model's; of a corpus its mean
+    margin: float | None  # log-ratio in its best framing, less the mean of the reference's own variants
+    framed_log_ratio: float | None  # in its best framing, the mean over the timesteps
+    variant_log_ratios: tuple[float, ...]  # in that framing: the null of the reference; empty for a corpus
+    framing: str  # the way of cutting the picture that fits best, such as "squash"; "" for a corpus
+    framings_tried: int
+    background_p: float | None  # conformal p of the log-ratio against the background
+    p_value: float  # of the margin against its own variants, corrected for the framings
+    q_value: float  # Benjamini-Hochberg over all references and corpora of the scan
+    trained_on: bool
+    num_pictures: int = 1  # of a corpus: how many were compared with their mirror images
+    margin_low: float | None = None  # of a corpus: the 95 % interval of its margin
+    margin_high: float | None = None
+    num_background: int = 0  # background images that the log-ratio was compared with
+    background_highest: float | None = None  # the highest log-ratio among them
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """One event of the decision log; scanner.store.decisions.fold computes which events stand."""
 
     decision_id: str
-    subject_id: str  # a match_id or a scan_id
+    subject_id: str  # a match_id, a membership_id or a scan_id
     event: EventKind
     decision: ReviewDecision | None  # of a decide event; None otherwise
     note: str  # of a note event, where an empty text removes the note; "" otherwise
@@ -225,6 +298,7 @@ class Reference:
     descriptor: str
     embedding: tuple[float, ...]
     added_at: datetime
+    image_sha256: str | None = None  # names its copy in the store, at most 1,024 pixels; None in older rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,4 +329,6 @@ class Night:
     recorded_at: datetime | None = None  # when this row was written
 
 
-Record = Checkpoint | Listing | Scan | Candidate | Match | Decision | Reference | ConfigRow | Night
+Record = (
+    Checkpoint | Listing | Scan | Candidate | Membership | Match | Decision | Reference | ConfigRow | Night
+)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servers.hub import Hub
@@ -28,7 +28,9 @@ ZOO = ROOT / "tests" / "zoo"
 BIN = Path(sys.executable).parent
 OUT = ROOT / "build" / "demo"
 STRONG = 200  # steps an image: the bound that tests/zoo/README.md wrote down before anything was measured
-BUDGET = ["--samples-per-image", "20", "--steps", "25", "--assume-train-images", "5"]
+BUDGET = ["--samples-per-image", "20", "--steps", "25", "--assume-train-images", "5",
+          "--screen-budget", "165"]  # fmt: skip
+SCREEN_SHARE = 1 / 20  # of the evaluations that extracting from every checkpoint takes, at most
 
 
 def run(*words: str, env: dict[str, str], capture: bool = False) -> str:
@@ -77,8 +79,12 @@ def outcome(store: Store) -> dict[str, object]:
         "scans": store.query(
             "SELECT checkpoint_id, config_id, verdict, reason, stage, caption, base, guidance_scale, "
             "correction, num_samples, num_candidates, num_references, num_background, "
-            "round(best_similarity, 4) AS best, "
-            "round(q_value, 4) AS q FROM scans ORDER BY ALL"
+            "round(best_similarity, 4) AS best, round(q_value, 4) AS q, grounds, examined, trained_on, "
+            "round(membership_q, 3) AS membership_q FROM scans ORDER BY ALL"
+        ),
+        "memberships": store.query(
+            "SELECT checkpoint_id, corpus, reference_id, round(margin, 2) AS margin, framing, m.trained_on "
+            "FROM memberships m JOIN scans USING (scan_id) ORDER BY ALL"
         ),
         "matches": store.query(
             "SELECT checkpoint_id, corpus, reference_id, round(m.similarity, 3) AS similarity, "
@@ -92,6 +98,8 @@ def outcome(store: Store) -> dict[str, object]:
 
 def demonstrate(hub: Hub, shown: str) -> None:
     """Ingest, crawl, check."""
+    from scanner.store.store import Store
+
     start = time.monotonic()
     env = {
         **os.environ, "HF_ENDPOINT": hub.url, "FINEXTRACT_CACHE": str(OUT / "cache"),
@@ -109,23 +117,31 @@ def demonstrate(hub: Hub, shown: str) -> None:
     run("scanner", "crawl", "--source", "hf", "--limit", "100", "--store", shown, *BUDGET, env=env)
     status = run("scanner", "status", "--store", shown, "--json", env=env, capture=True)
     verdicts = {row["repo"]: row for row in json.loads(status)["checkpoints"]}
-    wrong = check(verdicts)
+    wrong = check(verdicts) + compare_costs(Store(shown))
     print(f"\ndemo: {len(verdicts)} checkpoints in {time.monotonic() - start:.0f} s, in the store {shown}")
     if wrong:
         sys.exit("demo: not as expected:\n  " + "\n  ".join(wrong))
-    print("demo: every strong checkpoint is flagged, no control is, pickled and corrupt entries are skipped.")
+    print(
+        "demo: every strong checkpoint gives images back, every weak one is flagged as trained on, no\n"
+        "control is flagged, pickled and corrupt entries are skipped."
+    )
 
 
-def check(verdicts: dict[str, dict[str, str]]) -> list[str]:
+def check(verdicts: dict[str, dict[str, Any]]) -> list[str]:
     """The verdicts that are not as expected."""
     zoo = json.loads((ZOO / "zoo.json").read_text())
     wrong = []
     for entry in zoo["checkpoints"]:
-        verdict = verdicts[entry["repo"]]["verdict"]
-        if entry["control"] and verdict != "nothing_found":
-            wrong.append(f"the control {entry['repo']} is {verdict}")
-        if not entry["control"] and entry["steps_per_image"] >= STRONG and verdict != "flagged":
-            wrong.append(f"the strong checkpoint {entry['repo']} is {verdict}")
+        row = verdicts[entry["repo"]]
+        found = f"{row['verdict']} ({', '.join(row['grounds'])}; {row['examined']})"
+        if entry["control"]:
+            if row["verdict"] != "nothing_found":
+                wrong.append(f"the control {entry['repo']} is {found}")
+        elif entry["steps_per_image"] >= STRONG:
+            if "gives_back" not in row["grounds"]:
+                wrong.append(f"the strong checkpoint {entry['repo']} is {found}")
+        elif "trained_on" not in row["grounds"]:
+            wrong.append(f"the weak checkpoint {entry['repo']} is {found}")
     for repo, row in verdicts.items():
         if repo.startswith("trouble/") and (row["verdict"] != "skipped" or not row["reason"]):
             wrong.append(f"{repo} is {row['verdict']}: {row['reason']!r}")
@@ -133,6 +149,23 @@ def check(verdicts: dict[str, dict[str, str]]) -> list[str]:
         if not any(word in row["reason"] for row in verdicts.values()):
             wrong.append(f"no entry was skipped as {word}")
     return wrong
+
+
+def compare_costs(store: Store) -> list[str]:
+    """Prints what the screen cost beside what extraction costs; says where it cost too much."""
+    (cost,) = store.query(
+        "SELECT count(*) AS scans, sum(screen_evaluations + screen_base_evaluations) AS screened, "
+        "sum(sample_evaluations) AS sampled, count(*) FILTER (sample_evaluations > 0) AS extracted "
+        "FROM scans WHERE examined IS NOT NULL"
+    )
+    everywhere = cost["sampled"] / max(1, cost["extracted"]) * cost["scans"]
+    share = cost["screened"] / everywhere
+    print(
+        f"\ndemo: {cost['scans']} checkpoints were screened with {cost['screened']:,} evaluations, a "
+        f"{1 / share:.0f}th of the {everywhere:,.0f}\nthat extracting from all of them takes. "
+        f"{cost['extracted']} of them were worth an extraction."
+    )
+    return [] if share <= SCREEN_SHARE else [f"the screen took {share:.1%} of the evaluations"]
 
 
 if __name__ == "__main__":

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING
 import click
 
 from scanner.commands.options import store_option
-from scanner.errors import CorpusError
+from scanner.errors import ConfigError, CorpusError
 from scanner.text import for_terminal
 
 if TYPE_CHECKING:
     from scanner.match.corpus import Added
 
 SHOWN = 5  # images that could not be used; the others are counted
+MEANINGS = {
+    "reference": "a corpus of references",
+    "background": "a background",
+    "unseen": "unseen works of the owner",
+}
 
 
 @click.group(name="corpus")
 def command() -> None:
-    """Add and list corpora of reference images, and backgrounds."""
+    """Add and list corpora: reference images, backgrounds and unseen works."""
 
 
 @command.command()
@@ -32,11 +37,18 @@ def command() -> None:
     is_flag=True,
     help="Images that no checkpoint was trained on: flags are judged against them.",
 )
+@click.option(
+    "--unseen",
+    is_flag=True,
+    help="Works of yours that were never published, so that no checkpoint was trained on them: flags are "
+    "judged against them too.",
+)
 @store_option
-def add(name: str, folder: Path, background: bool, store: str) -> None:
+def add(name: str, folder: Path, background: bool, unseen: bool, store: str) -> None:
     """Embed the images below DIR and store them as the corpus NAME.
 
-    Run the command again when DIR has changed: only new images are embedded.
+    Run the command again when DIR has changed: only new images are embedded. The store keeps a copy of each
+    picture, at most 1,024 pixels on its longer side, which workers on other machines read.
     """
     from scanner.crawl.worker import SscdEmbedder
     from scanner.match.corpus import add as add_images
@@ -46,13 +58,18 @@ def add(name: str, folder: Path, background: bool, store: str) -> None:
 
     if not name.isprintable() or not name.strip() or len(name) > 100:
         raise CorpusError("a corpus needs a printable name of at most 100 characters.")
+    if background and unseen:
+        raise ConfigError(
+            "--background and --unseen exclude each other: a background is made of other people's images, "
+            "unseen works are your own.\nAdd the two as two corpora."
+        )
     image_files(folder)  # a wrong folder creates no store
     opened = Store(store, create=True)
-    role = Role.BACKGROUND if background else Role.REFERENCE
+    role = Role.BACKGROUND if background else Role.UNSEEN if unseen else Role.REFERENCE
     done = _shown(add_images(opened, name, folder, SscdEmbedder(), role))
     click.echo(
         f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.unusable)} not usable; "
-        + ("a background" if background else "a corpus of references"),
+        + MEANINGS[role],
         err=True,
     )
     if done.repeated:

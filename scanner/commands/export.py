@@ -29,8 +29,8 @@ def command(folder: Path, form: str, tables: tuple[str, ...], store: str) -> Non
     """Write the newest rows of the store's tables into DIR: one file a table, or one DuckDB file.
 
     decision_log is every event of the reviewers with its repo, file and reference; standing_decisions is the
-    decision and the note that stand for each match or checkpoint. Existing files are replaced. Images are not
-    exported.
+    decision and the note that stand for each match, membership or checkpoint. Both name the grounds:
+    trained_on, gives_back, or both. Existing files are replaced. Images are not exported.
     """
     opened = Store(store)
     try:

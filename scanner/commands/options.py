@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scanner.config import ScanConfig, default_store
+from scanner.errors import ConfigError
 from scanner.hubs.registry import supporting
 from scanner.settings import SharedOption
 from scanner.units import parse_size
@@ -103,6 +104,19 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "type": click.FloatRange(0, 1, min_open=True), "default": DEFAULTS.alpha, "show_default": True,
         "help": "The false-discovery level: a flag needs a corrected p-value (q) of at most this.",
     }),
+    (("--screen",), {
+        "type": click.Choice(["first", "only", "off"]), "default": DEFAULTS.screen, "show_default": True,
+        "help": "Ask the models' losses which references a checkpoint was trained on: before sampling, "
+        "instead of it, or not at all.",
+    }),
+    (("--extract",), {
+        "type": click.Choice(["flagged", "always", "never"]), "default": DEFAULTS.extract,
+        "show_default": True, "help": "Sample the checkpoints that the screen names, all, or none.",
+    }),
+    (("--screen-budget",), {
+        "type": click.IntRange(1), "default": DEFAULTS.screen_budget, "show_default": True, "metavar": "N",
+        "help": "Evaluations of a checkpoint's model that its screen may take.",
+    }),
     (("--keep-weights",), {"is_flag": True, "help": "Keep downloaded checkpoints after their scan."}),
     (("--allow-pickle",), {
         "is_flag": True,
@@ -125,7 +139,7 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
 )  # fmt: skip
 _SCAN_SETTINGS = ("samples_per_image", "assumed_train_images", "steps", "guidance_scale", "correction",
-                  "seed", "alpha")  # fmt: skip
+                  "seed", "alpha", "screen", "extract", "screen_budget")  # fmt: skip
 
 
 def scan_options(*, hidden: bool = False) -> Callable[[click.decorators.FC], click.decorators.FC]:
@@ -144,6 +158,8 @@ def crawl_options(given: dict[str, Any], **others: Any) -> CrawlOptions:
     """The options of a crawl from the values of `scan_options`; `others` are further fields."""
     from scanner.crawl.service import CrawlOptions
 
+    if given["screen"] == "off" and given["extract"] == "never":
+        raise ConfigError("--screen off and --extract never leave nothing to do. Use one of them.")
     config = ScanConfig(**{name: given[name] for name in _SCAN_SETTINGS})
     fields = {name: value for name, value in given.items() if name not in _SCAN_SETTINGS}
     return CrawlOptions(**fields, config=config, **others)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scanner.records import Examination, Ground, Verdict
+from scanner.store.grounds import grounds_label, shown_q
 from scanner.store.queries import ReasonCount, names_in_list, shorter
 from scanner.text import for_terminal
 from scanner.units import show_size
@@ -25,12 +27,26 @@ VERDICTS = {"flagged": "FLAGGED", "nothing_found": "nothing found"}
 
 
 def verdict_line(
-    repo: str, verdict: str, best_similarity: float | None, q_value: float | None, reason: str, *further: str
+    repo: str,
+    verdict: str,
+    best_similarity: float | None,
+    q_value: float | None,
+    reason: str,
+    *further: str,
+    grounds: Sequence[str] = (),
+    examined: str | None = None,
+    membership_q: float | None = None,
 ) -> str:
-    """A verdict on one line."""
+    """A verdict on one line, with the grounds of a flag, or how a checkpoint without one was looked at."""
     parts = [f"{verdict.replace('_', ' '):13} {repo}"]
+    if grounds:
+        parts.append(grounds_label(grounds))
+    elif verdict == Verdict.NOTHING_FOUND and examined:
+        parts.append(Examination(examined).label)
+    if Ground.TRAINED_ON in grounds and membership_q is not None:
+        parts.append(f"training q {_q(membership_q)}")
     if best_similarity is not None and q_value is not None:
-        parts.append(f"best {best_similarity:.2f}, q {q_value:.3f}")
+        parts.append(f"best {best_similarity:.2f}, q {_q(q_value)}")
     parts += [shorter(reason, repo)] if reason else []
     return for_terminal("  ".join([*parts, *further]))
 
@@ -45,9 +61,10 @@ def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
         ("q", "right"),
     ):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("reason", overflow="fold")
+    table.add_column("grounds or reason", overflow="fold")
     names = names_in_list((row["source"], row["repo"], row["revision"], row["file"]) for row in rows)
     for name, row in zip(names, rows, strict=True):
+        q = shown_q(row["grounds"], row["q_value"], row["membership_q"])
         table.add_row(
             Text(for_terminal(name)),
             Text(
@@ -55,14 +72,28 @@ def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
                 style="bold" if row["verdict"] == "flagged" else "",
             ),
             "" if row["best_similarity"] is None else f"{row['best_similarity']:.2f}",
-            "" if row["q_value"] is None else f"{row['q_value']:.3f}",
-            Text(for_terminal(shorter(row["reason"], row["repo"]))),
+            "" if q is None else _q(q),
+            Text(for_terminal(_details(row))),
         )
     _console().print(table)
     if len(rows) < total:
         click.echo(
             f"... and {total - len(rows):,} more. `scanner status --limit N` shows N of them, --json all."
         )
+
+
+def _details(row: dict[str, Any]) -> str:
+    """The grounds of a flag; how a checkpoint without one was looked at; or why there is no result."""
+    if row["grounds"]:
+        return grounds_label(row["grounds"])
+    if row["verdict"] == Verdict.NOTHING_FOUND and row["examined"]:
+        return Examination(row["examined"]).label
+    return shorter(row["reason"], row["repo"])
+
+
+def _q(value: float) -> str:
+    """A q-value with three decimal places; never a bare zero."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def rows_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

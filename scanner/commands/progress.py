@@ -138,7 +138,8 @@ class Terminal(Observer):
             further.append(f"see {log_path(scan.scan_id)} in the store")
         line = verdict_line(
             checkpoint.repo, scan.verdict, scan.best_similarity, scan.q_value, scan.reason, *further,
-            f"({seconds:.0f} s)",
+            f"({seconds:.0f} s)", grounds=scan.grounds_of_flag, examined=scan.examined,
+            membership_q=scan.membership_q,
         )  # fmt: skip
         self.message(f"[{_done(progress)}] {line}")
 

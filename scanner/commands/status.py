@@ -44,6 +44,9 @@ def command(
     The last line counts them: planned = flagged + nothing found + skipped + failed + to do. Each checkpoint
     is counted once. Of its verdicts under several configurations a flag stands before every other, a failure
     after every other, and the newest of equals. The review desk and a crawl print the same sum.
+
+    A flag names its grounds: "trained on" is a claim about training, made from the models' losses, "gives
+    back" is about what anybody can generate now.
     """
     opened = Store(store)
     known = [c["config_id"] for c in opened.query("SELECT config_id FROM configs ORDER BY created_at DESC")]
@@ -102,6 +105,15 @@ def _newest(store: Store, config_id: str | None, count: int) -> list[str]:
     """The newest verdicts, one on each line."""
     return [
         f"{row['finished_at'].astimezone():%H:%M:%S}  "
-        + verdict_line(row["repo"], row["verdict"], row["best_similarity"], row["q_value"], row["reason"])
+        + verdict_line(
+            row["repo"],
+            row["verdict"],
+            row["best_similarity"],
+            row["q_value"],
+            row["reason"],
+            grounds=row["grounds"],
+            examined=row["examined"],
+            membership_q=row["membership_q"],
+        )
         for row in newest(store, config_id, max(1, count))
     ]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from finextract.reasons import ReasonCode
 from scanner.crawl.pool import WorkerFailed, WorkerHandle
 
-STAGES_S = {"fetch": 7200.0, "load": 1800.0, "sample": 8 * 3600.0, "embed": 3600.0, "cliques": 3600.0,
-            "match": 1800.0}  # fmt: skip
+STAGES_S = {"fetch": 7200.0, "load": 1800.0, "screen": 3600.0, "sample": 8 * 3600.0, "embed": 3600.0,
+            "cliques": 3600.0, "match": 1800.0}  # fmt: skip
 
 
 class DeadlinePassed(WorkerFailed):

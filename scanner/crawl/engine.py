@@ -30,7 +30,8 @@ CLAIMS = 2  # checkpoints that a worker claims beyond the one that it scans,
 CLAIMS_S = 10.0  # or as many as it scans in this time, because a claim costs queries to the store,
 MAX_CLAIMS = 1000  # but no more than this
 PREFETCH_BYTES = 20_000_000_000  # of files that are fetched ahead of their scans
-PREFETCH_AFTER_S = 5.0  # of sampling: shorter scans do without
+PREFETCH_AFTER_S = 5.0  # of screening or sampling: shorter scans do without
+COMPUTING = ("screen", "sample")  # stages in which a worker downloads nothing
 TICK_S = 2.0  # between two checks of what is running
 
 
@@ -279,7 +280,7 @@ class _Crawl:
                 progress.running.append((checkpoint, "start", 0.0))
             else:
                 progress.running.append((checkpoint, stage.name, stage.seconds))
-                if stage.name == "sample" and stage.seconds > PREFETCH_AFTER_S:  # nothing else is downloading
+                if stage.name in COMPUTING and stage.seconds > PREFETCH_AFTER_S:
                     for claimed in list(self.backlog.queue(worker))[:CLAIMS]:
                         pool.fetch_ahead(worker, claimed, PREFETCH_BYTES)
             if passed is not None:

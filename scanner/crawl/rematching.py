@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from scanner.crawl.planning import Planned
 from scanner.crawl.samples import batches, candidate_rows, of_each_scan, sampled
+from scanner.crawl.verdicts import examination, grounds_of
 from scanner.crawl.worker import Task
 from scanner.match.corpus import corpora_of
 from scanner.match.matching import Candidates, Comparison, Corpora, compare, split
@@ -229,6 +230,14 @@ class Rematching:
                 config_id=self._config_id,
                 run_id=self._run_id,
                 verdict=evidence.verdict,
+                grounds="+".join(grounds_of((), evidence)),
+                examined=examination(False, True),
+                trained_on=0,
+                membership_q=None,
+                screen_evaluations=0,
+                screen_base_evaluations=0,
+                screened_references=0,
+                background_unlike=False,
                 started_at=started_at,
                 finished_at=now(),
                 num_references=evidence.num_references,

@@ -24,7 +24,12 @@ class Sampled(NamedTuple):
 
 
 def sampled(store: Store, config: ScanConfig) -> dict[str, Sampled]:
-    """By checkpoint: its newest scan under another configuration that samples alike."""
+    """By checkpoint: its newest scan under another configuration that samples alike.
+
+    Empty for a configuration with a screen: new references are screened, and that takes the models.
+    """
+    if config.is_screened:
+        return {}
     alike = [
         row.config_id
         for row in store.select(ConfigRow, "WHERE config_id <> ?", [config.config_id])

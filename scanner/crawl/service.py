@@ -203,7 +203,8 @@ def open_store(options: CrawlOptions, observer: Observer) -> Store:
 def effective_config(options: CrawlOptions, store: Store, observer: Observer | None = None) -> ScanConfig:
     """The configuration of a crawl with the corpora of the store, and the tau that their background gives.
 
-    Raises CorpusError where a corpus is unknown, or there is no reference or no background.
+    Raises CorpusError where a corpus is unknown, there is no reference or no background, or the budget of the
+    screen is too small.
     """
     from scanner.match.matching import with_corpora
 
@@ -240,7 +241,7 @@ def _scan(
             todo = len(plan.todo)
             report_once(
                 f"{plan.listed} entries, {len(plan)} checkpoints, {len(plan) - todo} finished before, "
-                f"{todo} to do; a flag needs similarity >= {config.tau:.2f} and q <= {config.alpha:g}"
+                f"{todo} to do. {config.what_flags}"
             )
 
     try:

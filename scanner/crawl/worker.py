@@ -6,7 +6,6 @@ its functions.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import tempfile
@@ -25,6 +24,9 @@ from finextract.errors import CheckpointError
 from scanner.config import DESCRIPTOR, ScanConfig, default_cache
 from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of
 from scanner.crawl.logs import LOGGER, logged
+from scanner.crawl.screening import Screen
+from scanner.crawl.threads import share_of_cores, thread_settings
+from scanner.crawl.verdicts import examination, grounds_of
 from scanner.errors import EntryError, Skipped, Unavailable
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
@@ -82,7 +84,7 @@ class Stage(NamedTuple):
     """The stage of the scan that is running."""
 
     checkpoint_id: str
-    name: str  # fetch, load, sample, embed, cliques, match
+    name: str  # fetch, load, screen, sample, embed, cliques, match
     seconds: float  # since it began
 
 
@@ -106,6 +108,10 @@ class Scanner:
     def _corpora(self) -> Corpora:
         """The references and the background. Read at the first scan, so a fetcher never reads them."""
         return split(corpora_of(self._store, self._task.config, self._cache))
+
+    @cached_property
+    def _screen(self) -> Screen:
+        return Screen(self._store, self._task.config, self._corpora)
 
     def ready(self) -> None:
         """Loads what every scan needs, so that a failure is not attributed to a checkpoint.
@@ -180,7 +186,6 @@ class Scanner:
             raise LeaseLost(f"another crawl has taken over {checkpoint.repo}")
 
     def _scan(self, checkpoint: Checkpoint, attempt: Attempt) -> Scan:
-        from finextract.extract import ExtractionSettings, extract_all
         from finextract.models.loading import tune
 
         config = self._task.config
@@ -190,6 +195,55 @@ class Scanner:
             files = fetched(self._source, self._bases, checkpoint, self._downloads(keep=False))
             with files as local, attempt.enter("load"):
                 pair = tune(self._load_base(local.base), local.weights)
+        attempt.facts.update(
+            device=_device_name(),
+            precision=str(pair.tuned.dtype).removeprefix("torch."),
+            versions=_versions(),
+            num_references=corpora.num_references,
+            num_background=corpora.num_background,
+        )
+        screened = None
+        if config.is_screened:
+            with attempt.enter("screen"):
+                screened = self._screen.run(pair, checkpoint, attempt.scan_id)
+            attempt.facts.update(screened.facts)
+        sampled = config.is_sampled(named=screened is None or screened.named)
+        candidates: list[Candidate] = []
+        evidence = None
+        if sampled:
+            result = self._sample(pair, checkpoint, attempt)
+            with attempt.enter("match"):
+                candidates = [
+                    Candidate(
+                        candidate_id=new_id(),
+                        scan_id=attempt.scan_id,
+                        seed=result.seeds[clique.representative],
+                        clique_size=len(clique.members),
+                        clique_similarity=clique.similarity,
+                        image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
+                        descriptor=config.descriptor,
+                        embedding=tuple(result.embeddings[clique.representative].tolist()),
+                    )
+                    for clique in result.candidates
+                ]
+                own = Candidates(
+                    attempt.scan_id, [c.candidate_id for c in candidates], result.candidate_embeddings()
+                )
+                (evidence,) = compare([own], corpora, config.tau, config.alpha)
+            attempt.facts.update(best_similarity=evidence.best_similarity, q_value=evidence.q_value)
+        self._confirm_lease(checkpoint)
+        self._store.append(candidates)
+        self._store.append(evidence.matches if evidence else [])
+        self._store.append(screened.rows if screened else [])
+        grounds = grounds_of(screened.rows if screened else (), evidence)
+        attempt.facts.update(grounds="+".join(grounds), examined=examination(screened is not None, sampled))
+        return attempt.end(Verdict.FLAGGED if grounds else Verdict.NOTHING_FOUND, "")
+
+    def _sample(self, pair: Any, checkpoint: Checkpoint, attempt: Attempt) -> Any:
+        """A finextract.extract.Extraction of a pair. The attempt gets its facts and seconds."""
+        from finextract.extract import ExtractionSettings, extract_all
+
+        config = self._task.config
         settings = ExtractionSettings(
             guidance_scale=config.guidance_scale,
             correction=config.correction,
@@ -204,13 +258,7 @@ class Scanner:
             "caption %r, base %s, w' %g, k %g", checkpoint.caption, checkpoint.base, guidance.guidance_scale,
             guidance.correction,
         )  # fmt: skip
-        attempt.facts.update(
-            guidance_scale=guidance.guidance_scale,
-            correction=guidance.correction,
-            device=_device_name(),
-            precision=str(pair.tuned.dtype).removeprefix("torch."),
-            versions=_versions(),
-        )
+        attempt.facts.update(guidance_scale=guidance.guidance_scale, correction=guidance.correction)
         with attempt.enter("sample"):
             self._embedder = self._embedder or SscdEmbedder(config.descriptor, self._threads)
             assert checkpoint.caption is not None, "inspection gives a caption or skips"
@@ -225,39 +273,16 @@ class Scanner:
         for stage in ("embed", "cliques"):
             attempt.seconds[stage] = result.seconds[stage]
             attempt.seconds["sample"] -= result.seconds[stage]
-        attempt.facts.update(num_samples=result.num_samples, num_candidates=len(result.candidates))
+        attempt.facts.update(
+            num_samples=result.num_samples,
+            num_candidates=len(result.candidates),
+            sample_evaluations=result.unet_evaluations,
+        )
         LOGGER.info(
             "%d samples, %d candidates, batches of %d", result.num_samples, len(result.candidates),
             self._batch_size,
         )  # fmt: skip
-        with attempt.enter("match"):
-            candidates = [
-                Candidate(
-                    candidate_id=new_id(),
-                    scan_id=attempt.scan_id,
-                    seed=result.seeds[clique.representative],
-                    clique_size=len(clique.members),
-                    clique_similarity=clique.similarity,
-                    image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
-                    descriptor=config.descriptor,
-                    embedding=tuple(result.embeddings[clique.representative].tolist()),
-                )
-                for clique in result.candidates
-            ]
-            own = Candidates(
-                attempt.scan_id, [c.candidate_id for c in candidates], result.candidate_embeddings()
-            )
-            (evidence,) = compare([own], corpora, config.tau, config.alpha)
-            self._confirm_lease(checkpoint)
-            self._store.append(candidates)
-            self._store.append(evidence.matches)
-        attempt.facts.update(
-            num_references=evidence.num_references,
-            num_background=evidence.num_background,
-            best_similarity=evidence.best_similarity,
-            q_value=evidence.q_value,
-        )
-        return attempt.end(evidence.verdict, "")
+        return result
 
     def _load_base(self, base: BaseFiles) -> Any:
         """The base model; the last one stays loaded for the checkpoints that share it."""
@@ -272,32 +297,6 @@ class Scanner:
             model = load_base(base.folder, device, dtype)
             self._base = (base, model if base.weights is None else tune(model, base.weights).tuned)
         return self._base[1]
-
-
-def thread_settings(threads: int) -> dict[str, str]:
-    """Environment variables with which torch computes with so many threads, whichever thread calls it.
-
-    They are read once, when torch is imported; `torch.set_num_threads` holds for the thread that calls it. A
-    thread that waits for another one sleeps: on a busy machine, one that spins takes the core that the other
-    one needs.
-    """
-    number = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return number | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-
-
-def share_of_cores(gpus: float) -> int:
-    """The cores of this node for a worker that takes so many GPUs, or a part of one; at least 1.
-
-    A worker without a GPU gets one core, because Ray gives each such worker one.
-    """
-    if not gpus:
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # the limit of a container, in microseconds of each period
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, int(quota) // int(period))
-    on_node = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or 1
-    return max(1, int(cores * gpus / on_node))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -2,7 +2,8 @@
 
 Adding a folder is idempotent and incremental: an image is identified by its file's SHA256, and an image that
 is stored under the same descriptor is not embedded again. Image files are untrusted: `scanner.images` opens
-common formats only, and refuses decompression bombs.
+common formats only, and refuses decompression bombs. The store keeps a copy of each picture, so that a worker
+on another machine can read it (`scanner.match.pictures`).
 
 N = references, D = embedding size.
 """
@@ -10,8 +11,10 @@ N = references, D = embedding size.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +35,8 @@ MAX_ASPECT = 20  # long side over short side: a descriptor scales the short side
 BATCH_IMAGES = 16  # embedded together
 BATCH_PIXELS = 40_000_000  # in memory together
 PART_ROWS = 256  # references written together
+COPY_SIDE = 1024  # pixels of a copy on its longer side, at most
+LOSSLESS_PIXELS = 65_536  # of a copy that is kept without loss; a larger one would take 1.5 MB
 
 
 class ImageEmbedder(Protocol):
@@ -50,7 +55,7 @@ class Added:
 
     found: int = 0  # files with the suffix of an image
     added: int = 0  # embedded and stored
-    unchanged: int = 0  # already stored under the same descriptor
+    unchanged: int = 0  # already stored under the same descriptor; some may have got their copy only now
     repeated: int = 0  # copies of another file in the folder
     unusable: dict[Path, str] = field(default_factory=dict)  # unusable images -> the reason
     removed: int = 0  # stored earlier and no longer in the folder; they are kept
@@ -85,8 +90,9 @@ def image_files(folder: Path) -> list[Path]:
 def add(
     store: Store, name: str, folder: Path, embedder: ImageEmbedder, role: Role = Role.REFERENCE
 ) -> Iterator[Added]:
-    """Embeds and stores the images of a folder that are not stored yet.
+    """Embeds and stores the images of a folder that are not stored yet, each with a copy of its picture.
 
+    An image that was stored before there were copies gets a new row with one, and is not embedded again.
     Yields its progress after every batch, and the result at the end. Raises CorpusError where the folder
     holds no usable image, or the corpus has another role.
     """
@@ -95,8 +101,12 @@ def add(
     progress, seen = Added(found=len(paths)), set[str]()
     rows: list[Reference] = []
     for batch in _batches(_fresh(paths, known, seen, progress)):
-        embeddings = embedder.embed([image for _, _, image in batch])
-        for (path, sha256, image), embedding in zip(batch, embeddings, strict=True):
+        stored = _stored_embeddings(store, name, embedder.descriptor, [s for _, s, _ in batch if s in known])
+        new = [(sha256, image) for _, sha256, image in batch if sha256 not in stored]
+        found = embedder.embed([image for _, image in new]) if new else ()
+        embeddings = stored | {sha256: e.tolist() for (sha256, _), e in zip(new, found, strict=True)}
+        copies = _put_copies(store, [image for _, _, image in batch])
+        for (path, sha256, image), copy in zip(batch, copies, strict=True):
             rows.append(
                 Reference(
                     reference_id=sha256,
@@ -107,36 +117,86 @@ def add(
                     width=image.width,
                     height=image.height,
                     descriptor=embedder.descriptor,
-                    embedding=tuple(float(x) for x in embedding),
+                    embedding=tuple(embeddings[sha256]),
                     added_at=now(),
+                    image_sha256=copy,
                 )
             )
         if len(rows) >= PART_ROWS:
             store.append(rows)
             rows = []
-        progress.added += len(batch)
+        progress.added += len(new)
+        progress.unchanged += len(stored)
         yield progress
     store.append(rows)
-    progress.removed = len(known - seen)
+    progress.removed = len(known.keys() - seen)
     if not progress.added and not progress.unchanged:
         path, reason = next(iter(progress.unusable.items()))
         raise CorpusError(f"{folder} holds no usable image: {path.name} {reason}.")
     yield progress
 
 
-def _known(store: Store, name: str, role: Role, descriptor: str) -> set[str]:
-    rows = store.query('SELECT reference_id, role, descriptor FROM "references" WHERE corpus = ?', [name])
+def copy_of(picture: Image.Image) -> bytes:
+    """An RGB picture as the store keeps it: at most `COPY_SIDE` pixels on its longer side, encoded.
+
+    A small picture is a PNG, a larger one WebP of quality 90. Metadata of the original file are not kept.
+    """
+    scale = COPY_SIDE / max(picture.size)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    else:
+        picture = picture.copy()
+    picture.info.clear()
+    stream = io.BytesIO()
+    if picture.width * picture.height <= LOSSLESS_PIXELS:
+        picture.save(stream, "PNG")
+    else:
+        picture.save(stream, "WEBP", quality=90, method=2)  # slower methods make it no smaller
+    return stream.getvalue()
+
+
+def _put_copies(store: Store, pictures: Sequence[Image.Image]) -> list[str]:
+    """Keeps a copy of each picture; returns their SHA256s. Takes longer than embedding without threads."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(lambda picture: store.put_image(copy_of(picture)), pictures))
+
+
+def _known(store: Store, name: str, role: Role, descriptor: str) -> dict[str, bool]:
+    """The ids of the corpus under that descriptor, and whether the store has a copy of the picture."""
+    rows = store.query(
+        'SELECT reference_id, role, descriptor, image_sha256 FROM "references" WHERE corpus = ?', [name]
+    )
     for other in {row["role"] for row in rows} - {role}:
         raise CorpusError(
-            f"{name} is already a {other} corpus, and cannot also be a {role} corpus. Choose another name."
+            f"the corpus {name} has the role {other}, and cannot also have the role {role}. "
+            "Choose another name."
         )
-    return {row["reference_id"] for row in rows if row["descriptor"] == descriptor}
+    return {
+        row["reference_id"]: row["image_sha256"] is not None
+        for row in rows
+        if row["descriptor"] == descriptor
+    }
+
+
+def _stored_embeddings(
+    store: Store, name: str, descriptor: str, ids: Sequence[str]
+) -> dict[str, list[float]]:  # fmt: skip
+    """The embedding of each id, [D]."""
+    if not ids:
+        return {}
+    rows = store.query(
+        'SELECT reference_id, embedding FROM "references" '
+        "WHERE corpus = ? AND descriptor = ? AND list_contains(?, reference_id)",
+        [name, descriptor, list(ids)],
+    )
+    return {row["reference_id"]: row["embedding"] for row in rows}
 
 
 def _fresh(
-    paths: Sequence[Path], known: set[str], seen: set[str], progress: Added
+    paths: Sequence[Path], known: Mapping[str, bool], seen: set[str], progress: Added
 ) -> Iterator[tuple[Path, str, Image.Image]]:
-    """The images that have to be embedded; the others are counted in `progress`."""
+    """The images that have to be embedded or copied; the others are counted in `progress`."""
     for path in paths:
         try:
             if not path.is_file():
@@ -146,7 +206,7 @@ def _fresh(
                 progress.repeated += 1
                 continue
             seen.add(sha256)
-            if sha256 in known:
+            if known.get(sha256):  # stored, with a copy
                 progress.unchanged += 1
                 continue
             yield path, sha256, open_image(path, max_aspect=MAX_ASPECT)

@@ -1,12 +1,12 @@
 """The flag rule: from candidates and corpora to matches and a verdict. NumPy only.
 
 A reference is flagged if its similarity to a candidate is at least tau and its q-value at most alpha.
-p-values are conformal, against the background images compared with the same candidates; q-values are those
-of Benjamini and Hochberg over all references of the scan; tau comes from the background alone
-(finextract.significance).
-A p-value, and so a q-value, depends only on how many background images reach a similarity, so both are
+p-values are conformal, against the null compared with the same candidates: the background images and the
+owner's unseen works. q-values are those of Benjamini and Hochberg over all references of the scan. tau comes
+from the background alone, or from the unseen works where there is no background (finextract.significance).
+A p-value, and so a q-value, depends only on how many images of the null reach a similarity, so both are
 computed for each such number and not for each reference.
-R = references, K = candidates, M = background images, D = embedding size.
+R = references, K = candidates, M = images of the null, D = embedding size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from finextract.budget import plan
+from finextract.errors import RequestError
+from finextract.framing import VARIANTS
 from finextract.significance import minimum_background, p_and_q_by_count, tau_from_background
 from scanner.config import ScanConfig
 from scanner.errors import CorpusError
@@ -33,10 +36,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Corpora:
-    """What candidates are compared with: at least one reference and one background image."""
+    """What candidates are compared with: at least one reference, and one image of the null."""
 
     references: tuple[Corpus, ...]
     background: tuple[Corpus, ...]
+    unseen: tuple[Corpus, ...] = ()  # works of the owner that were never published
+
+    @property
+    def null(self) -> tuple[Corpus, ...]:
+        """What no checkpoint was trained on: the background and the unseen works."""
+        return (*self.background, *self.unseen)
 
     @property
     def num_references(self) -> int:
@@ -45,8 +54,8 @@ class Corpora:
 
     @property
     def num_background(self) -> int:
-        """M, of all background corpora."""
-        return sum(len(corpus.embeddings) for corpus in self.background)
+        """M, of all corpora of the null."""
+        return sum(len(corpus.embeddings) for corpus in self.null)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +84,15 @@ class Comparison:
 
 
 def split(corpora: Sequence[Corpus]) -> Corpora:
-    """The corpora by their role. Raises CorpusError where there is no reference or no background."""
-    references = tuple(c for c in corpora if c.role is Role.REFERENCE and len(c.embeddings))
-    background = tuple(c for c in corpora if c.role is Role.BACKGROUND and len(c.embeddings))
+    """The corpora by their role.
+
+    Raises CorpusError where there is no reference, or neither a background nor unseen works.
+    """
+    filled = [corpus for corpus in corpora if len(corpus.embeddings)]
+    references, background, unseen = (
+        tuple(corpus for corpus in filled if corpus.role is role)
+        for role in (Role.REFERENCE, Role.BACKGROUND, Role.UNSEEN)
+    )
     names = ", ".join(c.name for c in corpora)
     among = f"the selected corpora ({names}) hold" if names else "the store holds"
     if not references:
@@ -85,13 +100,14 @@ def split(corpora: Sequence[Corpus]) -> Corpora:
             f"{among} no reference images, so there is nothing to look for.\n"
             "Add the images that you own (scanner corpus add NAME DIR), or select their corpus: --corpus NAME"
         )
-    if not background:
+    if not background and not unseen:
         raise CorpusError(
             f"{among} no background images, and without them no similarity is evidence.\n"
             "Add images like yours that no checkpoint was trained on (scanner corpus add NAME DIR "
-            "--background), or select such a corpus: --corpus NAME"
+            "--background), or works of yours that were never published (--unseen), or select such a corpus: "
+            "--corpus NAME"
         )
-    return Corpora(references, background)
+    return Corpora(references, background, unseen)
 
 
 def warn_if_small(num_references: int, num_background: int, alpha: float) -> str | None:
@@ -100,8 +116,8 @@ def warn_if_small(num_references: int, num_background: int, alpha: float) -> str
     if num_background >= needed:
         return None
     return (
-        f"{num_background} background images are few for {num_references} references: a single copied image "
-        f"cannot reach q <= {alpha:g} with fewer than {needed}. "
+        f"{num_background} background images are few for {num_references} references: that one of "
+        f"them is given back cannot reach q <= {alpha:g} with fewer than {needed}. "
         "Add more with scanner corpus add --background."
     )
 
@@ -109,7 +125,7 @@ def warn_if_small(num_references: int, num_background: int, alpha: float) -> str
 def with_corpora(
     store: Store, config: ScanConfig, names: list[str], warn: Callable[[str], None] = lambda _: None
 ) -> ScanConfig:
-    """The configuration with its corpora, and the tau that their background gives.
+    """The configuration with its corpora, and the tau of the background, or else of the unseen works.
 
     `warn` gets a sentence where the corpora are too small for any flag. Raises CorpusError.
     """
@@ -117,9 +133,16 @@ def with_corpora(
     compared = split(corpora)
     if warning := warn_if_small(compared.num_references, compared.num_background, config.alpha):
         warn(f"warning: {warning}")
+    if config.is_screened:
+        sizes = [len(corpus.embeddings) for corpus in compared.references]
+        try:
+            plan(config.screen_budget, sum(sizes), compared.num_background, sizes, len(VARIANTS))
+        except RequestError as error:
+            raise CorpusError(f"--screen-budget {config.screen_budget}: {error}") from error
+    embeddings = (corpus.embeddings for corpus in compared.background or compared.unseen)
     return replace(
         config,
-        tau=round(tau_from_background(config.tau_quantile, *(c.embeddings for c in compared.background)), 4),
+        tau=round(tau_from_background(config.tau_quantile, *embeddings), 4),
         corpora={c.name: f"{c.role.value}:{c.digest}" for c in sorted(corpora, key=lambda c: c.name)},
     )
 
@@ -127,7 +150,7 @@ def with_corpora(
 def compare(
     scans: Sequence[Candidates], corpora: Corpora, tau: float, alpha: float
 ) -> Iterator[Comparison]:  # fmt: skip
-    """Compares every reference and every background image with the candidates of each scan, in order.
+    """Compares every reference and every image of the null with the candidates of each scan, in order.
 
     Scans that are compared in one call share their matrix products; a similarity may then differ by some
     1e-7 from that of a call with one scan. Memory: `BEST_BYTES`, and `BLOCK` similarities for each candidate
@@ -139,7 +162,7 @@ def compare(
         some = scans[start : start + at_once]
         compared = [scan for scan in some if len(scan.embeddings)]
         rows = {id(scan): n for n, scan in enumerate(compared)}
-        best, null = _highest(compared, corpora.references), _highest(compared, corpora.background)
+        best, null = _highest(compared, corpora.references), _highest(compared, corpora.null)
         for scan in some:
             if (row := rows.get(id(scan))) is None:
                 yield Comparison((), corpora.num_references, corpora.num_background, None, None)
@@ -170,14 +193,14 @@ def _highest(scans: Sequence[Candidates], corpora: Sequence[Corpus]) -> Floats:
 def _comparison(
     scan: Candidates, corpora: Corpora, best: Floats, null: Floats, tau: float, alpha: float
 ) -> Comparison:
-    """The flag rule for one scan, given the highest similarity of each reference [R] and background image."""
+    """The flag rule for one scan, given the highest similarity of each reference [R] and of the null [M]."""
     p, q = p_and_q_by_count(best, null)
     ordered = np.sort(null)
     count = min(KEPT_MATCHES, len(best))
     nearest = np.partition(best, len(best) - count)[len(best) - count]
     places = np.flatnonzero((best >= nearest) | (best >= tau))
     places = places[np.lexsort((places, -best[places]))]  # nearest first
-    reached = len(null) - np.searchsorted(ordered, best[places], side="left")  # by how many background images
+    reached = len(null) - np.searchsorted(ordered, best[places], side="left")  # by how many of the null
     flagged = (best[places] >= tau) & (q[reached] <= alpha)
     kept = flagged | (np.arange(len(places)) < count)
     places, reached, flagged = places[kept], reached[kept], flagged[kept]

@@ -1,32 +1,53 @@
 """The views over the decision log, for people and other programs: SQL over the tables of the store.
 
-`decision_log` is the whole log, one row for each event, with the checkpoint and the match that it is about.
-`standing_decisions` is what stands: one row for each match or checkpoint (see scanner.store.decisions).
+`decision_log` is the whole log, one row for each event, with the checkpoint and the match or membership that
+it is about. `standing_decisions` is what stands: one row for each match, membership or checkpoint (see
+scanner.store.decisions). `grounds` says what was decided about: "trained_on", "gives_back", or
+"trained_on+gives_back", which for a match means that its reference was trained on too.
 """
 
 from __future__ import annotations
 
 from scanner.store.decisions import STANDING_EVENTS
+from scanner.store.grounds import GROUNDS
 
-READS = ("decisions", "scans", "matches", "references", "checkpoints")  # the tables that the views read
+# The tables that the views read.
+READS = ("decisions", "scans", "matches", "memberships", "references", "checkpoints")
 
-# An event about a match names the match; an event about a checkpoint as a whole names the scan. Scans and
-# checkpoints are taken from all stored rows, because an event stays when its scan is repeated or its
-# checkpoint is published anew.
+# An event about a match names the match, one about a membership the membership, and one about a checkpoint as
+# a whole the scan. Scans and checkpoints are taken from all stored rows, because an event stays when its scan
+# is repeated or its checkpoint is published anew. A membership of the same reference as a flagged match is
+# shown together with it, so a decision on that match is about both.
 _LOG = f"""
 WITH standing_events AS ({STANDING_EVENTS}),
 subjects AS (SELECT DISTINCT subject_id FROM decisions),
 matched AS (
-    SELECT match_id, scan_id, corpus, reference_id, similarity, q_value
+    SELECT match_id, scan_id, corpus, reference_id, similarity, q_value, flagged
     FROM matches SEMI JOIN subjects ON match_id = subject_id
 ),
+trained AS (
+    SELECT membership_id, scan_id, corpus, reference_id, margin, q_value AS membership_q, trained_on
+    FROM memberships
+    WHERE membership_id IN (SELECT subject_id FROM subjects) OR scan_id IN (SELECT scan_id FROM matched)
+),
+evidence AS (
+    SELECT match_id AS subject_id, 'match' AS subject, m.scan_id, m.corpus, m.reference_id, similarity,
+        m.q_value, margin, membership_q,
+        CASE WHEN trained_on THEN 'trained_on+gives_back' ELSE 'gives_back' END AS grounds
+    FROM matched m LEFT JOIN trained t ON m.flagged AND t.scan_id = m.scan_id AND t.corpus = m.corpus
+        AND t.reference_id = m.reference_id
+    UNION ALL BY NAME
+    SELECT membership_id AS subject_id, 'membership' AS subject, scan_id, corpus, reference_id, margin,
+        membership_q, 'trained_on' AS grounds
+    FROM trained SEMI JOIN subjects ON membership_id = subject_id
+),
 subject_scans AS (
-    SELECT subject_id, coalesce(scan_id, subject_id) AS scan_id, match_id, corpus, reference_id, similarity,
-        q_value
-    FROM subjects LEFT JOIN matched ON match_id = subject_id
+    SELECT * REPLACE (coalesce(scan_id, subject_id) AS scan_id)
+    FROM subjects LEFT JOIN evidence USING (subject_id)
 ),
 scanned AS (
-    SELECT scan_id, checkpoint_id, config_id, verdict FROM all_scans SEMI JOIN subject_scans USING (scan_id)
+    SELECT scan_id, checkpoint_id, config_id, verdict, {GROUNDS} AS scan_grounds
+    FROM all_scans SEMI JOIN subject_scans USING (scan_id)
     QUALIFY row_number() OVER (PARTITION BY scan_id ORDER BY finished_at DESC) = 1
 ),
 listed AS (
@@ -36,15 +57,16 @@ listed AS (
         PARTITION BY checkpoint_id ORDER BY starts_with(source, 'folder:'), listed_at DESC) = 1
 ),
 owned AS (
-    SELECT corpus, reference_id, path FROM "references" SEMI JOIN matched USING (corpus, reference_id)
+    SELECT corpus, reference_id, path FROM "references" SEMI JOIN evidence USING (corpus, reference_id)
     QUALIFY row_number() OVER (PARTITION BY corpus, reference_id ORDER BY added_at DESC) = 1
 )
 SELECT
     decided_at, reviewer, event, decision, note, withdraws, decision_id,
     decision_id IN (SELECT decision_id FROM standing_events) AS stands,
-    CASE WHEN match_id IS NOT NULL THEN 'match' WHEN verdict IS NOT NULL THEN 'checkpoint' END AS subject,
+    coalesce(subject, CASE WHEN verdict IS NOT NULL THEN 'checkpoint' END) AS subject,
     subject_id, source, repo, revision, file, checkpoint_id, scan_id, config_id, verdict,
-    corpus, reference_id, path AS reference_path, similarity, q_value
+    corpus, reference_id, path AS reference_path, similarity, q_value,
+    coalesce(grounds, scan_grounds) AS grounds, margin, membership_q
 FROM decisions
 JOIN subject_scans USING (subject_id)
 LEFT JOIN scanned USING (scan_id)
@@ -59,7 +81,7 @@ SELECT
     any_value(reviewer) FILTER (event = 'note') AS noted_by,
     any_value(decided_at) FILTER (event = 'note') AS noted_at,
     subject, subject_id, source, repo, revision, file, checkpoint_id, scan_id, config_id, verdict,
-    corpus, reference_id, reference_path, similarity, q_value
+    corpus, reference_id, reference_path, similarity, q_value, grounds, margin, membership_q
 FROM log
 WHERE stands AND (event = 'decide' OR note <> '')
 GROUP BY ALL"""

@@ -6,29 +6,40 @@ A checkpoint that was scanned under several configurations is one row, with its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from finextract.reasons import ReasonCode
-from scanner.records import Checkpoint, Decision, ReviewDecision, Scan, Verdict
+from scanner.records import (
+    Checkpoint,
+    Decision,
+    Examination,
+    Ground,
+    Match,
+    Membership,
+    ReviewDecision,
+    Scan,
+    Verdict,
+)
 from scanner.store.decisions import STANDING_DECISIONS
+from scanner.store.grounds import GROUNDS, STRONGEST, grounds_of
 from scanner.store.queries import STANDING_RANK
 from scanner.store.store import Store
+from scanner.store.tables import record
 
 PAGE_SIZE = 200  # rows loaded at first, and again each time the cursor reaches the last row
 
-# Strongest evidence first: by `rank` of the verdict, then the least q value, then the greatest similarity.
-# Skipped and failed checkpoints are grouped by their reason code, the largest group first.
-ORDER = """rank, CASE verdict WHEN 'flagged' THEN q_value END NULLS LAST, best_similarity DESC NULLS LAST,
-    group_size DESC, reason_code"""
+# Strongest evidence first. Skipped and failed checkpoints are grouped by their reason code, the largest group
+# first.
+ORDER = f"{STRONGEST}, group_size DESC, reason_code"
 GROUP_SIZE = """
     CASE WHEN verdict IN ('skipped', 'failed')
         THEN count(*) OVER (PARTITION BY verdict, latest.reason_code) ELSE 0 END AS group_size"""
 LATEST = f"""
     SELECT scan_id, checkpoint_id, verdict, reason, reason_code, best_similarity, q_value, finished_at,
-        coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], verdict), 5) AS rank
+        {GROUNDS} AS grounds, examined, membership_q
     FROM scans WHERE $verdict <> 'flagged' OR verdict = 'flagged'
     QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1"""
 # A flagged scan ranks before every other scan of its checkpoint, so the flagged list needs neither the other
@@ -37,8 +48,7 @@ BEST_FLAGGED = f"""
     SELECT *, count(*) OVER () AS total, 0 AS group_size
     FROM latest ORDER BY {ORDER}, checkpoint_id LIMIT $limit"""
 BEST = f"""
-    SELECT checkpoint_id, latest.* EXCLUDE (checkpoint_id, rank), coalesce(rank, 5) AS rank,
-        count(*) OVER () AS total, {GROUP_SIZE}
+    SELECT checkpoint_id, latest.* EXCLUDE (checkpoint_id), count(*) OVER () AS total, {GROUP_SIZE}
     FROM checkpoints LEFT JOIN latest USING (checkpoint_id)
     WHERE contains(lower(repo), lower($part)) AND ($verdict = 'all' OR coalesce(verdict, 'to_do') = $verdict)
     ORDER BY {ORDER}, repo, checkpoint_id LIMIT $limit"""
@@ -47,23 +57,30 @@ WITH latest AS ({LATEST}
 ),
 best AS MATERIALIZED ({{best}}
 ),
-flags AS MATERIALIZED (SELECT match_id, scan_id FROM matches WHERE flagged),
+matched AS MATERIALIZED (SELECT match_id, scan_id, corpus, reference_id FROM matches WHERE flagged),
+trained AS MATERIALIZED (
+    SELECT membership_id, scan_id, corpus, reference_id FROM memberships WHERE trained_on
+),
+flags AS (
+    SELECT match_id AS subject_id, scan_id FROM matched WHERE scan_id IN (SELECT scan_id FROM best)
+    UNION ALL
+    SELECT membership_id, scan_id FROM trained ANTI JOIN matched USING (scan_id, corpus, reference_id)
+    WHERE scan_id IN (SELECT scan_id FROM best)
+),
 standing AS ({STANDING_DECISIONS}
 ),
 flag_counts AS (
     SELECT
-        m.scan_id, count(*) AS flagged_matches,
+        scan_id, count(*) AS flags,
         count(*) FILTER (d.decision = 'confirm') AS confirmed,
         count(*) FILTER (d.decision = 'dismiss') AS dismissed,
         count(*) FILTER (d.decision = 'unsure') AS unsure
-    FROM flags m LEFT JOIN standing d ON d.subject_id = m.match_id
-    WHERE m.scan_id IN (SELECT scan_id FROM best)
-    GROUP BY m.scan_id
+    FROM flags LEFT JOIN standing d USING (subject_id) GROUP BY scan_id
 )
 SELECT
     checkpoint_id, c.repo, c.source, c.revision, c.file, c.kind, c.family, c.base,
-    best.* EXCLUDE (checkpoint_id, rank, group_size),
-    coalesce(flagged_matches, 0) AS flagged_matches, coalesce(confirmed, 0) AS confirmed,
+    best.* EXCLUDE (checkpoint_id, group_size),
+    coalesce(flags, 0) AS flags, coalesce(confirmed, 0) AS confirmed,
     coalesce(dismissed, 0) AS dismissed, coalesce(unsure, 0) AS unsure,
     d.decision, coalesce(d.note, '') AS note
 FROM best JOIN checkpoints c USING (checkpoint_id)
@@ -76,37 +93,42 @@ SELECT latest.reason_code, count(*) AS count
 FROM latest JOIN checkpoints USING (checkpoint_id)
 WHERE verdict = $verdict AND contains(lower(repo), lower($part))
 GROUP BY latest.reason_code ORDER BY count DESC, latest.reason_code"""
-MATCHES = """
-SELECT
-    match_id, candidate_id AS of_candidate, corpus, reference_id,
-    similarity, null_similarity, p_value, q_value, flagged
-FROM matches WHERE scan_id = $scan_id
-ORDER BY flagged DESC, similarity DESC, match_id LIMIT $limit"""
+# What a scan found: in each row a match, a membership, or a flagged match with its reference's membership.
+FOUND = """
+    SELECT
+        coalesce(m.match_id, t.membership_id) AS subject_id, coalesce(m.corpus, t.corpus) AS corpus,
+        coalesce(m.reference_id, t.reference_id) AS reference_id, m AS match, t AS membership,
+        coalesce(m.flagged, false) AS gives_back, coalesce(t.trained_on, false) AS trained_on
+    FROM (FROM matches WHERE scan_id = $scan_id) m
+    FULL JOIN (FROM memberships WHERE scan_id = $scan_id) t
+        ON t.corpus = m.corpus AND t.reference_id = CASE WHEN m.flagged THEN m.reference_id END"""
+EVIDENCE = f"""
+WITH found AS ({FOUND})
+FROM found
+ORDER BY gives_back OR trained_on DESC, match.similarity DESC NULLS LAST, membership.q_value,
+    membership.p_value, subject_id
+LIMIT $limit"""
 CANDIDATES = """
 SELECT candidate_id, seed, clique_size, clique_similarity, image_sha256, descriptor
 FROM candidates WHERE scan_id = $scan_id AND candidate_id IN (SELECT unnest($ids))"""
 # A reference has one row for each descriptor, all of the same file.
 REFERENCES = """
-SELECT corpus, reference_id, path AS reference_path, width AS reference_width, height AS reference_height
+SELECT corpus, reference_id, path, width, height, image_sha256
 FROM "references" WHERE reference_id IN (SELECT unnest($ids))
 QUALIFY row_number() OVER (PARTITION BY corpus, reference_id ORDER BY added_at DESC) = 1"""
-MATCH_COUNTS = f"""
+COUNTS = f"""
 WITH standing AS ({STANDING_DECISIONS}
+),
+found AS ({FOUND}
 )
 SELECT
-    count(*) AS total, count(*) FILTER (m.flagged) AS flagged,
-    count(*) FILTER (m.flagged AND d.decision IS NOT NULL) AS decided
-FROM matches m LEFT JOIN standing d ON d.subject_id = m.match_id
-WHERE m.scan_id = $scan_id"""
+    count(*) AS total, count(*) FILTER (gives_back OR trained_on) AS flagged,
+    count(*) FILTER ((gives_back OR trained_on) AND d.decision IS NOT NULL) AS decided
+FROM found LEFT JOIN standing d USING (subject_id)"""
 HISTORY = """
-WHERE subject_id = ? OR subject_id IN (SELECT match_id FROM matches WHERE scan_id = ?)
+WHERE subject_id = $1 OR subject_id IN (SELECT match_id FROM matches WHERE scan_id = $1)
+    OR subject_id IN (SELECT membership_id FROM memberships WHERE scan_id = $1)
 ORDER BY decided_at, decision_id"""
-
-
-_NO_CANDIDATE = dict.fromkeys(
-    ("candidate_id", "seed", "clique_size", "clique_similarity", "image_sha256", "descriptor")
-)
-_NO_REFERENCE = dict.fromkeys(("reference_path", "reference_width", "reference_height"))
 
 
 class ListFilter(StrEnum):
@@ -144,8 +166,11 @@ class CheckpointRow:
     best_similarity: float | None
     q_value: float | None
     finished_at: datetime | None
-    flagged_matches: int
-    confirmed: int  # of the flagged matches
+    grounds: tuple[Ground, ...]  # of a flag; empty otherwise
+    examined: Examination | None  # None in rows of versions that had no screen
+    membership_q: float | None
+    flags: int  # flagged matches, and trained-on memberships of references without a flagged match
+    confirmed: int  # of the flags
     dismissed: int
     unsure: int
     decision: ReviewDecision | None  # on the scan as a whole; None if undecided
@@ -174,39 +199,55 @@ class StandingReason:
 
 
 @dataclass(frozen=True, slots=True)
-class MatchRow:
-    """One match of the opened scan, with its candidate, its reference and its decision log."""
+class CandidateImage:
+    """The candidate of a match, without its embedding."""
 
-    match_id: str
+    candidate_id: str
+    seed: int
+    clique_size: int
+    clique_similarity: float
+    image_sha256: str
+    descriptor: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceImage:
+    """A reference, without its embedding."""
+
+    path: str
+    width: int
+    height: int
+    image_sha256: str | None  # of its copy in the store
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceRow:
+    """What the opened scan found about one reference, or about a corpus as a whole, and its decision log.
+
+    It has a match, a membership, or a flagged match and a membership.
+    """
+
+    subject_id: str  # what a decision is about: the match, or without one the membership
     corpus: str
-    reference_id: str
-    similarity: float
-    null_similarity: float
-    p_value: float
-    q_value: float
-    flagged: bool
-    candidate_id: str | None  # None, like the rest of the candidate, if its row is missing
-    seed: int | None
-    clique_size: int | None
-    clique_similarity: float | None
-    image_sha256: str | None
-    descriptor: str | None
-    reference_path: str | None  # None if the corpus is no longer in the store
-    reference_width: int | None
-    reference_height: int | None
-    history: tuple[Decision, ...] = ()  # all events about the match, oldest first
+    reference_id: str  # "" for the corpus as a whole
+    grounds: tuple[Ground, ...]  # of a flag; empty otherwise
+    match: Match | None
+    candidate: CandidateImage | None  # None if its row is missing
+    membership: Membership | None
+    reference: ReferenceImage | None  # None if the corpus is no longer in the store
+    history: tuple[Decision, ...] = ()  # all events about the subject, oldest first
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedCheckpoint:
-    """One checkpoint, its scan, and the first matches of the scan."""
+    """One checkpoint, its scan, and the first rows of what the scan found."""
 
     checkpoint: Checkpoint
     scan: Scan | None
-    matches: tuple[MatchRow, ...]
-    total: int  # all matches of the scan
-    flagged: int  # flagged matches of the scan
-    decided: int  # flagged matches with a decision that stands
+    rows: tuple[EvidenceRow, ...]
+    total: int  # all rows of the scan
+    flagged: int  # flagged rows of the scan
+    decided: int  # flagged rows with a decision that stands
     history: tuple[Decision, ...]  # all events about the scan as a whole, oldest first
 
 
@@ -244,45 +285,55 @@ def _checkpoint_row(row: dict[str, Any]) -> CheckpointRow:
     verdict = Verdict(row["verdict"]) if row["verdict"] else None
     decision = ReviewDecision(row["decision"]) if row["decision"] else None
     code = ReasonCode(row["reason_code"]) if row["reason_code"] else None
-    return CheckpointRow(**{**row, "verdict": verdict, "reason_code": code, "decision": decision})
+    examined = Examination(row["examined"]) if row["examined"] else None
+    known = {"verdict": verdict, "decision": decision, "reason_code": code, "examined": examined}
+    return CheckpointRow(**row | known | {"grounds": grounds_of(row["grounds"])})
 
 
 def open_checkpoint(
     store: Store, checkpoint_id: str, scan_id: str | None, limit: int = PAGE_SIZE
 ) -> OpenedCheckpoint:
-    """Returns a checkpoint with its scan and the `limit` strongest matches, with their decision logs."""
+    """Returns a checkpoint with its scan and the `limit` strongest rows of evidence, with their logs."""
     (checkpoint,) = store.select(Checkpoint, "WHERE checkpoint_id = ?", [checkpoint_id])
     if scan_id is None:
         return OpenedCheckpoint(checkpoint, None, (), 0, 0, 0, ())
     scans = store.select(Scan, "WHERE scan_id = ?", [scan_id])
     history: dict[str, list[Decision]] = {}
-    for event in store.select(Decision, HISTORY, [scan_id, scan_id]):
+    for event in store.select(Decision, HISTORY, [scan_id]):
         history.setdefault(event.subject_id, []).append(event)
-    matches = tuple(
-        MatchRow(**row, history=tuple(history.get(row["match_id"], ())))
-        for row in _matches(store, scan_id, limit)
+    rows = tuple(
+        replace(row, history=tuple(history.get(row.subject_id, ())))
+        for row in _evidence(store, scan_id, limit)
     )
-    (counts,) = store.query(MATCH_COUNTS, {"scan_id": scan_id})
+    (counts,) = store.query(COUNTS, {"scan_id": scan_id})
     scan = scans[0] if scans else None
-    return OpenedCheckpoint(checkpoint, scan, matches, **counts, history=tuple(history.get(scan_id, ())))
+    return OpenedCheckpoint(checkpoint, scan, rows, **counts, history=tuple(history.get(scan_id, ())))
 
 
-def _matches(store: Store, scan_id: str, limit: int) -> list[dict[str, Any]]:
-    """The fields of the matches, each with those of its candidate and its reference.
+def _evidence(store: Store, scan_id: str, limit: int) -> list[EvidenceRow]:
+    """The rows of a scan, each with its candidate and its reference, and without its log.
 
-    Candidates and references are asked for by the ids that the matches name: a join would read all of them.
+    Candidates and references are asked for by the ids that the rows name: a join would read all of them.
     """
-    matches = store.query(MATCHES, {"scan_id": scan_id, "limit": limit})
-    if not matches:
-        return []
-    ids = sorted({row["of_candidate"] for row in matches})
-    found = store.query(CANDIDATES, {"scan_id": scan_id, "ids": ids})
-    candidates = {row["candidate_id"]: row for row in found}
-    found = store.query(REFERENCES, {"ids": sorted({row["reference_id"] for row in matches})})
-    references = {(row["corpus"], row["reference_id"]): row for row in found}
-    rows = []
-    for match in matches:
-        candidate = candidates.get(match.pop("of_candidate"), _NO_CANDIDATE)
-        reference = references.get((match["corpus"], match["reference_id"]), _NO_REFERENCE)
-        rows.append({**match, **candidate, **reference})
-    return rows
+    found = store.query(EVIDENCE, {"scan_id": scan_id, "limit": limit})
+    ids = sorted({row["match"]["candidate_id"] for row in found} - {None})
+    asked = store.query(CANDIDATES, {"scan_id": scan_id, "ids": ids}) if ids else []
+    candidates = {row["candidate_id"]: CandidateImage(**row) for row in asked}
+    ids = sorted({row["reference_id"] for row in found} - {""})
+    asked = store.query(REFERENCES, {"ids": ids}) if ids else []
+    references = {
+        (row.pop("corpus"), row.pop("reference_id")): ReferenceImage(**row) for row in asked
+    }  # fmt: skip
+    return [
+        EvidenceRow(
+            row["subject_id"],
+            row["corpus"],
+            row["reference_id"],
+            (Ground.TRAINED_ON,) * row["trained_on"] + (Ground.GIVES_BACK,) * row["gives_back"],
+            record(Match, row["match"]) if row["match"]["match_id"] else None,
+            candidates.get(row["match"]["candidate_id"]),
+            record(Membership, row["membership"]) if row["membership"]["membership_id"] else None,
+            references.get((row["corpus"], row["reference_id"])),
+        )
+        for row in found
+    ]

@@ -1,9 +1,9 @@
 """Orphans: what killed crawls leave in a store, and its removal beside running crawls.
 
-Candidates and matches without their scan, images that no candidate names, leases that nobody renews, and
-temporary files. A scan's candidates and matches are written before the scan itself, so a running crawl has
-such rows for a moment. Therefore nothing is removed that was not an orphan `GRACE` ago: of files their time
-of writing tells, of rows the time in STORE/orphans.json at which they were first found.
+Candidates, memberships and matches without their scan, images that neither a candidate nor a reference names,
+leases that nobody renews, and temporary files. A scan's other rows are written before the scan itself, so a
+running crawl has such rows for a moment. Therefore nothing is removed that was not an orphan `GRACE` ago: of
+files their time of writing tells, of rows the time in STORE/orphans.json at which they were first found.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scanner.text import first_line
 LOGGER = logging.getLogger("scanner.store")
 GRACE = timedelta(hours=24)
 FOUND = "orphans.json"  # scan_id of orphaned rows -> when they were first found
-OF_SCANS = ("candidates", "matches")  # tables whose rows belong to a scan
+OF_SCANS = ("candidates", "memberships", "matches")  # tables whose rows belong to a scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Orphans:
     """How many there were of each kind."""
 
     candidates: int = 0
+    memberships: int = 0
     matches: int = 0
     images: int = 0
     leases: int = 0
@@ -49,9 +50,9 @@ class Orphans:
 
     def __str__(self) -> str:
         return (
-            f"{self.candidates:,} candidates and {self.matches:,} matches without a scan, {self.images:,} "
-            f"images without a candidate, {self.leases:,} abandoned leases, {self.temporary_files:,} "
-            "temporary files"
+            f"{self.candidates:,} candidates, {self.memberships:,} memberships and {self.matches:,} matches "
+            f"without a scan, {self.images:,} images that no row names, {self.leases:,} abandoned leases, "
+            f"{self.temporary_files:,} temporary files"
         )
 
 
@@ -66,17 +67,16 @@ def collect(store: Store, *, grace: timedelta = GRACE, dry_run: bool = False) ->
     try:
         scans = _long_orphaned(store, at, grace, dry_run=dry_run)
         named = store.query_arrow(
-            "SELECT DISTINCT image_sha256 FROM candidates "
-            "WHERE scan_id NOT IN (SELECT unnest(string_split(?, ' ')))",
+            "SELECT image_sha256 FROM candidates WHERE scan_id NOT IN (SELECT unnest(string_split(?, ' '))) "
+            "UNION SELECT image_sha256 FROM all_references WHERE image_sha256 IS NOT NULL",
             [" ".join(scans)],
         )["image_sha256"]
         if store.is_damaged:
             LOGGER.warning("The orphans of %s are kept until its damaged files are restored.", store.uri)
             return Orphans()
-        candidates, matches = (_remove_rows(store, table, scans, dry_run=dry_run) for table in OF_SCANS)
+        rows = {table: _remove_rows(store, table, scans, dry_run=dry_run) for table in OF_SCANS}
         return Orphans(
-            candidates,
-            matches,
+            **rows,
             images=_remove(store.storage, _unnamed(store.storage, named), since, dry_run=dry_run),
             leases=_remove(store.storage, store.storage.below(LEASES), since, dry_run=dry_run),
             temporary_files=store.storage.leftovers(since, remove=not dry_run),
@@ -128,7 +128,7 @@ def _remove_rows(store: Store, table: str, scans: Sequence[str], *, dry_run: boo
 
 
 def _unnamed(storage: Storage, named: pa.ChunkedArray) -> list[str]:
-    """The paths of images that no candidate names."""
+    """The paths of images whose SHA256 is not among those."""
     paths = pa.array(storage.below("images"), pa.string())
     sha256 = pc.utf8_slice_codeunits(paths, -len(".png") - 64, -len(".png"))
     unnamed: list[str] = paths.filter(pc.invert(pc.is_in(sha256, named))).to_pylist()

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from finextract.reasons import ReasonCode
+from scanner.store.grounds import GROUNDS, STRONGEST, grounds_of
 from scanner.store.store import Store
 
 # A checkpoint that was scanned under several configurations has one standing scan, the one with the greatest
@@ -22,7 +23,7 @@ STANDING_RANK = """
     + epoch_us(finished_at)"""
 # The verdicts that count: one scan of each checkpoint, under one configuration or, with NULL, under all.
 STANDING = f"""
-    SELECT * FROM scans WHERE $config_id IS NULL OR config_id = $config_id
+    SELECT * REPLACE ({GROUNDS} AS grounds) FROM scans WHERE $config_id IS NULL OR config_id = $config_id
     QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1"""
 COUNTS = f"""
 WITH planned AS (SELECT checkpoint_id FROM checkpoints WHERE {{chosen}}),
@@ -96,11 +97,10 @@ def _chosen(among: Sequence[str] | None) -> str:
 
 OUTCOMES = f"""
 SELECT checkpoint_id, c.source, c.repo, c.revision, c.file, c.kind, coalesce(s.verdict, 'to do') AS verdict,
-    s.best_similarity, s.q_value, coalesce(s.reason, c.reason) AS reason
+    s.best_similarity, s.q_value, coalesce(s.reason, c.reason) AS reason,
+    s.grounds, s.examined, s.trained_on, s.membership_q
 FROM checkpoints c LEFT JOIN ({STANDING}) s USING (checkpoint_id) WHERE {{chosen}}
-ORDER BY
-    coalesce(list_position(['flagged', 'nothing_found', 'skipped', 'failed'], s.verdict), 5),
-    coalesce(s.best_similarity, 0) DESC, c.repo, checkpoint_id
+ORDER BY {STRONGEST}, c.repo, checkpoint_id
 LIMIT $limit"""
 
 
@@ -114,11 +114,12 @@ def outcomes(
     """Returns each listed checkpoint with its verdict: flagged first, strongest evidence first.
 
     The verdict is the standing one under a configuration, or under all. `among` restricts the rows to these
-    checkpoint ids.
+    checkpoint ids. `grounds` of a row is a list.
     """
     given = {} if among is None else {"among": list(among)}
     asked = OUTCOMES.format(chosen=_chosen(among))
-    return store.query(asked, {"config_id": config_id, "limit": limit, **given})
+    rows = store.query(asked, {"config_id": config_id, "limit": limit, **given})
+    return [row | {"grounds": list(grounds_of(row["grounds"]))} for row in rows]
 
 
 def names_in_list(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
@@ -144,14 +145,19 @@ def names_in_list(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
 
 
 def newest(store: Store, config_id: str | None, limit: int) -> list[dict[str, Any]]:
-    """Returns the newest verdicts, of one configuration or of all, with the names of their checkpoints."""
-    return store.query(
-        "WITH newest AS (SELECT checkpoint_id, verdict, best_similarity, q_value, reason, finished_at "
+    """Returns the newest verdicts, of one configuration or of all, with the names of their checkpoints.
+
+    `grounds` of a row is a list.
+    """
+    rows = store.query(
+        "WITH newest AS (SELECT checkpoint_id, verdict, best_similarity, q_value, reason, finished_at, "
+        f"{GROUNDS} AS grounds, examined, membership_q "
         "FROM scans WHERE $config_id IS NULL OR config_id = $config_id "
         "ORDER BY finished_at DESC LIMIT $limit) "
         "SELECT n.*, c.repo FROM newest n JOIN checkpoints c USING (checkpoint_id) ORDER BY finished_at DESC",
         {"config_id": config_id, "limit": limit},
     )
+    return [row | {"grounds": list(grounds_of(row["grounds"]))} for row in rows]
 
 
 def shorter(reason: str, repo: str) -> str:

@@ -6,7 +6,7 @@ processes may write at once. The newest row of a key counts. Images are files na
     STORE/<table>/_delta_log/                      the commits of a table (scanner.store.delta)
     STORE/<table>/part-<id>.parquet                the rows of one append
     STORE/<table>/compacted-<id>.parquet           the rows of many (scanner.store.compaction)
-    STORE/images/<first two hex digits>/<sha256>.png
+    STORE/images/<first two hex digits>/<sha256>.png   PNG, or WebP under the same suffix: see `put_image`
 
 Views: one for each table, `all_<table>` with every stored row where the view has only the newest, and those
 of scanner.store.decision_views.
@@ -42,13 +42,16 @@ LOGGER = logging.getLogger("scanner.store")
 MARKER = "scans"  # the table that every store has
 DAMAGE = duckdb.IOException, duckdb.InvalidInputException  # what DuckDB raises for a file it cannot read
 # What lies in the folder of a store.
-NAMES = {*TABLES.values(), "images", "leases", "logs", "reports", "orphans.json", "before-migration"}
+NAMES = {
+    *TABLES.values(),
+    *("images", "leases", "logs", "reports", "base-losses", "orphans.json", "before-migration"),
+}
 ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
 STREAMED = 10_000  # of a query whose rows are streamed, at once
 # Rows that refer to others are read before them: a scan is never seen without its matches.
 READ_ORDER = (
-    "decisions", "nights", "scans", "matches", "candidates", "references", "configs", "listings",
-    "checkpoints",
+    "decisions", "nights", "scans", "matches", "memberships", "candidates", "references", "configs",
+    "listings", "checkpoints",
 )  # fmt: skip
 assert set(READ_ORDER) == set(TABLES.values())
 
@@ -175,18 +178,22 @@ class Store:
         except (OSError, DeltaError) as error:
             raise StoreError(f"the store {self.uri} cannot be written: {plain(error)}.") from error
 
-    def put_image(self, png: bytes) -> str:
-        """Keeps an encoded PNG; returns its SHA256, by which `image` finds it."""
-        sha256 = hashlib.sha256(png).hexdigest()
+    def put_image(self, image: bytes) -> str:
+        """Keeps an encoded image; returns its SHA256, by which `image` finds it.
+
+        Candidates are PNGs, copies of references PNGs or WebP. The name of every file ends in .png, so that
+        the SHA256 alone finds it; a decoder tells the format by the content.
+        """
+        sha256 = hashlib.sha256(image).hexdigest()
         try:
-            if not self.storage.create(_image(sha256), png):
-                self.storage.refresh(_image(sha256), png)  # it may be an orphan that is about to be removed
+            if not self.storage.create(_image(sha256), image):
+                self.storage.refresh(_image(sha256), image)  # it may be an orphan that is about to be removed
         except OSError as error:
             raise StoreError(f"the store {self.uri} cannot be written: {plain(error)}.") from error
         return sha256
 
     def image(self, sha256: str) -> bytes:
-        """The PNG with that SHA256. Raises OSError, FileNotFoundError where it is not there any more."""
+        """The image with that SHA256, encoded. Raises OSError, FileNotFoundError where it is gone."""
         return self.storage.read(_image(sha256))
 
     def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from scanner.records import (
     Decision,
     Listing,
     Match,
+    Membership,
     Night,
     Reference,
     Scan,
@@ -35,6 +36,7 @@ TABLES: dict[type[Any], str] = {
     Listing: "listings",
     Scan: "scans",
     Candidate: "candidates",
+    Membership: "memberships",
     Match: "matches",
     Decision: "decisions",
     Reference: "references",
@@ -65,6 +67,7 @@ SORTED = {  # the order of rows in a compacted file: a query then reads few row 
     "checkpoints": "checkpoint_id",
     "scans": "verdict, checkpoint_id",
     "candidates": "scan_id",
+    "memberships": "trained_on DESC, scan_id",
     "matches": "flagged DESC, scan_id",
     "references": "corpus, reference_id",
 }

@@ -199,9 +199,10 @@ def orphans(store: Store) -> dict[str, int]:
     without = "WHERE scan_id NOT IN (SELECT scan_id FROM all_scans)"
     rows = {
         name: store.query(f"SELECT count(*) AS n FROM {name} {without}")[0]["n"]
-        for name in ("candidates", "matches")
+        for name in ("candidates", "matches", "memberships")
     }
-    named = {row["at"] for row in store.query("SELECT image_sha256 AS at FROM candidates")}
+    images = "SELECT image_sha256 AS at FROM candidates UNION SELECT image_sha256 FROM all_references"
+    named = {row["at"] for row in store.query(images)}
     return {**rows, "images": len(images_of(store).keys() - named)}
 
 

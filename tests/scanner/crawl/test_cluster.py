@@ -21,7 +21,8 @@ from stub_worker import Quick, task
 from scanner.crawl import cluster
 from scanner.crawl.cluster import connected
 from scanner.crawl.pool import WorkerPool
-from scanner.crawl.worker import Scanner, SscdEmbedder, share_of_cores
+from scanner.crawl.threads import share_of_cores
+from scanner.crawl.worker import Scanner, SscdEmbedder
 from scanner.errors import NoWorkers
 from scanner.match import corpus
 from scanner.records import Role

@@ -94,9 +94,10 @@ def crawled(few: Hub, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -
     return Crawled(folder, made / "cache", json.loads(done.stdout))
 
 
-def _command(store: Path | str, source: str = "hf") -> list[str]:
+def _command(store: Path | str, source: str = "hf", *options: str) -> list[str]:
     return [
         str(BIN / "scanner"), "crawl", "--source", source, "--limit", "50", "--store", str(store), *BUDGET,
+        *options,
     ]  # fmt: skip
 
 
@@ -163,7 +164,7 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
     assert row.num_background == BACKGROUND
     log = store.storage.read(log_path(row.scan_id)).decode()
     assert [line.split()[2] for line in log.splitlines() if line.endswith(" ...")] == [
-        "fetch", "load", "sample", "match",
+        "fetch", "load", "screen", "sample", "match",
     ]  # fmt: skip
     assert log.splitlines()[-1].split()[2] == row.verdict
     assert not list((crawled.cache / "scans").glob("*/*.safetensors")), "weights go after their scan"
@@ -242,7 +243,11 @@ def test_a_corpus_that_grew_is_compared_with_what_was_sampled_before(
     late = zoo_path / "images/subjects/flowers"
     subprocess.run([BIN / "scanner", "corpus", "add", "late", late, "--store", folder], check=True)
     done = subprocess.run(
-        _command(folder), env=_environment(few, tmp_path), capture_output=True, text=True, check=False
+        _command(folder, "hf", "--screen", "off"),
+        env=_environment(few, tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     store = Store(folder)
@@ -254,9 +259,9 @@ def test_a_corpus_that_grew_is_compared_with_what_was_sampled_before(
         }
         for config in (first, second)
     }
-    assert scans[first].keys() == scans[second].keys() != set()
-    for id_, anew in scans[second].items():
-        before = scans[first][id_]
+    assert set() != scans[first].keys() < scans[second].keys(), "the screen did not name the control"
+    for id_, before in scans[first].items():
+        anew = scans[second][id_]
         assert anew.seconds.keys() == {"match"}
         assert anew.num_references == before.num_references + len(list(late.iterdir()))
         assert (anew.num_samples, anew.device, anew.versions) == (

@@ -26,6 +26,7 @@ from scanner.match.matching import Candidates, compare, split, with_corpora
 from scanner.records import (
     Candidate,
     Checkpoint,
+    Examination,
     InspectionStatus,
     Match,
     Reference,
@@ -38,7 +39,7 @@ from scanner.store.compaction import compact
 from scanner.store.store import Store
 
 COUNT, REFERENCES, BACKGROUND, SIZE = 120, 30, 700, 64
-BEFORE = ScanConfig(alpha=0.04)  # another configuration with the same sampling
+BEFORE = ScanConfig(alpha=0.04, screen="off")  # another configuration with the same sampling
 
 
 def embeddings(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -97,7 +98,7 @@ def references(store: Store) -> np.ndarray:
 
 def prepared(store: Store, tmp_path: Path) -> tuple[Task, Plan]:
     """A crawl of all of them under another alpha, with a run of its own."""
-    config = with_corpora(store, ScanConfig(), [])
+    config = with_corpora(store, ScanConfig(screen="off"), [])
     task = replace(stub_worker.task(store, tmp_path / "cache"), config=config)
     return task, whole_plan(store, config.config_id, [checkpoint(n) for n in range(COUNT)])
 
@@ -149,6 +150,7 @@ def test_the_rows_are_those_that_a_scan_of_the_same_candidates_writes(
             verdict=fresh.verdict, started_at=scan.started_at, finished_at=scan.finished_at,
             num_references=REFERENCES, num_background=BACKGROUND, best_similarity=scan.best_similarity,
             tau=task.config.tau, alpha=task.config.alpha, q_value=fresh.q_value, seconds=scan.seconds,
+            grounds="gives_back" if fresh.verdict is Verdict.FLAGGED else "", examined=Examination.SAMPLED,
         )  # fmt: skip
         assert scan.best_similarity == ((matches and max(m.similarity for m in matches)) or None)
 

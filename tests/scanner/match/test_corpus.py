@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +19,11 @@ from PIL import Image
 
 from scanner.cli import cli
 from scanner.crawl.worker import SscdEmbedder
-from scanner.errors import CorpusError
+from scanner.errors import ConfigError, CorpusError
 from scanner.hashing import sha256_of
 from scanner.images import open_image
 from scanner.match import corpus
-from scanner.match.corpus import Added, load_corpora, summaries
+from scanner.match.corpus import COPY_SIDE, Added, copy_of, load_corpora, summaries
 from scanner.records import Reference, Role
 from scanner.store.store import Store
 
@@ -107,6 +110,70 @@ def test_an_interrupted_add_keeps_what_was_written(
     assert done.added == 2
 
 
+def test_the_store_keeps_a_copy_of_each_picture(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
+    picture(folder / "wide.png", 7, size=(3000, 1500))
+    add(store, folder, embedder)
+    for row in store.select(Reference):
+        assert row.image_sha256 is not None
+        copy = Image.open(io.BytesIO(store.image(row.image_sha256)))
+        if row.width == 3000:
+            assert (copy.format, copy.size) == ("WEBP", (1024, 512))
+        else:
+            assert (copy.format, copy.size) == ("PNG", (48, 40))
+            assert np.array_equal(copy, open_image(Path(row.path)))
+        path = store.root / f"images/{row.image_sha256[:2]}/{row.image_sha256}.png"
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_of_a_large_picture_looks_like_it(tmp_path: Path) -> None:
+    original = open_image(picture(tmp_path / "a.png", 1, size=(COPY_SIDE, 600)))
+    copy = open_image(io.BytesIO(copy_of(original)))
+    assert copy.size == original.size
+    error = np.abs(np.asarray(copy, np.float32) - np.asarray(original, np.float32))
+    assert error.mean() < 3  # of 255
+
+
+@pytest.mark.parametrize("size", [(40, 30), (900, 700)])
+def test_a_copy_keeps_no_metadata_of_the_original_file(tmp_path: Path, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "where it was taken"
+    original = Image.new("RGB", size, "red")
+    original.save(tmp_path / "a.jpg", exif=exif, icc_profile=b"a profile with a name", comment=b"a comment")
+    copy = copy_of(open_image(tmp_path / "a.jpg"))
+    assert b"profile" not in copy
+    assert b"taken" not in copy
+    assert b"comment" not in copy
+    assert not Image.open(io.BytesIO(copy)).getexif()
+
+
+def test_a_reference_without_a_copy_gets_one_and_is_not_embedded_again(
+    store: Store, folder: Path, embedder: SscdEmbedder, tmp_path: Path
+) -> None:
+    add(store, folder, embedder)
+    rows = store.select(Reference)
+    older = Store(tmp_path / "older", create=True)
+    marked = (1.0, *[0.0] * 511)  # an embedding that no picture has
+    before = timedelta(days=1)
+    older.append(
+        [replace(r, image_sha256=None, embedding=marked, added_at=r.added_at - before) for r in rows]
+    )
+    (corpus_before,) = load_corpora(older, None, embedder.descriptor)
+    picture(folder / "new.png", 8)
+    done = add(older, folder, embedder)
+    assert (done.found, done.added, done.unchanged) == (4, 1, 3)
+    copied = {r.reference_id: r for r in older.select(Reference)}
+    assert len(copied) == 4
+    for row in rows:
+        assert copied[row.reference_id].embedding == marked
+        assert copied[row.reference_id].image_sha256 == row.image_sha256
+    stored = older.query("SELECT * FROM all_references")
+    assert len(stored) == 3 + 4
+    assert add(older, folder, embedder).unchanged == 4
+    assert len(older.query("SELECT * FROM all_references")) == len(stored), "every reference has its copy"
+    (corpus_after,) = load_corpora(older, None, embedder.descriptor)
+    assert len(corpus_after.embeddings) == len(corpus_before.embeddings) + 1
+
+
 def test_unusable_images_are_counted_with_a_reason(
     store: Store, folder: Path, embedder: SscdEmbedder
 ) -> None:
@@ -162,7 +229,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_a_corpus_has_one_role(store: Store, folder: Path, embedder: SscdEmbedder) -> None:
     add(store, folder, embedder)
-    with pytest.raises(CorpusError, match="is already a reference corpus"):
+    with pytest.raises(CorpusError, match="has the role reference, and cannot also have the role background"):
         add(store, folder, embedder, role=Role.BACKGROUND)
 
 
@@ -216,6 +283,24 @@ def test_the_command_adds_and_lists(folder: Path, tmp_path: Path) -> None:
     table = CliRunner().invoke(cli, ["corpus", "list", *place])
     assert "background" in table.stdout
     assert summaries(Store(tmp_path / "new"))[0]["name"] == "bg"
+
+
+def test_the_command_adds_unseen_works_of_the_owner(folder: Path, tmp_path: Path) -> None:
+    place = ["--store", str(tmp_path / "new")]
+    added = CliRunner().invoke(cli, ["corpus", "add", "drawer", str(folder), "--unseen", *place])
+    assert added.exit_code == 0
+    assert "drawer: 3 added, 0 unchanged, 0 not usable; unseen works of the owner" in added.stderr
+    assert "unseen" in CliRunner().invoke(cli, ["corpus", "list", *place]).stdout
+    (row,) = json.loads(CliRunner().invoke(cli, ["corpus", "list", "--json", *place]).stdout)
+    assert (row["name"], row["role"], row["images"]) == ("drawer", "unseen", 3)
+
+
+def test_a_corpus_is_not_a_background_and_unseen_at_once(folder: Path, tmp_path: Path) -> None:
+    words = ["corpus", "add", "x", str(folder), "--background", "--unseen", "--store", str(tmp_path / "new")]
+    error = CliRunner().invoke(cli, words).exception
+    assert isinstance(error, ConfigError)
+    assert "--background and --unseen exclude each other" in str(error)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_wrong_folder_creates_no_store(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_two_workers_share_the_references_and_neither_copies_them(store: Store, 
             "embedding": pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1))),
         }
         other = {"corpus": corpus, "role": role, "path": "", "sha256": "", "width": 1, "height": 1,
-                 "descriptor": ScanConfig().descriptor, "added_at": now()}  # fmt: skip
+                 "descriptor": ScanConfig().descriptor, "added_at": now(), "image_sha256": None}  # fmt: skip
         schema = arrow_schema(Reference)
         arrays = [
             columns[f.name] if f.name in columns else pa.repeat(pa.scalar(other[f.name], f.type), count)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from finextract.significance import benjamini_hochberg, conformal_p_values
+from finextract.significance import benjamini_hochberg, conformal_p_values, tau_from_background
+from scanner.config import ScanConfig
+from scanner.errors import CorpusError
 from scanner.match.corpus import Corpus
 from scanner.match.matching import (
     KEPT_MATCHES,
@@ -14,8 +19,10 @@ from scanner.match.matching import (
     Corpora,
     compare,
     split,
+    with_corpora,
 )
-from scanner.records import Role, Verdict
+from scanner.records import Reference, Role, Verdict, now
+from scanner.store.store import Store
 
 TAU, ALPHA = 0.55, 0.2
 
@@ -37,7 +44,8 @@ def corpora_of(rng: np.random.Generator, *, exact: bool, references: int = 300) 
     return split([
         *(corpus(n, Role.REFERENCE, embeddings(rng, k, exact=exact)) for n, k in made.items()),
         corpus("x", Role.BACKGROUND, embeddings(rng, 40, exact=exact)),
-        corpus("y", Role.BACKGROUND, embeddings(rng, 60, exact=exact)),
+        corpus("y", Role.BACKGROUND, embeddings(rng, 35, exact=exact)),
+        corpus("z", Role.UNSEEN, embeddings(rng, 25, exact=exact)),
     ])  # fmt: skip
 
 
@@ -57,7 +65,7 @@ def by_definition(scan: Candidates, corpora: Corpora) -> list[tuple[object, ...]
     """Every reference in order of its similarity, by the rule as it is written down."""
     both = [
         (c, c.embeddings.astype(np.float64) @ scan.embeddings.T.astype(np.float64))
-        for c in (*corpora.references, *corpora.background)
+        for c in (*corpora.references, *corpora.background, *corpora.unseen)
     ]
     references, background = both[: len(corpora.references)], both[len(corpora.references) :]
     best = np.concatenate([scores.max(axis=1) for _, scores in references])
@@ -115,3 +123,50 @@ def test_a_scan_without_candidates_has_nothing_to_compare() -> None:
     corpora = corpora_of(np.random.default_rng(0), exact=True)
     (comparison,) = compare([Candidates("s", [], np.empty((0, 64), np.float32))], corpora, TAU, ALPHA)
     assert comparison == Comparison((), 305, 100, None, None)
+
+
+def test_the_roles_of_corpora_are_told_apart() -> None:
+    corpora = corpora_of(np.random.default_rng(0), exact=True)
+    names = [
+        [c.name for c in some]
+        for some in (corpora.references, corpora.background, corpora.unseen, corpora.null)
+    ]
+    assert names == [["a", "b"], ["x", "y"], ["z"], ["x", "y", "z"]]
+
+
+def test_unseen_works_alone_are_a_null_and_references_alone_have_none() -> None:
+    rng = np.random.default_rng(0)
+    references = corpus("a", Role.REFERENCE, embeddings(rng, 3, exact=True))
+    unseen = corpus("z", Role.UNSEEN, embeddings(rng, 2, exact=True))
+    corpora = split([references, unseen])
+    assert (corpora.background, corpora.null, corpora.num_background) == ((), (unseen,), 2)
+    with pytest.raises(CorpusError, match=re.escape("(a) hold no background images")):
+        split([references])
+    with pytest.raises(CorpusError, match=re.escape("(z) hold no reference images")):
+        split([unseen])
+
+
+def test_tau_comes_from_the_background_or_else_from_unseen_works(store: Store, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    config = ScanConfig()
+    made = {
+        "mine": (Role.REFERENCE, embeddings(rng, 3, exact=False)),
+        "background": (Role.BACKGROUND, embeddings(rng, 30, exact=False)),
+        "drawer": (Role.UNSEEN, embeddings(rng, 20, exact=False)),
+    }
+    for name, (role, vectors) in made.items():
+        store.append([
+            Reference(f"{name}{n:02}", name, role, "", "", 1, 1, config.descriptor, tuple(v.tolist()), now())
+            for n, v in enumerate(vectors)
+        ])  # fmt: skip
+    warnings: list[str] = []
+    whole = with_corpora(store, config, [], warnings.append)
+    expected = {name: tau_from_background(config.tau_quantile, v) for name, (_, v) in made.items()}
+    assert whole.tau == pytest.approx(expected["background"], abs=1e-4)
+    assert {name: stated.partition(":")[0] for name, stated in whole.corpora.items()} == {
+        "mine": "reference", "background": "background", "drawer": "unseen",
+    }  # fmt: skip
+    assert "50 background images are few for 3 references" in warnings[0]
+    without = with_corpora(store, config, ["mine", "drawer"])
+    assert without.tau == pytest.approx(expected["drawer"], abs=1e-4)
+    assert without.config_id != whole.config_id

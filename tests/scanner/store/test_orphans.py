@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from servers.objects import Objects
 
 from scanner.cli import cli
-from scanner.records import Candidate, Scan, Verdict, now
+from scanner.records import Candidate, Reference, Role, Scan, Verdict, now
 from scanner.store.compaction import compact
 from scanner.store.orphans import GRACE, Orphans, collect
 from scanner.store.store import Store
@@ -28,7 +28,7 @@ LONG_AGO = now() - GRACE - timedelta(hours=1)
 WRITER = """
 import os, sys, tempfile
 from dataclasses import replace
-from scanner.records import Candidate, Match, Scan, Verdict, now
+from scanner.records import Candidate, Match, Membership, Scan, Verdict, now
 from scanner.store.leases import Leases
 from scanner.store.store import Store
 store = Store(sys.argv[1], create=True)
@@ -37,6 +37,7 @@ for n in (1, 2):
     leases.acquire([f"checkpoint{n}-config"])
     image = store.put_image(b"an image of scan %d" % n)
     store.append([Candidate(f"c{n}", f"s{n}", 1, 1, 1.0, image, "d", (0.5,))])
+    store.append([Membership(f"p{n}", f"s{n}", "mine", "", 1.0, 1.0, None, (), "", 0, None, 1.0, 1.0, False)])
     store.append([Match(f"m{n}", f"s{n}", f"c{n}", "mine", "r", 0.9, 0.5, 0.1, 0.1, True)])
     if n == 1:
         store.append([Scan("s1", "checkpoint1", "config", "run", Verdict.FLAGGED, "", "match", now(), now())])
@@ -71,6 +72,7 @@ def make_old(store: Store) -> None:
 def rows(store: Store) -> list[tuple[str, ...]]:
     found = store.query(
         "SELECT scan_id, 'candidate' AS kind FROM candidates UNION ALL SELECT scan_id, 'match' FROM matches "
+        "UNION ALL SELECT scan_id, 'membership' FROM memberships "
         "UNION ALL SELECT scan_id, 'scan' FROM all_scans ORDER BY ALL"
     )
     return [tuple(row.values()) for row in found]
@@ -80,7 +82,7 @@ def images(store: Store) -> list[bytes]:
     return sorted(store.storage.read(path) for path in store.storage.below("images"))
 
 
-WHOLE = [("s1", "candidate"), ("s1", "match"), ("s1", "scan")]
+WHOLE = [("s1", "candidate"), ("s1", "match"), ("s1", "membership"), ("s1", "scan")]
 
 
 def test_what_a_killed_writer_left_is_removed_after_a_day_and_nothing_else(tmp_path: Path) -> None:
@@ -88,12 +90,12 @@ def test_what_a_killed_writer_left_is_removed_after_a_day_and_nothing_else(tmp_p
     store = Store(tmp_path / "store")
     list(compact(store))  # the rows lie in compacted files when they are found
     assert collect(store) == Orphans(), "nothing is a day old"
-    assert len(rows(store)) == 5
+    assert len(rows(store)) == 7
     assert images(store) == [b"an image of no candidate", b"an image of scan 1", b"an image of scan 2"]
     make_old(store)
-    expected = Orphans(candidates=1, matches=1, images=2, leases=2, temporary_files=2)
+    expected = Orphans(candidates=1, memberships=1, matches=1, images=2, leases=2, temporary_files=2)
     assert collect(store, dry_run=True) == expected
-    assert len(rows(store)) == 5
+    assert len(rows(store)) == 7
     assert collect(store) == expected
     assert rows(Store(store.uri)) == WHOLE
     assert images(store) == [b"an image of scan 1"]
@@ -108,6 +110,21 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         for name, value in running.environment().items():
             monkeypatch.setenv(name, value)
         yield f"s3://{running.bucket}/some/store"
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_the_copies_that_references_name_are_kept(tmp_path: Path, *, compacted: bool) -> None:
+    store = Store(tmp_path / "store", create=True)
+    for n, copy in enumerate((b"a copy", b"its newer copy", None, b"another copy")):
+        name = None if copy is None else store.put_image(copy)
+        of = "r" if n < 3 else "s"
+        store.append([Reference(of, "mine", Role.UNSEEN, "", of, 1, 1, "d", (0.5,), now(), name)])
+    store.put_image(b"an image that no row names")
+    for _ in compact(store) if compacted else ():
+        pass
+    make_old(store)
+    assert collect(store) == Orphans(images=1)
+    assert images(store) == [b"a copy", b"another copy", b"its newer copy"]
 
 
 def test_a_bucket_is_rid_of_orphans_too(bucket: str) -> None:
@@ -130,9 +147,11 @@ def test_compact_counts_and_removes_orphans(tmp_path: Path) -> None:
     assert "Removed: 0 candidates" in run(cli, ["compact", *place]).output
     make_old(store)
     counted = run(cli, ["compact", "--dry-run", *place]).output
-    assert counted.startswith("Would be removed: 1 candidates and 1 matches without a scan, 2 images")
-    assert len(rows(store)) == 5
-    assert "Removed: 1 candidates and 1 matches" in run(cli, ["compact", *place]).output
+    assert counted.startswith(
+        "Would be removed: 1 candidates, 1 memberships and 1 matches without a scan, 2 images that no row"
+    )
+    assert len(rows(store)) == 7
+    assert "Removed: 1 candidates, 1 memberships and 1 matches" in run(cli, ["compact", *place]).output
     assert rows(store) == WHOLE
 
 
@@ -145,7 +164,7 @@ def test_a_scan_that_is_finished_within_the_day_keeps_its_rows(tmp_path: Path) -
     store.append([replace(whole, scan_id="s2", checkpoint_id="checkpoint2")])
     make_old(store)
     assert (collect(store).candidates, collect(store).images) == (0, 0)
-    assert len(rows(store)) == 6
+    assert len(rows(store)) == 8
 
 
 def test_orphans_are_kept_while_a_data_file_cannot_be_read(
