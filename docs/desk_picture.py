@@ -48,7 +48,7 @@ def landscape(number: int) -> Image.Image:
 
 
 def fill(folder: Path) -> Store:
-    """A store as a small crawl leaves it, with two decisions on the strongest checkpoint."""
+    """A store as a small crawl leaves it: a flag on both grounds, with two decisions on its evidence."""
     (folder / "landscapes").mkdir()
     crawl = Crawl(Store(folder / "store", create=True), folder / "landscapes", landscape)
     repo = "example/coast-in-oil"
@@ -57,7 +57,8 @@ def fill(folder: Path) -> Store:
         "caption": "an oil painting of the coast",
         "license": "openrail",
     }
-    crawl.flagged(repo, [0.943, 0.871, 0.802, 0.74, 0.702, 0.31], 0.004, fields)
+    margins = [0.31, 0.27, 0.02, 0.2, 0.14, 0.04, 0.18]
+    crawl.flagged(repo, [0.943, 0.871, 0.802, 0.74, 0.702, 0.31], 0.004, fields, margins=margins)
     crawl.scan("example/no-result", Verdict.NOTHING_FOUND)
     _, second, third, *_ = crawl.matches[repo]
     crawl.decide(second.match_id, ReviewDecision.CONFIRM, "vera")

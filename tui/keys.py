@@ -34,8 +34,20 @@ MOVE = [
     Key("move.open", "enter", "select_cursor", "Open", "Open the checkpoint under the cursor", False),
 ]
 DECIDE = [
-    Key("decide.confirm", "c", "decide('confirm')", "Confirm", "Decide: yes, this reproduces the reference"),
-    Key("decide.dismiss", "d", "decide('dismiss')", "Dismiss", "Decide: no, this is another image"),
+    Key(
+        "decide.confirm",
+        "c",
+        "decide('confirm')",
+        "Confirm",
+        "Decide: yes, the claim of the row holds: given back, or trained on",
+    ),
+    Key(
+        "decide.dismiss",
+        "d",
+        "decide('dismiss')",
+        "Dismiss",
+        "Decide: no, it is another image, or the evidence does not convince",
+    ),
     Key("decide.unsure", "u", "decide('unsure')", "Unsure", "Decide: cannot tell after looking at it"),
     Key(
         "decide.undo",
@@ -67,7 +79,7 @@ CHECKPOINT = [
     Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again"),
 ]
 EVERYWHERE = [
-    Key("desk.help", "question_mark", "help", "Keys", "Show this list of keys"),
+    Key("desk.help", "question_mark", "help", "Keys", "Show this list of keys, and the words of the lists"),
     Key(
         "desk.next_pane",
         "tab",
@@ -87,7 +99,7 @@ HELP = [
 ]
 GROUPS = {
     "Moving": MOVE,
-    "Deciding, on a match or on a whole checkpoint": DECIDE,
+    "Deciding, on a row of evidence or on a whole checkpoint": DECIDE,
     "The list": LIST,
     "A checkpoint": CHECKPOINT,
     "Writing a note": NOTE,

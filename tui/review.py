@@ -29,7 +29,7 @@ def reviewer_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The match or scan that an event is about."""
+    """The match, membership or scan that an event is about."""
 
     subject_id: str
     label: str  # names the subject in messages to the reviewer

@@ -7,7 +7,7 @@ import colorsys
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,9 @@ from scanner.records import (
     Checkpoint,
     Decision,
     EventKind,
+    Examination,
     Match,
+    Membership,
     Reference,
     ReviewDecision,
     Role,
@@ -36,6 +38,7 @@ from tui.app import DeskApp
 
 BEGAN = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
 DESCRIPTOR = "sscd_disc_mixup/int8"
+VARIANTS = (0.104, 0.081, 0.117, 0.109, 0.064, 0.098, 0.131, 0.092, 0.104)  # log-ratios of a reference's own
 
 
 def image(number: int) -> Image.Image:
@@ -67,9 +70,10 @@ class Crawl:
     count: int = 0
     scans: dict[str, Scan] = field(default_factory=dict)  # by repo
     matches: dict[str, list[Match]] = field(default_factory=dict)  # by repo
+    memberships: dict[str, list[Membership]] = field(default_factory=dict)  # by repo
 
     def log(self, subject_id: str) -> list[tuple[str, str, str]]:
-        """All events about a match or scan, oldest first: what was decided, written or withdrawn, by whom."""
+        """All events about a subject, oldest first: what was decided, written or withdrawn, by whom."""
         events = {event.decision_id: event for event in self._events(subject_id)}
         shown = []
         for event in events.values():
@@ -172,24 +176,45 @@ class Crawl:
     def flagged(
         self,
         repo: str,
-        similarities: list[float],
+        similarities: Sequence[float],
         q_value: float,
         checkpoint: dict[str, object] | None = None,
+        *,
+        margins: Sequence[float] = (),
+        of_corpus: float | None = None,
+        **changes: object,
     ) -> Scan:
-        """A scan with one match a similarity; those of 0.62 and more are flagged."""
+        """A scan with one match a similarity and one membership a margin, of the same references in order.
+
+        Similarities of 0.62 and more are flagged, and so are margins of 0.1 and more. `of_corpus` is the
+        margin of the corpus as a whole. Without margins it is a scan of the time before there was a screen.
+        """
+        gives_back = any(similarity >= 0.62 for similarity in similarities)
+        trained = [margin for margin in (*margins, of_corpus or 0) if margin >= 0.1]
+        grounds = "+".join(["trained_on"] * bool(trained) + ["gives_back"] * gives_back)
+        if margins or of_corpus:
+            changes = {
+                "grounds": grounds,
+                "examined": Examination.BOTH if similarities else Examination.SCREENED,
+                "trained_on": sum(margin >= 0.1 for margin in margins),
+                "membership_q": 0.004 if trained else 0.7,
+                "screen_evaluations": 412,
+                "screen_base_evaluations": 388,
+                "screened_references": 24,
+                **changes,
+            }
+        if similarities:
+            changes = {"best_similarity": max(similarities), "q_value": q_value, **changes}
+        else:
+            changes = {"num_samples": 0, "num_candidates": 0, "stage": "screen", **changes}
         scan = self.scan(
-            repo,
-            Verdict.FLAGGED if max(similarities) >= 0.62 else Verdict.NOTHING_FOUND,
-            checkpoint=checkpoint,
-            best_similarity=max(similarities),
-            q_value=q_value,
+            repo, Verdict.FLAGGED if grounds else Verdict.NOTHING_FOUND, checkpoint=checkpoint, **changes
         )
-        candidates, matches, references = [], [], []
+        owned = [self.draw(10 * self.count + n) for n in range(max(len(similarities), len(margins)))]
+        references = [self._reference(f"{self.count}-{n}.png", picture) for n, picture in enumerate(owned)]
+        candidates, matches = [], []
         for number, similarity in enumerate(similarities):
-            owned = self.draw(10 * self.count + number)
-            path = self.folder / f"{self.count}-{number}.png"
-            path.write_bytes(png(owned))
-            came_out = Image.blend(owned, self.draw(number + 3), 0.15)
+            came_out = Image.blend(owned[number], self.draw(number + 3), 0.15)
             candidate = Candidate(
                 f"{scan.scan_id}-k{number}",
                 scan.scan_id,
@@ -200,28 +225,13 @@ class Crawl:
                 DESCRIPTOR,
                 (1.0, 0.0),
             )
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            references.append(
-                Reference(
-                    sha256,
-                    self.folder.name,
-                    Role.REFERENCE,
-                    str(path),
-                    sha256,
-                    64,
-                    64,
-                    DESCRIPTOR,
-                    (1.0, 0.0),
-                    BEGAN,
-                )
-            )
             matches.append(
                 Match(
                     f"{scan.scan_id}-m{number}",
                     scan.scan_id,
                     candidate.candidate_id,
                     self.folder.name,
-                    sha256,
+                    references[number].reference_id,
                     similarity,
                     0.412,
                     0.001,
@@ -230,11 +240,67 @@ class Crawl:
                 )
             )
             candidates.append(candidate)
-        self.store.append(references)
-        self.store.append(candidates)
-        self.store.append(matches)
-        self.matches[repo] = matches
+        memberships = [
+            self._membership(scan, number, reference.reference_id, margin)
+            for number, (reference, margin) in enumerate(zip(references, margins, strict=False))
+        ]
+        if of_corpus is not None:
+            whole = self._membership(scan, len(margins), "", of_corpus)
+            memberships.append(
+                replace(
+                    whole,
+                    framed_log_ratio=None,
+                    variant_log_ratios=(),
+                    framing="",
+                    framings_tried=0,
+                    background_p=None,
+                    num_pictures=24,
+                    margin_low=of_corpus - 0.05,
+                    margin_high=of_corpus + 0.05,
+                )
+            )
+        for rows in (references, candidates, matches, memberships):
+            self.store.append(rows)
+        self.matches[repo], self.memberships[repo] = matches, memberships
         return scan
+
+    def _reference(self, name: str, picture: Image.Image) -> Reference:
+        path = self.folder / name
+        path.write_bytes(png(picture))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Reference(
+            sha256,
+            self.folder.name,
+            Role.REFERENCE,
+            str(path),
+            sha256,
+            picture.width,
+            picture.height,
+            DESCRIPTOR,
+            (1.0, 0.0),
+            BEGAN,
+        )
+
+    def _membership(self, scan: Scan, number: int, reference_id: str, margin: float) -> Membership:
+        log_ratio, trained = sum(VARIANTS) / len(VARIANTS) + margin, margin >= 0.1
+        return Membership(
+            membership_id=f"{scan.scan_id}-t{number}",
+            scan_id=scan.scan_id,
+            corpus=self.folder.name,
+            reference_id=reference_id,
+            log_ratio=log_ratio - 0.02,
+            margin=margin,
+            framed_log_ratio=log_ratio,
+            variant_log_ratios=VARIANTS,
+            framing="zoom-90",
+            framings_tried=11,
+            background_p=0.01 if trained else 0.04,
+            p_value=0.0002 + number / 10_000 if trained else 0.3,
+            q_value=0.004 + number / 1000 if trained else 0.7,
+            trained_on=trained,
+            num_background=99,
+            background_highest=0.117,
+        )
 
 
 class Desk:

@@ -21,7 +21,7 @@ async def test_enter_opens_a_checkpoint_with_everything_that_a_decision_needs(
         for needed in (
             "ben/strong-shoe",
             "https://huggingface.co/ben/strong-shoe",
-            "0 of 3 matches decided",
+            "0 of 3 flags decided",
             "0.943",
             "A flag needs 0.620 or more",
             "0.412",
@@ -44,7 +44,7 @@ async def test_enter_opens_a_checkpoint_with_everything_that_a_decision_needs(
 async def test_images_are_blurred_until_a_key_and_again_after_leaving(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("enter")
-        assert "Blurred: may show people. b shows them." in seen.text
+        assert "Blurred: may show people. b shows" in seen.text
         assert "esc Back ? Keys q Quit" in seen.text  # the way back is shown on the narrowest terminal too
         blurred = seen.colours("#candidate")
         await seen.press("b")

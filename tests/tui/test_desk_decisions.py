@@ -43,7 +43,7 @@ async def test_after_a_decision_the_next_undecided_match_is_under_the_cursor(
         assert seen.app.screen.query_one(Table).current == matches[0].match_id
         await seen.press("c")
         assert seen.app.screen.query_one(Table).current == matches[0].match_id
-        assert "3 of 3 matches decided" in seen.text
+        assert "3 of 3 flags decided" in seen.text
 
 
 async def test_keys_pressed_in_a_hurry_each_decide_another_match(filled: Crawl, desk: Opener) -> None:
@@ -173,7 +173,7 @@ async def test_a_note_can_be_written_without_a_decision_or_cancelled(filled: Cra
         await seen.press("n")
         await seen.write("ask eve")
         await seen.press("enter")
-        assert "0 of 3 matches decided" in seen.text
+        assert "0 of 3 flags decided" in seen.text
         await seen.press("n", "enter")  # the same note again is no event
     assert filled.log(match) == [("note", "ask eve", "vera")]
 
@@ -255,7 +255,7 @@ async def test_a_failed_write_is_reported_and_nothing_is_lost(
             await seen.press("c")
             assert seen.toast == "NOT recorded: the store /s cannot be written: Read-only file system."
             assert seen.app.screen.query_one(Table).current == first
-            assert "0 of 3 matches decided" in seen.text
+            assert "0 of 3 flags decided" in seen.text
             await seen.press("n")
             await seen.write("laces")
             await seen.press("enter")

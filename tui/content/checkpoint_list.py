@@ -8,8 +8,9 @@ from datetime import datetime
 
 from rich.text import Text
 
-from scanner.records import ReviewDecision, Verdict
+from scanner.records import Ground, ReviewDecision, Verdict
 from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter, StandingReason
+from scanner.store.grounds import grounds_cell, grounds_label, shown_q
 from scanner.store.queries import COMMIT_DIGITS, VerdictCounts, names_in_list, reason_label, shorter
 from scanner.text import for_terminal
 from tui.content.formatting import (
@@ -21,6 +22,7 @@ from tui.content.formatting import (
     probability,
     short_time,
     similarity,
+    utc,
 )
 from tui.widgets.table import Column, Line
 
@@ -54,7 +56,8 @@ repeat your last crawl command: it continues where it stopped. For example:
 
 v shows the other verdicts."""
 NOTHING_FLAGGED = """\
-Nothing is flagged: no scan found a reference image under these settings.
+Nothing is flagged: no scan found that a checkpoint was trained on a reference,
+or gives one back, under these settings.
 This does not prove that no checkpoint was trained on one.
 
 v shows the other verdicts, and the reasons of skipped checkpoints."""
@@ -120,19 +123,24 @@ def list_state(page: CheckpointPage, counts: VerdictCounts | None, shown: ListFi
 def columns(shown: ListFilter, wide: bool) -> list[Column]:
     """Returns the columns of a list."""
     repo = Column("Repo", 16, share=3, keep_end=True)  # what tells two revisions apart comes last
-    origin = [Column("Source", 7), Column("Kind", 9), Column("Base", 10, share=2)] if wide else []
+    kind = [Column("Kind", 9)] if shown is not ListFilter.FLAGGED else []
+    origin = [Column("Source", 7), *kind, Column("Base", 10, share=2)] if wide else []
     scanned = Column("Scanned", 7)
     if shown is ListFilter.FLAGGED:
         scores = [Column("Similar", 7, right=True), Column("q value", 7, right=True)]
-        return [repo, *origin, *scores, Column("Matches", 7, right=True), Column("Decision", 17), scanned]
+        flags = [Column("Grounds", 10), *scores, Column("Flags", 5, right=True)]
+        if wide:
+            return [repo, *origin, *flags, Column("Decision", 17), scanned]
+        return [repo, *flags, Column("Decision", 16)]
     if shown in WITH_REASONS:
         return [repo, *origin, Column("Reason", 18, share=2), Column("Explanation", 12, share=2), scanned]
-    return [repo, *origin, Column("Verdict", 13), Column("Result", 20, share=3), scanned]
+    verdict = [Column("Verdict", 13)] if shown is ListFilter.ALL else []
+    return [repo, *origin, *verdict, Column("Result", 20, share=3), scanned]
 
 
 def lines(rows: Sequence[CheckpointRow], shown: ListFilter, present: datetime, wide: bool) -> list[Line]:
     """Returns the rows of a list. Checkpoints of the same repo are named so that they can be told apart."""
-    names = names_in_list((row.source, row.repo, row.revision, row.file) for row in rows)
+    names = names_in_list((r.source, r.repo, r.revision, r.file.removesuffix(".safetensors")) for r in rows)
     return [_line(row, name, shown, present, wide) for row, name in zip(rows, names, strict=True)]
 
 
@@ -141,28 +149,34 @@ def _line(row: CheckpointRow, name: str, shown: ListFilter, present: datetime, w
     cells = [cell(for_terminal(name, 300), style="bold")]
     if wide:
         cells.append(cell(for_terminal(row.source.partition(":")[0], 40)))
-        cells.append(cell(for_terminal(f"{row.kind}, {row.family}", 40)))
+        if shown is not ListFilter.FLAGGED:
+            cells.append(cell(for_terminal(f"{row.kind}, {row.family}", 40)))
         cells.append(cell(for_terminal(row.base, 100) or "not known"))
     if shown is ListFilter.FLAGGED:
+        cells.append(cell(grounds_cell(row.grounds)))
         cells.append(cell(similarity(row.best_similarity), right=True))
-        cells.append(cell(probability(row.q_value), right=True))
-        cells.append(cell(f"{row.flagged_matches:,}", right=True))
+        cells.append(cell(probability(_q(row)), right=True))
+        cells.append(cell(f"{row.flags:,}", right=True))
         cells.append(cell(decision_state(row)))
     else:
-        cells.append(cell(reason_label(row.reason_code) if shown in WITH_REASONS else VERDICTS[row.verdict]))
+        if shown in WITH_REASONS:
+            cells.append(cell(reason_label(row.reason_code)))
+        elif shown is ListFilter.ALL:
+            cells.append(cell(VERDICTS[row.verdict]))
         cells.append(cell(_result(row)))
-    cells.append(cell(short_time(row.finished_at, present)))
+    if wide or shown is not ListFilter.FLAGGED:
+        cells.append(cell(short_time(row.finished_at, present)))
     return Line(row.checkpoint_id, tuple(cells))
 
 
 def decision_state(row: CheckpointRow) -> str:
-    """Returns the decision on the scan, or else how many matches are decided; at most 17 characters."""
+    """Returns the decision on the scan, or else how many flags are decided; at most 17 characters."""
     if row.decision is not None:
         return decision_text(row.decision)
     if not row.decided:
         return decision_text(None)
-    if row.decided < row.flagged_matches:
-        return f"{row.decided} of {row.flagged_matches} decided"
+    if row.decided < row.flags:
+        return f"{row.decided} of {row.flags} decided"
     numbers = {
         ReviewDecision.CONFIRM: row.confirmed,
         ReviewDecision.DISMISS: row.dismissed,
@@ -173,16 +187,22 @@ def decision_state(row: CheckpointRow) -> str:
 
 
 def in_full(row: CheckpointRow) -> Text:
-    """Returns the name, revision, file, reason and note of a checkpoint, which the columns may cut."""
+    """Returns what the columns of a checkpoint may cut: name, revision, file, grounds, reason and note."""
     text = Text(for_terminal(row.repo, 300), style="bold")
     revision = row.revision[:8] if len(row.revision) == COMMIT_DIGITS else row.revision
     place = f"{'@' if revision else ''}{revision} {row.file}".rstrip()
     text.append(for_terminal(place, 300), style="not bold")
     text.append(f"  {VERDICTS[row.verdict]}", style="not bold")
+    if row.grounds:
+        text.append(f": {grounds_label(row.grounds)}", style="not bold")
+    elif row.verdict is Verdict.NOTHING_FOUND and row.examined:
+        text.append(f": {row.examined.label}", style="not bold")
     if row.reason:
         text.append(f": {for_terminal(row.reason)}", style="not bold")
     base = f" on {for_terminal(row.base, 100)}" if row.base else ""
     text.append(f" · {for_terminal(row.kind, 40)}, {for_terminal(row.family, 40)}{base}", style="not bold")
+    if row.finished_at:
+        text.append(f" · scanned {utc(row.finished_at)}", style="not bold")
     if row.note:
         text.append(f" · note “{for_terminal(row.note)}”", style="not bold")
     return text
@@ -190,8 +210,14 @@ def in_full(row: CheckpointRow) -> Text:
 
 def _result(row: CheckpointRow) -> str:
     if row.verdict is Verdict.FLAGGED:
-        return f"similarity {similarity(row.best_similarity)}, q {probability(row.q_value)}"
+        similar = f" {similarity(row.best_similarity)}" if Ground.GIVES_BACK in row.grounds else ""
+        return f"{grounds_cell(row.grounds)}{similar}, q {probability(_q(row))}"
     if row.verdict is Verdict.NOTHING_FOUND:
+        examined = [row.examined.label] if row.examined else []
         nearest = similarity(row.best_similarity)
-        return "" if nearest == NONE else f"nearest reference {nearest}"
+        return ", ".join([*examined, *([] if nearest == NONE else [f"nearest {nearest}"])])
     return for_terminal(shorter(row.reason or "", row.repo), 300)
+
+
+def _q(row: CheckpointRow) -> float | None:
+    return shown_q(row.grounds, row.q_value, row.membership_q)

@@ -1,14 +1,16 @@
-"""The evidence for a match in words, its decision log, and all facts about the scan; as Rich renderables."""
+"""The evidence for a row in words, its decision log, and all facts about the scan; as Rich renderables."""
 
 from __future__ import annotations
 
 from rich.table import Table as Grid
 from rich.text import Text
 
-from scanner.records import Checkpoint, Decision, EventKind, Scan, Verdict
+from scanner.records import Checkpoint, Decision, EventKind, Examination, Match, Scan, Verdict
 from scanner.store.decisions import fold
-from scanner.store.desk_queries import MatchRow, OpenedCheckpoint
+from scanner.store.desk_queries import CandidateImage, EvidenceRow, OpenedCheckpoint
+from scanner.store.grounds import grounds_label, grounds_of_scan
 from scanner.text import for_terminal
+from tui.content import membership
 from tui.content.formatting import (
     NONE,
     VERDICTS,
@@ -16,84 +18,125 @@ from tui.content.formatting import (
     decision_text,
     one_in,
     probability,
+    share,
     similarity,
     utc,
 )
 
-ADVICE = {
-    Verdict.NOTHING_FOUND: (
-        "No candidate of this scan matches a reference. This does not prove that the checkpoint was not "
-        "trained on one."
+NO_PROOF = "This does not prove that the checkpoint was not trained on one."
+NOTHING = {
+    None: f"No candidate of this scan matches a reference. {NO_PROOF}",
+    Examination.SAMPLED: f"No candidate of this scan matches a reference. {NO_PROOF}",
+    Examination.SCREENED: (
+        f"By the models' losses no reference stands out, and nothing was sampled. {NO_PROOF}"
     ),
+    Examination.BOTH: (
+        "By the models' losses no reference stands out, and no candidate of this scan matches one. "
+        f"{NO_PROOF}"
+    ),
+}
+UNLIKE = (
+    "is of another kind than the references: their losses stand apart from it whatever was trained on, so it "
+    "says little about training. Add works like yours that no checkpoint was trained on: scanner corpus add "
+    "NAME DIR --background, or --unseen for works of yours that were never published."
+)
+ADVICE = {
     Verdict.FAILED: "The checkpoint is not the cause. The next crawl scans it again.",
     Verdict.SKIPPED: "The checkpoint is the cause, so it was not scanned and has no result.",
 }
 
 
-def evidence(opened: OpenedCheckpoint, match: MatchRow) -> Grid:
-    """Returns the evidence for one match: in each row a name, a number, and what the number means."""
-    scan = opened.scan
+def verdict_in_words(scan: Scan) -> str:
+    """Returns a verdict with the grounds of a flag, or with how a checkpoint without one was looked at."""
+    words = VERDICTS[scan.verdict]
+    if grounds := grounds_of_scan(scan):
+        return f"{words}: {grounds_label(grounds)}"
+    if scan.verdict is Verdict.NOTHING_FOUND and scan.examined:
+        return f"{words}: {scan.examined.label}"
+    return words
+
+
+def evidence(opened: OpenedCheckpoint, row: EvidenceRow) -> Grid:
+    """Returns the evidence for one row: on each line a name, a number, and what the number means."""
     grid = Grid.grid(padding=(0, 1), expand=True)
     grid.add_column(no_wrap=True, width=10, style="bold")
     grid.add_column(no_wrap=True, width=9, style="bold")
     grid.add_column(ratio=1)
-    result = "It passes both tests." if match.flagged else "It does not pass both tests."
-    grid.add_row("Match", "flagged" if match.flagged else "no flag", result)
+    if row.match:
+        for line in _of_match(opened.scan, row.match, row.candidate):
+            grid.add_row(*line)
+    if row.match and row.membership:
+        grid.add_row("")
+    if row.membership:
+        for name, number, meaning in membership.rows_of(opened.scan, row.membership):
+            grid.add_row(name, number, meaning)
+    return grid
 
+
+def _of_match(
+    scan: Scan | None, match: Match, candidate: CandidateImage | None
+) -> list[tuple[str, str, str]]:
     needs = f" A flag needs {similarity(scan.tau)} or more." if scan and scan.tau is not None else ""
-    grid.add_row(
-        "Similarity",
-        similarity(match.similarity),
-        f"between the two images, from -1 to 1; higher is closer.{needs}",
-    )
     background = (
         f"{scan.num_background:,} background images" if scan and scan.num_background else "background images"
-    )
-    grid.add_row(
-        "By chance",
-        similarity(match.null_similarity),
-        f"is the highest similarity of any of {background}, on which the checkpoint was not trained, to the "
-        "same candidates.",
-    )
-    grid.add_row(
-        "p value",
-        probability(match.p_value),
-        "If the checkpoint was not trained on this reference, a similarity this high comes up in at most "
-        f"{one_in(match.p_value)} comparisons.",
     )
     references = (
         count(scan.num_references, "reference") if scan and scan.num_references else "many references"
     )
-    needs = f" A flag needs {scan.alpha:g} or less." if scan and scan.alpha is not None else ""
-    grid.add_row(
-        "q value",
-        probability(match.q_value),
-        f"The p value, corrected for comparing {references}: of all matches with this q value or less, about "
-        f"{match.q_value:.1%} or fewer are expected to be false.{needs}",
-    )
-    grid.add_row("Clique", *_clique(match))
-    return grid
+    level = f" A flag needs {scan.alpha:g} or less." if scan and scan.alpha is not None else ""
+    return [
+        (
+            "Gives back",
+            "flagged" if match.flagged else "no flag",
+            "It passes both tests." if match.flagged else "It does not pass both tests.",
+        ),
+        (
+            "Similarity",
+            similarity(match.similarity),
+            f"between the two images, from -1 to 1; higher is closer.{needs}",
+        ),
+        (
+            "By chance",
+            similarity(match.null_similarity),
+            f"is the highest similarity of any of {background}, on which the checkpoint was not trained, to "
+            "the same candidates.",
+        ),
+        (
+            "p value",
+            probability(match.p_value),
+            "If the checkpoint was not trained on this reference, a similarity this high comes up in at most "
+            f"{one_in(match.p_value)} comparisons.",
+        ),
+        (
+            "q value",
+            probability(match.q_value),
+            f"The p value, corrected for comparing {references}: of all matches with this q value or less, "
+            f"{share(match.q_value)} are expected to be false.{level}",
+        ),
+        ("Clique", *_clique(candidate)),
+    ]
 
 
-def _clique(match: MatchRow) -> tuple[str, str]:
-    if match.clique_size is None:
+def _clique(candidate: CandidateImage | None) -> tuple[str, str]:
+    if candidate is None:
         return NONE, ""
-    size = count(match.clique_size, "sample")
-    if match.clique_size == 1:
+    size = count(candidate.clique_size, "sample")
+    if candidate.clique_size == 1:
         return size, "No other sample is similar to the candidate."
-    alike = similarity(match.clique_similarity)
+    alike = similarity(candidate.clique_similarity)
     return size, f"from as many seeds are similar, {alike} on average; the candidate represents them."
 
 
-def without_match(opened: OpenedCheckpoint) -> Text:
-    """Returns the verdict, its reason, and what it means, for a scan that has no match."""
+def without_rows(opened: OpenedCheckpoint) -> Text:
+    """Returns the verdict, its reason, and what it means, for a scan that has no row of evidence."""
     scan = opened.scan
     if scan is None:
         return Text("This checkpoint has no scan yet. Open it again later to see one.")
-    text = Text(VERDICTS[scan.verdict].capitalize(), style="bold")
+    text = Text(verdict_in_words(scan).capitalize(), style="bold")
     if scan.reason:
         text.append(f": {for_terminal(scan.reason)}", style="not bold")
-    if advice := ADVICE.get(scan.verdict):
+    nothing = NOTHING[scan.examined] if scan.verdict is Verdict.NOTHING_FOUND else None
+    if advice := nothing or ADVICE.get(scan.verdict):
         text.append(f"\n{advice}", style="not bold")
     return text
 
@@ -123,10 +166,11 @@ def _event(event: Decision, events: dict[str, Decision]) -> str:
     return f"withdrew {_event(withdrawn, {})} of {for_terminal(withdrawn.reviewer, 60)}"
 
 
-def facts(opened: OpenedCheckpoint, match: MatchRow | None) -> Grid:
+def facts(opened: OpenedCheckpoint, row: EvidenceRow | None) -> Grid:
     """Returns everything that is needed to repeat the scan, as a grid of names and values."""
     checkpoint, scan = opened.checkpoint, opened.scan
     rows = [
+        *(_screening(scan) if scan else []),
         ("Source", checkpoint.source),
         ("File", checkpoint.file or "the whole repo"),
         ("Revision", checkpoint.revision),
@@ -134,11 +178,11 @@ def facts(opened: OpenedCheckpoint, match: MatchRow | None) -> Grid:
         ("Base", (scan.base if scan else None) or checkpoint.base or "not known"),
         ("Caption", (scan.caption if scan else None) or checkpoint.caption or "not known"),
         *(_sampling(scan) if scan else []),
-        *(_images(match) if match else []),
+        *(_images(row) if row else []),
         ("Licence", checkpoint.license or "not stated"),
         ("Published", utc(checkpoint.created_at)),
         ("Listed", utc(checkpoint.listed_at)),
-        *_identifiers(checkpoint, scan, match),
+        *_identifiers(checkpoint, scan, row),
     ]
     grid = Grid.grid(padding=(0, 1), expand=True)
     grid.add_column(no_wrap=True, width=10)
@@ -148,7 +192,22 @@ def facts(opened: OpenedCheckpoint, match: MatchRow | None) -> Grid:
     return grid
 
 
+def _screening(scan: Scan) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    if scan.background_unlike:
+        rows += [("Background", UNLIKE)]
+    if scan.examined:
+        rows += [("Looked at", scan.examined.label)]
+    if scan.examined in (Examination.SCREENED, Examination.BOTH):
+        references = f"{scan.screened_references:,} of {count(scan.num_references, 'reference')}"
+        spent = f"{scan.screen_evaluations:,} evaluations and {scan.screen_base_evaluations:,} of the base"
+        rows += [("Screen", f"{references}, {spent}")]
+    return rows
+
+
 def _sampling(scan: Scan) -> list[tuple[str, str]]:
+    if scan.examined is Examination.SCREENED:
+        return [("Samples", "none")]
     scale = NONE if scan.guidance_scale is None else f"w' {scan.guidance_scale:g}"
     guidance = scale if scan.correction is None else f"{scale}, correction {scan.correction:g}"
     candidates = count(scan.num_candidates, "candidate")
@@ -156,17 +215,26 @@ def _sampling(scan: Scan) -> list[tuple[str, str]]:
     return [("Guidance", guidance), ("Samples", f"{samples} from seed {scan.seed}, {candidates}")]
 
 
-def _images(match: MatchRow) -> list[tuple[str, str]]:
-    size = f", {match.reference_width} x {match.reference_height} pixels" if match.reference_width else ""
-    stored = f"seed {match.seed}, image {match.image_sha256}" if match.image_sha256 else "not stored"
-    return [
-        ("Candidate", stored),
-        ("Reference", f"{match.corpus}: {match.reference_path or match.reference_id}{size}"),
-        ("Descriptor", match.descriptor or NONE),
-    ]
+def _images(row: EvidenceRow) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    candidate, reference = row.candidate, row.reference
+    if row.match:
+        stored = f"seed {candidate.seed}, image {candidate.image_sha256}" if candidate else "not stored"
+        rows += [("Candidate", stored)]
+    if row.reference_id:
+        size = f", {reference.width} x {reference.height} pixels" if reference else ""
+        place = reference.path if reference else row.reference_id
+        rows += [("Reference", f"{row.corpus}: {place}{size}")]
+    else:
+        rows += [("Corpus", row.corpus)]
+    if row.match:
+        rows += [("Descriptor", candidate.descriptor if candidate else NONE)]
+    return rows
 
 
-def _identifiers(checkpoint: Checkpoint, scan: Scan | None, match: MatchRow | None) -> list[tuple[str, str]]:
+def _identifiers(
+    checkpoint: Checkpoint, scan: Scan | None, row: EvidenceRow | None
+) -> list[tuple[str, str]]:  # fmt: skip
     rows: list[tuple[str, str]] = []
     if scan:
         seconds = (scan.finished_at - scan.started_at).total_seconds()
@@ -178,8 +246,10 @@ def _identifiers(checkpoint: Checkpoint, scan: Scan | None, match: MatchRow | No
             ("Scan id", scan.scan_id),
             ("Run id", scan.run_id),
         ]
-    if match:
-        rows += [("Match id", match.match_id)]
+    if row and row.match:
+        rows += [("Match id", row.match.match_id)]
+    if row and row.membership:
+        rows += [("Membership", row.membership.membership_id)]
     rows += [("Checkpoint", checkpoint.checkpoint_id)]
     if scan and scan.versions:
         versions = ", ".join(f"{name} {number}" for name, number in sorted(scan.versions.items()))

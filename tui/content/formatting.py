@@ -54,6 +54,11 @@ def one_in(value: float) -> str:
     return f"1 in {round(1 / value):,}" if 0 < value <= 0.5 else f"{value:.0%}"
 
 
+def share(value: float) -> str:
+    """Returns the largest share that a q value allows: `about 2.5% or fewer`; never a bare zero."""
+    return f"about {value:.1%} or fewer" if value >= 0.001 else "fewer than 0.1%"
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """Returns a number with its noun: `1 match`, `2,000 matches`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -1,4 +1,4 @@
-"""One checkpoint: its matches, the candidate beside the reference, the evidence and the decision log."""
+"""One checkpoint: its rows of evidence, the candidate beside the reference, and the decision log."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from textual.reactive import reactive
 from textual.widgets import DataTable, Footer, Static
 
 from scanner.errors import ScannerError
+from scanner.records import Examination, Ground
 from scanner.store.decisions import fold
-from scanner.store.desk_queries import PAGE_SIZE, MatchRow, OpenedCheckpoint, open_checkpoint
+from scanner.store.desk_queries import PAGE_SIZE, EvidenceRow, OpenedCheckpoint, open_checkpoint
+from scanner.store.grounds import grounds_cell
 from scanner.text import for_terminal
-from tui.content.evidence import decision_log, evidence, facts, without_match
+from tui.content.evidence import decision_log, evidence, facts, verdict_in_words, without_rows
 from tui.content.formatting import (
-    VERDICTS,
+    NONE,
     cell,
     count,
     decision_text,
@@ -38,9 +40,14 @@ from tui.session import Session
 from tui.widgets.image_view import ImageView
 from tui.widgets.table import Column, Line, Table
 
-BLURRED = "Blurred: may show people. b shows them."
-SHOWN = "Shown. b blurs them again, so does escape."
+BLURRED = "Blurred: may show people. b shows"
+SHOWN = "Shown. b or escape blurs again."
+NOT_GENERATED = "No image was generated: this is about training."
+NOT_ALIKE = "No generated image matches this reference: this is about training."
+NO_CANDIDATE = "No candidate: this is about training."
+WHOLE_CORPUS = "This is about the corpus as a whole, and not about one picture of it."
 COLUMNS = [
+    Column("Grounds", 10),
     Column("Similar", 7, right=True),
     Column("q value", 7, right=True),
     Column("Decision", 11, share=1),
@@ -51,7 +58,7 @@ class CheckpointScreen(DecidingScreen):
     """Shows a checkpoint with the scan that the list showed."""
 
     BINDINGS = bindings(DECIDE, CHECKPOINT)
-    AUTO_FOCUS = "#matches"
+    AUTO_FOCUS = "#rows"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own declaration
     blurred = reactive(True)
 
@@ -63,14 +70,14 @@ class CheckpointScreen(DecidingScreen):
         self.queries = 0  # loads that have not ended yet
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
         self.explained: object = None  # what the evidence on the screen was made from
-        self.images_of: str | None = None  # the match whose images are shown
+        self.images_of: str | None = None  # the row whose images are shown
 
     def compose(self) -> ComposeResult:
         yield Static(Text(self.repo, style="bold"), id="head")
         yield Static(id="link")
         yield Static(id="summary")
         with Horizontal(id="top"):
-            yield Table(id="matches")
+            yield Table(id="rows")
             with Vertical(id="beside"):
                 with Horizontal(id="pair"):
                     yield ImageView("candidate", id="candidate")
@@ -117,97 +124,122 @@ class CheckpointScreen(DecidingScreen):
         self.show(opened)
 
     def show(self, opened: OpenedCheckpoint) -> None:
-        """Fills the screen; the cursor stays on its match."""
+        """Fills the screen; the cursor stays on its row."""
         self.opened = opened
         head = Text(self.repo, style="bold")
         if opened.scan:
-            head.append(f"  {VERDICTS[opened.scan.verdict]}", style="not bold")
+            head.append(f"  {verdict_in_words(opened.scan)}", style="not bold")
         if opened.flagged:
-            matches = count(opened.flagged, "match", "matches")
-            head.append(f" · {opened.decided:,} of {matches} decided", style="not bold")
+            flags = count(opened.flagged, "flag")
+            head.append(f" · {opened.decided:,} of {flags} decided", style="not bold")
         if (whole := fold(opened.history).decided) is not None:
             by = for_terminal(whole.reviewer, 40)
             head.append(f" · {decision_text(whole.decision)} as a whole by {by}", style="not bold")
         self.query_one("#head", Static).update(head)
         self.query_one("#link", Static).update(Text(self._link(opened.checkpoint.url)))
-        self.set_class(not opened.matches, "-without-match")
-        if not opened.matches:
+        self.set_class(not opened.rows, "-without-rows")
+        if not opened.rows:
             self.query_one("#words").focus()  # the table is not displayed; the arrows scroll the text
-        self.query_one(Table).fill(COLUMNS, [self._line(match) for match in opened.matches])
+        self.query_one(Table).fill(COLUMNS, [self._line(row) for row in opened.rows])
         self.explain()
 
     def _link(self, url: str) -> str:
         opens = "  (o opens it)" if web_address(url) else ""
         return f"{for_terminal(url)}{opens}" if url else "The address of this checkpoint is not known."
 
-    def _line(self, match: MatchRow) -> Line:
+    def _line(self, row: EvidenceRow) -> Line:
+        claims = row.grounds or (Ground.GIVES_BACK if row.match else Ground.TRAINED_ON,)
+        instead = NONE if row.reference_id else "corpus"
+        alike = similarity(row.match.similarity) if row.match else instead
+        found = row.match or row.membership
         return Line(
-            match.match_id,
+            row.subject_id,
             (
-                cell(similarity(match.similarity), right=True, style="bold" if match.flagged else "dim"),
-                cell(probability(match.q_value), right=True),
-                cell(self._state(match)),
+                cell(grounds_cell(claims), style="bold" if row.grounds else "dim"),
+                cell(alike, right=True, style="bold" if row.grounds else "dim"),
+                cell(probability(found.q_value if found else None), right=True),
+                cell(self._state(row)),
             ),
         )
 
     @staticmethod
-    def _state(match: MatchRow) -> str:
-        decision = fold(match.history).decision
-        return decision_text(decision) if decision or match.flagged else "no flag"
+    def _state(row: EvidenceRow) -> str:
+        decision = fold(row.history).decision
+        return decision_text(decision) if decision or row.grounds else "no flag"
 
-    def match(self) -> MatchRow | None:
-        """Returns the match under the cursor."""
+    def row(self) -> EvidenceRow | None:
+        """Returns the row under the cursor."""
         key = self.query_one(Table).current
-        matches = self.opened.matches if self.opened else ()
-        return next((match for match in matches if match.match_id == key), None)
+        rows = self.opened.rows if self.opened else ()
+        return next((row for row in rows if row.subject_id == key), None)
 
     @on(DataTable.RowHighlighted)
-    def show_match(self) -> None:
-        """Shows the evidence for another match at once, and its images as soon as they are loaded."""
+    def show_row(self) -> None:
+        """Shows the evidence of another row at once, and its images as soon as they are loaded."""
         self.explain()
         self.load_images()
 
     def explain(self) -> None:
-        """Shows the evidence, the decision log and the facts for the match under the cursor."""
+        """Shows the evidence, the decision log and the facts for the row under the cursor."""
         if self.opened is None:
             return
-        match = self.match()
-        if (made_from := (match, self.opened.scan, self.opened.history)) == self.explained:
+        row = self.row()
+        if (made_from := (row, self.opened.scan, self.opened.history)) == self.explained:
             return
         self.explained = made_from
-        words = evidence(self.opened, match) if match else without_match(self.opened)
-        log = decision_log(match.history if match else self.opened.history)
+        words = evidence(self.opened, row) if row else without_rows(self.opened)
+        log = decision_log(row.history if row else self.opened.history)
         self.query_one("#evidence", Static).update(Group(words, Text(), log) if log else words)
-        self.query_one("#facts", Static).update(facts(self.opened, match))
-        self.query_one("#summary", Static).update(Text(self._summary(match) if match else ""))
+        self.query_one("#facts", Static).update(facts(self.opened, row))
+        self.query_one("#summary", Static).update(Text(self._summary(row) if row else ""))
 
-    def _summary(self, match: MatchRow) -> str:
-        scores = f"similarity {similarity(match.similarity)}, q {probability(match.q_value)}"
-        return f"{self._label(match).capitalize()}: {scores} · {self._state(match)}"
+    def _summary(self, row: EvidenceRow) -> str:
+        found = (
+            [f"similarity {similarity(row.match.similarity)}, q {probability(row.match.q_value)}"]
+            if row.match
+            else []
+        )
+        if row.membership:
+            margin = NONE if row.membership.margin is None else f"{row.membership.margin:.3f}"
+            found += [f"margin {margin}, q {probability(row.membership.q_value)}"]
+        return f"{self._label(row).capitalize()}: {'; '.join(found)} · {self._state(row)}"
 
     @work(exclusive=True, group="images")
     async def load_images(self) -> None:
         """Loads the candidate and the reference in a thread."""
-        if (match := self.match()) is None or match.match_id == self.images_of:
+        if (row := self.row()) is None or row.subject_id == self.images_of:
             return
         self.images_of = None
-        for view in self.query(ImageView):  # never the images of one match beside the evidence for another
+        for view in self.query(ImageView):  # never the images of one row beside the evidence for another
             view.show(NoImage(""))
-        candidate, reference = await asyncio.to_thread(self._pair, match)
+        candidate, reference = await asyncio.to_thread(self._pair, row)
         self.query_one("#candidate", ImageView).show(candidate)
         self.query_one("#reference", ImageView).show(reference)
-        self.images_of = match.match_id
+        self.images_of = row.subject_id
 
-    def _pair(self, match: MatchRow) -> tuple[Image.Image | NoImage, Image.Image | NoImage]:
-        stored = partial(self.session.store.image, match.image_sha256) if match.image_sha256 else None
-        path = Path(match.reference_path) if match.reference_path else None
-        return load(stored, "candidate image"), load(path, "reference image")
+    def _pair(self, row: EvidenceRow) -> tuple[Image.Image | NoImage, Image.Image | NoImage]:
+        image = self.session.store.image
+        candidate: Image.Image | NoImage
+        if row.match is not None:
+            sha256 = row.candidate.image_sha256 if row.candidate else None
+            candidate = load(partial(image, sha256) if sha256 else None, "candidate image")
+        elif self.opened and self.opened.scan and self.opened.scan.examined is Examination.SCREENED:
+            candidate = NoImage(NOT_GENERATED)
+        else:
+            candidate = NoImage(NOT_ALIKE if row.reference_id else NO_CANDIDATE)
+        if not row.reference_id:
+            return candidate, NoImage(WHOLE_CORPUS)
+        reference = load(Path(row.reference.path) if row.reference else None, "reference image")
+        if isinstance(reference, NoImage) and row.reference and row.reference.image_sha256:
+            copy = load(partial(image, row.reference.image_sha256), "reference image")
+            reference = reference if isinstance(copy, NoImage) else copy
+        return candidate, reference
 
     @on(Table.AtEnd)
     def load_more(self) -> None:
-        """Loads another page of matches below the last row."""
+        """Loads another page of rows below the last one."""
         opened = self.opened
-        if opened and len(opened.matches) < opened.total and self.limit <= len(opened.matches):
+        if opened and len(opened.rows) < opened.total and self.limit <= len(opened.rows):
             self.limit += PAGE_SIZE
             self.load()
 
@@ -230,9 +262,9 @@ class CheckpointScreen(DecidingScreen):
             self.query_one(Table).focus()  # the text, which is hidden now, may have had the focus
 
     def _has_images(self) -> bool:
-        """Whether a match with its images is shown; else a message says that there is none."""
-        if self.opened is None or not self.opened.matches:
-            self.show_message("There are no images here: this checkpoint has no match.", "warning")
+        """Whether a row with its images is shown; else a message says that there is none."""
+        if self.opened is None or not self.opened.rows:
+            self.show_message("There are no images here: this scan found no reference.", "warning")
             return False
         return True
 
@@ -257,33 +289,34 @@ class CheckpointScreen(DecidingScreen):
         self.show_message(f"Copied {url}")
 
     def selected(self) -> Subject | str:
-        """Returns the match under the cursor."""
-        match = self.match()
-        if match is None:
-            return "There is no match here to decide on."
-        return Subject(match.match_id, self._label(match))
+        """Returns the match or membership under the cursor."""
+        row = self.row()
+        if row is None:
+            return "There is nothing here to decide on."
+        return Subject(row.subject_id, self._label(row))
 
-    def _label(self, match: MatchRow) -> str:
+    def _label(self, row: EvidenceRow) -> str:
         assert self.opened is not None
-        return f"match {self.opened.matches.index(match) + 1} of {self.opened.total:,}"
+        kind = "match" if row.match else "membership"
+        return f"{kind} {self.opened.rows.index(row) + 1} of {self.opened.total:,}"
 
     def note_of(self, subject: Subject) -> str:
-        """Returns the note on the match under the cursor."""
-        match = self.match()
-        return fold(match.history).note if match and match.match_id == subject.subject_id else ""
+        """Returns the note on the row under the cursor."""
+        row = self.row()
+        return fold(row.history).note if row and row.subject_id == subject.subject_id else ""
 
     def show_recorded(self, recorded: Recorded, *, move_on: bool) -> None:
         """Shows the event at once, and loads again after it."""
         assert self.opened is not None
-        match_id = recorded.subject.subject_id
-        matches = [
-            replace(match, history=(*match.history, recorded.event)) if match.match_id == match_id else match
-            for match in self.opened.matches
+        subject_id = recorded.subject.subject_id
+        rows = [
+            replace(row, history=(*row.history, recorded.event)) if row.subject_id == subject_id else row
+            for row in self.opened.rows
         ]
-        self.show(replace(self.opened, matches=tuple(matches)))
-        at = next((place for place, match in enumerate(matches) if match.match_id == match_id), None)
+        self.show(replace(self.opened, rows=tuple(rows)))
+        at = next((place for place, row in enumerate(rows) if row.subject_id == subject_id), None)
         if at is not None:
-            others = [*matches[at + 1 :], *matches[:at]] if move_on else []
-            undecided = [m for m in others if m.flagged and fold(m.history).decision is None]
-            self.query_one(Table).go_to((undecided or [matches[at]])[0].match_id)
+            others = [*rows[at + 1 :], *rows[:at]] if move_on else []
+            undecided = [row for row in others if row.grounds and fold(row.history).decision is None]
+            self.query_one(Table).go_to((undecided or [rows[at]])[0].subject_id)
         self.load()

@@ -58,7 +58,7 @@ class ListScreen(DecidingScreen):
         self.queries = 0  # loads that have not ended yet
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
         self.typing: Timer | None = None
-        self.opened: set[str | None] = set()  # scans whose matches were shown in this session
+        self.opened: set[str | None] = set()  # scans whose evidence was shown in this session
 
     def compose(self) -> ComposeResult:
         yield Static(id="counts")
@@ -223,7 +223,7 @@ class ListScreen(DecidingScreen):
         if row is not None and row.verdict is Verdict.NOTHING_FOUND:
             return "Nothing was found: nothing to decide as a whole. enter opens it."
         if row is not None and decision is ReviewDecision.CONFIRM and row.scan_id not in self.opened:
-            return "Only what was shown can be confirmed. enter opens its matches."
+            return "Only what was shown can be confirmed. enter opens its evidence."
         return None
 
     def note_of(self, subject: Subject) -> str:

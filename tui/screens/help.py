@@ -1,4 +1,4 @@
-"""All keys of tui.keys and what they do, as they are mapped now."""
+"""All keys of tui.keys and what they do, as they are mapped now, and the words of the lists."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from tui.content.glossary import WORDS
 from tui.keys import GROUPS, HELP, Key, bindings
 
 
 class HelpScreen(ModalScreen[None]):
-    """Shows the keys; the key that opened it, or escape, closes it."""
+    """Shows the keys and the words; the key that opened it, or escape, closes it."""
 
     BINDINGS = bindings(HELP)
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="help-box"):
+        with VerticalScroll(id="help-box") as box:
+            box.border_title, box.border_subtitle = "Keys", "↓ also the words of the lists"
             yield Static(self._grid())
+            yield Static(self._words())
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
@@ -33,6 +36,15 @@ class HelpScreen(ModalScreen[None]):
             grid.add_row(Text(""), Text(title, style="bold underline"))
             for key in keys:
                 grid.add_row(Text(self._shown(key), style="bold", justify="right"), Text(key.sentence))
+        return grid
+
+    def _words(self) -> Grid:
+        grid = Grid.grid(padding=(0, 2), expand=True)
+        grid.add_column(width=13)
+        grid.add_column(ratio=1)
+        grid.add_row(Text(""), Text("Words in the lists", style="bold underline"))
+        for word, meaning in WORDS.items():
+            grid.add_row(Text(word, style="bold", justify="right"), Text(meaning))
         return grid
 
     def _shown(self, key: Key) -> str:

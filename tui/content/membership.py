@@ -1,0 +1,187 @@
+"""The evidence for a membership in words, and its null drawn in cells; as Rich renderables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.text import Text
+
+from scanner.records import Membership, Scan
+from tui.content.formatting import NONE, count, one_in, probability, share
+
+# What each framing does with a picture (finextract.framing, which the desk does not import).
+FRAMINGS = {
+    "squash": "the whole picture, squashed to that size",
+    "centre": "the largest centred part of that shape",
+    "top-left": "a crop at the top left",
+    "top-right": "a crop at the top right",
+    "bottom-left": "a crop at the bottom left",
+    "bottom-right": "a crop at the bottom right",
+    "shift-left": "the centred part, moved a little to the left",
+    "shift-right": "the centred part, moved a little to the right",
+    "shift-up": "the centred part, moved up a little",
+    "shift-down": "the centred part, moved down a little",
+}
+RAREST = 1e-6  # a smaller p-value is not told as a frequency: it rests on the far tail of a distribution
+LEGEND = "• one of its own versions (a digit: so many)"
+
+type Row = tuple[str, str, RenderableType]  # a name, a number, and what the number means
+
+
+def rows_of(scan: Scan | None, found: Membership) -> list[Row]:
+    """Returns the evidence for a membership."""
+    return _of_corpus(scan, found) if not found.reference_id else _of_reference(scan, found)
+
+
+def framing_in_words(name: str) -> str:
+    """Returns what a framing does with a picture: "zoom-90" is `a centred crop with 90 % of the side`."""
+    kind, _, value = name.partition("-")
+    if kind == "zoom":
+        return f"a centred crop with {value} % of the side"
+    if "x" in name and all(side.isdigit() for side in name.split("x")):
+        height, width = name.split("x")
+        return f"a centred part of {width} x {height} pixels, a size of the trainer's own"
+    return FRAMINGS.get(name, name)
+
+
+def _of_reference(scan: Scan | None, found: Membership) -> list[Row]:
+    result = "It passes both tests." if found.trained_on else "It does not pass both tests."
+    rows: list[Row] = [("Trained on", "flagged" if found.trained_on else "no flag", result)]
+    if found.margin is not None and found.framed_log_ratio is not None:
+        theirs = found.framed_log_ratio - found.margin
+        margin = (
+            "The fine-tuning helped this much more on this picture than on its own mirrored and moved "
+            f"versions, which nobody trains on: log-ratio {found.framed_log_ratio:.3f}, theirs {theirs:.3f}."
+        )
+        rows.append(("Margin", f"{found.margin:.3f}", margin))
+    if found.variant_log_ratios and found.framed_log_ratio is not None:
+        rows.append(("Drawn", "", Drawing(found.framed_log_ratio, found.variant_log_ratios)))
+    rows.append(
+        (
+            "p value",
+            probability(found.p_value),
+            "If the checkpoint was not trained on this picture, a margin this high comes up in "
+            f"{_frequency(found.p_value)} pictures.",
+        )
+    )
+    rows += [_q_value(scan, found), *_framing(found), _log_ratio(found)]
+    return rows
+
+
+def _of_corpus(scan: Scan | None, found: Membership) -> list[Row]:
+    result = (
+        "Pictures of this corpus were trained on. This does not say which."
+        if found.trained_on
+        else "It does not pass the test, which is about the corpus as a whole."
+    )
+    margin = (
+        f"The fine-tuning helped this much more on {count(found.num_pictures, 'picture')} of the corpus than "
+        "on their mirror images, as a mean difference of log-ratios."
+    )
+    if found.margin_low is not None and found.margin_high is not None:
+        margin += f" 95 % interval: {found.margin_low:.3f} to {found.margin_high:.3f}."
+    return [
+        ("Trained on", "flagged" if found.trained_on else "no flag", result),
+        ("Margin", NONE if found.margin is None else f"{found.margin:.3f}", margin),
+        (
+            "p value",
+            probability(found.p_value),
+            "If the checkpoint was trained on none of these pictures, a margin this high comes up in "
+            f"{_frequency(found.p_value)} corpora.",
+        ),
+        _q_value(scan, found),
+        (
+            "Log-ratio",
+            f"{found.log_ratio:.3f}",
+            "log of the base model's loss over the checkpoint's, on average.",
+        ),
+    ]
+
+
+def _frequency(p_value: float) -> str:
+    return f"fewer than {one_in(RAREST)}" if p_value < RAREST else f"at most {one_in(p_value)}"
+
+
+def _q_value(scan: Scan | None, found: Membership) -> Row:
+    references = (
+        count(scan.num_references, "reference") if scan and scan.num_references else "many references"
+    )
+    needs = f" A flag needs {scan.alpha:g} or less." if scan and scan.alpha is not None else ""
+    return (
+        "q value",
+        probability(found.q_value),
+        f"The p value, corrected for examining {references} and their corpora: of all memberships with this "
+        f"q value or less, {share(found.q_value)} are expected to be false.{needs}",
+    )
+
+
+def _framing(found: Membership) -> list[Row]:
+    if not found.framing:
+        return []
+    words = framing_in_words(found.framing)
+    if found.framings_tried < 2:
+        return [("Framing", "", f"The picture was cut to the model's size as {words}.")]
+    return [
+        (
+            "Framing",
+            f"{found.framings_tried} tried",
+            "Of these ways to cut the picture to the model's size, the fine-tuning helped most on "
+            f"{words}. The p value is corrected for the choice.",
+        )
+    ]
+
+
+def _log_ratio(found: Membership) -> Row:
+    words = "log of the base model's loss over the checkpoint's, on the whole picture"
+    if not found.num_background or found.background_p is None:
+        return "Log-ratio", f"{found.log_ratio:.3f}", f"{words}. There was no background to compare it with."
+    reached = (
+        round(found.background_p * (found.num_background + 1)) - 1
+    )  # p counts the pictures that reach it
+    lower = found.num_background - reached
+    highest = (
+        ""
+        if found.background_highest is None
+        else f"; the highest of them has {found.background_highest:.3f}"
+    )
+    return (
+        "Log-ratio",
+        f"{found.log_ratio:.3f}",
+        f"{words}: higher than {lower:,} of {found.num_background:,} background pictures{highest}.",
+    )
+
+
+class Drawing:
+    """The log-ratios of a picture and of its own variants on one axis, as wide as there is room."""
+
+    def __init__(self, picture: float, variants: Sequence[float]) -> None:
+        self.picture, self.variants = picture, variants
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(20, options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in drawn(self.picture, self.variants, options.max_width):
+            yield Text(line, no_wrap=True, overflow="crop")
+        yield Text(LEGEND, style="dim")
+
+
+def drawn(picture: float, variants: Sequence[float], width: int) -> list[str]:
+    """Returns three lines: the variants on an axis, a mark at the picture, and the ends of the axis."""
+    low, high = min(picture, *variants), max(picture, *variants)
+
+    def place(value: float) -> int:
+        return round((value - low) / (high - low) * (width - 1)) if high > low else width // 2
+
+    axis = ["─"] * width
+    for at, number in Counter(map(place, variants)).items():
+        axis[at] = "•" if number == 1 else str(min(number, 9))
+    at, name = place(picture), "this picture"
+    fits_left = at > len(name)
+    mark = f"{name} ▲".rjust(at + 1) if fits_left else " " * at + f"▲ {name}"
+    left, right = f"{low:.3f}", f"{high:.3f}"
+    ends = f"{left}{right.rjust(width - len(left))}" if high > low else left.center(width)
+    return ["".join(axis), mark, ends]
