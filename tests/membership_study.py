@@ -7,6 +7,7 @@
     python tests/membership_study.py near               # references that are nearly what was trained on
     python tests/membership_study.py cost               # corpora of 1,000 and of 100,000 references
     python tests/membership_study.py prefilter          # recall of the prefilter
+    python tests/membership_study.py plot               # docs/membership_calibration.svg
     python tests/membership_study.py table              # the tables of docs/membership.md
 
 Results are appended to docs/membership.jsonl, one line a measurement, so an interrupted study goes on where
@@ -341,7 +342,10 @@ def cost() -> None:
         image = _crop(image.convert("RGB"), rng.uniform(0.7, 1.0))
         return image.rotate(90 * int(rng.integers(4))).resize((64, 64), Image.Resampling.BICUBIC)
 
+    done = measured("cost")
     for count, budget in ((1000, None), (1000, 2000), (100_000, 2000)):
+        if f"{count} references, budget {budget}, second checkpoint of the base" in done:
+            continue
         cache_of = BaseCache()
         made = [
             Picture(f"synthetic-{n}", lambda n=n: synthetic(n)) for n in range(count - len(row["trained"]))
@@ -667,6 +671,48 @@ def table_rows() -> None:
         )
 
 
+def plot() -> None:
+    """docs/membership_calibration.svg: how often pictures that were not trained on have a p of at most x."""
+    rows, trials = list(measured("losses").values()), list(measured("null").values())
+    style = [r for r in rows if r["group"] == "C"]
+    curves = {
+        "untrained works of a trained hand": np.concatenate([p_values(r, "untrained") for r in style]),
+        "other untrained pictures": np.concatenate(
+            [p_values(r, "untrained") for r in rows if r["group"] != "C"]
+        ),
+        "background": np.concatenate([p_values(r, "background") for r in rows]),
+        "whole corpora without a member": np.array([p for t in trials for p in t["set_p"]]),
+    }
+    levels = np.geomspace(0.001, 1, 60)
+
+    def at(p: float, share: float) -> str:
+        x, y = (60 + 400 * (np.log10(max(v, 0.0005)) + 3.3) / 3.3 for v in (p, share))
+        return f"{x:.1f},{480 - y:.1f}"
+
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 480"',
+        ' font-family="sans-serif" font-size="13">',
+        '<rect width="860" height="480" fill="white"/>',
+        f'<polyline points="{at(0.001, 0.001)} {at(1, 1)}" stroke="#888" stroke-dasharray="4"',
+        ' fill="none"/>',
+    ]
+    for level in (0.001, 0.01, 0.05, 0.1, 1):
+        x, y = at(level, level).split(",")
+        parts.append(f'<text x="{x}" y="450" text-anchor="middle">{level:g}</text>')
+        parts.append(f'<text x="50" y="{float(y) + 4:.1f}" text-anchor="end">{level:g}</text>')
+    parts.append('<text x="260" y="472" text-anchor="middle">p at most (both axes logarithmic)</text>')
+    styles = ("#b22222", "#1f4e9c", "#2e7d32", "#8e44ad"), ("", "8 3", "2 3", "10 3 2 3")
+    for n, ((name, p), colour, dash) in enumerate(zip(curves.items(), *styles, strict=True)):
+        points = " ".join(at(level, float((p <= level).mean())) for level in levels)
+        line = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" fill="none"'
+        parts.append(f'<polyline points="{points}" {line}/>')
+        y = 60 + 24 * n
+        parts.append(f'<line x1="480" x2="520" y1="{y}" y2="{y}" {line}/>')
+        parts.append(f'<text x="528" y="{y + 4}">{name} ({len(p)})</text>')
+    parts.append('<text x="480" y="36">share with such a p; dashed grey: exact</text></svg>')
+    (RESULTS.parent / "membership_calibration.svg").write_text("\n".join(parts) + "\n")
+
+
 def table() -> None:
     """All tables."""
     for split in ("dev", "test"):
@@ -686,6 +732,7 @@ def main() -> None:
         "near": near,
         "prefilter": prefiltering,
         "cost": cost,
+        "plot": plot,
         "table": table,
         "rows": table_rows,
     }
