@@ -129,7 +129,8 @@ def test_a_night_runs_as_a_job_of_a_cluster_and_the_second_of_its_date_does_noth
     (night,) = store.select(Night)
     assert night.finished_at is not None
     scans = store.select(Scan)
-    assert {scan.verdict.value for scan in scans} == {"nothing_found", "skipped"}, "the LoRA, and its base"
+    assert {scan.verdict.value for scan in scans} == {"flagged", "skipped"}, "the LoRA, and its base"
+    assert {scan.grounds for scan in scans} == {"trained_on", ""}
 
     second = head.submit(f"nightly-{DATE}-again")
     assert second.returncode == 0, second.stdout + second.stderr
