@@ -71,7 +71,7 @@ def self_null_p_values(scores: Floats, variants: Floats) -> tuple[NDArray[np.flo
     return statistic, np.where(known, student.sf(statistic, count - 1), 1.0)
 
 
-def sign_flip_p_value(differences: Floats, flips: int = 9999, seed: int = 0) -> float:
+def sign_flip_p_value(differences: Floats, flips: int = 99_999, seed: int = 0) -> float:
     """The one-sided p of a mean above 0, for differences [N] that are symmetric about 0 under the null.
 
     The randomisation test of Fisher (1935): p = (1 + #{flipped means >= the mean}) / (1 + flips), with signs

@@ -28,8 +28,8 @@ ZOO = ROOT / "tests" / "zoo"
 BIN = Path(sys.executable).parent
 OUT = ROOT / "build" / "demo"
 STRONG = 200  # steps an image: the bound that tests/zoo/README.md wrote down before anything was measured
-BUDGET = ["--samples-per-image", "20", "--steps", "25", "--assume-train-images", "5",
-          "--screen-budget", "165"]  # fmt: skip
+BUDGET = ["--samples-per-image", "16", "--steps", "21", "--assume-train-images", "5",
+          "--screen-budget", "130"]  # fmt: skip
 SCREEN_SHARE = 1 / 20  # of the evaluations that extracting from every checkpoint takes, at most
 
 
@@ -161,8 +161,8 @@ def compare_costs(store: Store) -> list[str]:
     everywhere = cost["sampled"] / max(1, cost["extracted"]) * cost["scans"]
     share = cost["screened"] / everywhere
     print(
-        f"\ndemo: {cost['scans']} checkpoints were screened with {cost['screened']:,} evaluations, a "
-        f"{1 / share:.0f}th of the {everywhere:,.0f}\nthat extracting from all of them takes. "
+        f"\ndemo: screening {cost['scans']} checkpoints took {cost['screened']:,} evaluations; extracting "
+        f"from all of\nthem would take {everywhere:,.0f}, {1 / share:.0f} times as many. "
         f"{cost['extracted']} of them were worth an extraction."
     )
     return [] if share <= SCREEN_SHARE else [f"the screen took {share:.1%} of the evaluations"]

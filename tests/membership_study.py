@@ -3,7 +3,8 @@
     python tests/zoo/build.py partial                   # makes tests/zoo/.build/partial
     python tests/membership_study.py losses             # log-ratios and margins on every checkpoint
     python tests/membership_study.py null               # trials without any member: false flags
-    python tests/membership_study.py screen             # what the screen names, as the demo runs it
+    python tests/membership_study.py screen             # what the screen names, with a budget as the demo's
+    python tests/membership_study.py lost               # what extraction flags, and whether it was named
     python tests/membership_study.py near               # references that are nearly what was trained on
     python tests/membership_study.py cost               # corpora of 1,000 and of 100,000 references
     python tests/membership_study.py prefilter          # recall of the prefilter
@@ -31,7 +32,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT.parent))  # `finextract` is a folder of tests too
+sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
 
 from finextract.framing import VARIANTS, variants_for  # noqa: E402
 from finextract.losses import BaseCache, Losses, Query  # noqa: E402
@@ -39,7 +40,8 @@ from finextract.membership import NAMING_Z, MembershipSettings, Picture, members
 from finextract.metadata.training import Training  # noqa: E402
 from finextract.models.loading import load_base, tune  # noqa: E402
 from finextract.prefilter import prefilter  # noqa: E402
-from finextract.significance import self_null_p_values  # noqa: E402
+from finextract.significance import self_null_p_values, tau_from_background  # noqa: E402
+from scanner.config import ScanConfig  # noqa: E402
 
 ZOO = ROOT / "zoo"
 RESULTS = ROOT.parent / "docs/membership.jsonl"
@@ -220,6 +222,74 @@ def screen() -> None:
             "false": sum(i >= len(members) for i in found.trained_on),
             "tuned": found.tuned_evaluations, "base": found.base_evaluations,
         })  # fmt: skip
+
+
+def lost() -> None:
+    """Strong checkpoints, each screened and then sampled in any case, with the budgets of the demo."""
+    from demo import BUDGET
+
+    from finextract.extract import ExtractionSettings, extract_all
+    from finextract.sscd import load_embedder
+    from scanner.match.corpus import Corpus
+    from scanner.match.matching import Candidates, Corpora, compare
+    from scanner.records import Role
+
+    budget = dict(zip(BUDGET[::2], map(int, BUDGET[1::2]), strict=True))
+    settings = ExtractionSettings(
+        samples_per_image=budget["--samples-per-image"], steps=budget["--steps"], batch_size=32
+    )
+    embedder, shared, done = load_embedder(threads=1), BaseCache(), measured("lost")
+
+    def corpus(name: str, role: Role, files: Sequence[Path]) -> Corpus:
+        found = np.concatenate([
+            embedder.embed([Image.open(p).convert("RGB") for p in files[at : at + 16]])
+            for at in range(0, len(files), 16)
+        ])  # fmt: skip
+        return Corpus(name, role, np.array([str(p).encode() for p in files]), found, name)
+
+    corpora = Corpora(
+        (corpus("subjects", Role.REFERENCE, subjects()),),
+        (corpus("background", Role.BACKGROUND, background()),),
+    )
+    null = corpora.background[0].embeddings
+    tau = tau_from_background(ScanConfig().tau_quantile, null)
+    for row in checkpoints():
+        strong = row["steps_per_image"] >= 100 and row["group"] in ("committed", "A", "B")
+        if not strong or row["control"] or row["path"] in done or claimed(row["path"]):
+            continue
+        pair = tune(base(), row["file"])
+        training = Training(mirrored=row["variation"] == "flips")
+        screened = membership(
+            pair, [picture(p) for p in subjects()],
+            MembershipSettings(budget=budget["--screen-budget"], variants=variants_for(training)),
+            background=[picture(p) for p in null_of(row, 1000)], cache=shared,
+        )  # fmt: skip
+        made = extract_all(pair, row["caption"], len(row["trained"]), settings, embedder)
+        names = [str(n) for n in range(len(made.candidates))]
+        found = compare(
+            [Candidates(row["path"], names, made.candidate_embeddings())], corpora, tau, 0.05
+        )[0]  # fmt: skip
+        members = {str(p) for p in row["trained"]}
+        flagged = [m for m in found.matches if m.flagged]
+        facts = ("kind", "steps_per_image", "split", "group", "variation")
+        record("lost", row["path"], {
+            **{key: row[key] for key in facts}, "named": screened.named,
+            "trained_on": len(screened.trained_on), "highest_z": screened.highest_z,
+            "flagged": len(flagged), "false": sum(m.reference_id not in members for m in flagged),
+            "best": found.best_similarity, "q": found.q_value,
+            "screen_evaluations": screened.tuned_evaluations, "sample_evaluations": made.unet_evaluations,
+        })  # fmt: skip
+
+
+def claimed(name: str) -> bool:
+    """Whether another process of this study measures it now; where not, this one does from here on."""
+    folder = ZOO / ".build/claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / name.replace("/", "-")).touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    return False
 
 
 NEAR: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -615,6 +685,23 @@ def table_screen() -> None:
     print(f"\n{len(rows)} checkpoints: {tuned:,} evaluations of tuned models and {cost:,} of the base.")
 
 
+def table_lost() -> None:
+    """What extraction flags, and what of it the screen did not name."""
+    heading("set", "kind", "steps an image", "checkpoints", "named by the screen", "flagged by extraction",
+            "flagged and not named")  # fmt: skip
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    rows = list(measured("lost").values())
+    for row in rows:
+        name = {"A": "subjects", "committed": "zoo"}.get(row["group"], row["variation"])
+        cells.setdefault((name, row["kind"], row["steps_per_image"]), []).append(row)
+    cells["all", "", ""] = rows
+    for key, found in cells.items():
+        flagged = [r for r in found if r["flagged"]]
+        counts = len(found), sum(r["named"] for r in found), len(flagged)
+        missed = sum(not r["named"] for r in flagged)
+        print("| " + " | ".join(map(str, (*key, *counts, missed))) + " |")
+
+
 def table_prefilter() -> None:
     """Recall of the prefilter."""
     rows = list(measured("prefilter").values())
@@ -717,7 +804,7 @@ def table() -> None:
     """All tables."""
     for split in ("dev", "test"):
         table_strengths(split)
-    for part in (table_style, table_null, table_screen, table_near, table_prefilter, table_cost):
+    for part in (table_style, table_null, table_screen, table_lost, table_near, table_prefilter, table_cost):
         part()
 
 
@@ -729,6 +816,7 @@ def main() -> None:
     actions: dict[str, Callable[[], None]] = {
         "null": null,
         "screen": screen,
+        "lost": lost,
         "near": near,
         "prefilter": prefiltering,
         "cost": cost,

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from scanner.crawl.planning import Planned
-from scanner.crawl.samples import batches, candidate_rows, of_each_scan, sampled
+from scanner.crawl.samples import batches, candidate_rows, of_each_scan, sampled, samples_alike
 from scanner.crawl.verdicts import examination, grounds_of
 from scanner.crawl.worker import Task
 from scanner.match.corpus import corpora_of
@@ -62,7 +62,8 @@ class Rematching:
         self._store, self._config, self._source, self._run_id = store, task.config, task.source, task.run_id
         self._config_id, self._cache = task.config.config_id, task.cache_folder
         self._more_to_come, self._is_spent = more_to_come, is_spent
-        self._sampled = sampled(store, task.config)
+        # With a screen, a worker screens the new references, and then compares the earlier samples itself.
+        self._sampled = {} if task.config.is_screened else sampled(store, task.config)
         self._leases = Leases(store.storage, task.run_id)  # of the batch that is compared
         self._waiting: dict[str, Planned] = {}
         self._lock = threading.Lock()
@@ -171,7 +172,9 @@ class Rematching:
             for scan in self._store.scans_with_ids([self._sampled[id_].scan_id for id_ in ids])
         }
         alike = [
-            id_ for id_ in ids if id_ in rows and id_ in earlier and self._alike(earlier[id_], rows[id_])
+            id_
+            for id_ in ids
+            if id_ in rows and id_ in earlier and samples_alike(earlier[id_], rows[id_], self._config)
         ]
         scans = self._compared([(earlier[id_], found[id_]) for id_ in alike], corpora) if alike else []
         if scans is not None:
@@ -194,11 +197,6 @@ class Rematching:
         done = Rematched([(row, scans[row.checkpoint_id]) for row in rows])
         counted = {row.checkpoint_id for row in rows}
         return done, [p for p in planned if p.checkpoint_id not in counted]
-
-    def _alike(self, scan: Scan, checkpoint: Checkpoint) -> bool:
-        config = self._config
-        count = config.samples_per_image * config.num_samples_images(checkpoint.num_train_images)
-        return (scan.base, scan.caption, scan.num_samples) == (checkpoint.base, checkpoint.caption, count)
 
     def _compared(self, work: Sequence[tuple[Scan, pa.Table]], corpora: Corpora) -> list[Scan] | None:
         """Compares earlier scans and writes the new ones, with rows of candidates and matches of their own.

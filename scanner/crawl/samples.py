@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from scanner.config import ScanConfig, sampling_id_of
+from scanner.crawl.logs import LOGGER
 from scanner.match.matching import Candidates
-from scanner.records import Candidate, ConfigRow
+from scanner.records import Candidate, Checkpoint, ConfigRow, Scan, new_id
 from scanner.store.store import Store
 from scanner.store.tables import arrow_schema
+
+FACTS = ("guidance_scale", "correction", "num_samples", "num_candidates", "sample_evaluations")
 
 
 class Sampled(NamedTuple):
@@ -23,13 +27,8 @@ class Sampled(NamedTuple):
     num_candidates: int
 
 
-def sampled(store: Store, config: ScanConfig) -> dict[str, Sampled]:
-    """By checkpoint: its newest scan under another configuration that samples alike.
-
-    Empty for a configuration with a screen: new references are screened, and that takes the models.
-    """
-    if config.is_screened:
-        return {}
+def sampled(store: Store, config: ScanConfig, checkpoint_id: str | None = None) -> dict[str, Sampled]:
+    """By checkpoint: its newest scan under another configuration that samples alike; of one, or of all."""
     alike = [
         row.config_id
         for row in store.select(ConfigRow, "WHERE config_id <> ?", [config.config_id])
@@ -41,14 +40,39 @@ def sampled(store: Store, config: ScanConfig) -> dict[str, Sampled]:
         "SELECT checkpoint_id, arg_max(scan_id, finished_at) AS scan_id, "
         "arg_max(num_candidates, finished_at) AS num_candidates FROM scans "
         "WHERE verdict IN ('flagged', 'nothing_found') AND num_samples > 0 "
-        "AND list_contains(?, config_id) GROUP BY checkpoint_id",
-        [alike],
+        "AND list_contains(?, config_id) AND checkpoint_id = coalesce(?, checkpoint_id) "
+        "GROUP BY checkpoint_id",
+        [alike, checkpoint_id],
     )
     return {
         checkpoint_id: Sampled(scan_id, count)
         for table in found
         for checkpoint_id, scan_id, count in zip(*(c.to_pylist() for c in table.columns), strict=True)
     }
+
+
+def samples_alike(scan: Scan, checkpoint: Checkpoint, config: ScanConfig) -> bool:
+    """Whether an earlier scan has the samples that a scan of the checkpoint would draw now."""
+    count = config.samples_per_image * config.num_samples_images(checkpoint.num_train_images)
+    return (scan.base, scan.caption, scan.num_samples) == (checkpoint.base, checkpoint.caption, count)
+
+
+def earlier_candidates(
+    store: Store, config: ScanConfig, checkpoint: Checkpoint, scan_id: str
+) -> tuple[list[Candidate], dict[str, Any]]:
+    """The candidates of an earlier scan whose samples a new one would draw again, as rows of the new one.
+
+    With the facts of these samples, for the row of the new scan. Both are empty where there is no such scan,
+    or its candidates are not whole.
+    """
+    for found in sampled(store, config, checkpoint.checkpoint_id).values():
+        (scan,) = store.scans_with_ids([found.scan_id])
+        rows = store.select(Candidate, "WHERE scan_id = ?", [found.scan_id])
+        if samples_alike(scan, checkpoint, config) and len(rows) == found.num_candidates:
+            LOGGER.info("the %d samples of the scan %s are compared again", scan.num_samples, scan.scan_id)
+            own = [replace(row, candidate_id=new_id(), scan_id=scan_id) for row in rows]
+            return own, {name: getattr(scan, name) for name in FACTS}
+    return [], {}
 
 
 def of_each_scan(table: pa.Table, scan_ids: Sequence[str], counts: Sequence[int]) -> list[Candidates]:

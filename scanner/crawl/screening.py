@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 KEPT = 10  # references that stood out, of which a scan stores rows, in addition to those that were trained on
 ENOUGH_UNSEEN = 19  # unseen works, with which a p-value of 5 % can be reached; the background joins fewer
 FOLDER = "base-losses"  # of the store
-CLAIM_S = 120.0  # for which a worker waits for the losses that another one has claimed
+CLAIM_S = 120.0  # after a worker's claim, for which others wait for the losses
 SHARED_AT = 50  # new losses that are worth a file
 _COLUMNS = ("picture", "framing", "variant", "t", "seed")
 
@@ -202,8 +202,8 @@ class _SharedLosses:
         """The cache, with what the store has by now."""
         self._refresh()
         if not self._cache.losses and not self._claim():
-            ends = time.monotonic() + CLAIM_S
-            while not self._cache.losses and time.monotonic() < ends:
+            ends = self._claimed_at() + CLAIM_S
+            while not self._cache.losses and time.time() < ends:
                 time.sleep(0.5)
                 self._refresh()
         self._known = len(self._cache.losses)
@@ -216,6 +216,13 @@ class _SharedLosses:
 
     def _claim(self) -> bool:
         return self._storage.create(f"{self._folder}/claim", str(time.time()).encode())
+
+    def _claimed_at(self) -> float:
+        """When another worker claimed them, by its clock, but not later than now."""
+        try:
+            return min(time.time(), float(self._storage.read(f"{self._folder}/claim")))
+        except (FileNotFoundError, ValueError):
+            return 0.0
 
     def _refresh(self) -> None:
         for name in self._storage.names(self._folder):

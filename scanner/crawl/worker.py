@@ -24,6 +24,7 @@ from finextract.errors import CheckpointError
 from scanner.config import DESCRIPTOR, ScanConfig, default_cache
 from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of
 from scanner.crawl.logs import LOGGER, logged
+from scanner.crawl.samples import earlier_candidates
 from scanner.crawl.screening import Screen
 from scanner.crawl.threads import share_of_cores, thread_settings
 from scanner.crawl.verdicts import examination, grounds_of
@@ -211,24 +212,13 @@ class Scanner:
         candidates: list[Candidate] = []
         evidence = None
         if sampled:
-            result = self._sample(pair, checkpoint, attempt)
+            candidates, facts = earlier_candidates(self._store, config, checkpoint, attempt.scan_id)
+            attempt.facts.update(facts)
+            result = None if candidates else self._sample(pair, checkpoint, attempt)
             with attempt.enter("match"):
-                candidates = [
-                    Candidate(
-                        candidate_id=new_id(),
-                        scan_id=attempt.scan_id,
-                        seed=result.seeds[clique.representative],
-                        clique_size=len(clique.members),
-                        clique_similarity=clique.similarity,
-                        image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
-                        descriptor=config.descriptor,
-                        embedding=tuple(result.embeddings[clique.representative].tolist()),
-                    )
-                    for clique in result.candidates
-                ]
-                own = Candidates(
-                    attempt.scan_id, [c.candidate_id for c in candidates], result.candidate_embeddings()
-                )
+                candidates = candidates or self._candidates(result, attempt)
+                embeddings = np.array([c.embedding for c in candidates], np.float32)
+                own = Candidates(attempt.scan_id, [c.candidate_id for c in candidates], embeddings)
                 (evidence,) = compare([own], corpora, config.tau, config.alpha)
             attempt.facts.update(best_similarity=evidence.best_similarity, q_value=evidence.q_value)
         self._confirm_lease(checkpoint)
@@ -283,6 +273,22 @@ class Scanner:
             self._batch_size,
         )  # fmt: skip
         return result
+
+    def _candidates(self, result: Any, attempt: Attempt) -> list[Candidate]:
+        """The rows of an extraction's candidates, whose images it stores."""
+        return [
+            Candidate(
+                candidate_id=new_id(),
+                scan_id=attempt.scan_id,
+                seed=result.seeds[clique.representative],
+                clique_size=len(clique.members),
+                clique_similarity=clique.similarity,
+                image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
+                descriptor=self._task.config.descriptor,
+                embedding=tuple(result.embeddings[clique.representative].tolist()),
+            )
+            for clique in result.candidates
+        ]
 
     def _load_base(self, base: BaseFiles) -> Any:
         """The base model; the last one stays loaded for the checkpoints that share it."""

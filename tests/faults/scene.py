@@ -37,7 +37,8 @@ main()
 COPIED = ("fruit-lora", "flowers-lora", "music-lora", "houses-lora-light")
 SUBJECTS = ("fruit", "flowers")
 BACKGROUND = 100
-BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "3"]
+BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "3",
+          "--screen-budget", "60"]  # fmt: skip
 NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
         "object_store_memory": 80_000_000}  # fmt: skip
 DISK_MB = 150  # of the file system that holds a store

@@ -27,11 +27,12 @@ import torch
 from PIL import Image
 
 STEPS_PER_IMAGE = (5, 10, 20, 50, 100)
-VARIED_STEPS_PER_IMAGE = (20, 50)
+STRONG_STEPS_PER_IMAGE = (*STEPS_PER_IMAGE, 400)  # of what changes the pictures or adds others
 STYLE_STEPS_PER_IMAGE = (20, 50, 100, 400)
 KINDS = ("lora", "dreambooth")
 VARIED_SUBJECTS = ("cats", "flowers", "birds", "fish")  # two dev, two test
-VARIATIONS = ("rank4", "rank64", "half-rate", "flips", "crops", "prior")
+VARIATIONS = ("crops", "flips", "prior", "rank4", "rank64", "half-rate")
+CHANGED_PICTURES = ("flips", "crops", "prior")
 LORA_ONLY = {"rank4": 4, "rank64": 64}  # variation -> rank; alpha is the rank
 CROPS, CROP_SHARE = 24, (0.85, 1.0)  # crops of a picture, and their side as a share of the picture's
 CLASS_PICTURES, CLASS_GUIDANCE = 20, 3.0  # made by the base for prior preservation
@@ -102,7 +103,8 @@ def runs(zoo: Path, build: Path, rates: dict[str, float], rank: int) -> list[Run
         where = f"images/subjects/{subject}"
         return Run(
             *(group, variation, subject, kind, _captions.KINDS[kind_of][0], split, where),
-            *(tuple(names(zoo / where)), (), STEPS_PER_IMAGE if group == "A" else VARIED_STEPS_PER_IMAGE),
+            *(tuple(names(zoo / where)), ()),
+            STRONG_STEPS_PER_IMAGE if variation in CHANGED_PICTURES else STEPS_PER_IMAGE,
             rates[kind] / (2 if variation == "half-rate" else 1),
             LORA_ONLY.get(variation, rank),
         )

@@ -38,7 +38,8 @@ REPOS = (
     "garage-nine/music-lora",
 )
 BACKGROUND = 240  # pictures
-BUDGET = ["--samples-per-image", "3", "--steps", "8", "--assume-train-images", "5", "--guidance-scale", "2.5"]
+BUDGET = ["--samples-per-image", "3", "--steps", "8", "--assume-train-images", "5", "--guidance-scale", "2.5",
+          "--screen-budget", "80"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

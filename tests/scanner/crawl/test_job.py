@@ -31,6 +31,7 @@ SETTINGS = """
 samples-per-image = 1
 steps = 4
 assume-train-images = 3
+screen-budget = 100
 gpus-per-worker = 0
 """
 

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from scanner.commands.crawl import command as crawl_command
 from scanner.config import ScanConfig
 from scanner.crawl import screening
-from scanner.crawl.samples import sampled
 from scanner.crawl.service import CrawlOptions, list_and_inspect
 from scanner.crawl.worker import Scanner, SscdEmbedder, Task
 from scanner.match.corpus import add
@@ -70,6 +69,7 @@ def copied(filled: Path, tmp_path: Path) -> Store:
 def scan_of(store: Store, tmp_path: Path, name: str, **changes: object) -> Scan:
     """Scans a checkpoint in a worker that shares nothing with another one but the store."""
     config = with_corpora(store, replace(QUICK, **changes), [])
+    store.append([config.row()])
     cache = tmp_path / f"cache-{new_id()}"
     cache.mkdir()
     task = Task(
@@ -125,12 +125,12 @@ def test_what_the_screen_does_not_name_is_not_sampled_and_its_row_says_so(
 def test_what_the_screen_names_is_sampled_and_the_two_grounds_stay_apart(
     copied: Store, tmp_path: Path
 ) -> None:
-    scan = scan_of(copied, tmp_path, "cats-dreambooth", samples_per_image=8, steps=12)
+    scan = scan_of(copied, tmp_path, "cats-dreambooth", samples_per_image=4, steps=10)
     assert scan.examined is Examination.BOTH
     assert Ground.TRAINED_ON in scan.grounds_of_flag
     flagged = [match for match in copied.select(Match, "WHERE scan_id = ?", [scan.scan_id]) if match.flagged]
     assert (Ground.GIVES_BACK in scan.grounds_of_flag) == bool(flagged)
-    assert scan.sample_evaluations == 2 * scan.num_samples * 12
+    assert scan.sample_evaluations == 2 * scan.num_samples * 10
 
 
 def test_every_checkpoint_is_sampled_when_asked_and_none_when_not(copied: Store, tmp_path: Path) -> None:
@@ -160,12 +160,19 @@ def test_a_worker_does_not_wait_for_ever_for_losses_that_another_one_claimed(
 ) -> None:
     monkeypatch.setattr(screening, "CLAIM_S", 1.0)
     scan = scan_of(copied, tmp_path, "music-lora", screen="only")
-    for path in (tmp_path / "copied" / screening.FOLDER).rglob("*.parquet"):
+    (claim,) = (tmp_path / "copied" / screening.FOLDER).rglob("claim")
+    for path in claim.parent.glob("*.parquet"):
         path.unlink()  # the claim stays: its worker was killed
+    claim.write_text(str(time.time() + 3600), encoding="ascii")  # by a clock that is wrong
     began = time.monotonic()
     again = scan_of(copied, tmp_path, "music-lora", screen="only", alpha=0.049)
     assert time.monotonic() - began >= 1.0
     assert again.screen_base_evaluations == scan.screen_base_evaluations > 0
+    for path in claim.parent.glob("*.parquet"):
+        path.unlink()
+    claim.write_text(str(time.time() - 1), encoding="ascii")
+    monkeypatch.setattr(screening.time, "sleep", lambda _: pytest.fail("it waits for a claim of long ago"))
+    scan_of(copied, tmp_path, "music-lora", screen="only", alpha=0.048)
 
 
 def test_the_owners_unseen_works_are_the_null_where_there_are_enough(copied: Store, tmp_path: Path) -> None:
@@ -181,10 +188,25 @@ def test_the_owners_unseen_works_are_the_null_where_there_are_enough(copied: Sto
     assert scan.grounds_of_flag == (Ground.TRAINED_ON,)
 
 
-def test_new_references_are_screened_so_no_earlier_samples_answer_for_them(copied: Store) -> None:
-    config = with_corpora(copied, QUICK, [])
-    copied.append([replace(config, alpha=0.01).row(), config.row()])
-    assert sampled(copied, config) == {}
+def test_new_references_are_screened_and_compared_with_what_was_sampled_before(
+    copied: Store, tmp_path: Path
+) -> None:
+    first = scan_of(copied, tmp_path, "fruit-lora")
+    assert first.num_samples > 0
+    for _ in add(copied, "late", ZOO / "images/style", SscdEmbedder()):
+        pass
+    again = scan_of(copied, tmp_path, "fruit-lora")
+    assert again.config_id != first.config_id
+    assert again.num_references > first.num_references
+    assert (again.examined, again.num_samples) == (Examination.BOTH, first.num_samples)
+    assert again.seconds.keys() == {"fetch", "load", "screen", "match"}, "nothing was sampled"
+    one, other = (
+        {(c.seed, c.image_sha256) for c in copied.select(Candidate, "WHERE scan_id = ?", [s.scan_id])}
+        for s in (first, again)
+    )
+    assert one == other != set()
+    changed = scan_of(copied, tmp_path, "fruit-lora", steps=7)
+    assert "sample" in changed.seconds, "other samples"
 
 
 def test_neither_a_screen_nor_samples_is_a_mistake(tmp_path: Path) -> None:
