@@ -266,9 +266,8 @@ def lost() -> None:
         )  # fmt: skip
         made = extract_all(pair, row["caption"], len(row["trained"]), settings, embedder)
         names = [str(n) for n in range(len(made.candidates))]
-        found = compare(
-            [Candidates(row["path"], names, made.candidate_embeddings())], corpora, tau, 0.05
-        )[0]  # fmt: skip
+        own = Candidates(row["path"], names, made.candidate_embeddings())
+        (found,) = compare([own], corpora, tau, 0.05)
         members = {str(p) for p in row["trained"]}
         flagged = [m for m in found.matches if m.flagged]
         facts = ("kind", "steps_per_image", "split", "group", "variation")

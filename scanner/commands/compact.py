@@ -14,7 +14,8 @@ def command(dry_run: bool, store: str) -> None:
     """Rewrite the many small files that crawls write as few large ones; safe while others read and write.
 
     Files that were replaced more than an hour ago are deleted. So is what killed crawls have left for more
-    than 24 hours: rows without a scan, images without a row, abandoned leases and temporary files.
+    than 24 hours: rows without a scan, images without a row, abandoned leases and temporary files. Losses of
+    a base model go when no scan has added to them for 30 days; a scan that needs them computes them again.
     """
     from scanner.store.compaction import compact
     from scanner.store.orphans import collect

@@ -24,6 +24,7 @@ from scanner.crawl.logs import LOGGER
 from scanner.match.matching import Corpora
 from scanner.match.pictures import StoredPicture, UnreadablePicture, pictures_of
 from scanner.records import Checkpoint, Membership, new_id
+from scanner.store.orphans import BASE_LOSSES
 from scanner.store.store import Store
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 KEPT = 10  # references that stood out, of which a scan stores rows, in addition to those that were trained on
 ENOUGH_UNSEEN = 19  # unseen works, with which a p-value of 5 % can be reached; the background joins fewer
-FOLDER = "base-losses"  # of the store
 CLAIM_S = 120.0  # after a worker's claim, for which others wait for the losses
 SHARED_AT = 50  # new losses that are worth a file
 _COLUMNS = ("picture", "framing", "variant", "t", "seed")
@@ -193,7 +193,7 @@ class _SharedLosses:
         from finextract.losses import BaseCache
 
         self.base = base
-        self._storage, self._folder = store.storage, f"{FOLDER}/{base}"
+        self._storage, self._folder = store.storage, f"{BASE_LOSSES}/{base}"
         self._cache = BaseCache()
         self._read: set[str] = set()
         self._known = 0

@@ -4,6 +4,8 @@ Candidates, memberships and matches without their scan, images that neither a ca
 leases that nobody renews, and temporary files. A scan's other rows are written before the scan itself, so a
 running crawl has such rows for a moment. Therefore nothing is removed that was not an orphan `GRACE` ago: of
 files their time of writing tells, of rows the time in STORE/orphans.json at which they were first found.
+
+Losses of a base that no scan has added to for `LOSSES_KEPT` go too; a scan that needs them computes them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from scanner.text import first_line
 
 LOGGER = logging.getLogger("scanner.store")
 GRACE = timedelta(hours=24)
+BASE_LOSSES = "base-losses"  # the folder of what the workers of all machines share, by base
+LOSSES_KEPT = timedelta(days=30)
 FOUND = "orphans.json"  # scan_id of orphaned rows -> when they were first found
 OF_SCANS = ("candidates", "memberships", "matches")  # tables whose rows belong to a scan
 
@@ -44,6 +48,7 @@ class Orphans:
     images: int = 0
     leases: int = 0
     temporary_files: int = 0
+    base_losses: int = 0  # files
 
     def __bool__(self) -> bool:
         return any(astuple(self))
@@ -52,7 +57,7 @@ class Orphans:
         return (
             f"{self.candidates:,} candidates, {self.memberships:,} memberships and {self.matches:,} matches "
             f"without a scan, {self.images:,} images that no row names, {self.leases:,} abandoned leases, "
-            f"{self.temporary_files:,} temporary files"
+            f"{self.temporary_files:,} temporary files, {self.base_losses:,} files of old losses"
         )
 
 
@@ -80,6 +85,9 @@ def collect(store: Store, *, grace: timedelta = GRACE, dry_run: bool = False) ->
             images=_remove(store.storage, _unnamed(store.storage, named), since, dry_run=dry_run),
             leases=_remove(store.storage, store.storage.below(LEASES), since, dry_run=dry_run),
             temporary_files=store.storage.leftovers(since, remove=not dry_run),
+            base_losses=_remove(
+                store.storage, store.storage.below(BASE_LOSSES), at - LOSSES_KEPT, dry_run=dry_run
+            ),
         )
     except (OSError, DeltaError, duckdb.Error) as error:
         raise StoreError(f"the orphans of {store.uri} cannot be removed: {first_line(error)}.") from error

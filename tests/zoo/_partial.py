@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 
 STEPS_PER_IMAGE = (5, 10, 20, 50, 100)
-STRONG_STEPS_PER_IMAGE = (*STEPS_PER_IMAGE, 400)  # of what changes the pictures or adds others
+STRONG_STEPS_PER_IMAGE = (*STEPS_PER_IMAGE, 400)  # of what changes the pictures
 STYLE_STEPS_PER_IMAGE = (20, 50, 100, 400)
 KINDS = ("lora", "dreambooth")
 VARIED_SUBJECTS = ("cats", "flowers", "birds", "fish")  # two dev, two test
 VARIATIONS = ("crops", "flips", "prior", "rank4", "rank64", "half-rate")
-CHANGED_PICTURES = ("flips", "crops", "prior")
+CHANGED_PICTURES = ("flips", "crops")
 LORA_ONLY = {"rank4": 4, "rank64": 64}  # variation -> rank; alpha is the rank
 CROPS, CROP_SHARE = 24, (0.85, 1.0)  # crops of a picture, and their side as a share of the picture's
 CLASS_PICTURES, CLASS_GUIDANCE = 20, 3.0  # made by the base for prior preservation

@@ -97,8 +97,8 @@ def crawled(few: Hub, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def _command(store: Path | str, source: str = "hf", *options: str) -> list[str]:
     return [
-        str(BIN / "scanner"), "crawl", "--source", source, "--limit", "50", "--store", str(store), *BUDGET,
-        *options,
+        str(BIN / "scanner"), "crawl", "--source", source, "--limit", "50", "--store", str(store),
+        "--workers", "1", *BUDGET, *options,
     ]  # fmt: skip
 
 

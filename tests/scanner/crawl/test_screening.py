@@ -30,6 +30,7 @@ from scanner.records import (
     new_id,
 )
 from scanner.store.leases import Leases, lease_key
+from scanner.store.orphans import BASE_LOSSES
 from scanner.store.store import Store
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
@@ -160,7 +161,7 @@ def test_a_worker_does_not_wait_for_ever_for_losses_that_another_one_claimed(
 ) -> None:
     monkeypatch.setattr(screening, "CLAIM_S", 1.0)
     scan = scan_of(copied, tmp_path, "music-lora", screen="only")
-    (claim,) = (tmp_path / "copied" / screening.FOLDER).rglob("claim")
+    (claim,) = (tmp_path / "copied" / BASE_LOSSES).rglob("claim")
     for path in claim.parent.glob("*.parquet"):
         path.unlink()  # the claim stays: its worker was killed
     claim.write_text(str(time.time() + 3600), encoding="ascii")  # by a clock that is wrong

@@ -20,7 +20,7 @@ from servers.objects import Objects
 from scanner.cli import cli
 from scanner.records import Candidate, Reference, Role, Scan, Verdict, now
 from scanner.store.compaction import compact
-from scanner.store.orphans import GRACE, Orphans, collect
+from scanner.store.orphans import BASE_LOSSES, GRACE, Orphans, collect
 from scanner.store.store import Store
 
 LONG_AGO = now() - GRACE - timedelta(hours=1)
@@ -102,6 +102,15 @@ def test_what_a_killed_writer_left_is_removed_after_a_day_and_nothing_else(tmp_p
     assert store.storage.names("leases") == []
     assert [p.name for p in store.root.rglob(".*") if p.name != ".locks"] == []
     assert collect(store) == Orphans()
+
+
+def test_the_losses_of_a_base_go_when_no_scan_has_added_to_them_for_a_month(store: Store) -> None:
+    for name, days in (("a/old.parquet", 31), ("a/claim", 31), ("b/new.parquet", 29)):
+        store.storage.put(f"{BASE_LOSSES}/{name}", b"losses")
+        then = (now() - timedelta(days=days)).timestamp()
+        os.utime(store.root / BASE_LOSSES / name, (then, then))
+    assert collect(store) == Orphans(base_losses=2)
+    assert sorted(store.storage.below(BASE_LOSSES)) == [f"{BASE_LOSSES}/b/new.parquet"]
 
 
 @pytest.fixture
