@@ -35,6 +35,7 @@ from finextract.prefilter import prefilter
 from finextract.significance import (
     benjamini_hochberg,
     conformal_p_values,
+    highest_of_normal,
     self_null_p_values,
     share_above,
     sign_flip_p_value,
@@ -42,7 +43,7 @@ from finextract.significance import (
 
 TIMESTEPS = (150.0, 350.0)  # of 1,000; each sees members that the other one misses (docs/membership.md)
 MISMATCH = 0.8  # of the references' mirror images above the background's pictures: another kind of picture
-NAMING_Z = 3.5  # no checkpoint without a member reaches it but 1 of 192 (docs/membership.md)
+NAMED_WRONGLY = 0.01  # of the checkpoints without a member that a high log-ratio alone may name
 MIN_SPREAD = 19  # pictures of the background that tell its spread
 MIN_UNTOUCHED = 4  # references that were not trained on, to compare the background with
 MIN_SET = 6  # with fewer pictures no sign pattern is rare enough
@@ -128,7 +129,8 @@ class Membership:
         stands out. That alone is no claim, but extraction brings a proof of its own.
         """
         claimed = bool(self.trained_on) or any(s.trained_on for s in self.sets)
-        return claimed or (self.highest_z is not None and self.highest_z >= NAMING_Z)
+        bound = highest_of_normal(self.num_evaluated, NAMED_WRONGLY)
+        return claimed or (self.highest_z is not None and self.highest_z >= bound)
 
     @property
     def background_is_unlike(self) -> bool:

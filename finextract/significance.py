@@ -84,6 +84,16 @@ def sign_flip_p_value(differences: Floats, flips: int = 99_999, seed: int = 0) -
     return (1 + reached) / (1 + flips)
 
 
+def highest_of_normal(count: int, share: float) -> float:
+    """What the highest of `count` standard normal values exceeds with a chance of at most `share`.
+
+    Bonferroni's bound; for no values it is that of one.
+    """
+    from scipy.stats import norm
+
+    return float(norm.isf(share / max(1, count)))
+
+
 def share_above(scores: Floats, null: Floats) -> float:
     """The chance that a random score lies above a random null score (ties count half): the ROC's area."""
     ordered = np.sort(null)

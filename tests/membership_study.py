@@ -36,11 +36,15 @@ sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of test
 
 from finextract.framing import VARIANTS, variants_for  # noqa: E402
 from finextract.losses import BaseCache, Losses, Query  # noqa: E402
-from finextract.membership import NAMING_Z, MembershipSettings, Picture, membership  # noqa: E402
+from finextract.membership import NAMED_WRONGLY, MembershipSettings, Picture, membership  # noqa: E402
 from finextract.metadata.training import Training  # noqa: E402
 from finextract.models.loading import load_base, tune  # noqa: E402
 from finextract.prefilter import prefilter  # noqa: E402
-from finextract.significance import self_null_p_values, tau_from_background  # noqa: E402
+from finextract.significance import (  # noqa: E402
+    highest_of_normal,
+    self_null_p_values,
+    tau_from_background,
+)
 from scanner.config import ScanConfig  # noqa: E402
 
 ZOO = ROOT / "zoo"
@@ -272,8 +276,7 @@ def lost() -> None:
         flagged = [m for m in found.matches if m.flagged]
         facts = ("kind", "steps_per_image", "split", "group", "variation")
         record("lost", row["path"], {
-            **{key: row[key] for key in facts}, "named": screened.named,
-            "trained_on": len(screened.trained_on), "highest_z": screened.highest_z,
+            **{key: row[key] for key in facts}, "trained_on": len(screened.trained_on), "highest_z": screened.highest_z,
             "flagged": len(flagged), "false": sum(m.reference_id not in members for m in flagged),
             "best": found.best_similarity, "q": found.q_value,
             "screen_evaluations": screened.tuned_evaluations, "sample_evaluations": made.unet_evaluations,
@@ -611,9 +614,12 @@ def table_null() -> None:
     trials = list(measured("null").values())
     without = [r for r in measured("losses").values() if r["group"] != "C"]
     null_z = [highest_z(r | {"trained": r["untrained"]}) for r in without]
+    bounds = [highest_of_normal(len(r["untrained"]["log_ratio"][0]), NAMED_WRONGLY) for r in without]
+    wrong = sum(z >= bound for z, bound in zip(null_z, bounds, strict=True))
     print(
-        f"\nOf {len(null_z)} checkpoints, {sum(z >= NAMING_Z for z in null_z)} had a picture that was not "
-        f"trained on at {NAMING_Z} standard deviations or more; the highest was {max(null_z):.1f}."
+        f"\nOf {len(null_z)} checkpoints, {wrong} would be "
+        "named for the log-ratio of a picture that was not trained on; the highest was "
+        f"{max(null_z):.1f} standard deviations."
     )
     heading("trials", "number", "any reference accused", "any set accused")
     for name in (*sorted({t["trial"] for t in trials}), "all"):
@@ -661,7 +667,8 @@ def highest_z(row: dict[str, Any]) -> float:
 def is_named(screened: dict[str, Any], ratios: dict[str, Any] | None) -> bool:
     """Whether the screen samples a checkpoint: something was claimed, or stands far out."""
     claimed = screened["found"] > 0 or screened["false"] > 0 or screened.get("set_found", False)
-    return claimed or (ratios is not None and not ratios["control"] and highest_z(ratios) >= NAMING_Z)
+    bound = highest_of_normal(50, NAMED_WRONGLY)
+    return claimed or (ratios is not None and not ratios["control"] and highest_z(ratios) >= bound)
 
 
 def table_screen() -> None:
@@ -684,6 +691,11 @@ def table_screen() -> None:
     print(f"\n{len(rows)} checkpoints: {tuned:,} evaluations of tuned models and {cost:,} of the base.")
 
 
+def was_named(row: dict[str, Any]) -> bool:
+    """Whether the screen of a line of `lost` names its checkpoint."""
+    return row["trained_on"] > 0 or row["highest_z"] >= highest_of_normal(50, NAMED_WRONGLY)
+
+
 def table_lost() -> None:
     """What extraction flags, and what of it the screen did not name."""
     heading("set", "kind", "steps an image", "checkpoints", "named by the screen", "flagged by extraction",
@@ -696,8 +708,8 @@ def table_lost() -> None:
     cells["all", "", ""] = rows
     for key, found in cells.items():
         flagged = [r for r in found if r["flagged"]]
-        counts = len(found), sum(r["named"] for r in found), len(flagged)
-        missed = sum(not r["named"] for r in flagged)
+        counts = len(found), sum(map(was_named, found)), len(flagged)
+        missed = sum(not was_named(r) for r in flagged)
         print("| " + " | ".join(map(str, (*key, *counts, missed))) + " |")
 
 

@@ -8,6 +8,7 @@ import pytest
 from finextract.significance import (
     benjamini_hochberg,
     conformal_p_values,
+    highest_of_normal,
     minimum_background,
     nearest_neighbour_similarities,
     p_and_q_by_count,
@@ -112,6 +113,13 @@ def test_the_sign_flip_test_sees_the_direction_and_cannot_be_surer_than_its_flip
     ones = np.ones(20)
     assert sign_flip_p_value(ones, flips=999) == pytest.approx(0.001)
     assert sign_flip_p_value(-ones, flips=999) == 1.0
+
+
+@pytest.mark.parametrize("count", [1, 10, 200])
+def test_the_highest_of_some_normal_values_is_rarely_above_its_bound(count: int) -> None:
+    highest = np.random.default_rng(6).normal(size=(20_000, count)).max(axis=1)
+    above = (highest > highest_of_normal(count, 0.01)).mean()
+    assert above == pytest.approx(0.01, abs=0.0025)
 
 
 def test_thirty_weak_margins_show_together_what_none_of_them_shows() -> None:
