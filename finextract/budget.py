@@ -8,12 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import count
 
+import numpy as np
+
 from finextract.errors import RequestError
 
 PURE_NOISE, RENOISED = 32, 60  # inputs of the prefilter
 PREFILTER_COST = PURE_NOISE + RENOISED  # evaluations of the tuned model, whatever the number of references
 SET_SIZE = 30  # pictures of a set that are compared with their mirror images
 MAX_BACKGROUND = 99  # pictures of the background that are evaluated: enough for a p of 1 %
+_SEED = 0x5E7
 _ENOUGH, _GOOD = 19, 59  # ... where the budget is small: a p of 5 % can be reached, and a p of 1.7 %
 
 
@@ -43,6 +46,11 @@ def plan(budget: int | None, references: int, background: int, sets: list[int], 
         f"A budget of {budget:,} evaluations is too small to examine {references:,} "
         f"picture{'' if references == 1 else 's'}. Allow at least {enough:,}, or give fewer pictures."
     )
+
+
+def drawn(number: int, wanted: int) -> list[int]:
+    """`wanted` of the indices below `number`, in a fixed random order; all where there are no more."""
+    return [int(i) for i in np.random.default_rng(_SEED).permutation(number)[:wanted]]
 
 
 def _within(budget: int, references: int, background: int, paired: int, variants: int) -> Plan | None:

@@ -21,6 +21,7 @@ from finextract.models.base import Conditioning, Model, Pair
 from finextract.sampling import initial_noise
 
 ENCODED_AT_ONCE = 8  # pictures: an autoencoder needs far more memory for a picture than a denoiser
+HEAT_SIDE = 8  # cells of a heat map across, and down
 LATENT_BYTES = 1 << 29  # of latents that a cache keeps: 16,000 pictures of 512 pixels in half precision
 
 
@@ -80,6 +81,7 @@ class Losses:
         self.tuned_evaluations = self.base_evaluations = 0
         self._batch_size, self._progress = batch_size, progress
         self._tuned: dict[tuple[tuple[str, str, str], float], float] = {}
+        self._tuned_maps: dict[tuple[tuple[str, str, str], float], Tensor] = {}  # alike, by place
         self._caption = caption
         self._conditioning: tuple[Conditioning, Conditioning] | None = None
 
@@ -111,6 +113,21 @@ class Losses:
         base = self.cache.losses
         ratios = [np.log(base[self._key(q)] / self._tuned[q.view, q.t]) for q in queries]
         return np.array(ratios, np.float32)
+
+    def heat_maps(self, queries: Sequence[Query]) -> NDArray[np.float32]:
+        """Where the fine-tuning lowered the losses of views: the log-ratio of each cell, float32 [N, S, S].
+
+        S = HEAT_SIDE cells across and down, with the mean squared error of each (Kim and Lee 2026 localise
+        what a model memorised by the same contrast). The views must have been evaluated before; the base is
+        evaluated once more for each.
+        """
+        found = []
+        for query in queries:
+            x, target, base, _ = self._noised([query], query.t)
+            _, (cells,) = _losses(self.pair.base, x, target, query.t, base)
+            self.base_evaluations += 1
+            found.append((cells / self._tuned_maps[query.view, query.t]).log())
+        return torch.stack(found).numpy() if found else np.empty((0, HEAT_SIDE, HEAT_SIDE), np.float32)
 
     def latents(self, queries: Sequence[Query]) -> Tensor:
         """The latents of views that have one size, [N, C, H, W]."""
@@ -153,18 +170,23 @@ class Losses:
             self._conditioning = self.pair.base.condition(""), self.pair.tuned.condition(self._caption)
         return self._conditioning
 
-    def _evaluate(self, batch: Sequence[Query], t: float) -> None:
-        base, tuned = self._conditionings()
-        latents = self.latents(batch)
-        solver = self.pair.base.solver
+    def _noised(self, batch: Sequence[Query], t: float) -> tuple[Tensor, Tensor, Conditioning, Conditioning]:
+        """x_t and the target of views, both [N, C, H, W], and the conditionings of the base and the other."""
+        latents, solver = self.latents(batch), self.pair.base.solver
         noise = self.noise(t, latents.shape[1:]).to(latents.device, latents.dtype).expand_as(latents)
         x, target = solver.add_noise(latents, noise, t), solver.target(latents, noise, t)
-        for query, loss in zip(batch, _losses(self.pair.tuned, x, target, t, tuned), strict=True):
+        return x, target, *self._conditionings()
+
+    def _evaluate(self, batch: Sequence[Query], t: float) -> None:
+        x, target, base, tuned = self._noised(batch, t)
+        losses = zip(*_losses(self.pair.tuned, x, target, t, tuned), strict=True)
+        for query, (loss, cells) in zip(batch, losses, strict=True):
             self._tuned[query.view, t] = loss
+            self._tuned_maps[query.view, t] = cells
         self.tuned_evaluations += len(batch)
         missing = [i for i, query in enumerate(batch) if self._key(query) not in self.cache.losses]
         if missing:
-            found = _losses(self.pair.base, x[missing], target[missing], t, base)
+            found, _ = _losses(self.pair.base, x[missing], target[missing], t, base)
             self.cache.losses.update(zip((self._key(batch[i]) for i in missing), found, strict=True))
             self.base_evaluations += len(missing)
 
@@ -173,11 +195,16 @@ class Losses:
 
 
 @torch.inference_mode()
-def _losses(model: Model, x: Tensor, target: Tensor, t: float, conditioning: Conditioning) -> list[float]:
-    """The mean squared error of the predictions for x_t [N, C, H, W], one number a picture, above 0."""
-    error = model.predict(x, t, conditioning).float() - target.float()
-    losses: list[float] = error.square().mean(dim=(1, 2, 3)).clamp(min=1e-20).tolist()
-    return losses
+def _losses(
+    model: Model, x: Tensor, target: Tensor, t: float, conditioning: Conditioning
+) -> tuple[list[float], Tensor]:
+    """The mean squared error of the predictions for x_t [N, C, H, W], one number a picture, above 0.
+
+    And that of each cell of a heat map, float32 [N, HEAT_SIDE, HEAT_SIDE] on the CPU.
+    """
+    error = (model.predict(x, t, conditioning).float() - target.float()).square().mean(dim=1)
+    losses: list[float] = error.mean(dim=(1, 2)).clamp(min=1e-20).tolist()
+    return losses, torch.nn.functional.adaptive_avg_pool2d(error, HEAT_SIDE).clamp(min=1e-20).cpu()
 
 
 def _pixels(query: Query, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finextract.budget import plan
+from finextract.budget import drawn, plan
 from finextract.errors import RequestError
 from finextract.framing import FRAMINGS, VARIANTS, framings_of
 from finextract.images import Picture as Picture
@@ -79,6 +79,7 @@ class ReferenceEvidence:
     p_value: float = 1.0  # of the margin, corrected for the framings tried; 1 where it did not stand out
     q_value: float = 1.0  # Benjamini-Hochberg over all references and sets
     trained_on: bool = False
+    heat: tuple[float, ...] = ()  # where that log-ratio comes from, row by row; of what was trained on
 
 
 NOT_EXAMINED = ReferenceEvidence(None, None)
@@ -192,9 +193,9 @@ def membership(
     chosen = np.arange(len(references))
     if parts.prefiltered is not None:
         chosen = prefilter(losses, references, background, parts.prefiltered)
-    null_pictures = [background[i] for i in _drawn(len(background), parts.background)]
+    null_pictures = [background[i] for i in drawn(len(background), parts.background)]
     sampled = {
-        n: [int(members[i]) for i in _drawn(len(members), parts.set_size)] for n, members in sets.items()
+        n: [int(members[i]) for i in drawn(len(members), parts.set_size)] for n, members in sets.items()
     }
     paired = sorted({i for members in sampled.values() for i in members})
     looked_at = sorted({*chosen.tolist(), *paired})
@@ -223,14 +224,17 @@ def membership(
         if len(members) >= MIN_SET
     ]
     answered, answered_sets = _answers(evidence, found_sets, settings.alpha, bound)
+    claimed = [i for i, e in enumerate(answered) if e.trained_on]
+    maps = losses.heat_maps([view(references[i], framing=answered[i].framing) for i in claimed])
+    for i, cells in zip(claimed, maps, strict=True):
+        answered[i] = replace(answered[i], heat=tuple(cells.ravel().tolist()))
     untouched = [variant_ratio[i] for i in paired if not answered[i].trained_on]
     comparable = len(null) > 0 and len(untouched) >= MIN_UNTOUCHED
     unlikeness = share_above(np.array(untouched), null) if comparable else None
-    highest_z = None
-    if len(null) >= MIN_SPREAD and null.std() > 0:
-        highest_z = float((whole.max() - null.mean()) / null.std())
+    spread = float(null.std()) if len(null) >= MIN_SPREAD else 0.0
+    highest_z = float(whole.max() - null.mean()) / spread if spread > 0 else None
     return Membership(
-        settings, answered, answered_sets, null, unlikeness, highest_z, len(chosen),
+        settings, tuple(answered), answered_sets, null, unlikeness, highest_z, len(chosen),
         losses.tuned_evaluations, losses.base_evaluations,
     )  # fmt: skip
 
@@ -240,12 +244,6 @@ def _check(settings: MembershipSettings, references: Sequence[Picture]) -> None:
         raise RequestError("there are no pictures to examine.")
     if not settings.timesteps or not settings.framings or len(settings.variants) < 3:
         raise RequestError("membership needs a timestep, a framing and at least three variants.")
-
-
-def _drawn(count: int, wanted: int) -> list[int]:
-    """`wanted` of the indices below `count`, in a fixed random order; all where there are no more."""
-    order = np.random.default_rng(_SEED).permutation(count)
-    return [int(i) for i in order[:wanted]]
 
 
 def _standing_out(
@@ -333,14 +331,14 @@ def _set_evidence(name: str, ratios: list[float], variants: list[float]) -> SetE
 
 def _answers(
     evidence: Sequence[ReferenceEvidence], sets: Sequence[SetEvidence], alpha: float, bound: float
-) -> tuple[tuple[ReferenceEvidence, ...], tuple[SetEvidence, ...]]:
+) -> tuple[list[ReferenceEvidence], tuple[SetEvidence, ...]]:
     """The q-values over all references and sets, and the answers."""
     p = [*(e.p_value for e in evidence), *(s.p_value for s in sets)]
     found = benjamini_hochberg(np.array(p)).tolist()
-    references = tuple(
+    references = [
         replace(e, q_value=q, trained_on=q <= alpha and (e.background_p is None or e.background_p <= bound))
         for e, q in zip(evidence, found, strict=False)
-    )
+    ]
     return references, tuple(
         replace(s, q_value=q, trained_on=q <= alpha)
         for s, q in zip(sets, found[len(evidence) :], strict=True)

@@ -268,6 +268,7 @@ class Membership:
     margin_high: float | None = None
     num_background: int = 0  # background images that the log-ratio was compared with
     background_highest: float | None = None  # the highest log-ratio among them
+    heat: tuple[float, ...] = ()  # log-ratios of 8 x 8 parts of the framed picture, row by row; or empty
 
 
 @dataclass(frozen=True, slots=True)

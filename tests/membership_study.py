@@ -9,7 +9,7 @@
     python tests/membership_study.py cost               # corpora of 1,000 and of 100,000 references
     python tests/membership_study.py prefilter          # recall of the prefilter
     python tests/membership_study.py plot               # docs/membership_calibration.svg
-    python tests/membership_study.py table              # the tables of docs/membership.md
+    python tests/membership_study.py table              # the tables of docs/membership.md, and its rows
 
 Results are appended to docs/membership.jsonl, one line a measurement, so an interrupted study goes on where
 it stopped. Nothing is chosen here: the method's constants were set on dev checkpoints.
@@ -18,11 +18,13 @@ it stopped. Nothing is chosen here: the method's constants were set on dev check
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,6 @@ ZOO = ROOT / "zoo"
 RESULTS = ROOT.parent / "docs/membership.jsonl"
 TIMES = (150.0, 350.0)
 BACKGROUND = 60  # pictures, other than those of a checkpoint
-DEMO_BUDGET = 165  # evaluations
 MARGINS = 10  # pictures that were not trained on whose margins are computed, of each kind
 CPU = torch.device("cpu")
 
@@ -125,6 +126,13 @@ def record(kind: str, name: str, values: dict[str, Any]) -> None:
     print(kind, name, time.strftime("%H:%M:%S"), flush=True)
 
 
+def demo_budget() -> dict[str, int]:
+    """The options of the demo's crawl that limit its evaluations."""
+    from demo import BUDGET
+
+    return dict(zip(BUDGET[::2], map(int, BUDGET[1::2]), strict=True))
+
+
 def losses(only: Sequence[str]) -> None:
     """Log-ratios of all pictures, and margins of members and of some others, at both timesteps."""
     done, shared = measured("losses"), BaseCache()
@@ -132,7 +140,7 @@ def losses(only: Sequence[str]) -> None:
         name = row["path"]
         if name in done or (only and not any(word in name for word in only)):
             continue
-        if row["group"] == "A" and row["steps_per_image"] == 100:
+        if row["group"] in ("A", "B") and row["steps_per_image"] == 100:
             continue  # as separable as those of 50 steps
         pair = tune(base(), row["file"])
         ratios = Losses(pair, 0, "", 64, shared)
@@ -213,7 +221,9 @@ def screen() -> None:
         training = Training(mirrored=row["variation"] == "flips")
         members = [] if row["control"] else row["trained"]
         corpus = [*members, *(p for p in subjects() if p not in members)]
-        settings = MembershipSettings(budget=DEMO_BUDGET, variants=variants_for(training))
+        settings = MembershipSettings(
+            budget=demo_budget()["--screen-budget"], variants=variants_for(training)
+        )
         found = membership(
             tune(base(), row["file"]), [picture(p) for p in corpus], settings,
             background=[picture(p) for p in null_of(row, 1000)], cache=shared,
@@ -228,17 +238,15 @@ def screen() -> None:
         })  # fmt: skip
 
 
-def lost() -> None:
+def lost(only: Sequence[str]) -> None:
     """Strong checkpoints, each screened and then sampled in any case, with the budgets of the demo."""
-    from demo import BUDGET
-
     from finextract.extract import ExtractionSettings, extract_all
     from finextract.sscd import load_embedder
     from scanner.match.corpus import Corpus
     from scanner.match.matching import Candidates, Corpora, compare
     from scanner.records import Role
 
-    budget = dict(zip(BUDGET[::2], map(int, BUDGET[1::2]), strict=True))
+    budget = demo_budget()
     settings = ExtractionSettings(
         samples_per_image=budget["--samples-per-image"], steps=budget["--steps"], batch_size=32
     )
@@ -259,7 +267,9 @@ def lost() -> None:
     tau = tau_from_background(ScanConfig().tau_quantile, null)
     for row in checkpoints():
         strong = row["steps_per_image"] >= 100 and row["group"] in ("committed", "A", "B")
-        if not strong or row["control"] or row["path"] in done or claimed(row["path"]):
+        if not strong or row["control"] or row["path"] in done:
+            continue
+        if (only and not any(word in row["path"] for word in only)) or claimed(row["path"]):
             continue
         pair = tune(base(), row["file"])
         training = Training(mirrored=row["variation"] == "flips")
@@ -276,7 +286,8 @@ def lost() -> None:
         flagged = [m for m in found.matches if m.flagged]
         facts = ("kind", "steps_per_image", "split", "group", "variation")
         record("lost", row["path"], {
-            **{key: row[key] for key in facts}, "trained_on": len(screened.trained_on), "highest_z": screened.highest_z,
+            **{key: row[key] for key in facts},
+            "trained_on": len(screened.trained_on), "highest_z": screened.highest_z,
             "flagged": len(flagged), "false": sum(m.reference_id not in members for m in flagged),
             "best": found.best_similarity, "q": found.q_value,
             "screen_evaluations": screened.tuned_evaluations, "sample_evaluations": made.unet_evaluations,
@@ -319,8 +330,6 @@ def _crop(image: Image.Image, share: float) -> Image.Image:
 
 
 def _jpeg(image: Image.Image, quality: int) -> Image.Image:
-    import io
-
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
     return Image.open(stream).convert("RGB")
@@ -514,7 +523,6 @@ def heading(*columns: str) -> None:
 def table_strengths(split: str) -> None:
     """AUC and TPR by group, variation, kind and strength."""
     rows = [r for r in measured("losses").values() if r["split"] == split and r["group"] != "C"]
-    print(f"\n**{split}**\n")
     heading(
         "set",
         "kind",
@@ -664,16 +672,15 @@ def highest_z(row: dict[str, Any]) -> float:
     return float((whole.max() - null.mean()) / null.std())
 
 
-def is_named(screened: dict[str, Any], ratios: dict[str, Any] | None) -> bool:
+def is_named(screened: dict[str, Any]) -> bool:
     """Whether the screen samples a checkpoint: something was claimed, or stands far out."""
-    claimed = screened["found"] > 0 or screened["false"] > 0 or screened.get("set_found", False)
-    bound = highest_of_normal(50, NAMED_WRONGLY)
-    return claimed or (ratios is not None and not ratios["control"] and highest_z(ratios) >= bound)
+    claimed = screened["found"] > 0 or screened["false"] > 0 or screened["set_found"]
+    return claimed or screened["highest_z"] >= highest_of_normal(50, NAMED_WRONGLY)
 
 
 def table_screen() -> None:
     """What the screen names and finds at q <= 0.05."""
-    rows, ratios = list(measured("screen").values()), measured("losses")
+    rows = list(measured("screen").values())
     heading(
         "set", "kind", "steps an image", "checkpoints named", "members found at q <= 0.05", "others accused"
     )
@@ -683,7 +690,7 @@ def table_screen() -> None:
         name = "controls" if row["control"] else name
         cells.setdefault((row["control"], name, row["kind"], row["steps_per_image"]), []).append(row)
     for (_, name, kind, steps), found in sorted(cells.items()):
-        named = f"{sum(is_named(r, ratios.get(r['name'])) for r in found)} of {len(found)}"
+        named = f"{sum(is_named(r) for r in found)} of {len(found)}"
         members = f"{sum(r['found'] for r in found)} of {sum(r['members'] for r in found)}"
         false = f"{sum(r['false'] for r in found)} of {sum(50 - r['members'] for r in found)}"
         print(f"| {name} | {kind} | {steps} | {named} | {members} | {false} |")
@@ -812,11 +819,27 @@ def plot() -> None:
 
 
 def table() -> None:
-    """All tables."""
-    for split in ("dev", "test"):
-        table_strengths(split)
-    for part in (table_style, table_null, table_screen, table_lost, table_near, table_prefilter, table_cost):
-        part()
+    """Writes all tables, each between the marks in docs/membership.md that name it, and the rows."""
+    parts: dict[str, Callable[[], None]] = {
+        "dev": lambda: table_strengths("dev"),
+        "test": lambda: table_strengths("test"),
+        "style": table_style,
+        "null": table_null,
+        "screen": table_screen,
+        "lost": table_lost,
+        "near": table_near,
+        "prefilter": table_prefilter,
+        "cost": table_cost,
+        "rows": table_rows,
+    }
+    for name, part in parts.items():
+        page = RESULTS.parent / ("membership_rows.md" if name == "rows" else "membership.md")
+        with redirect_stdout(io.StringIO()) as made:
+            part()
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, _, rest = page.read_text().partition(begin)
+        _, _, after = rest.partition(end)
+        page.write_text(f"{before}{begin}{made.getvalue().strip()}{end}{after}")
 
 
 def main() -> None:
@@ -824,22 +847,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    some: dict[str, Callable[[Sequence[str]], None]] = {"losses": losses, "lost": lost}
     actions: dict[str, Callable[[], None]] = {
         "null": null,
         "screen": screen,
-        "lost": lost,
         "near": near,
         "prefilter": prefiltering,
         "cost": cost,
         "plot": plot,
         "table": table,
-        "rows": table_rows,
     }
-    parser.add_argument("action", choices=["losses", *actions])
+    parser.add_argument("action", choices=[*some, *actions])
     parser.add_argument("only", nargs="*", help="words; a checkpoint whose path holds one is measured")
     options = parser.parse_args()
-    if options.action == "losses":
-        losses(options.only)
+    if options.action in some:
+        some[options.action](options.only)
     else:
         actions[options.action]()
 

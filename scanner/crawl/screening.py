@@ -140,6 +140,7 @@ def _row(found: ReferenceEvidence, picture: StoredPicture, scan_id: str) -> Memb
         p_value=found.p_value,
         q_value=found.q_value,
         trained_on=found.trained_on,
+        heat=found.heat,
     )
 
 

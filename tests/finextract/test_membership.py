@@ -195,7 +195,7 @@ def test_an_answer_does_not_depend_on_what_the_cache_holds_and_the_next_pair_of_
     assert first.base_evaluations == first.tuned_evaluations
     assert second.base_evaluations < alone.base_evaluations / 2
     again = examine(cache=cache)
-    assert again.base_evaluations == 0
+    assert again.base_evaluations == len(again.trained_on), "a heat map of each"
     assert same(again, alone)
 
 

@@ -39,6 +39,7 @@ from tui.app import DeskApp
 BEGAN = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
 DESCRIPTOR = "sscd_disc_mixup/int8"
 VARIANTS = (0.104, 0.081, 0.117, 0.109, 0.064, 0.098, 0.131, 0.092, 0.104)  # log-ratios of a reference's own
+HEAT = tuple(0.6 - 0.1 * (abs(x - 2) + abs(y - 3)) for y in range(8) for x in range(8))  # of a reference
 
 
 def image(number: int) -> Image.Image:
@@ -300,6 +301,7 @@ class Crawl:
             trained_on=trained,
             num_background=99,
             background_highest=0.117,
+            heat=HEAT if trained else (),
         )
 
 

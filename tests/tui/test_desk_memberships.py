@@ -19,7 +19,7 @@ from scanner.records import Examination, Ground, Reference, ReviewDecision, Scan
 from scanner.store.desk_queries import ListFilter, list_checkpoints, open_checkpoint
 from scanner.store.rows import arrow_rows
 from scanner.store.store import Store
-from tui.content.membership import drawn, framing_in_words
+from tui.content.membership import drawn, framing_in_words, shaded
 from tui.widgets.table import Table
 
 BOTH, WEAK, SET = "anna/both", "cleo/weak", "emil/set"
@@ -134,6 +134,8 @@ async def test_a_membership_is_told_in_words_with_its_null_drawn_and_without_a_c
             "its own mirrored and moved versions",
             "log-ratio 0.320, theirs 0.100",
             "• one of its own versions (a digit: so many)",
+            "▓▓█▓▓▒░·",
+            "denser: where in the picture the fine-tuning helped most",
             "p value 0.0004",
             "at most 1 in 2,500 pictures",
             "corrected for examining 24 references and their corpora",
@@ -173,7 +175,7 @@ async def test_a_corpus_as_a_whole_does_not_say_which_picture_was_trained_on(
 
 
 async def test_a_background_of_another_kind_is_told_with_what_to_do(screened: Crawl, desk: Opener) -> None:
-    async with desk(size=(80, 80)) as seen:
+    async with desk(size=(80, 90)) as seen:
         await seen.press("down", "down", "enter")
         facts = seen.part("#facts")
         assert facts.startswith("Background is of another kind than the references")
@@ -301,6 +303,12 @@ def test_a_verdict_on_one_line_keeps_the_two_claims_apart() -> None:
 def test_every_framing_of_the_method_has_words() -> None:
     assert all(framing_in_words(name) != name for name in (*FRAMINGS, "512x768"))
     assert framing_in_words("512x768") == "a centred part of 768 x 512 pixels, a size of the trainer's own"
+
+
+def test_a_heat_map_is_densest_where_the_log_ratio_is_highest_and_empty_where_nothing_helped() -> None:
+    assert shaded((0.5, 0.1, 0.3, 0.1)) == ["█░"]
+    assert shaded((-0.1, -0.2, 0.0, -0.3)) == ["··"]
+    assert shaded((0.4, 0.0, 0.0, 0.0) * 2 + (0.2, 0.2, -1, 0.0) * 2) == ["█···", "▒▒··"]
 
 
 def test_the_null_is_drawn_on_one_axis_with_the_picture() -> None:

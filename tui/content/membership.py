@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ FRAMINGS = {
     "shift-down": "the centred part, moved down a little",
 }
 RAREST = 1e-6  # a smaller p-value is not told as a frequency: it rests on the far tail of a distribution
+SHADES = "·░▒▓█"  # of a heat map, from no help to the most
+HEAT_LEGEND = "denser: where in the picture the fine-tuning helped most (·: hardly or not)"
 LEGEND = "• one of its own versions (a digit: so many)"
 
 type Row = tuple[str, str, RenderableType]  # a name, a number, and what the number means
@@ -59,6 +62,8 @@ def _of_reference(scan: Scan | None, found: Membership) -> list[Row]:
         rows.append(("Margin", f"{found.margin:.3f}", margin))
     if found.variant_log_ratios and found.framed_log_ratio is not None:
         rows.append(("Drawn", "", Drawing(found.framed_log_ratio, found.variant_log_ratios)))
+    if found.heat:
+        rows.append(("Where", "", HeatMap(found.heat)))
     rows.append(
         (
             "p value",
@@ -167,6 +172,38 @@ class Drawing:
         for line in drawn(self.picture, self.variants, options.max_width):
             yield Text(line, no_wrap=True, overflow="crop")
         yield Text(LEGEND, style="dim")
+
+
+class HeatMap:
+    """Where in the framed picture the log-ratio comes from."""
+
+    def __init__(self, cells: Sequence[float]) -> None:
+        self.cells = cells
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(math.isqrt(len(self.cells)), options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in shaded(self.cells):
+            yield Text(line, no_wrap=True, overflow="crop")
+        yield Text(HEAT_LEGEND, style="dim")
+
+
+def shaded(cells: Sequence[float]) -> list[str]:
+    """Returns the lines of a square heat map; a shade tells a value's share of the highest one.
+
+    A line shows the means of two rows of cells, because a character is twice as high as it is wide.
+    """
+    side = math.isqrt(len(cells))
+    rows = [cells[at : at + side] for at in range(0, len(cells), side)]
+    pairs = zip(rows[::2], rows[1::2], strict=True)
+    means = [[(upper + lower) / 2 for upper, lower in zip(*pair, strict=True)] for pair in pairs]
+    highest = max(map(max, means))
+
+    def shade(value: float) -> str:
+        return SHADES[max(0, round(value / highest * (len(SHADES) - 1)))] if highest > 0 else SHADES[0]
+
+    return ["".join(map(shade, line)) for line in means]
 
 
 def drawn(picture: float, variants: Sequence[float], width: int) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finextract.images import Picture, open_image, picture_of
-from finextract.losses import BaseCache
+from finextract.losses import HEAT_SIDE, BaseCache, Losses, Query
 from finextract.membership import Membership, MembershipSettings, membership
 from finextract.models.base import Pair, TunableModel
 from finextract.models.loading import load_base, tune
@@ -59,6 +59,9 @@ def test_what_a_checkpoint_was_trained_on_is_found_among_all_subjects(
     assert {SUBJECTS[i] for i in found.trained_on} == {Path(entry["train_images"]).name}
     assert len(found.trained_on) >= (5 if entry["steps_per_image"] >= 200 else 3)
     assert found.tuned_evaluations <= 250
+    for i, evidence in enumerate(found.references):
+        assert len(evidence.heat) == (HEAT_SIDE**2 if i in found.trained_on else 0)
+    assert found.tuned_evaluations <= 250
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry["control"]])
@@ -76,7 +79,7 @@ def test_the_next_checkpoint_of_a_base_takes_fewer_evaluations_of_the_base(base:
         membership(_pair(base, name), pictures("subjects/fruit"), FEW, background=BACKGROUND, cache=cache)
         for name in ("fruit-lora", "birds-other-lora")
     )
-    assert first.base_evaluations == first.tuned_evaluations
+    assert first.base_evaluations == first.tuned_evaluations + len(first.trained_on), "and heat maps"
     assert second.base_evaluations < second.tuned_evaluations / 2
 
 
@@ -101,6 +104,28 @@ def test_a_picture_of_which_the_trainer_used_the_centre_is_found_by_that_framing
     assert {evidence.framing for evidence in framed.references} == {"centre"}
     assert len(framed.trained_on) == 5
     assert membership(pair, wide, FEW, cache=cache).trained_on == ()
+
+
+@pytest.mark.parametrize("kept", ["left", "right"])
+def test_the_heat_map_shows_which_half_of_a_picture_was_trained_on(
+    base: TunableModel, cache: BaseCache, kept: str
+) -> None:
+    """The other half comes from a picture that nobody trained on."""
+    losses = Losses(_pair(base, "cats-dreambooth"), 0, "", 64, cache)
+    halves = []
+    for number, file in enumerate(sorted((ZOO / "images/subjects/cats").iterdir())):
+        image, other = open_image(file), open_image(sorted((ZOO / "images/background").iterdir())[number])
+        width, height = image.size
+        box = (width // 2, 0, width, height) if kept == "left" else (0, 0, width // 2, height)
+        image.paste(other.resize(image.size).crop(box), box)
+        halves.append(Query(Picture(f"{kept} of {number}", lambda image=image: image), t=150.0))
+    whole = losses.log_ratios(halves)
+    maps = losses.heat_maps(halves)
+    assert maps.shape == (len(halves), HEAT_SIDE, HEAT_SIDE)
+    left, right = (half.mean(axis=(1, 2)) for half in np.split(maps, 2, axis=2))
+    assert ((left > right) == (kept == "left")).all()
+    assert (maps.min(axis=(1, 2)) < whole).all()
+    assert (whole < maps.max(axis=(1, 2))).all()
 
 
 def test_an_examination_changes_no_model(base: TunableModel) -> None:

@@ -106,7 +106,8 @@ def test_a_checkpoint_that_extraction_cannot_flag_is_flagged_as_trained_on(
     }
     assert {Path(paths[row.reference_id]).parent.name for row in trained_on} == {"cars"}
     assert all(
-        row.margin is not None and row.margin > 0 and len(row.variant_log_ratios) == 9 for row in trained_on
+        row.margin is not None and row.margin > 0 and len(row.variant_log_ratios) == 9 and len(row.heat) == 64
+        for row in trained_on
     )
     assert copied.select(Scan, "WHERE scan_id = ?", [scan.scan_id]) == [scan]
 
@@ -147,8 +148,8 @@ def test_every_checkpoint_is_sampled_when_asked_and_none_when_not(copied: Store,
 def test_the_losses_of_a_base_are_computed_once_for_all_workers(copied: Store, tmp_path: Path) -> None:
     first = scan_of(copied, tmp_path, "cars-lora-light", screen="only")
     again = scan_of(copied, tmp_path, "cars-lora-light", screen="only", alpha=0.049)
-    assert first.screen_base_evaluations == first.screen_evaluations
-    assert again.screen_base_evaluations == 0, "another worker computed all of them"
+    assert first.screen_base_evaluations == first.screen_evaluations + first.trained_on, "with heat maps"
+    assert again.screen_base_evaluations == again.trained_on, "another worker computed all losses"
     one, other = (
         {(r.corpus, r.reference_id): (r.margin, r.p_value) for r in rows}
         for rows in (copied.select(Membership, "WHERE scan_id = ?", [s.scan_id]) for s in (first, again))
