@@ -95,12 +95,12 @@ def _scores(best: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def read_images(folder: Path) -> tuple[tuple[str, ...], tuple[Image.Image, ...]]:
-    """Names and RGB pictures of the image files in a folder, sorted by name.
+    """Names (paths below the folder) and RGB pictures of the image files below a folder, sorted.
 
     Raises RequestError where there is none, or where one cannot be read.
     """
     files = picture_files(folder)
-    return tuple(file.name for file in files), tuple(open_picture(file) for file in files)
+    return tuple(str(file.relative_to(folder)) for file in files), tuple(open_picture(file) for file in files)
 
 
 def audit(

@@ -40,10 +40,10 @@ class Picture:
 
 
 def picture_files(folder: Path) -> tuple[Path, ...]:
-    """The image files in a folder, sorted by name. Raises RequestError where there is none."""
+    """The image files below a folder, sorted. Raises RequestError where there is none."""
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder. Name a folder that holds pictures.")
-    files = tuple(sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES))
+    files = tuple(sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES))
     if not files:
         raise RequestError(f"{folder} holds no images (png, jpg, webp, bmp, gif or tiff).")
     return files

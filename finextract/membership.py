@@ -113,6 +113,7 @@ class Membership:
     unlikeness: float | None
     highest_z: float | None  # the highest log-ratio of a reference, in standard deviations of the background
     num_evaluated: int  # references that passed the prefilter; R without one
+    num_standing: int  # of these, references that stood out; a budget may compare fewer with their variants
     tuned_evaluations: int
     base_evaluations: int  # without those that the cache held
 
@@ -156,6 +157,8 @@ class Membership:
             else None,
             **asdict(self.settings),
             "num_evaluated": self.num_evaluated,
+            "num_standing": self.num_standing,
+            "num_compared": sum(found.margin is not None for found in self.references),
             "tuned_evaluations": self.tuned_evaluations,
             "base_evaluations": self.base_evaluations,
         }
@@ -235,7 +238,7 @@ def membership(
     highest_z = float(whole.max() - null.mean()) / spread if spread > 0 else None
     return Membership(
         settings, tuple(answered), answered_sets, null, unlikeness, highest_z, len(chosen),
-        losses.tuned_evaluations, losses.base_evaluations,
+        len(standing), losses.tuned_evaluations, losses.base_evaluations,
     )  # fmt: skip
 
 

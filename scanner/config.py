@@ -88,10 +88,10 @@ class ScanConfig:
         """What a flag needs, by its grounds, in a sentence."""
         needs = []
         if self.is_screened:
-            needs.append(f"trained on a reference: q <= {self.alpha:g}")
+            needs.append(f"it was trained on a reference (q <= {self.alpha:g})")
         if self.is_sampled(named=True):
-            needs.append(f"gives one back: similarity >= {self.tau:.2f} and q <= {self.alpha:g}")
-        return f"A flag needs {'; or '.join(needs)}."
+            needs.append(f"it gives one back (similarity >= {self.tau:.2f} and q <= {self.alpha:g})")
+        return f"A checkpoint is flagged if {', or '.join(needs)}."
 
     def num_samples_images(self, stated: int | None) -> int:
         """The N0 to sample for: as the metadata state it, or assumed; limited by `max_samples`."""

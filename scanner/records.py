@@ -205,6 +205,8 @@ class Scan:
     sample_evaluations: int = 0  # of either model, by the sampling
     screened_references: int = 0  # references whose losses were evaluated; the others fell to the prefilter
     background_unlike: bool = False  # the background is of another kind than the references
+    standing_references: int = 0  # of the screened ones, those that stood out
+    compared_references: int = 0  # of these, those that the budget allowed to compare with their variants
 
     @property
     def grounds_of_flag(self) -> tuple[Ground, ...]:

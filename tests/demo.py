@@ -107,7 +107,7 @@ def demonstrate(hub: Hub, shown: str) -> None:
     }  # fmt: skip
     env.pop("HF_TOKEN", None)
     print(f"A HuggingFace Hub on loopback serves the zoo: HF_ENDPOINT={hub.url}")
-    print(f"Reduced budget: {' '.join(BUDGET)} (the method uses 50, 50, and N0 of the author).")
+    print(f"Reduced budget: {' '.join(BUDGET)} (a crawl's defaults: 50, 50, N0 of the author, 2,000).")
     images = os.path.relpath(ZOO / "images", Path.cwd())
     run("scanner", "corpus", "add", "mine", f"{images}/subjects", "--store", shown, env=env)
     run(
@@ -122,8 +122,9 @@ def demonstrate(hub: Hub, shown: str) -> None:
     if wrong:
         sys.exit("demo: not as expected:\n  " + "\n  ".join(wrong))
     print(
-        "demo: every strong checkpoint gives images back, every weak one is flagged as trained on, no\n"
-        "control is flagged, pickled and corrupt entries are skipped."
+        f"demo: every strong checkpoint ({STRONG} training steps an image or more) gives images back, every\n"
+        "weak one (20 steps) is flagged as trained on, no control (trained on other images) is flagged,\n"
+        "pickled and corrupt entries are skipped."
     )
 
 

@@ -31,7 +31,7 @@ MAX_ROWS = 40  # for people; those that stood out are always shown
 @click.command()
 @with_options(*PAIR)
 @click.option("--images", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="The pictures to ask about.")  # fmt: skip
+              help="The pictures to ask about, with those in subfolders.")  # fmt: skip
 @with_options(BACKGROUND)
 @click.option("--caption", default="", metavar="TEXT",
               help="Prompt of the tuned model.  [default: the empty prompt, which does as well]")  # fmt: skip
@@ -59,6 +59,12 @@ def membership(checkpoint: Path, base: Path, images: Path, background: Path | No
     files = picture_files(images)
     pictures = [picture_of(file) for file in files]
     null = [picture_of(file) for file in picture_files(background)] if background else []
+    known = {picture.key for picture in pictures}
+    if shared := sum(picture.key in known for picture in null):
+        null = [picture for picture in null if picture.key not in known]
+        click.echo(
+            f"{shared:,} of the background are among the pictures to ask about, and left out", err=True
+        )
     training = local_training(checkpoint)
     pair = load(base, checkpoint)
     if training.mirrored:
@@ -70,7 +76,7 @@ def membership(checkpoint: Path, base: Path, images: Path, background: Path | No
     start = time.perf_counter()
     result = run(pair, pictures, settings, background=null, progress=Progress())
     seconds = time.perf_counter() - start
-    names = [file.name for file in files]
+    names = [str(file.relative_to(images)) for file in files]
     if as_json:
         whole = {**of_run(checkpoint, base), **result.summary(names), "seconds": round(seconds, 2)}
         for row, picture in zip(whole["pictures"], pictures, strict=True):
@@ -97,7 +103,8 @@ def _pictures(result: Membership, names: Sequence[str]) -> str:
     if len(shown) < len(order):
         lines.append(f"... and {len(order) - len(shown):,} more that do not stand out (--json lists them)")
     if examined < len(shown):
-        lines.append("-: the picture does not stand out, so it was not compared with its variants")
+        spent = ", or the budget was spent" if examined < result.num_standing else ""
+        lines.append(f"-: the picture does not stand out{spent}, so it was not compared with its variants")
     return "\n".join(lines)
 
 
@@ -116,11 +123,19 @@ def _row(name: str, found: ReferenceEvidence) -> tuple[str, ...]:
 
 
 def _left_out(result: Membership) -> list[str]:
-    """What the budget left out, in a sentence."""
-    total = len(result.references)
-    if result.num_evaluated == total:
-        return []
-    return [
-        f"The budget allows for {result.num_evaluated:,} of the {total:,} pictures. A cheaper comparison "
-        "chose them, and it may have left out some that were trained on."
-    ]
+    """What the budget left out, in sentences."""
+    total, standing = len(result.references), result.num_standing
+    compared = sum(found.margin is not None for found in result.references)
+    lines = []
+    if result.num_evaluated < total:
+        lines.append(
+            f"The budget allows for {result.num_evaluated:,} of the {total:,} pictures. A cheaper comparison "
+            "chose them, and it may have left out some that were trained on."
+        )
+    if compared < standing:
+        lines.append(
+            f"{standing:,} pictures stand out, and the budget allowed for comparing {compared:,} of them "
+            f"with their variants. Of the other {standing - compared:,} it is not known whether they were "
+            "trained on: allow a larger --budget."
+        )
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,10 @@ def background_lines(result: Membership, noun: str) -> list[str]:
     lines = []
     if least > result.settings.alpha:
         lines.append(
-            f"The background has only {count} picture{_s(count)}. What was trained on stands out from all of "
-            f"them, with p = {least:.2g}."
+            f"The background has only {count} picture{_s(count)}, too few for a p of "
+            f"{result.settings.alpha:g}. A picture stands out if its log-ratio is above all of theirs "
+            f"(p = {least:.2g}). A background of {_enough(result.settings.alpha)} pictures or more "
+            "tells more."
         )
     if result.background_is_unlike:
         lines.append(
@@ -71,6 +74,11 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
     padded = ("  ".join(f"{c:{width}}" for c, width in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(line.rstrip() for line in padded)
+
+
+def _enough(alpha: float) -> int:
+    """Pictures of a background with which a conformal p of alpha can be reached."""
+    return math.ceil(1 / alpha - 1e-9) - 1
 
 
 def _variants(result: Membership) -> str:

@@ -235,6 +235,8 @@ class Rematching:
                 screen_evaluations=0,
                 screen_base_evaluations=0,
                 screened_references=0,
+                standing_references=0,
+                compared_references=0,
                 background_unlike=False,
                 started_at=started_at,
                 finished_at=now(),

@@ -55,7 +55,8 @@ class Screen:
         self._references = pictures_of(store, corpora.references)
         unseen = sum(len(corpus.embeddings) for corpus in corpora.unseen)
         null = corpora.unseen if unseen >= ENOUGH_UNSEEN else (*corpora.unseen, *corpora.background)
-        self._background = pictures_of(store, null)
+        known = {picture.reference_id for picture in self._references}
+        self._background = [p for p in pictures_of(store, null) if p.reference_id not in known]
         self._shared: _SharedLosses | None = None
 
     def run(self, pair: Any, checkpoint: Checkpoint, scan_id: str) -> Screened:
@@ -179,6 +180,8 @@ def _facts(answer: Answer) -> dict[str, Any]:
         "screen_evaluations": answer.tuned_evaluations,
         "screen_base_evaluations": answer.base_evaluations,
         "screened_references": answer.num_evaluated,
+        "standing_references": answer.num_standing,
+        "compared_references": sum(found.margin is not None for found in answer.references),
         "background_unlike": answer.background_is_unlike,
     }
 

@@ -158,7 +158,32 @@ def test_membership_speaks_of_the_whole_folder_and_of_a_background_that_is_too_s
     done = _run(*MEMBERSHIP, "--background", "other", "--budget", "100")
     assert "All together: the log-ratios of the pictures are on average" in done.stdout
     assert "above those of their mirror images" in done.stdout
-    assert "The background has only 3 pictures." in done.stdout
+    assert "The background has only 3 pictures, too few for a p of 0.05." in done.stdout
+    assert "A background of 19 pictures or more tells more." in done.stdout
+
+
+def test_membership_takes_pictures_of_subfolders_and_leaves_known_ones_out_of_the_background() -> None:
+    mine = _pictures("mine", fruit=2)
+    (mine / "more").mkdir()
+    first, second = sorted(mine.glob("*.png"))
+    first.rename(mine / "more" / first.name)
+    done = _run(*MEMBERSHIP, "--background", str(mine), "--json")
+    result = json.loads(done.stdout)
+    assert {row["name"] for row in result["pictures"]} == {f"more/{first.name}", second.name}
+    assert result["background"] is None
+    assert "2 of the background are among the pictures to ask about, and left out" in done.stderr
+
+
+def test_membership_says_which_pictures_a_budget_left_out_instead_of_calling_them_untouched() -> None:
+    _pictures("mine", fruit=5), _pictures("other", background=19)
+    words = *MEMBERSHIP, "--background", "other", "--budget", "60"
+    done = _run(*words)
+    assert done.stdout.startswith("3 of your 5 pictures were trained on")
+    assert "5 pictures stand out, and the budget allowed for comparing 3 of them" in done.stdout
+    assert "Of the other 2 it is not known whether they were trained on" in done.stdout
+    assert "-: the picture does not stand out, or the budget was spent, so it was not compared" in done.stdout
+    result = json.loads(_run(*words, "--json").stdout)
+    assert (result["num_evaluated"], result["num_standing"], result["num_compared"]) == (5, 5, 3)
 
 
 def test_where_the_trainer_mirrored_images_membership_leaves_mirror_images_out() -> None:

@@ -33,7 +33,8 @@ def screened(crawl: Crawl) -> Crawl:
     crawl.flagged("ben/images", [0.95, 0.8], 0.004, margins=[0.03])
     crawl.flagged(BOTH, [0.9, 0.7, 0.31], 0.004, margins=[0.31, 0.02, 0.22])
     crawl.flagged("dora/sampled", [0.35], 0.8, margins=[0.03])
-    crawl.flagged("gus/screened", [], 0, margins=[0.02])
+    left_out = {"standing_references": 7, "compared_references": 3}
+    crawl.flagged("gus/screened", [], 0, margins=[0.02], **left_out)
     return crawl
 
 
@@ -153,11 +154,13 @@ async def test_a_membership_is_told_in_words_with_its_null_drawn_and_without_a_c
 async def test_a_checkpoint_that_was_not_sampled_says_that_no_image_was_generated(
     screened: Crawl, desk: Opener
 ) -> None:
-    async with desk(size=(80, 80)) as seen:
+    async with desk(size=(80, 100)) as seen:
         await seen.press("v", "v", "down", "enter")
         assert "gus/screened nothing found: screened; not sampled" in seen.flat
         assert "No image was generated: this is about training." in seen.part("#candidate")
         assert "Screen 24 of 24 references, 412 evaluations and 388 of the base" in seen.part("#facts")
+        assert "Left out 7 references stood out" in seen.part("#facts")
+        assert "allowed for comparing 3 of them." in seen.part("#facts")
         assert "Samples none" in seen.part("#facts")
 
 

@@ -202,6 +202,15 @@ def _screening(scan: Scan) -> list[tuple[str, str]]:
         references = f"{scan.screened_references:,} of {count(scan.num_references, 'reference')}"
         spent = f"{scan.screen_evaluations:,} evaluations and {scan.screen_base_evaluations:,} of the base"
         rows += [("Screen", f"{references}, {spent}")]
+        standing, compared = scan.standing_references, scan.compared_references
+        if compared < standing:
+            rows += [
+                (
+                    "Left out",
+                    f"{standing:,} references stood out, and the budget of the screen allowed for comparing "
+                    f"{compared:,} of them. Of the others it is not known whether they were trained on.",
+                )
+            ]
     return rows
 
 

@@ -99,6 +99,7 @@ def test_a_checkpoint_that_extraction_cannot_flag_is_flagged_as_trained_on(
     assert scan.membership_q is not None
     assert scan.membership_q <= 0.05
     assert 0 < scan.screen_evaluations <= BUDGET
+    assert 50 == scan.screened_references > scan.standing_references >= scan.compared_references >= 3
     rows = copied.select(Membership, "WHERE scan_id = ?", [scan.scan_id])
     trained_on = [row for row in rows if row.trained_on]
     paths = {
