@@ -186,7 +186,11 @@ def test_workers_wait_for_a_node_with_a_gpu_and_the_autoscaler_adds_it(
 
 
 def test_what_is_fetched_ahead_is_fetched_once_and_on_the_node_of_its_scan(
-    address: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str,
+    store: Store,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine, "TICK_S", 0.3)
     verdicts = crawl(
@@ -195,6 +199,6 @@ def test_what_is_fetched_ahead_is_fetched_once_and_on_the_node_of_its_scan(
     )  # fmt: skip
     assert verdicts == {Verdict.NOTHING_FOUND: 6}
     scanned = {scan.checkpoint_id: scan.reason for scan in store.select(Scan)}
-    (log,) = tmp_path.parent.parent.rglob("of-the-nodes/downloads")
+    (log,) = tmp_path_factory.getbasetemp().rglob("of-the-nodes/downloads")
     downloads = [tuple(line.split()) for line in log.read_text().splitlines()]
     assert sorted(downloads) == sorted(scanned.items())
