@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import resource
+import select
 import signal
 import struct
 import sys
@@ -134,10 +135,15 @@ def _apart(readable: list[str], writable: str, folder: str, work: Callable[[], N
             file.write(mapped)
     _new_root([*_SYSTEM, *readable], writable, folder)
     _prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    lives, held = os.pipe()  # held open by this process alone
     child = os.fork()  # process 1 of the new process namespace: its end is the end of all others there
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(held)
     _prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if select.select([lives], [], [], 0)[0]:
+        return 1  # its parent had ended before the line above
+    os.close(lives)
     _check(_LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
     _prctl(_NO_NEW_PRIVILEGES, 1)
     _refuse_system_calls()

@@ -163,6 +163,25 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def local_ray(**options: Any) -> Iterator[None]:
+    """A Ray of this process without a token.
+
+    By default Ray writes a token into the home, and leaves RAY_AUTH_MODE in the environment.
+    """
+    import ray
+
+    with environment({**SETTINGS, "RAY_AUTH_MODE": "disabled"}):
+        ray.init(
+            address="local", include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
+            logging_level="ERROR", **options,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
 def temporary_folder() -> Iterator[Path]:
     """The TMPDIR of all processes of a seed, where they may leave something; short, for Ray's sockets."""
     made = tempfile.TemporaryDirectory(prefix="rel-", ignore_cleanup_errors=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from faults.scene import local_ray
 from plans import batches_of, whole_plan
 from ray import cloudpickle
 from servers.front import Front
@@ -89,13 +90,8 @@ class Stub:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000,
-        log_to_driver=False, logging_level="ERROR",
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=2):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from faults.scene import local_ray
 from ray import cloudpickle
 from servers.hub import Hub
 from stub_worker import Quick, task
@@ -36,12 +37,8 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def labelled() -> Iterator[None]:
     """A Ray on which a GPU stands that is called an H100; nothing of it is used."""
-    ray.init(
-        address="local", num_cpus=1, num_gpus=1, resources={"accelerator_type:H100": 1},
-        include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False, logging_level="ERROR",
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=1, num_gpus=1, resources={"accelerator_type:H100": 1}):
+        yield
 
 
 class Poisoned(Scanner):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from click.testing import CliRunner
+from faults.scene import local_ray
 from ray import cloudpickle
 from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_card, write_safetensors
@@ -59,12 +59,8 @@ class Stub:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000,
-        log_to_driver=False, logging_level="ERROR",
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=1):
+        yield
 
 
 @pytest.fixture(autouse=True)
