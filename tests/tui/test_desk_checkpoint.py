@@ -75,7 +75,7 @@ async def test_flagged_matches_come_first_and_the_others_state_that_they_are_no_
     async with desk() as seen:
         await seen.press("enter", "end")
         assert "0.310 0.0070 no flag" in seen.flat
-        assert "It does not pass both tests." in seen.part("#evidence")
+        assert "A flag needs both the similarity and the q value" in seen.part("#evidence")
 
 
 async def test_images_fill_the_terminal_and_the_arrows_still_select_matches(

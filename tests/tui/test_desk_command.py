@@ -78,7 +78,7 @@ async def test_the_help_lists_every_key_and_a_remapped_one_as_it_is_now(filled: 
             for key in keys:
                 assert key.sentence in seen.flat, key.id
         assert "x Decide: yes" in seen.flat
-        await seen.press("question_mark", "enter", "x")
+        await seen.press("question_mark", "enter", "b", "x")
         assert "Recorded: ✓ confirmed" in seen.toast
 
 
@@ -120,7 +120,7 @@ async def test_q_quits_and_escape_goes_back(filled: Crawl, desk: Opener) -> None
 async def test_without_colour_everything_is_still_shown(filled: Crawl, desk: Opener, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("NO_COLOR", "1")
     async with desk() as seen:
-        await seen.press("enter", "c", "d", "b")
+        await seen.press("enter", "b", "c", "d", "b")
         assert "✓ confirmed" in seen.text
         assert "✗ dismissed" in seen.text
         assert all(red == green == blue for red, green, blue in seen.colours("#candidate"))

@@ -17,8 +17,8 @@ BEN = "ben/strong-shoe"
 async def test_a_confirmed_match_is_still_confirmed_after_reopening(filled: Crawl, desk: Opener) -> None:
     first, second, *_ = filled.matches[BEN]
     async with desk() as seen:
-        await seen.press("enter", "c")
-        assert seen.toast == "Recorded: ✓ confirmed, match 1 of 4. z withdraws it."
+        await seen.press("enter", "b", "c")
+        assert seen.toast == "Recorded: ✓ confirmed, match 1 of 4, 2-0.png. z withdraws it."
         await seen.press("d")
         assert filled.log(first.match_id) == [("decide", "confirm", "vera")]
         assert filled.log(second.match_id) == [("decide", "dismiss", "vera")]
@@ -32,12 +32,32 @@ async def test_a_confirmed_match_is_still_confirmed_after_reopening(filled: Craw
         assert "✓ confirmed, by vera" in seen.part("#evidence")
 
 
+async def test_a_match_is_confirmed_only_after_its_images_were_shown(filled: Crawl, desk: Opener) -> None:
+    first, second, *_ = filled.matches[BEN]
+    async with desk() as seen:
+        await seen.press("enter", "c")
+        assert seen.toast == "Only what was shown can be confirmed. b shows the images."
+        await seen.press("d", "up", "b", "b", "c")  # shown, and blurred again
+        assert seen.app.screen.query_one(Table).current == second.match_id
+        await seen.press("c")
+    assert filled.log(first.match_id) == [("decide", "dismiss", "vera"), ("decide", "confirm", "vera")]
+    assert filled.log(second.match_id) == []
+
+
+async def test_a_note_right_after_a_decision_names_the_picture_that_it_is_about(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk() as seen:
+        await seen.press("enter", "u", "n")
+        assert "Note on match 2 of 4, 2-1.png" in seen.text
+
+
 async def test_after_a_decision_the_next_undecided_match_is_under_the_cursor(
     filled: Crawl, desk: Opener
 ) -> None:
     matches = filled.matches[BEN]
     async with desk() as seen:
-        await seen.press("enter", "down", "u")
+        await seen.press("enter", "b", "down", "u")
         assert seen.app.screen.query_one(Table).current == matches[2].match_id
         await seen.press("c")  # goes round to the first; the fourth match is not flagged
         assert seen.app.screen.query_one(Table).current == matches[0].match_id
@@ -48,7 +68,7 @@ async def test_after_a_decision_the_next_undecided_match_is_under_the_cursor(
 
 async def test_keys_pressed_in_a_hurry_each_decide_another_match(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
-        await seen.press("enter")
+        await seen.press("enter", "b")
         await seen.pilot.press("c", "d", "u")
         await seen.settle()
     decisions = [filled.decision(match.match_id) for match in filled.matches[BEN]]
@@ -58,8 +78,8 @@ async def test_keys_pressed_in_a_hurry_each_decide_another_match(filled: Crawl, 
 async def test_undo_withdraws_the_last_decision_and_then_the_one_before(filled: Crawl, desk: Opener) -> None:
     first, second, *_ = filled.matches[BEN]
     async with desk() as seen:
-        await seen.press("enter", "c", "d", "z")
-        assert seen.toast == "Withdrawn: match 2 of 4 is undecided again."
+        await seen.press("enter", "b", "c", "d", "z")
+        assert seen.toast == "Withdrawn: match 2 of 4, 2-1.png is undecided again."
         assert seen.app.screen.query_one(Table).current == second.match_id
         await seen.press("z")
         assert seen.app.screen.query_one(Table).current == first.match_id
@@ -96,7 +116,7 @@ async def test_undo_lets_the_earlier_decision_of_another_reviewer_stand_again(
 async def test_two_decisions_on_one_match_are_withdrawn_one_by_one(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
-        await seen.press("enter", "c", "up", "u", "up", "z")
+        await seen.press("enter", "b", "c", "up", "u", "up", "z")
         assert filled.decision(match) == "confirm"
         await seen.press("z")
         assert filled.decision(match) is None
@@ -105,7 +125,7 @@ async def test_two_decisions_on_one_match_are_withdrawn_one_by_one(filled: Crawl
 async def test_a_decision_of_an_earlier_session_can_be_withdrawn(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
-        await seen.press("enter", "c")
+        await seen.press("enter", "b", "c")
     async with desk(reviewer="otto") as seen:
         await seen.press("enter", "z")
     assert filled.log(match) == [("decide", "confirm", "vera"), ("withdraw", "confirm of vera", "otto")]
@@ -116,7 +136,7 @@ async def test_undo_leaves_a_decision_that_another_reviewer_has_made_since(
 ) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
-        await seen.press("enter", "c")
+        await seen.press("enter", "b", "c")
         filled.decide(match, ReviewDecision.DISMISS, "anna")
         await seen.press("z")  # the cursor is on the second match, which is undecided
         assert "Nothing to withdraw" in seen.toast
@@ -130,7 +150,7 @@ async def test_undo_leaves_the_note_of_another_reviewer(filled: Crawl, desk: Ope
         await seen.write("ask eve")
         await seen.press("enter")
     async with desk() as seen:
-        await seen.press("enter", "c", "z")  # the cursor has moved to the second match
+        await seen.press("enter", "b", "c", "z")  # the cursor has moved to the second match
     assert filled.log(first.match_id)[-1] == ("withdraw", "confirm of vera", "vera")
     assert filled.log(second.match_id) == [("note", "ask eve", "anna")]
 
@@ -139,23 +159,23 @@ async def test_a_new_decision_stands_although_another_clock_is_ahead(filled: Cra
     match = filled.matches[BEN][0].match_id
     filled.decide(match, ReviewDecision.UNSURE, "anna", ahead=timedelta(hours=2))
     async with desk() as seen:
-        await seen.press("enter", "c")
+        await seen.press("enter", "b", "c")
     assert filled.decision(match) == "confirm"
 
 
 async def test_a_note_stands_beside_the_decision_and_beside_the_next_one(filled: Crawl, desk: Opener) -> None:
     match = filled.matches[BEN][0].match_id
     async with desk() as seen:
-        await seen.press("enter", "c", "up", "n")
+        await seen.press("enter", "b", "c", "up", "n")
         await seen.write("same laces")
         await seen.press("enter")
         await seen.pilot.resize_terminal(90, 90)
         await seen.settle()
         assert "note “same laces”, by vera" in seen.part("#evidence")
         await seen.press("d", "up", "z")
-        assert "Withdrawn: match 1 of 4 is ✓ confirmed again." in seen.toast
+        assert "Withdrawn: match 1 of 4, 2-0.png is ✓ confirmed again." in seen.toast
         await seen.press("z")
-        assert seen.toast == "Withdrawn: the note on match 1 of 4."
+        assert seen.toast == "Withdrawn: the note on match 1 of 4, 2-0.png."
     assert filled.log(match) == [
         ("decide", "confirm", "vera"),
         ("note", "same laces", "vera"),
@@ -182,7 +202,7 @@ async def test_the_decision_log_shows_who_decided_and_who_withdrew(filled: Crawl
     match = filled.matches[BEN][0].match_id
     filled.decide(match, ReviewDecision.UNSURE, "anna")
     async with desk(size=(90, 90)) as seen:
-        await seen.press("enter", "c", "up", "up", "up", "z")
+        await seen.press("enter", "b", "c", "up", "up", "up", "z")
         log = seen.part("#evidence").partition("Decision log ")[2]
         assert "withdrew ✓ confirmed of vera, by vera" in log
         assert "? unsure, by anna" in log
@@ -228,7 +248,7 @@ async def test_where_nothing_was_found_nothing_is_decided_as_a_whole_and_a_note_
         assert filled.store.query("SELECT count(*) AS n FROM decisions") == [{"n": 0}]
         await seen.press("n")
         await seen.write("look again")
-        await seen.press("enter", "enter", "c")  # opens it, and confirms the nearest match
+        await seen.press("enter", "enter", "b", "c")  # opens it, and confirms the nearest match
         assert filled.log(scan) == [("note", "look again", "vera")]
         assert filled.log(nearest) == [("decide", "confirm", "vera")]
 
@@ -245,7 +265,7 @@ async def test_a_failed_write_is_reported_and_nothing_is_lost(
 ) -> None:
     first = filled.matches[BEN][0].match_id
     async with desk() as seen:
-        await seen.press("enter")
+        await seen.press("enter", "b")
 
         def refuse(rows: object) -> None:
             raise StoreError("the store /s cannot be written: Read-only file system.")
@@ -270,7 +290,7 @@ async def test_a_failed_write_is_reported_and_nothing_is_lost(
 async def test_a_read_only_folder_is_reported(filled: Crawl, desk: Opener) -> None:
     (filled.store.root / "decisions").chmod(0o500)
     async with desk() as seen:
-        await seen.press("enter", "c")
+        await seen.press("enter", "b", "c")
         assert "NOT recorded" in seen.toast
 
 

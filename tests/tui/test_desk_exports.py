@@ -30,7 +30,7 @@ async def review(filled: Crawl, desk: Opener) -> None:
     """Anna dismissed the first match; vera confirms it; the second gets a note alone; the third is undone."""
     filled.decide(filled.matches[BEN][0].match_id, ReviewDecision.DISMISS, "anna")
     async with desk() as seen:
-        await seen.press("enter", "c", "n")
+        await seen.press("enter", "b", "c", "n")
         await seen.write("ask eve")
         await seen.press("enter", "down", "u", "z")
 

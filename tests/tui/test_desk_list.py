@@ -111,7 +111,7 @@ async def test_an_empty_store_says_what_to_do_next(crawl: Crawl, desk: Opener) -
         assert "0 planned" in seen.text
         assert "scanner corpus add NAME DIR" in seen.text
         assert "scanner crawl --source hf" in seen.text
-        await seen.press("enter", "c", "z", "n")  # and no key falls over
+        await seen.press("enter", "b", "c", "z", "n")  # and no key falls over
 
 
 async def test_a_store_without_flags_states_that_this_proves_nothing(crawl: Crawl, desk: Opener) -> None:

@@ -115,13 +115,13 @@ async def test_a_reference_that_comes_back_and_was_trained_on_is_one_row_with_bo
             ["both", "0.900", "0.0040"],
             ["gives", "back", "0.700"],
             ["trained", "on", "–"],
-            ["gives", "back", "0.310"],
+            ["–", "0.310", "0.0060"],
             [],
         ]
         shown = seen.part("#evidence")
-        assert shown.index("Gives back flagged It passes both tests.") < shown.index("Trained on flagged")
+        assert shown.index("Gives back flagged Its similarity and its q value are both what a flag needs.") < shown.index("Trained on flagged")
         await seen.press("down")  # its membership is no flag, and is told all the same
-        assert "Trained on no flag It does not pass both tests." in seen.part("#evidence")
+        assert "Trained on no flag A flag needs the q value that is named below, and a log-ratio" in seen.part("#evidence")
 
 
 async def test_a_membership_is_told_in_words_with_its_null_drawn_and_without_a_candidate(
@@ -211,8 +211,8 @@ async def test_a_membership_is_decided_noted_and_withdrawn_as_a_match_is(
     match = screened.matches[BOTH][0]
     membership = screened.memberships[BOTH][2]
     async with desk() as seen:
-        await seen.press("enter", "c", "down", "d")
-        assert seen.toast == "Recorded: ✗ dismissed, membership 3 of 4. z withdraws it."
+        await seen.press("enter", "b", "c", "down", "d")
+        assert seen.toast == "Recorded: ✗ dismissed, membership 3 of 4, 4-2.png. z withdraws it."
         assert "2 of 3 flags decided" in seen.text
         await seen.press("escape")
         assert "2 of 3 decided" in lines_of(seen.text, BOTH)[BOTH]

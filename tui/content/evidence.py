@@ -88,7 +88,9 @@ def _of_match(
         (
             "Gives back",
             "flagged" if match.flagged else "no flag",
-            "It passes both tests." if match.flagged else "It does not pass both tests.",
+            "Its similarity and its q value are both what a flag needs."
+            if match.flagged
+            else "A flag needs both the similarity and the q value that are named below.",
         ),
         (
             "Similarity",

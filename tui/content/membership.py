@@ -51,7 +51,13 @@ def framing_in_words(name: str) -> str:
 
 
 def _of_reference(scan: Scan | None, found: Membership) -> list[Row]:
-    result = "It passes both tests." if found.trained_on else "It does not pass both tests."
+    compared = found.background_p is not None
+    if found.trained_on:
+        also = ", and its log-ratio stands out of the background's" if compared else ""
+        result = f"Its q value is what a flag needs{also}."
+    else:
+        also = ", and a log-ratio that stands out of the background's" if compared else ""
+        result = f"A flag needs the q value that is named below{also}."
     rows: list[Row] = [("Trained on", "flagged" if found.trained_on else "no flag", result)]
     if found.margin is not None and found.framed_log_ratio is not None:
         theirs = found.framed_log_ratio - found.margin

@@ -17,7 +17,7 @@ from textual.reactive import reactive
 from textual.widgets import DataTable, Footer, Static
 
 from scanner.errors import ScannerError
-from scanner.records import Examination, Ground
+from scanner.records import Examination, ReviewDecision
 from scanner.store.decisions import fold
 from scanner.store.desk_queries import PAGE_SIZE, EvidenceRow, OpenedCheckpoint, open_checkpoint
 from scanner.store.grounds import grounds_cell
@@ -71,6 +71,7 @@ class CheckpointScreen(DecidingScreen):
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
         self.explained: object = None  # what the evidence on the screen was made from
         self.images_of: str | None = None  # the row whose images are shown
+        self.seen: set[str] = set()  # the rows whose images were shown without the blur
 
     def compose(self) -> ComposeResult:
         yield Static(Text(self.repo, style="bold"), id="head")
@@ -148,14 +149,13 @@ class CheckpointScreen(DecidingScreen):
         return f"{for_terminal(url)}{opens}" if url else "The address of this checkpoint is not known."
 
     def _line(self, row: EvidenceRow) -> Line:
-        claims = row.grounds or (Ground.GIVES_BACK if row.match else Ground.TRAINED_ON,)
         instead = NONE if row.reference_id else "corpus"
         alike = similarity(row.match.similarity) if row.match else instead
         found = row.match or row.membership
         return Line(
             row.subject_id,
             (
-                cell(grounds_cell(claims), style="bold" if row.grounds else "dim"),
+                cell(grounds_cell(row.grounds) if row.grounds else NONE, style="bold"),
                 cell(alike, right=True, style="bold" if row.grounds else "dim"),
                 cell(probability(found.q_value if found else None), right=True),
                 cell(self._state(row)),
@@ -216,6 +216,7 @@ class CheckpointScreen(DecidingScreen):
         self.query_one("#candidate", ImageView).show(candidate)
         self.query_one("#reference", ImageView).show(reference)
         self.images_of = row.subject_id
+        self._note_what_is_seen()
 
     def _pair(self, row: EvidenceRow) -> tuple[Image.Image | NoImage, Image.Image | NoImage]:
         image = self.session.store.image
@@ -247,8 +248,14 @@ class CheckpointScreen(DecidingScreen):
         """Blurs or shows both images, and changes the line below them."""
         for view in self.query(ImageView):
             view.blurred = blurred
+        self._note_what_is_seen()
         if self.is_mounted:
             self.query_one("#blur-state", Static).update(Text(BLURRED if blurred else SHOWN))
+
+    def _note_what_is_seen(self) -> None:
+        hidden = self.blurred and any(isinstance(view.image, Image.Image) for view in self.query(ImageView))
+        if self.images_of and not hidden:
+            self.seen.add(self.images_of)
 
     def action_reveal(self) -> None:
         """Shows the images, or blurs them again."""
@@ -293,12 +300,26 @@ class CheckpointScreen(DecidingScreen):
         row = self.row()
         if row is None:
             return "There is nothing here to decide on."
-        return Subject(row.subject_id, self._label(row))
+        return Subject(row.subject_id, f"{self._label(row)}, {self._picture_name(row)}")
+
+    def refusal(self, decision: ReviewDecision) -> str | None:
+        """A row is confirmed once its images were shown without the blur."""
+        row = self.row()
+        if row is not None and decision is ReviewDecision.CONFIRM and row.subject_id not in self.seen:
+            return "Only what was shown can be confirmed. b shows the images."
+        return None
 
     def _label(self, row: EvidenceRow) -> str:
         assert self.opened is not None
         kind = "match" if row.match else "membership"
         return f"{kind} {self.opened.rows.index(row) + 1} of {self.opened.total:,}"
+
+    @staticmethod
+    def _picture_name(row: EvidenceRow) -> str:
+        """The reference's file, or the corpus, so that a reviewer sees at once which row it is."""
+        if row.reference is None:
+            return for_terminal(row.reference_id or row.corpus, 24)
+        return for_terminal(Path(row.reference.path).name, 24)
 
     def note_of(self, subject: Subject) -> str:
         """Returns the note on the row under the cursor."""
