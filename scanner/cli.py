@@ -23,7 +23,7 @@ from scanner.errors import ScannerError
 from scanner.text import first_line, for_terminal_lines
 
 VERBS = {
-    "corpus": "Add and list corpora of reference images, and backgrounds.",
+    "corpus": "Add and list corpora: references, backgrounds and unseen works.",
     "crawl": "List fine-tuned checkpoints, and scan those that have no verdict yet.",
     "nightly": "Crawl all sources since the last complete night.",
     "status": "Show the verdicts of the listed checkpoints.",
@@ -68,7 +68,7 @@ class _Verbs(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Find which published diffusion checkpoints reproduce images of your collection."""
+    """Find which published diffusion checkpoints were trained on your images, or give them back."""
     file = settings.find()
     if file is not None:
         ctx.default_map = settings.default_map(cli, settings.read(file), file)

@@ -29,7 +29,7 @@ from finextract.text import for_terminal
 @with_options(BACKGROUND, *SAMPLING, *OUTPUT)
 def audit(checkpoint: Path, base: Path, train_images: Path, background: Path | None, out: Path | None,
           as_json: bool, debug: bool, **options: Any) -> None:  # fmt: skip
-    """Measure how many of its training images CHECKPOINT reproduces.
+    """Tell which of its training images CHECKPOINT gives back, and was shown to be trained on.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Two answers, side
     by side. "Gives back": AS and A-ESR, the share of the training images that some sample copies. "Trained
@@ -104,9 +104,11 @@ def _came_back(summary: dict[str, Any]) -> str:
     count, total = summary["extracted"]["0.7"], len(summary["train_images"])
     each = "it" if count == 1 else "each of them"
     return (
-        f"{count} of your {total} images came back: for {each} a sample has a similarity above 0.7."
+        f"{count} of your {total} images came back: for {each} a sample has a similarity above 0.7, the "
+        "paper's own bound for a copy."
         if count
-        else f"None of your {total} images came back: no sample has a similarity above 0.7 to one of them."
+        else f"None of your {total} images came back: none of {summary['samples']:,} samples has a "
+        "similarity above 0.7, the paper's own bound for a copy, to one of them."
     )
 
 

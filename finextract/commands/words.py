@@ -31,7 +31,12 @@ def set_line(found: SetEvidence, result: Membership) -> str:
     """What was found for all pictures together, in a sentence."""
     total = len(result.references)
     compared = f"{found.num_pictures} of the pictures" if found.num_pictures < total else "the pictures"
-    answer = "some of them were trained on" if found.trained_on else "the set by itself shows no training"
+    if found.trained_on:
+        answer = "some of them were trained on"
+    elif result.trained_on:
+        answer = "the average adds nothing to what single pictures show"
+    else:
+        answer = "the set by itself shows no training"
     return (
         f"All together: the log-ratios of {compared} are on average {found.margin:.3f} [{found.low:.3f}, "
         f"{found.high:.3f}] above those of their {_variants(result)}; p {found.p_value:.2g}, "

@@ -52,7 +52,7 @@ def add(name: str, folder: Path, background: bool, unseen: bool, store: str) -> 
     """
     from scanner.crawl.worker import SscdEmbedder
     from scanner.match.corpus import add as add_images
-    from scanner.match.corpus import image_files
+    from scanner.match.corpus import image_files, on_both_sides
     from scanner.records import Role
     from scanner.store.store import Store
 
@@ -81,6 +81,12 @@ def add(name: str, folder: Path, background: bool, unseen: bool, store: str) -> 
     if done.removed:
         click.echo(
             f"  {done.removed} images of the corpus are not in {folder} any more; they stay in the corpus.",
+            err=True,
+        )
+    for other, images in on_both_sides(opened, name).items():
+        click.echo(
+            f"  {images} of the images are in {for_terminal(other)} as well. An image cannot be a reference "
+            "and a part of the null: it counts as a reference alone.",
             err=True,
         )
 

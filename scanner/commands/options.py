@@ -111,7 +111,8 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--extract",), {
         "type": click.Choice(["flagged", "always", "never"]), "default": DEFAULTS.extract,
-        "show_default": True, "help": "Sample the checkpoints that the screen names, all, or none.",
+        "show_default": True,
+        "help": "Which checkpoints to sample after the screen: those that it names (flagged), all, or none.",
     }),
     (("--screen-budget",), {
         "type": click.IntRange(1), "default": DEFAULTS.screen_budget, "show_default": True, "metavar": "N",

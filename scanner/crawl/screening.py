@@ -55,8 +55,7 @@ class Screen:
         self._references = pictures_of(store, corpora.references)
         unseen = sum(len(corpus.embeddings) for corpus in corpora.unseen)
         null = corpora.unseen if unseen >= ENOUGH_UNSEEN else (*corpora.unseen, *corpora.background)
-        known = {picture.reference_id for picture in self._references}
-        self._background = [p for p in pictures_of(store, null) if p.reference_id not in known]
+        self._background = pictures_of(store, null)
         self._shared: _SharedLosses | None = None
 
     def run(self, pair: Any, checkpoint: Checkpoint, scan_id: str) -> Screened:

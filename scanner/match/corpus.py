@@ -231,6 +231,19 @@ def _batches(
         yield batch
 
 
+def on_both_sides(store: Store, name: str) -> dict[str, int]:
+    """The other corpora that hold images of this one, where one of the two is of references and the other
+    is a part of the null: name -> number of such images."""
+    rows = store.query(
+        "SELECT other.corpus AS name, count(DISTINCT reference_id) AS images "
+        'FROM "references" AS mine JOIN "references" AS other USING (reference_id) '
+        "WHERE mine.corpus = ? AND (mine.role = 'reference') != (other.role = 'reference') "
+        "GROUP BY other.corpus ORDER BY other.corpus",
+        [name],
+    )
+    return {row["name"]: row["images"] for row in rows}
+
+
 def summaries(store: Store) -> list[dict[str, object]]:
     """One row per corpus: name, role, images, descriptors, and when the newest image was added."""
     return store.query(

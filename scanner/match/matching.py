@@ -84,15 +84,15 @@ class Comparison:
 
 
 def split(corpora: Sequence[Corpus]) -> Corpora:
-    """The corpora by their role.
+    """The corpora by their role; an image that is a reference too is left out of the null.
 
     Raises CorpusError where there is no reference, or neither a background nor unseen works.
     """
-    filled = [corpus for corpus in corpora if len(corpus.embeddings)]
     references, background, unseen = (
-        tuple(corpus for corpus in filled if corpus.role is role)
+        tuple(corpus for corpus in corpora if corpus.role is role and len(corpus.embeddings))
         for role in (Role.REFERENCE, Role.BACKGROUND, Role.UNSEEN)
     )
+    background, unseen = (_without(null, references) for null in (background, unseen))
     names = ", ".join(c.name for c in corpora)
     among = f"the selected corpora ({names}) hold" if names else "the store holds"
     if not references:
@@ -108,6 +108,19 @@ def split(corpora: Sequence[Corpus]) -> Corpora:
             "--corpus NAME"
         )
     return Corpora(references, background, unseen)
+
+
+def _without(null: tuple[Corpus, ...], references: tuple[Corpus, ...]) -> tuple[Corpus, ...]:
+    """The corpora of the null without the images that are references; empty ones are left out."""
+    for reference in references:
+        for n, corpus in enumerate(null):
+            kept = np.isin(corpus.reference_ids, reference.reference_ids, invert=True)
+            if not kept.all():
+                remaining = replace(
+                    corpus, reference_ids=corpus.reference_ids[kept], embeddings=corpus.embeddings[kept]
+                )
+                null = (*null[:n], remaining, *null[n + 1 :])
+    return tuple(corpus for corpus in null if len(corpus.embeddings))
 
 
 def warn_if_small(num_references: int, num_background: int, alpha: float) -> str | None:

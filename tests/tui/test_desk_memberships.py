@@ -119,9 +119,14 @@ async def test_a_reference_that_comes_back_and_was_trained_on_is_one_row_with_bo
             [],
         ]
         shown = seen.part("#evidence")
-        assert shown.index("Gives back flagged Its similarity and its q value are both what a flag needs.") < shown.index("Trained on flagged")
+        assert shown.index(
+            "Gives back flagged Its similarity and its q value are both what a flag needs."
+        ) < shown.index("Trained on flagged")
         await seen.press("down")  # its membership is no flag, and is told all the same
-        assert "Trained on no flag A flag needs the q value that is named below, and a log-ratio" in seen.part("#evidence")
+        assert (
+            "Trained on no flag A flag needs the q value that is named below, and a log-ratio"
+            in seen.part("#evidence")
+        )
 
 
 async def test_a_membership_is_told_in_words_with_its_null_drawn_and_without_a_candidate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -293,6 +294,23 @@ def test_the_command_adds_unseen_works_of_the_owner(folder: Path, tmp_path: Path
     assert "unseen" in CliRunner().invoke(cli, ["corpus", "list", *place]).stdout
     (row,) = json.loads(CliRunner().invoke(cli, ["corpus", "list", "--json", *place]).stdout)
     assert (row["name"], row["role"], row["images"]) == ("drawer", "unseen", 3)
+
+
+def test_the_command_tells_which_images_are_references_and_a_part_of_the_null(
+    folder: Path, tmp_path: Path
+) -> None:
+    place = ["--store", str(tmp_path / "new")]
+    (alone := tmp_path / "alone").mkdir()
+    shutil.copy(sorted(folder.iterdir())[0], alone)
+    first = CliRunner().invoke(cli, ["corpus", "add", "bg", str(folder), "--background", *place])
+    assert "as well" not in first.stderr
+    assert (
+        "as well"
+        not in CliRunner().invoke(cli, ["corpus", "add", "z", str(alone), "--unseen", *place]).stderr
+    )
+    added = CliRunner().invoke(cli, ["corpus", "add", "mine", str(alone), *place])
+    assert "1 of the images are in bg as well." in added.stderr
+    assert "1 of the images are in z as well." in added.stderr
 
 
 def test_a_corpus_is_not_a_background_and_unseen_at_once(folder: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_two_workers_share_the_references_and_neither_copies_them(store: Store, 
         values = rng.standard_normal((count, SIZE), dtype=np.float32)
         offsets = pa.array(np.arange(count + 1, dtype=np.int32) * SIZE)
         columns = {
-            "reference_id": pa.array([f"{n:064x}" for n in range(count)]),
+            "reference_id": pa.array([f"{corpus}{n:063x}" for n in range(count)]),
             "embedding": pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1))),
         }
         other = {"corpus": corpus, "role": role, "path": "", "sha256": "", "width": 1, "height": 1,

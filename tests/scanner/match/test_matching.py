@@ -49,6 +49,22 @@ def corpora_of(rng: np.random.Generator, *, exact: bool, references: int = 300) 
     ])  # fmt: skip
 
 
+def test_an_image_that_is_a_reference_too_is_no_part_of_the_null() -> None:
+    rng = np.random.default_rng(4)
+    mine, other = embeddings(rng, 5, exact=True), embeddings(rng, 30, exact=True)
+    references = corpus("mine", Role.REFERENCE, mine)
+    ids = np.concatenate([references.reference_ids[1:3], corpus("x", Role.BACKGROUND, other).reference_ids])
+    mixed = Corpus("x", Role.BACKGROUND, ids, np.concatenate([mine[1:3], other]), "")
+    compared = split([references, mixed, corpus("mine", Role.UNSEEN, mine[:2])])
+    assert compared.references == (references,)
+    assert compared.unseen == ()  # it held nothing else
+    (background,) = compared.background
+    assert [i.decode() for i in background.reference_ids] == [f"x{n:05}" for n in range(30)]
+    assert np.array_equal(background.embeddings, other)
+    with pytest.raises(CorpusError, match="no background images"):
+        split([references, corpus("mine", Role.UNSEEN, mine)])
+
+
 def scans_of(rng: np.random.Generator, corpora: Corpora, *, exact: bool) -> list[Candidates]:
     """Scans with no candidate to twelve; some hold copies of references."""
     scans = []
