@@ -7,6 +7,7 @@ device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,30 +42,44 @@ def sample_latents(predict: Predictor, noise: Tensor, solver: Solver, steps: int
 
 @dataclass(frozen=True)
 class DDIM:
-    """Deterministic DDIM (Song et al., ICLR 2021, equation 12 with eta = 0) for predictions of the noise."""
+    """Deterministic DDIM (Song et al., ICLR 2021, equation 12 with eta = 0): noise or velocity is predicted.
 
-    alphas_cumprod: Tensor  # [T] float32, on the CPU; alpha of equation 12
+    The velocity is sqrt(alpha) noise - sqrt(1 - alpha) x_0 (Salimans and Ho, ICLR 2022, appendix D).
+    """
+
+    alphas_cumprod: (
+        Tensor  # [T] float32, on the CPU; alpha of equation 12; 0 at the end of a zero-SNR schedule
+    )
     offset: int = 1  # added to each timestep; Stable Diffusion's `steps_offset`
     # alpha where sampling ends; None is alphas_cumprod[0], Stable Diffusion's `set_alpha_to_one = false`
     final_alpha_cumprod: float | None = None
+    predicts_velocity: bool = False  # instead of the noise
+    trailing: bool = False  # timesteps that begin with the last one (Lin et al., WACV 2024, section 3.3)
 
     def timesteps(self, steps: int) -> tuple[int, ...]:
-        """`steps` multiples of T // steps plus the offset, descending, and where the last step ends.
+        """`steps` timesteps, descending, and where the last step ends, which may be below 0.
 
-        The "leading" spacing, as Stable Diffusion is sampled: 50 steps of 1000 are 981, 961, ..., 1.
+        "Leading" spacing, as Stable Diffusion is sampled, takes multiples of T // steps plus the offset: 50
+        of 1000 are 981, 961, ..., 1. "Trailing" spacing takes 999, 979, ..., 19.
         """
         length = len(self.alphas_cumprod)
         if not 1 <= steps <= length:
             raise RequestError(f"{steps} sampling steps cannot be taken: choose 1 to {length}.")
+        if self.trailing:
+            return (*(round(i * length / steps) - 1 for i in range(steps, 0, -1)), -1)
         stride = length // steps
         times = [min(i * stride + self.offset, length - 1) for i in reversed(range(steps))]
         return (*times, times[-1] - stride)
 
     def step(self, x: Tensor, prediction: Tensor, t: float, next_t: float) -> Tensor:
-        """x_t and the noise predicted in it -> x at `next_t`; all [N, C, H, W]. Below 0 is the end."""
+        """x_t and the prediction there -> x at `next_t`; all [N, C, H, W]. Below 0 is the end."""
         alpha, next_alpha = self._alpha(t), self._alpha(next_t)
-        x0 = (x - (1 - alpha) ** 0.5 * prediction) / alpha**0.5
-        result: Tensor = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * prediction
+        noise = self.noise(x, prediction, t)
+        if self.predicts_velocity:
+            x0 = alpha**0.5 * x - (1 - alpha) ** 0.5 * prediction
+        else:
+            x0 = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        result: Tensor = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * noise
         return result
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
@@ -74,8 +89,32 @@ class DDIM:
         return result
 
     def target(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
-        """The noise: what a model of this solver predicts. [N, C, H, W]."""
-        return noise
+        """The noise or the velocity: what a model of this solver predicts. [N, C, H, W]."""
+        if not self.predicts_velocity:
+            return noise
+        alpha = self._alpha(t)
+        result: Tensor = alpha**0.5 * noise - (1 - alpha) ** 0.5 * latents
+        return result
+
+    def signal(self, t: float) -> float:
+        """sqrt(alpha_t)."""
+        return math.sqrt(self._alpha(t))
+
+    def noise(self, x: Tensor, prediction: Tensor, t: float) -> Tensor:
+        """The noise that a prediction states to be in x_t; all [N, C, H, W]."""
+        if not self.predicts_velocity:
+            return prediction
+        alpha = self._alpha(t)
+        result: Tensor = alpha**0.5 * prediction + (1 - alpha) ** 0.5 * x
+        return result
+
+    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The prediction that states this noise to be in x_t; all [N, C, H, W]."""
+        if not self.predicts_velocity:
+            return noise
+        alpha = self._alpha(t)
+        result: Tensor = (noise - (1 - alpha) ** 0.5 * x) / alpha**0.5
+        return result
 
     def _alpha(self, t: float) -> float:
         if t < 0 and self.final_alpha_cumprod is not None:

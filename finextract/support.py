@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from finextract.bounds import SD1_BOUNDS, Bounds, why_refused
+from finextract.bounds import SD1_BOUNDS, SD2_BOUNDS, SDXL_BOUNDS, Bounds, why_refused
 from finextract.reasons import Reason, ReasonCode
 from finextract.weights.adapter_keys import by_context
 from finextract.weights.formats import Family, Kind, Style, WeightsKind
@@ -49,22 +49,33 @@ class SupportedFamily:
     bounds: Bounds = field(default_factory=dict)  # of the configuration files of its pipeline
 
 
+_CLIP = frozenset({"CLIPTextModel"})
+_SD_COMPONENTS: Mapping[str, frozenset[str]] = {
+    "unet": frozenset({"UNet2DConditionModel"}),
+    "text_encoder": _CLIP,
+    "tokenizer": frozenset({"CLIPTokenizer"}),
+    "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
+}
+_NOISE_OR_VELOCITY = frozenset({"epsilon", "v_prediction"})
+_ORIGINAL_FILE: frozenset[tuple[Kind, Style]] = frozenset({("full", "ldm")})
 # Kinds of full weights that can be scanned, as messages list them.
 SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets"}
 # `WeightsKind.algorithms` of adapters that can be scanned. finextract.adapters.parsing has their parsers.
 SUPPORTED_ALGORITHMS: frozenset[tuple[str, ...]] = frozenset({("LoRA",)})
 # finextract.models.loading has the loader of each family.
 SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
-    "sd1": SupportedFamily(
-        components={
-            "unet": frozenset({"UNet2DConditionModel"}),
-            "text_encoder": frozenset({"CLIPTextModel"}),
-            "tokenizer": frozenset({"CLIPTokenizer"}),
-            "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
+    "sd1": SupportedFamily(_SD_COMPONENTS, _NOISE_OR_VELOCITY, _ORIGINAL_FILE, bounds=SD1_BOUNDS),
+    "sd2": SupportedFamily(_SD_COMPONENTS, _NOISE_OR_VELOCITY, _ORIGINAL_FILE, bounds=SD2_BOUNDS),
+    "sdxl": SupportedFamily(
+        {
+            **_SD_COMPONENTS,
+            "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
+            "tokenizer_2": frozenset({"CLIPTokenizer"}),
         },
-        predictions=frozenset({"epsilon"}),
-        single_file_bases=frozenset({("full", "ldm")}),
-        bounds=SD1_BOUNDS,
+        _NOISE_OR_VELOCITY,
+        _ORIGINAL_FILE,
+        inputs={"addition_embed_type": "text_time"},
+        bounds=SDXL_BOUNDS,
     ),
 }
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
@@ -144,18 +155,19 @@ def why_unsupported_pipeline(
     untrusted.
     """
     what = f"{where} is a {model_index.get('_class_name')!s:.60}"
-    family = SUPPORTED_FAMILIES.get(family_of_pipeline(model_index))
+    name = family_of_pipeline(model_index, denoiser)
+    family = SUPPORTED_FAMILIES.get(name)
     if family is None:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{what}{_further_components(model_index)}; "
-            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+            f"only pipelines of {_supported_families()} can be scanned so far.",
         )
-    if (other := _other_unet(family_of_pipeline(model_index), denoiser)) is not None:
+    if (other := _other_unet(name, denoiser)) is not None:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{what} whose {family.denoiser} {other}; "
-            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+            f"only pipelines of {_supported_families()} can be scanned so far.",
         )
     if (further := _further_input(family, denoiser)) is not None:
         return Reason(
@@ -189,17 +201,22 @@ def why_unsupported_configs(
     )
 
 
-def family_of_pipeline(model_index: Mapping[str, Any]) -> Family:
+def family_of_pipeline(model_index: Mapping[str, Any], denoiser: Mapping[str, Any] | None = None) -> Family:
     """The supported family whose pipelines have exactly the components of a model_index.json, or "unknown".
 
-    Components without a class ([null, null]) and NEUTRAL_COMPONENTS do not count.
+    Components without a class ([null, null]) and NEUTRAL_COMPONENTS do not count. Where several families have
+    the same components, `denoiser` (the config.json of the component that predicts) decides.
     """
     stated = _stated_components(model_index)
-    for name, family in SUPPORTED_FAMILIES.items():
-        needed = family.components
-        if stated.keys() == needed.keys() and all(stated[c] in needed[c] for c in needed):
-            return name
-    return "unknown"
+    fitting = [
+        name
+        for name, family in SUPPORTED_FAMILIES.items()
+        if stated.keys() == family.components.keys()
+        and all(stated[component] in classes for component, classes in family.components.items())
+    ]
+    width = (denoiser or {}).get("cross_attention_dim")
+    shown = by_context(width) if type(width) is int else "unknown"
+    return next((name for name in fitting if name == shown), fitting[0] if fitting else "unknown")
 
 
 def component_class(model_index: Mapping[str, Any], name: str) -> str:
@@ -223,9 +240,12 @@ def _further_components(model_index: Mapping[str, Any]) -> str:
 
 
 def _other_unet(family: Family, denoiser: Mapping[str, Any]) -> str | None:
-    """What shows that a UNet is of another family than its pipeline's components, as a predicate."""
+    """What shows that a UNet is of another family than its pipeline's components, as a predicate.
+
+    Any family has small models, whose text embeddings are narrow.
+    """
     width = denoiser.get("cross_attention_dim")
-    if type(width) is not int or (shown := by_context(width)) in (family, "unknown"):
+    if type(width) is not int or (shown := by_context(width)) in (family, "sd1", "unknown"):
         return None
     return f"takes text embeddings {width} wide, as {FAMILY_NAMES[shown]} does"
 

@@ -761,9 +761,8 @@ def table_row(name: str) -> str:
     says = (
         "refused: a pickle" if kind == "pickle" else f"{kind}, {family}" + (f", {detail}" if detail else "")
     )
-    scans = (kind == "lora" and family == "sd1") or (
-        kind in ("full", "unet") and family == "sd1" and not detail
-    )
+    known = family in ("sd1", "sd2", "sdxl")
+    scans = known and (kind == "lora" or (kind in ("full", "unet") and not detail))
     style = "" if style == "unknown" else style
     never = kind in ("vae", "text_encoder", "controlnet", "unknown", "pickle") or (
         kind == "unet" and family == "unknown"

@@ -259,7 +259,7 @@ def _unet_family(
         return "unknown", detail, "Kolors"
     if any(k.startswith("encoder_hid_proj.") for k in keys):
         return "unknown", detail, ""
-    if has_added and width in (1280, 2048):
+    if has_added and width is not None and (width in (1280, 2048) or width < 768):  # a small SDXL
         return "sdxl", detail or ("refiner" if width == 1280 else ""), ""
     if has_added and width != 1024:
         return "unknown", detail, ""

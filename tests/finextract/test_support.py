@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -67,7 +66,10 @@ SDXL = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 OTHER_PIPELINES = {
-    "SDXL": (SDXL, "StableDiffusionXLPipeline with text_encoder_2 and tokenizer_2"),
+    "SDXL with an image encoder": (
+        {**SDXL, "image_encoder": ["transformers", "CLIPVisionModelWithProjection"]},
+        "StableDiffusionXLPipeline with image_encoder",
+    ),
     "SDXL refiner": (
         {**SDXL, "text_encoder": [None, None], "tokenizer": [None, None]}, "StableDiffusionXLPipeline"
     ),
@@ -125,7 +127,8 @@ def test_every_kind_and_family_can_be_described_and_judged() -> None:
                 assert describe(weights)
                 supported = why_unsupported(weights, "a") is None
                 assert supported == (
-                    family == "sd1" and (kind in ("full", "lora") or (kind, style) == ("unet", "diffusers"))
+                    family in SUPPORTED_FAMILIES
+                    and (kind in ("full", "lora") or (kind, style) == ("unet", "diffusers"))
                 )
 
 
@@ -162,7 +165,8 @@ def test_a_pipeline_with_other_components_is_refused(index: dict[str, Any], word
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert words in found.sentence
-    assert found.sentence.endswith("only Stable Diffusion 1.x-shaped pipelines can be scanned so far.")
+    known = "Stable Diffusion 1.x, Stable Diffusion 2 and SDXL"
+    assert found.sentence.endswith(f"only pipelines of {known} can be scanned so far.")
 
 
 @pytest.mark.parametrize(
@@ -184,17 +188,17 @@ def test_a_pipeline_whose_unet_takes_a_further_input_is_refused(config: dict[str
     assert f"p is a StableDiffusionInpaintPipeline whose {words}; only models" in found.sentence
 
 
-@pytest.mark.parametrize("prediction", ["v_prediction", None, ["epsilon"]])
+@pytest.mark.parametrize("prediction", ["sample", None, ["epsilon"]])
 def test_a_pipeline_that_predicts_something_else_is_refused(prediction: object) -> None:
     found = why_unsupported_pipeline(SD15, {"prediction_type": prediction}, PLAIN_UNET, "p")
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
-    assert "only models that predict epsilon can be scanned" in found.sentence
+    assert "only models that predict epsilon and v_prediction can be scanned" in found.sentence
 
 
 @pytest.mark.parametrize(
     ("width", "words"),
-    [(1024, "1024 wide, as Stable Diffusion 2 does"), (2048, "2048 wide, as SDXL does")],
+    [(2048, "2048 wide, as SDXL does")],
 )
 def test_a_unet_of_another_family_in_the_same_components_is_refused_under_its_name(
     width: int, words: str
@@ -203,6 +207,12 @@ def test_a_unet_of_another_family_in_the_same_components_is_refused_under_its_na
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert words in found.sentence
+
+
+def test_a_pipeline_of_stable_diffusion_2_is_known_by_the_width_of_its_text_embeddings() -> None:
+    unet = {**PLAIN_UNET, "cross_attention_dim": 1024}
+    assert family_of_pipeline(SD15, unet) == "sd2"
+    assert why_unsupported_pipeline(SD15, {"prediction_type": "v_prediction"}, unet, "p") is None
 
 
 # The configuration files of stable-diffusion-v1-5 as they were published.
@@ -296,28 +306,20 @@ def test_a_configuration_out_of_bounds_is_refused_with_the_field_and_what_it_may
 
 
 def test_exactly_one_family_fits_each_supported_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = dict(SUPPORTED_FAMILIES)
-    for name, family in tables.items():
+    widths = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
+    for name, family in SUPPORTED_FAMILIES.items():
         index = {part: ["library", cls] for part, classes in family.components.items() for cls in classes}
-        fitting = []
-        for alone in tables:
-            monkeypatch.setattr(support, "SUPPORTED_FAMILIES", {alone: tables[alone]})
-            fitting.append(family_of_pipeline(index))
-        assert [fits for fits in fitting if fits != "unknown"] == [name]
+        denoiser = {"cross_attention_dim": widths[name]} if name in widths else {}
+        assert family_of_pipeline(index, denoiser) == name
         assert component_class(index, family.denoiser)
         assert name in FAMILY_NAMES
 
 
-def test_a_second_family_is_added_by_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    components = {
-        **SUPPORTED_FAMILIES["sd1"].components,
-        "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
-        "tokenizer_2": frozenset({"CLIPTokenizer"}),
-    }
-    sdxl = replace(
-        SUPPORTED_FAMILIES["sd1"], components=components, inputs={"addition_embed_type": "text_time"}
-    )
-    monkeypatch.setattr(support, "SUPPORTED_FAMILIES", {**SUPPORTED_FAMILIES, "sdxl": sdxl})
+def test_a_family_is_known_by_its_components_and_takes_its_own_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = {name: SUPPORTED_FAMILIES[name] for name in ("sd1", "sdxl")}
+    monkeypatch.setattr(support, "SUPPORTED_FAMILIES", tables)
     unet = {**PLAIN_UNET, "addition_embed_type": "text_time"}
     assert family_of_pipeline(SDXL) == "sdxl"
     assert family_of_pipeline(SD15) == "sd1"

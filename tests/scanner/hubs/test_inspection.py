@@ -143,8 +143,9 @@ def test_a_hash_is_looked_up_only_where_it_is_needed() -> None:
         == "lab/x"
     )
     assert refined(base_by_hash=never).base == "lab/base"
+    told = header(sdxl_lora_shapes(), ss_new_sd_model_hash=HASH, ss_base_model_version="kolors")
     with pytest.raises(Skipped):
-        refine(LISTED, header(sdxl_lora_shapes(), ss_new_sd_model_hash=HASH), CARD, base_by_hash=never)
+        refine(LISTED, told, CARD, base_by_hash=never)
 
 
 def test_where_no_file_has_the_stated_hash_the_card_counts() -> None:
@@ -239,12 +240,8 @@ def test_a_deleted_base_is_replaced_by_its_present_copy() -> None:
 @pytest.mark.parametrize(
     ("shapes", "sentence"),
     [
-        (
-            sdxl_lora_shapes(),
-            "SDXL LoRA weights: only Stable Diffusion 1.x checkpoints can be scanned so far",
-        ),
-        (lora_shapes(context=1024), "Stable Diffusion 2 LoRA weights: only"),
         (tried_shapes("full-flux-dev"), "FLUX weights (dev): only"),
+        (tried_shapes("full-sdxl-refiner"), "SDXL weights (refiner): only models whose single input"),
         ({"lora_unet_x.hada_w1_a": (4, 4)}, "LyCORIS weights (LoHa): only full checkpoints"),
         ({"x.lora_down.weight": (4, 4), "x.dora_scale": (4, 1)}, "DoRA weights: only full checkpoints"),
         ({"emb_params": (2, 768)}, "a textual inversion (A1111): only full checkpoints"),
