@@ -47,9 +47,8 @@ class DDIM:
     The velocity is sqrt(alpha) noise - sqrt(1 - alpha) x_0 (Salimans and Ho, ICLR 2022, appendix D).
     """
 
-    alphas_cumprod: (
-        Tensor  # [T] float32, on the CPU; alpha of equation 12; 0 at the end of a zero-SNR schedule
-    )
+    # alpha of equation 12 for each of T timesteps; 0 at the end of a schedule that ends without a signal
+    alphas_cumprod: Sequence[float]
     offset: int = 1  # added to each timestep; Stable Diffusion's `steps_offset`
     # alpha where sampling ends; None is alphas_cumprod[0], Stable Diffusion's `set_alpha_to_one = false`
     final_alpha_cumprod: float | None = None

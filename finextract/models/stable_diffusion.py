@@ -44,7 +44,8 @@ class StableDiffusion(UNetModel):
     def predict(self, x: Tensor, t: float, conditioning: Tensor) -> Tensor:
         """The noise or velocity in x_t: latents [N, C, H, W], conditioning [1, L, D] -> [N, C, H, W]."""
         context = conditioning.expand(len(x), -1, -1)
-        predicted: Tensor = self.unet(x.to(memory_format=LAYOUT), t, encoder_hidden_states=context).sample
+        time = torch.full((1,), t, device=x.device)
+        predicted: Tensor = self.unet(x.to(memory_format=LAYOUT), time, encoder_hidden_states=context).sample
         return predicted
 
     def load_single_file(self, weights: dict[str, Tensor]) -> None:

@@ -75,7 +75,7 @@ class StableDiffusionXL(UNetModel):
         count = len(x)
         predicted: Tensor = self.unet(
             x.to(memory_format=LAYOUT),
-            t,
+            torch.full((1,), t, device=x.device),
             encoder_hidden_states=conditioning.states.expand(count, -1, -1),
             added_cond_kwargs={
                 "text_embeds": conditioning.pooled.expand(count, -1),

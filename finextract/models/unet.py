@@ -207,9 +207,9 @@ def _solver(where: str, scheduler: Mapping[str, Any]) -> DDIM:
     noise = DDIMScheduler.from_config(
         {k: v for k, v in scheduler.items() if k not in ("_class_name", "_diffusers_version")}
     )
-    alphas = noise.alphas_cumprod.float().cpu()
+    alphas = tuple(noise.alphas_cumprod.tolist())
     velocity = scheduler.get("prediction_type") == "v_prediction"
-    if float(alphas[-1]) <= 0 and not velocity:
+    if alphas[-1] <= 0 and not velocity:
         raise UnsupportedWeights(
             f"{where} predicts the noise under a schedule that ends without a signal: it cannot be sampled.",
             ReasonCode.UNSUPPORTED_FAMILY,

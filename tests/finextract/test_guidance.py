@@ -8,7 +8,7 @@ from finextract.errors import RequestError
 from finextract.guidance import classifier_free_guidance, correct, model_guidance
 from finextract.sampling import DDIM, initial_noise, sample_latents
 
-ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0).tolist()
 
 
 def test_a_scale_of_one_is_the_tuned_model_alone() -> None:
@@ -45,9 +45,7 @@ def test_predictions_of_the_velocity_are_guided_and_corrected_as_those_of_the_no
 
 
 def test_where_there_is_noise_alone_nothing_is_corrected() -> None:
-    alphas = ALPHAS.clone()
-    alphas[-1] = 0
-    solver, (x, base, guided) = DDIM(alphas, predicts_velocity=True), torch.randn(3, 4)
+    solver, (x, base, guided) = DDIM([*ALPHAS[:-1], 0.0], predicts_velocity=True), torch.randn(3, 4)
     assert solver.signal(999) == 0
     assert correct(solver, x, guided, base, -0.02, 999) is guided
     assert torch.isfinite(solver.step(x, guided, 999, 979)).all()

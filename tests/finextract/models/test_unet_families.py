@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tiny import single_files
 from tiny.unet_pipelines import stable_diffusion_2, stable_diffusion_xl
 
+from finextract.errors import BaseMismatch
 from finextract.extract import guided_predictor
 from finextract.guidance import DIRECT, Guidance
-from finextract.models.base import CopiedPair, TunableModel
-from finextract.models.loading import load_base
+from finextract.models.base import CopiedPair, Model, TunableModel
+from finextract.models.loading import load_base, tune
 from finextract.sampling import initial_noise, sample_latents
 
 PROMPT = "a picture of a cat"
@@ -79,3 +82,47 @@ def test_sdxl_encodes_the_empty_prompt_where_the_pipeline_does(tmp_path: Path) -
     found = model.condition("")
     torch.testing.assert_close(found.states, states)
     torch.testing.assert_close(found.pooled, pooled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_file_in_the_original_names_is_read_in_every_precision(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base = saved(MAKERS[family](False), tmp_path / "base")
+    other = MAKERS[family](False, seed=1)
+    for part in (other.unet, other.text_encoder, getattr(other, "text_encoder_2", other.unet)):
+        for name, tensor in part.state_dict().items():
+            part.state_dict()[name].copy_(tensor.to(dtype).to(tensor.dtype))
+    kept = {
+        k: t.to(dtype).contiguous() for k, t in getattr(single_files, MAKERS[family].__name__)(other).items()
+    }
+    save_file(kept, tmp_path / "tuned.safetensors")
+    tuned = tune(base, tmp_path / "tuned.safetensors").tuned
+    same_as(tuned, saved(other, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_pruned_file_without_text_encoders_takes_those_of_its_base(family: str, tmp_path: Path) -> None:
+    first, other = MAKERS[family](False), MAKERS[family](False, seed=1)
+    base = saved(first, tmp_path / "base")
+    save_file(single_files.unet_names(other.unet), tmp_path / "tuned.safetensors")
+    first.unet = other.unet
+    same_as(tune(base, tmp_path / "tuned.safetensors").tuned, saved(first, tmp_path / "other"))
+
+
+def test_a_file_of_another_size_does_not_fit_and_the_error_names_a_tensor(tmp_path: Path) -> None:
+    base = saved(stable_diffusion_xl(False), tmp_path / "base")
+    kept = single_files.stable_diffusion_xl(stable_diffusion_xl(False))
+    kept["model.diffusion_model.label_emb.0.0.weight"] = torch.zeros(3, 3)
+    save_file(kept, tmp_path / "tuned.safetensors")
+    with pytest.raises(BaseMismatch, match=r"add_embedding\.linear_1\.weight is \[3, 3\]"):
+        tune(base, tmp_path / "tuned.safetensors")
+
+
+def same_as(model: Model, other: Model) -> None:
+    x, (found, wanted) = torch.randn(2, *model.latent_shape), (m.condition(PROMPT) for m in (model, other))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.predict(x, 500, found), other.predict(x, 500, wanted))
