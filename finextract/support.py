@@ -54,7 +54,7 @@ class SupportedFamily:
 
 
 # Kinds of full weights that can be scanned, as messages list them.
-SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets and transformers"}
+SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets, transformers"}
 # `WeightsKind.algorithms` of adapters that can be scanned. finextract.adapters.parsing has their parsers.
 SUPPORTED_ALGORITHMS: frozenset[tuple[str, ...]] = frozenset({("LoRA",)})
 _T5_TOKENIZERS = frozenset({"T5Tokenizer", "T5TokenizerFast"})
@@ -194,7 +194,7 @@ def why_unsupported_pipeline(
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{what}{_further_components(model_index)}; "
-            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+            f"only pipelines of {_supported_families()} can be scanned so far.",
         )
     if family.pipelines and model_index.get("_class_name") not in family.pipelines:
         return Reason(
@@ -205,7 +205,7 @@ def why_unsupported_pipeline(
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{what} whose {family.denoiser} {other}; "
-            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+            f"only pipelines of {_supported_families()} can be scanned so far.",
         )
     if (further := _further_input(family, denoiser)) is not None:
         return Reason(
@@ -242,7 +242,8 @@ def why_unsupported_configs(
 def family_of_pipeline(model_index: Mapping[str, Any]) -> Family:
     """The supported family whose pipelines have exactly the components of a model_index.json, or "unknown".
 
-    A component that is optional in the family may be missing. Components without a class ([null, null]) and NEUTRAL_COMPONENTS do not count.
+    A component that is optional in the family may be missing. Components without a class ([null, null]) and
+    NEUTRAL_COMPONENTS do not count.
     """
     stated = _stated_components(model_index)
     for name, family in SUPPORTED_FAMILIES.items():

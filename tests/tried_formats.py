@@ -206,7 +206,9 @@ def _() -> Shapes:
 
 def with_biases(layers: dict[str, tuple[int, ...]]) -> Shapes:
     """The weight and the bias of each layer, from the weight's shape."""
-    return {f"{k}.{end}": v if end == "weight" else v[:1] for k, v in layers.items() for end in ("weight", "bias")}
+    return {
+        f"{k}.{end}": v if end == "weight" else v[:1] for k, v in layers.items() for end in ("weight", "bias")
+    }
 
 
 def mmdit(name: str) -> Shapes:
@@ -263,7 +265,11 @@ def bfl(name: str) -> Shapes:
             norms |= {f"{one}_attn.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
     for i in range(38):
         one = f"single_blocks.{i}"
-        layers |= {f"{one}.linear1": (7 * w, w), f"{one}.linear2": (w, 5 * w), f"{one}.modulation.lin": (3 * w, w)}
+        layers |= {
+            f"{one}.linear1": (7 * w, w),
+            f"{one}.linear2": (w, 5 * w),
+            f"{one}.modulation.lin": (3 * w, w),
+        }
         norms |= {f"{one}.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
     return with_biases(layers) | norms
 
@@ -287,7 +293,11 @@ def full_transformer(name: str) -> Any:
 
 
 TRANSFORMER_HELPER = "our own helper; diffusers' conversion of it gives the transformer back"
-for _name, _detail in (("sd3-medium", "3 medium"), ("sd35-medium", "3.5 medium"), ("sd35-large", "3.5 large")):
+for _name, _detail in (
+    ("sd3-medium", "3 medium"),
+    ("sd35-medium", "3.5 medium"),
+    ("sd35-large", "3.5 large"),
+):
     tried(f"full-{_name}", TRANSFORMER_HELPER, "full", "sd3", "ldm", _detail)(
         lambda n=_name: {  # type: ignore[misc]
             f"model.diffusion_model.{k}": v for k, v in transformer_names(n).items()

@@ -112,7 +112,7 @@ class Flux:
         return parts.encode(self.vae, images).to(self.dtype)
 
     def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolutional layers of the transformer and the text encoders, "transformer....". """
+        """The linear and convolutional layers of the transformer and the text encoders, "transformer...."."""
         return parts.layers_of({component: getattr(self, component) for component in self.components})
 
     def copy_for_tuning(self) -> Flux:
@@ -178,9 +178,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flux:
         )
         t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_2", dtype=dtype, **options)
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-        t5_tokenizer = T5TokenizerFast.from_pretrained(
-            folder, subfolder="tokenizer_2", local_files_only=True
-        )
+        t5_tokenizer = T5TokenizerFast.from_pretrained(folder, subfolder="tokenizer_2", local_files_only=True)
         vae = diffusers.AutoencoderKL.from_pretrained(
             folder, subfolder="vae", torch_dtype=parts.vae_dtype(vae_config, dtype), **options
         )

@@ -36,7 +36,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
 
 def encode(vae: Any, images: Tensor) -> Tensor:
-    """RGB images uint8 [N, 3, H', W'] -> latents [N, C, H, W], the distribution's mode, in the VAE's dtype."""
+    """RGB images uint8 [N, 3, H', W'] -> the mode of their latents [N, C, H, W], in the VAE's dtype."""
     pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
     latents: Tensor = vae.encode(pixels).latent_dist.mode()
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
@@ -49,9 +49,7 @@ def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
 
 def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
     """The token ids int64 [1, length] of a prompt, padded or cut."""
-    tokens = tokenizer(
-        prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = tokens.input_ids
     return ids
 

@@ -124,7 +124,7 @@ class StableDiffusion3:
         return parts.encode(self.vae, images).to(self.dtype)
 
     def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolutional layers of the transformer and the text encoders, "transformer....". """
+        """The linear and convolutional layers of the transformer and the text encoders, "transformer...."."""
         return parts.layers_of({component: getattr(self, component) for component in self.components})
 
     def copy_for_tuning(self) -> StableDiffusion3:

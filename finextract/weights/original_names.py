@@ -129,8 +129,8 @@ def original_layers(layers: Iterable[str]) -> dict[str, FileLayer]:
         found = _expanded(_SD3_BLOCKS, _SD3_OUTSIDE, counts)
     else:
         return {}
-    # The norms that come last have shift and scale the other way round in diffusers: the one after all blocks,
-    # and the text's in SD3's last block, which has no feed-forward of the text.
+    # The norms that come last have shift and scale the other way round in diffusers: the one after
+    # all blocks, and the text's in SD3's last block, which has no feed-forward of the text.
     last = f"joint_blocks.{counts.get('transformer_blocks', 0) - 1}.context_block.adaLN_modulation.1"
     return {
         original: FileLayer(

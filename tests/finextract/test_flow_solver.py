@@ -60,7 +60,10 @@ def test_a_number_of_steps_that_the_schedule_lacks_is_refused(steps: int) -> Non
 
 
 def test_a_perfect_prediction_leads_from_noise_to_the_image_in_any_number_of_steps() -> None:
-    latents, noise = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    latents, noise = (
+        torch.randn(2, 3, 4, 4, dtype=torch.float64),
+        torch.randn(2, 3, 4, 4, dtype=torch.float64),
+    )
     solver = FlowEuler(shift=3.0)
     for steps in (1, 7):
         made = sample_latents(lambda x, t: solver.target(latents, noise, t), noise, solver, steps)
@@ -69,7 +72,10 @@ def test_a_perfect_prediction_leads_from_noise_to_the_image_in_any_number_of_ste
 
 @pytest.mark.parametrize("t", [0.0, 1.0, 250.0, 999.0])
 def test_the_perfect_prediction_sees_the_noise_that_was_added_and_is_found_from_it(t: float) -> None:
-    latents, noise = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    latents, noise = (
+        torch.randn(2, 3, 4, 4, dtype=torch.float64),
+        torch.randn(2, 3, 4, 4, dtype=torch.float64),
+    )
     solver = FlowEuler()
     x = solver.add_noise(latents, noise, t)
     velocity = solver.target(latents, noise, t)

@@ -1,4 +1,4 @@
-"""Tiny pipelines of the flow families with random weights, as diffusers writes them. Made without a network."""
+"""Tiny pipelines of the flow families with random weights, made without a network."""
 
 from __future__ import annotations
 

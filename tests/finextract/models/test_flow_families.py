@@ -53,7 +53,7 @@ def of_name(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[A
 
 
 def theirs_sampled(pipe: Any, noise: torch.Tensor, output: str, guidance_scale: float = 1.0) -> Any:
-    """What diffusers' pipeline makes of the noise: latents [N, C, H, W], or pixels [N, H', W', 3] in [0, 1]."""
+    """What diffusers' pipeline makes of the noise: latents, or pixels [N, H', W', 3] in [0, 1]."""
     is_flux = type(pipe).__name__ == "FluxPipeline"
     made = pipe(
         prompt=[PROMPT] * len(noise), height=SIDE, width=SIDE, num_inference_steps=STEPS,
