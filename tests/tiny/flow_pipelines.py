@@ -38,42 +38,55 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def sd3_pipeline(variant: str = "3.5 medium", with_t5: bool = True, seed: int = 0) -> Any:
+def sd3_pipeline(variant: str = "3.5 medium", with_t5: bool = True) -> Any:
     """A StableDiffusion3Pipeline of one of SD3_VARIANTS."""
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS["sd3"])
+    return diffusers.StableDiffusion3Pipeline(scheduler=scheduler, **sd3_components(variant, with_t5))
+
+
+def flux_pipeline(variant: str = "dev") -> Any:
+    """A FluxPipeline, of "dev" with its guidance embedding, or of "schnell" without."""
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS[f"flux {variant}"])
+    return diffusers.FluxPipeline(scheduler=scheduler, **flux_components(variant))
+
+
+def sd3_components(variant: str = "3.5 medium", with_t5: bool = True) -> dict[str, Any]:
+    """The parts of such a pipeline but the scheduler."""
     import diffusers
     from transformers import CLIPTextModelWithProjection
 
-    torch.manual_seed(seed)
-    clips = [_clip(CLIPTextModelWithProjection, width) for width in (16, 24)]
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=_moved(diffusers.SD3Transformer2DModel(**SD3_SHAPE, **SD3_VARIANTS[variant])),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS["sd3"]),
-        vae=_vae(),
-        text_encoder=clips[0],
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=clips[1],
-        tokenizer_2=clip_tokenizer(),
-        text_encoder_3=_t5() if with_t5 else None,
-        tokenizer_3=t5_tokenizer() if with_t5 else None,
-    )
+    torch.manual_seed(0)
+    return {
+        "transformer": _moved(diffusers.SD3Transformer2DModel(**SD3_SHAPE, **SD3_VARIANTS[variant])),
+        "vae": _vae(),
+        "text_encoder": _clip(CLIPTextModelWithProjection, 16),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder_2": _clip(CLIPTextModelWithProjection, 24),
+        "tokenizer_2": clip_tokenizer(),
+        "text_encoder_3": _t5() if with_t5 else None,
+        "tokenizer_3": t5_tokenizer() if with_t5 else None,
+    }
 
 
-def flux_pipeline(variant: str = "dev", seed: int = 0) -> Any:
-    """A FluxPipeline, of "dev" with its guidance embedding, or of "schnell" without."""
+def flux_components(variant: str = "dev") -> dict[str, Any]:
+    """The parts of such a pipeline but the scheduler."""
     import diffusers
     from transformers import CLIPTextModel
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     transformer = diffusers.FluxTransformer2DModel(**FLUX_SHAPE, guidance_embeds=variant == "dev")
-    return diffusers.FluxPipeline(
-        transformer=_moved(transformer),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS[f"flux {variant}"]),
-        vae=_vae(),
-        text_encoder=_clip(CLIPTextModel, 16),
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=_t5(),
-        tokenizer_2=t5_tokenizer(),
-    )
+    return {
+        "transformer": _moved(transformer),
+        "vae": _vae(),
+        "text_encoder": _clip(CLIPTextModel, 16),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder_2": _t5(),
+        "tokenizer_2": t5_tokenizer(),
+    }
 
 
 @cache

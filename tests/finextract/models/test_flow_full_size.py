@@ -17,7 +17,7 @@ import torch
 import tried_formats
 from diffusers.loaders import single_file_utils
 from tiny.flow_configs import CLIP_G, CLIP_L, CLIP_L_PROJECTED, T5, TRANSFORMERS
-from tiny.flow_pipelines import flux_pipeline, sd3_pipeline
+from tiny.flow_pipelines import flux_components, sd3_components
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
@@ -158,11 +158,23 @@ def test_the_names_of_other_models_are_left_alone() -> None:
     assert file_layers(layers)["lora_unet_conv_in"] == FileLayer(("unet.conv_in",))
 
 
+def put(module: nn.Module, dtype: torch.dtype) -> None:
+    """What `module.to("cuda", dtype)` does, for tensors without contents, which torch cannot exchange."""
+    for part in module.modules():
+        for named in (part._parameters, part._buffers):
+            for name, tensor in named.items():
+                if tensor is not None:
+                    kept = dtype if tensor.is_floating_point() else tensor.dtype
+                    moved = torch.empty(tensor.shape, dtype=kept, device="cuda")
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    named[name] = nn.Parameter(moved, requires_grad=False) if is_weight else moved
+
+
 def on_the_gpu(model: StableDiffusion3 | Flux, dtype: torch.dtype) -> StableDiffusion3 | Flux:
     """The model's modules on a CUDA device, as the loader puts them there: the VAE in its own precision."""
     for name in model.components:
-        getattr(model, name).to("cuda", dtype)
-    model.vae.to("cuda", parts.vae_dtype(model.vae.config, dtype))
+        put(getattr(model, name), dtype)
+    put(model.vae, parts.vae_dtype(model.vae.config, dtype))
     return model
 
 
@@ -172,17 +184,11 @@ def on_the_gpu(model: StableDiffusion3 | Flux, dtype: torch.dtype) -> StableDiff
 def test_on_a_gpu_no_operation_mixes_devices_or_precisions(family: str, dtype: torch.dtype) -> None:
     """Without a GPU: torch follows shapes, devices and precisions, and raises where they do not fit."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        pipe = sd3_pipeline() if family == "sd3" else flux_pipeline()
-        if family == "sd3":
-            made: StableDiffusion3 | Flux = StableDiffusion3(
-                *(pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3),
-                *(pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3, pipe.vae, FlowEuler()),
-            )
-        else:
-            made = Flux(
-                *(pipe.transformer, pipe.text_encoder, pipe.text_encoder_2),
-                *(pipe.tokenizer, pipe.tokenizer_2, pipe.vae, FlowEuler()),
-            )
+        made = (
+            StableDiffusion3(**sd3_components(), solver=FlowEuler())
+            if family == "sd3"
+            else Flux(**flux_components(), solver=FlowEuler())
+        )
         model = on_the_gpu(made, dtype)
         words = model.condition("a red house")
         x = torch.empty(2, *model.latent_shape, device="cuda", dtype=dtype)
