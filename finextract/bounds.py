@@ -23,11 +23,14 @@ class Bound:
     whole: bool = True  # whole numbers only
     longest: int = 0  # entries of a list of such values; 0 where a list is refused
     names: frozenset[str] = frozenset()  # instead of a range
+    off: bool = False  # instead of a range: a switch that is off
     needed: bool = False  # a missing value is refused
 
     def __str__(self) -> str:
         if self.names:
             return " or ".join(sorted(self.names))
+        if self.off:
+            return "false"
         numbers = f"{self.low:,g} to {self.high:,g}"
         return f"{numbers}, or at most {self.longest} of such numbers" if self.longest else numbers
 
@@ -65,6 +68,8 @@ def why_refused(bounds: Bounds, configs: Mapping[str, Mapping[str, Any]], where:
 
 
 def _allows(bound: Bound, value: object) -> bool:
+    if bound.off:
+        return value is False
     if isinstance(value, list):
         return 0 < len(value) <= bound.longest and all(
             not isinstance(entry, list) and _allows(bound, entry) for entry in value
@@ -81,18 +86,19 @@ def _shown(value: object) -> str:
     return "".join(c for c in str(value)[:60] if c.isprintable())
 
 
-def _names(*names: str) -> Bound:
+def names_of(*names: str) -> Bound:
+    """One of some names, or a list of at most four of them."""
     return Bound(names=frozenset(names), longest=4)
 
 
 _WIDTHS = Bound(1, 1280, longest=4)
-_ACTIVATIONS = _names("silu", "swish", "mish", "gelu", "relu")
+_ACTIVATIONS = names_of("silu", "swish", "mish", "gelu", "relu")
 _CLIP_CLASSES = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 # Stable Diffusion and SDXL have a UNet of 3 or 4 levels up to 1280 wide, and a VAE of 4 levels up to 512.
 # Stable Diffusion makes 512 x 512 pixels (fine-tunes up to 1024), SDXL 1024 x 1024 (fine-tunes up to 1536).
 # Smaller models of the same shape are of a family too.
 _UNET: Mapping[str, Bound] = {
-    "_class_name": _names("UNet2DConditionModel"),
+    "_class_name": names_of("UNet2DConditionModel"),
     "sample_size": Bound(8, 128, longest=2, needed=True),
     "in_channels": Bound(1, 16),
     "out_channels": Bound(1, 16),
@@ -108,15 +114,15 @@ _UNET: Mapping[str, Bound] = {
     "time_embedding_dim": Bound(1, 5120),
     "conv_in_kernel": Bound(1, 7),
     "conv_out_kernel": Bound(1, 7),
-    "down_block_types": _names("CrossAttnDownBlock2D", "DownBlock2D"),
-    "mid_block_type": _names("UNetMidBlock2DCrossAttn"),
-    "up_block_types": _names("CrossAttnUpBlock2D", "UpBlock2D"),
+    "down_block_types": names_of("CrossAttnDownBlock2D", "DownBlock2D"),
+    "mid_block_type": names_of("UNetMidBlock2DCrossAttn"),
+    "up_block_types": names_of("CrossAttnUpBlock2D", "UpBlock2D"),
     "act_fn": _ACTIVATIONS,
-    "time_embedding_type": _names("positional"),
-    "attention_type": _names("default"),
+    "time_embedding_type": names_of("positional"),
+    "attention_type": names_of("default"),
 }
 _VAE: Mapping[str, Bound] = {
-    "_class_name": _names("AutoencoderKL", "AutoencoderTiny"),
+    "_class_name": names_of("AutoencoderKL", "AutoencoderTiny"),
     "sample_size": Bound(8, 1024, longest=2),
     "in_channels": Bound(3, 3),
     "out_channels": Bound(3, 3),
@@ -131,12 +137,12 @@ _VAE: Mapping[str, Bound] = {
     "upsampling_scaling_factor": Bound(2, 2),
     "scaling_factor": Bound(0.001, 100, whole=False),
     "shift_factor": Bound(-100, 100, whole=False),
-    "down_block_types": _names("DownEncoderBlock2D"),
-    "up_block_types": _names("UpDecoderBlock2D"),
+    "down_block_types": names_of("DownEncoderBlock2D"),
+    "up_block_types": names_of("UpDecoderBlock2D"),
     "act_fn": _ACTIVATIONS,
 }
 _SCHEDULER: Mapping[str, Bound] = {
-    "_class_name": _names(
+    "_class_name": names_of(
         "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
         "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
@@ -145,19 +151,19 @@ _SCHEDULER: Mapping[str, Bound] = {
     "num_train_timesteps": Bound(10, 10_000),
     "beta_start": Bound(1e-6, 0.9, whole=False),
     "beta_end": Bound(1e-6, 0.999, whole=False),
-    "beta_schedule": _names("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "beta_schedule": names_of("linear", "scaled_linear", "squaredcos_cap_v2"),
     "trained_betas": Bound(1e-6, 0.999, whole=False, longest=10_000),
     "steps_offset": Bound(0, 999),
-    "timestep_spacing": _names("leading", "linspace", "trailing"),
+    "timestep_spacing": names_of("leading", "linspace", "trailing"),
 }  # fmt: skip
-_TOKENIZER = {"tokenizer_class": _names("CLIPTokenizer", "CLIPTokenizerFast")}
+_TOKENIZER = {"tokenizer_class": names_of("CLIPTokenizer", "CLIPTokenizerFast")}
 
 
 def _clip(component: str, width: int, layers: int) -> dict[str, Bound]:
     """A CLIP text encoder up to that size; 77 positions, which some models extend to 248."""
     return {
-        "architectures": _names(_CLIP_CLASSES[component]),
-        "model_type": _names("clip_text_model"),
+        "architectures": names_of(_CLIP_CLASSES[component]),
+        "model_type": names_of("clip_text_model"),
         "hidden_size": Bound(1, width),
         "intermediate_size": Bound(1, 4 * width),
         "num_hidden_layers": Bound(1, layers),
@@ -165,7 +171,7 @@ def _clip(component: str, width: int, layers: int) -> dict[str, Bound]:
         "max_position_embeddings": Bound(1, 248),
         "projection_dim": Bound(1, 1280),
         "vocab_size": Bound(1, 65_536),
-        "hidden_act": _names("quick_gelu", "gelu"),
+        "hidden_act": names_of("quick_gelu", "gelu"),
         "attention_dropout": Bound(0, 1, whole=False),
     }
 

@@ -8,9 +8,10 @@ device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,3 +120,91 @@ class DDIM:
         if t < 0 and self.final_alpha_cumprod is not None:
             return self.final_alpha_cumprod
         return float(self.alphas_cumprod[max(int(t), 0)])
+
+
+TRAINED_TIMES = 1000  # of every flow model: t = 1000 sigma
+
+
+@dataclass(frozen=True)
+class FlowEuler:
+    """Euler steps along x_t = (1 - s) x_0 + s n, for predictions of the velocity v = n - x_0.
+
+    Rectified flow (Liu et al., ICLR 2023; Esser et al., ICML 2024, sections 2 and 5.3.2), on the schedule of
+    diffusers' FlowMatchEulerDiscreteScheduler. s = sigma, the share of noise n; times are t = 1000 s, from
+    1000, which is noise alone, to 0.
+    """
+
+    shift: float = 1.0  # sigma -> shift sigma / (1 + (shift - 1) sigma): above 1, more steps near the noise
+    last_sigma: float | None = 0.001  # the last before shifting; None is 1 / steps, as FLUX.1 is sampled
+    terminal: float | None = None  # the last after shifting; None where it is not stretched to a value
+
+    @classmethod
+    def of_scheduler(
+        cls, config: Mapping[str, Any], image_tokens: int, to_last_time: bool = True
+    ) -> FlowEuler:
+        """The solver of a scheduler_config.json, for images of `image_tokens` tokens of the transformer.
+
+        `to_last_time`: the sigmas reach the scheduler's last training time before they are shifted, as
+        diffusers samples Stable Diffusion 3; otherwise 1 / steps, as it samples FLUX.1. A dynamic shift is
+        exp(mu), or mu itself where the scheduler says "linear"; mu is a linear function of the tokens.
+        """
+        terminal = config.get("shift_terminal") or None
+        if config.get("use_dynamic_shifting"):
+            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            mu = least + (most - least) * (image_tokens - low) / (high - low)
+            shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+            return cls(shift, 1 / TRAINED_TIMES if to_last_time else None, terminal)
+        shift = config.get("shift", 1.0)
+        # The scheduler's own range of sigmas is shifted already, and set_timesteps shifts it once more.
+        last = _shifted(1 / TRAINED_TIMES, shift) if to_last_time else None
+        return cls(shift, last, terminal)
+
+    def timesteps(self, steps: int) -> tuple[float, ...]:
+        """`steps` + 1 times, descending from 1000 to 0. Raises RequestError for more than 1000 steps."""
+        if not 1 <= steps <= TRAINED_TIMES:
+            raise RequestError(f"{steps} sampling steps cannot be taken: choose 1 to {TRAINED_TIMES}.")
+        last = 1 / steps if self.last_sigma is None else self.last_sigma
+        even = torch.linspace(1.0, last, steps, dtype=torch.float64).tolist()
+        sigmas = [_shifted(sigma, self.shift) for sigma in even]
+        if self.terminal is not None and steps > 1:
+            stretch = (1 - self.terminal) / (1 - sigmas[-1])
+            sigmas = [1 - (1 - sigma) * stretch for sigma in sigmas]
+        return (*(TRAINED_TIMES * sigma for sigma in sigmas), 0.0)
+
+    def step(self, x: Tensor, prediction: Tensor, t: float, next_t: float) -> Tensor:
+        """x_t and the velocity predicted in it -> x at `next_t`; all [N, C, H, W]. Computed in float32."""
+        moved = x.float() + (next_t - t) / TRAINED_TIMES * prediction.float()
+        return moved.to(x.dtype)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """x_t = (1 - s) x_0 + s n; all [N, C, H, W]."""
+        s = t / TRAINED_TIMES
+        return (1 - s) * latents + s * noise
+
+    def target(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The velocity n - x_0, which is the same at every time. [N, C, H, W]."""
+        return noise - latents
+
+    def signal(self, t: float) -> float:
+        """1 - s."""
+        return 1 - t / TRAINED_TIMES
+
+    def noise(self, x: Tensor, prediction: Tensor, t: float) -> Tensor:
+        """The noise that the predicted velocity sees in x_t: n = x_t + (1 - s) v; all [N, C, H, W]."""
+        return x + (1 - t / TRAINED_TIMES) * prediction
+
+    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The velocity that sees the given noise in x_t: v = (n - x_t) / (1 - s); all [N, C, H, W].
+
+        At s = 1 every velocity sees the noise x_t, so that none can be told from its noise: there the result
+        is the given noise, the velocity of an image of zeros. A caller that changes a prediction by its noise
+        leaves it as it is at s = 1.
+        """
+        s = t / TRAINED_TIMES
+        return noise if s >= 1 else (noise - x) / (1 - s)
+
+
+def _shifted(sigma: float, shift: float) -> float:
+    """Sigma moved towards the noise, Esser et al. (ICML 2024), equation 23."""
+    return shift * sigma / (1 + (shift - 1) * sigma)

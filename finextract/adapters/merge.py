@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from finextract.adapters.base import Adapter
+from finextract.adapters.fused import replace_weight, weight_of
 from finextract.errors import BaseMismatch, CorruptWeights
-from finextract.weights.adapter_keys import layer_names
+from finextract.weights.original_names import file_layers
 
 
 @torch.no_grad()
@@ -20,18 +21,16 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
     changed already. Raises BaseMismatch for a layer that is unknown to the model or has another shape,
     CorruptWeights for weights that are not finite.
     """
-    by_name = layer_names(layers)
+    by_name = file_layers(layers)
     for adapter in adapters:
-        name = by_name.get(adapter.layer)
-        if name is None:
+        target = by_name.get(adapter.layer)
+        if target is None:
             raise BaseMismatch(
                 f"the adapter has a layer that the base model does not have: {adapter.layer[:120]!r}."
             )
-        weight = layers[name].weight
-        assert isinstance(weight, Tensor)
-        tuned = adapter(weight)
+        tuned = adapter(weight_of(layers, target))
         if not torch.isfinite(tuned).all():
             raise CorruptWeights(
                 f"the adapter's layer {adapter.layer[:120]!r} holds numbers that are not finite."
             )
-        weight.copy_(tuned)
+        replace_weight(layers, target, tuned)

@@ -1,7 +1,7 @@
 """A base model and a model tuned from it, loaded side by side. Safetensors only; nothing is unpickled.
 
 `load_pair(base, tuned)` reads the tuned weights as full weights (a diffusers folder, one file with the
-original key names, a UNet file) or as an adapter, and returns both models.
+original key names, a UNet or transformer file) or as an adapter, and returns both models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.local_files import read_object
-from finextract.models import stable_diffusion, stable_diffusion_xl
+from finextract.models import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from finextract.models.base import CopiedPair, Pair, TunableModel
 from finextract.pipeline_folder import read_config, read_denoiser, why_unsupported_folder
 from finextract.reasons import ReasonCode
@@ -38,6 +38,8 @@ FAMILIES: Mapping[Family, LoadFamily] = {
     "sd1": stable_diffusion.load,
     "sd2": stable_diffusion.load,
     "sdxl": stable_diffusion_xl.load,
+    "sd3": stable_diffusion_3.load,
+    "flux": flux.load,
 }
 
 

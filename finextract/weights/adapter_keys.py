@@ -56,9 +56,20 @@ _LORA_KEY = re.compile(
     rf"(?P<layer>.+)\.(?:(?P<down>{_LORA_DOWN})|(?P<up>{_LORA_UP})|(?P<alpha>alpha)|{_OLD_PROCESSOR})",
     re.DOTALL,
 )
+_XLABS_KEY = re.compile(
+    r"(?P<layer>.+\.processor\.(?:qkv|proj)_lora[12]?)\.(?P<part>down|up)\.weight", re.DOTALL
+)
 _ADDED = re.compile(r"(?:add_embedding[._]linear_1|label_emb[._]0[._]0)$")  # SDXL's second conditioning
 _DENOISERS = ("unet", "transformer")
-_KOHYA_COMPONENTS = {"unet": "lora_unet", "text_encoder": "lora_te"}
+# How kohya's sd-scripts, and OneTrainer for transformers, begin the names of a component's layers. FLUX.1's
+# T5 is lora_te3 as that of Stable Diffusion 3 is; the first versions had lora_te2.
+_KOHYA_COMPONENTS = {
+    "unet": ("lora_unet",),
+    "transformer": ("lora_unet", "lora_transformer"),
+    "text_encoder": ("lora_te", "lora_te1"),
+    "text_encoder_2": ("lora_te2", "lora_te3"),
+    "text_encoder_3": ("lora_te3",),
+}
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
 _KOLORS_WIDTH = 5632  # of Kolors' second conditioning; SDXL's is 2816
 
@@ -73,6 +84,8 @@ class LoraKey:
 
 def parse_lora_key(key: str) -> LoraKey | None:
     """Layer and part of a LoRA's tensor, whichever tool wrote it; None for any other tensor."""
+    if (xlabs := _XLABS_KEY.fullmatch(key)) is not None:
+        return LoraKey(xlabs["layer"], "down" if xlabs["part"] == "down" else "up")
     match = _LORA_KEY.fullmatch(key)
     if match is None:
         return None
@@ -87,17 +100,19 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
 
     `layers` are names as of `Model.layers()`, such as "unet.down_blocks.0.attentions.0.proj_in". Files name
     it "lora_unet_down_blocks_0_attentions_0_proj_in" (kohya), "unet.down_blocks..." (diffusers),
-    "base_model.model.down_blocks..." (PEFT), or "down_blocks..." (the training scripts). Where two layers
-    would share a name, the first has it.
+    "base_model.model.down_blocks..." (PEFT), "down_blocks..." (the training scripts), or
+    "diffusion_model.down_blocks..." (ai-toolkit). Where two layers would share a name, the first has it. The
+    names that a model's own code has for its layers are those of finextract.weights.original_names.
     """
     names: dict[str, str] = {}
     for layer in layers:
         component, _, name = layer.partition(".")
         # transformers 5 dropped the "text_model." that every stored text encoder has in its names.
         for alias in (name, name.removeprefix("text_model."), f"text_model.{name}"):
-            kohya = f"{_KOHYA_COMPONENTS.get(component, component)}_{alias.replace('.', '_')}"
-            bare = (alias,) if component in _DENOISERS else ()
-            for style in (kohya, f"{component}.{alias}", f"base_model.model.{alias}", *bare):
+            flat = alias.replace(".", "_")
+            kohya = (f"{start}_{flat}" for start in _KOHYA_COMPONENTS.get(component, (component,)))
+            bare = (alias, f"diffusion_model.{alias}") if component in _DENOISERS else ()
+            for style in (*kohya, f"{component}.{alias}", f"base_model.model.{alias}", *bare):
                 names.setdefault(style, layer)
     return names
 

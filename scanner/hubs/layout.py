@@ -18,13 +18,13 @@ from finextract.weights.formats import PICKLE_SUFFIXES
 from scanner.hubs.fields import visible
 
 DENOISERS = ("unet", "transformer")
-TUNED = (*DENOISERS, "text_encoder")  # what fine-tuning changes
+TUNED = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")  # what fine-tuning changes
 COMPONENTS = (*TUNED, "vae")
 _CONFIG = re.compile(
     r"model_index\.json|"
-    r"(?:unet|transformer|text_encoder|vae)/(?:config\.json|\w+\.safetensors\.index\.json)|"
+    r"(?:unet|transformer|text_encoder(?:_[23])?|vae)/(?:config\.json|\w+\.safetensors\.index\.json)|"
     r"scheduler/\w+\.json|"
-    r"tokenizer/(?:\w+\.json|merges\.txt)"
+    r"tokenizer(?:_[23])?/(?:\w+\.json|merges\.txt|spiece\.model)"
 )
 # They describe the training run.
 SIDECAR_FILES = re.compile(r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml")

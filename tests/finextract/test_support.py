@@ -7,6 +7,7 @@ import sys
 from typing import Any, get_args
 
 import pytest
+from tiny.flow_configs import TRANSFORMERS, model_index, pipeline_configs
 
 from finextract import support
 from finextract.reasons import ReasonCode
@@ -106,7 +107,14 @@ LORA = ("LoRA",)
         (WeightsKind("vae", "unknown", "unknown", False), ReasonCode.UNSUPPORTED_KIND),
         (WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",)), ReasonCode.UNSUPPORTED_KIND),
         (WeightsKind("lora", "unknown", "kohya", False, "", LORA), ReasonCode.UNKNOWN_FAMILY),
-        (WeightsKind("lora", "flux", "kohya", False, "", LORA), ReasonCode.UNSUPPORTED_FAMILY),
+        (
+            WeightsKind("lora", "unknown", "kohya", False, "", LORA, "Chroma"),
+            ReasonCode.UNSUPPORTED_FAMILY,
+        ),
+        (WeightsKind("lora", "flux", "kohya", False, "", LORA), None),
+        (WeightsKind("full", "flux", "ldm", False, "dev"), None),
+        (WeightsKind("unet", "sd3", "diffusers", False, "3.5 large"), None),
+        (WeightsKind("full", "flux", "ldm", False, "fill"), ReasonCode.UNSUPPORTED_INPUTS),
         (WeightsKind("unet", "sd1", "diffusers", False, "inpainting"), ReasonCode.UNSUPPORTED_INPUTS),
         (WeightsKind("unet", "sd1", "ldm", False), ReasonCode.UNSUPPORTED_LAYOUT),
     ],
@@ -134,6 +142,9 @@ def test_every_kind_and_family_can_be_described_and_judged() -> None:
 
 def test_only_a_whole_model_in_the_original_key_names_can_be_a_base_of_one_file() -> None:
     assert why_unsupported_base(WeightsKind("full", "sd1", "ldm", True), "a") is None
+    flux = why_unsupported_base(WeightsKind("full", "flux", "ldm", True, "dev"), "a")
+    assert flux is not None
+    assert "only a full checkpoint of Stable Diffusion 1.x, Stable Diffusion 2 or SDXL can be" in flux.sentence
     found = why_unsupported_base(WeightsKind("lora", "sd1", "kohya", False), "a")
     assert found is not None
     assert found.reason_code is ReasonCode.BASE_UNAVAILABLE
@@ -147,7 +158,9 @@ def test_an_adapter_is_judged_by_its_algorithms_and_not_by_its_description(
     found = why_unsupported(weights, "a")
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_KIND
-    assert found.sentence.endswith("only full checkpoints, UNets and LoRA weights can be scanned so far.")
+    assert found.sentence.endswith(
+        "only full checkpoints, UNets, transformers and LoRA weights can be scanned so far."
+    )
     monkeypatch.setattr(support, "SUPPORTED_ALGORITHMS", frozenset({LORA, algorithms}))
     assert why_unsupported(weights, "a") is None
 
@@ -165,7 +178,7 @@ def test_a_pipeline_with_other_components_is_refused(index: dict[str, Any], word
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert words in found.sentence
-    known = "Stable Diffusion 1.x, Stable Diffusion 2 and SDXL"
+    known = "Stable Diffusion 1.x, Stable Diffusion 2, SDXL, Stable Diffusion 3 and FLUX"
     assert found.sentence.endswith(f"only pipelines of {known} can be scanned so far.")
 
 
@@ -305,6 +318,66 @@ def test_a_configuration_out_of_bounds_is_refused_with_the_field_and_what_it_may
     assert len(found.sentence) < 700
 
 
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_published_pipelines_of_the_flow_families_can_be_loaded(name: str) -> None:
+    index, configs = model_index(name), pipeline_configs(name)
+    family = family_of_pipeline(index)
+    assert family == ("sd3" if name.startswith("sd3") else "flux")
+    scheduler = configs["scheduler/scheduler_config.json"]
+    assert why_unsupported_pipeline(index, scheduler, configs["transformer/config.json"], "p") is None
+    assert why_unsupported_configs(family, configs, "p") is None
+
+
+def test_stable_diffusion_3_may_lack_its_t5_and_nothing_else() -> None:
+    index = model_index("sd3-medium")
+    without = {**index, "text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    assert family_of_pipeline(without) == "sd3"
+    assert family_of_pipeline({**index, "text_encoder_2": [None, None]}) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "config", "code"),
+    [
+        ("FluxFillPipeline", {"in_channels": 384, "out_channels": 64}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxKontextPipeline", {}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxControlPipeline", {"in_channels": 128, "out_channels": 64}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxPipeline", {"in_channels": 128, "out_channels": 64}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxImg2ImgPipeline", {}, None),
+    ],
+)
+def test_a_variant_of_flux_that_takes_an_image_is_refused(
+    pipeline: str, config: dict[str, Any], code: ReasonCode | None
+) -> None:
+    index = {**model_index("flux-dev"), "_class_name": pipeline}
+    found = why_unsupported_pipeline(index, {}, {**TRANSFORMERS["flux-dev"], **config}, "p")
+    assert (found and found.reason_code) == code
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "words"),
+    [
+        ("transformer/config.json", "num_layers", 9000, "1 to 19"),
+        ("transformer/config.json", "in_channels", 384, "4 to 64"),
+        ("text_encoder_2/config.json", "d_model", 10**6, "1 to 4,096"),
+        ("text_encoder_2/config.json", "auto_map", {"AutoModel": "evil.Model"}, "could load further code"),
+        ("vae/config.json", "sample_size", None, "does not state sample_size"),
+        ("scheduler/scheduler_config.json", "_class_name", "DDIMScheduler", "FlowMatchEulerDiscrete"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 500, "1,000 to 1,000"),
+        ("scheduler/scheduler_config.json", "invert_sigmas", True, "it may be false"),
+        ("scheduler/scheduler_config.json", "use_karras_sigmas", 1, "it may be false"),
+        ("tokenizer_2/tokenizer_config.json", "tokenizer_class", "EvilTokenizer", "T5Tokenizer or"),
+    ],
+)
+def test_a_configuration_of_flux_out_of_bounds_is_refused(
+    file: str, name: str, value: object, words: str
+) -> None:
+    configs = pipeline_configs("flux-dev")
+    found = why_unsupported_configs("flux", {**configs, file: {**configs[file], name: value}}, "p")
+    assert found is not None
+    assert f"p/{file}" in found.sentence
+    assert words in found.sentence
+
+
 def test_exactly_one_family_fits_each_supported_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
     for name, family in SUPPORTED_FAMILIES.items():
@@ -328,9 +401,9 @@ def test_a_family_is_known_by_its_components_and_takes_its_own_inputs(
     assert why_unsupported(WeightsKind("lora", "sdxl", "kohya", False, "", LORA), "a") is None
     assert why_unsupported_base(WeightsKind("full", "sdxl", "ldm", True), "a") is None
     assert why_unsupported_base(WeightsKind("full", "sdxl", "ldm", True, "refiner"), "a") is not None
-    flux = why_unsupported(WeightsKind("lora", "flux", "kohya", False, "", LORA), "a")
-    assert flux is not None
-    assert "only Stable Diffusion 1.x and SDXL checkpoints" in flux.sentence
+    other = why_unsupported(WeightsKind("lora", "sd2", "kohya", False, "", LORA), "a")
+    assert other is not None
+    assert "only Stable Diffusion 1.x and SDXL checkpoints" in other.sentence
 
 
 def test_every_supported_family_has_a_loader_and_every_supported_algorithm_a_parser() -> None:

@@ -190,22 +190,29 @@ def test_a_moved_base_is_found_under_its_present_name(old: str, new: str) -> Non
     assert all(is_repo(place) and current_name(place) == place for place in MOVED.values())
 
 
-@pytest.mark.parametrize(
-    ("shapes", "base", "sentence"),
-    [
-        ("lora-flux-diffusers", "black-forest-labs/FLUX.1-dev", "FLUX.1-dev is gated: accept its terms"),
-        ("lora-flux-diffusers", "black-forest-labs/FLUX.1-schnell", "FLUX.1-schnell is gated"),
-        ("lora-sd3-diffusers", "stabilityai/stable-diffusion-3-medium", "3-medium-diffusers is gated"),
-        ("lora-sd35-large-diffusers", "stabilityai/stable-diffusion-3.5-large", "3.5-large is gated"),
-    ],
-)
-def test_a_gated_base_is_reported_before_any_download(shapes: str, base: str, sentence: str) -> None:
-    tensors = {key: tuple(shape) for key, shape in tried_formats.read(shapes)["tensors"].items()}
-    with pytest.raises(Skipped) as skipped:
-        refined(tensors, card=replace(CARD, base_model=base))
-    assert sentence in str(skipped.value)
+GATED = [
+    ("lora-flux-diffusers", "black-forest-labs/FLUX.1-dev", "FLUX.1-dev is gated: accept its terms"),
+    ("lora-flux-diffusers", "black-forest-labs/FLUX.1-schnell", "FLUX.1-schnell is gated"),
+    ("lora-sd3-diffusers", "stabilityai/stable-diffusion-3-medium", "3-medium-diffusers is gated"),
+    ("lora-sd35-large-diffusers", "stabilityai/stable-diffusion-3.5-large", "3.5-large is gated"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "base", "sentence"), GATED)
+def test_a_gated_base_is_known_and_left_to_the_hub_which_asks_for_a_token(
+    shapes: str, base: str, sentence: str
+) -> None:
+    found = refined(tried_shapes(shapes), card=replace(CARD, base_model=base))
+    assert (found.inspection_status, found.base) == (InspectionStatus.READY, current_name(base))
+    assert sentence in gate(base)
     assert gate(SD15) == ""
-    assert family_of_base(base) in ("flux", "sd3")
+    assert family_of_base(base) == found.family
+
+
+def test_a_gated_base_of_what_cannot_be_scanned_is_named_with_the_reason() -> None:
+    fill = {**tried_shapes("full-flux-dev"), "img_in.weight": (3072, 384)}
+    with pytest.raises(Skipped, match=r"FLUX weights \(fill\).*FLUX.1-dev is gated: accept its terms"):
+        refined(fill, card=replace(CARD, base_model="black-forest-labs/FLUX.1-dev"))
 
 
 def test_sidecar_files_complete_what_is_missing() -> None:
@@ -240,8 +247,11 @@ def test_a_deleted_base_is_replaced_by_its_present_copy() -> None:
 @pytest.mark.parametrize(
     ("shapes", "sentence"),
     [
-        (tried_shapes("full-flux-dev"), "FLUX weights (dev): only"),
         (tried_shapes("full-sdxl-refiner"), "SDXL weights (refiner): only models whose single input"),
+        (
+            {**tried_shapes("full-flux-dev"), "img_in.weight": (3072, 384)},
+            "FLUX weights (fill): only models whose single input",
+        ),
         ({"lora_unet_x.hada_w1_a": (4, 4)}, "LyCORIS weights (LoHa): only full checkpoints"),
         ({"x.lora_down.weight": (4, 4), "x.dora_scale": (4, 1)}, "DoRA weights: only full checkpoints"),
         ({"emb_params": (2, 768)}, "a textual inversion (A1111): only full checkpoints"),
