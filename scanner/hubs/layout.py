@@ -88,7 +88,7 @@ def unusable(path: str) -> Layout:
 
 
 def layouts(paths: Iterable[str]) -> list[Layout]:
-    """The checkpoints of a repository: a pipeline, or the files at its top, or a lone denoiser, or a pickle."""
+    """The checkpoints of a repository: a pipeline, the files at its top, a lone denoiser, or a pickle."""
     paths = sorted(p for p in paths if is_safe(p))
     if "model_index.json" in paths and (pipeline := pipeline_weights(paths)):
         return [Layout("", pipeline)]
