@@ -226,7 +226,7 @@ def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
         return None
     flux = {"context_embedder.weight": (3072, 4096), _POOLED: (3072, 768)}
     taken = _shape(keys, "x_embedder.weight")
-    if all(_shape(keys, k) == shape for k, shape in flux.items()) and taken in _FLUX_INPUTS:
+    if all(_shape(keys, k) == shape for k, shape in flux.items()) and taken[:1] == (3072,):
         variant = _flux_variant(
             keys, "x_embedder.weight", "time_text_embed.timestep_", "time_text_embed.guidance_"
         )
