@@ -26,7 +26,7 @@ def replace_weight(layers: Mapping[str, nn.Module], target: FileLayer, weight: T
     if target.swapped:
         weight = _halves_swapped(weight)
     weights = [_weight(layers[name]) for name in target.layers]
-    for own, rows in zip(weights, weight.split([len(own) for own in weights]), strict=True):
+    for own, rows in zip(weights, torch.split(weight, [len(own) for own in weights]), strict=True):
         own.copy_(rows)
 
 

@@ -154,7 +154,8 @@ def packed(latents: Tensor) -> Tensor:
 
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     """The latents [N, C, height, width] of tokens [N, height/2 * width/2, 4C]."""
-    squares = tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))
+    n, _, channels = tokens.shape
+    squares = tokens.transpose(1, 2).reshape(n, channels, height // 2, width // 2)
     return nn.functional.pixel_shuffle(squares, 2)
 
 

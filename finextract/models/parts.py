@@ -24,7 +24,7 @@ _OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.")  # beside the tr
 def image_factor(vae: Any) -> int:
     """How many pixels, in each direction, one latent stands for."""
     levels: int = len(vae.config.block_out_channels)
-    return 2 ** (levels - 1)
+    return 1 << (levels - 1)
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
@@ -38,8 +38,9 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 def encode(vae: Any, images: Tensor) -> Tensor:
     """RGB images uint8 [N, 3, H', W'] -> the mode of their latents [N, C, H, W], in the VAE's dtype."""
     pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
-    latents: Tensor = vae.encode(pixels).latent_dist.mode()
-    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    shift = vae.config.shift_factor or 0.0
+    latents: Tensor = (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor
+    return latents
 
 
 def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:

@@ -176,16 +176,16 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffus
         transformer = diffusers.SD3Transformer2DModel.from_pretrained(
             folder, subfolder="transformer", torch_dtype=dtype, **options
         )
-        clips = [
+        clip_l, clip_g = (
             CLIPTextModelWithProjection.from_pretrained(
                 folder, subfolder=name, dtype=dtype, attn_implementation="sdpa", **options
             )
             for name in ("text_encoder", "text_encoder_2")
-        ]
-        tokenizers = [
+        )
+        tokenizer_l, tokenizer_g = (
             CLIPTokenizer.from_pretrained(folder, subfolder=name, local_files_only=True)
             for name in ("tokenizer", "tokenizer_2")
-        ]
+        )
         t5 = t5_tokenizer = None
         if with_t5:
             t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_3", dtype=dtype, **options)
@@ -200,7 +200,8 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffus
         )
         tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
         solver = FlowEuler.of_scheduler(scheduler.config, tokens)
-    for module in (transformer, *clips, t5, vae):
+    for module in (transformer, clip_l, clip_g, t5, vae):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
-    return StableDiffusion3(transformer, *clips, t5, *tokenizers, t5_tokenizer, vae, solver)
+    tokenizers = (tokenizer_l, tokenizer_g, t5_tokenizer)
+    return StableDiffusion3(transformer, clip_l, clip_g, t5, *tokenizers, vae, solver)

@@ -67,7 +67,11 @@ _OTHER_TRANSFORMERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("Stable Audio", "global_proj.0.weight", ()),
 )
 # The layer that takes FLUX.1's packed latents -> the variant, "" for dev and schnell.
-_FLUX_INPUTS = {(3072, 64): "", (3072, 128): "canny or depth", (3072, 384): "fill"}
+_FLUX_INPUTS: Mapping[tuple[int, ...], str] = {
+    (3072, 64): "",
+    (3072, 128): "canny or depth",
+    (3072, 384): "fill",
+}
 _CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight")
 _T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
@@ -222,7 +226,7 @@ def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
         return None
     flux = {"context_embedder.weight": (3072, 4096), _POOLED: (3072, 768)}
     taken = _shape(keys, "x_embedder.weight")
-    if all(_shape(keys, k) == shape for k, shape in flux.items()) and taken in _FLUX_INPUTS:
+    if all(_shape(keys, k) == shape for k, shape in flux.items()) and taken[:1] == (3072,):
         variant = _flux_variant(
             keys, "x_embedder.weight", "time_text_embed.timestep_", "time_text_embed.guidance_"
         )

@@ -1,6 +1,6 @@
 """Which files of a repository are a checkpoint. Works on file names alone; opens no file.
 
-A checkpoint is a diffusers pipeline folder, or one weight file at the top, or a lone UNet. Names are
+A checkpoint is a diffusers pipeline folder, or one weight file at the top, or a lone denoiser. Names are
 untrusted: one that would lead outside its repository is ignored.
 """
 
@@ -88,7 +88,7 @@ def unusable(path: str) -> Layout:
 
 
 def layouts(paths: Iterable[str]) -> list[Layout]:
-    """The checkpoints of a repository: a pipeline, or the files at its top, or a lone UNet, or a pickle."""
+    """The checkpoints of a repository: a pipeline, the files at its top, a lone denoiser, or a pickle."""
     paths = sorted(p for p in paths if is_safe(p))
     if "model_index.json" in paths and (pipeline := pipeline_weights(paths)):
         return [Layout("", pipeline)]
@@ -98,6 +98,9 @@ def layouts(paths: Iterable[str]) -> list[Layout]:
         return single
     for path in component_files(paths, "unet"):
         return [Layout(path, {path: path})]
+    transformer = list(component_files(paths, "transformer"))
+    if len(transformer) == 1:  # one in shards is loaded from a whole pipeline alone
+        return [Layout(transformer[0], {transformer[0]: transformer[0]})]
     inside = [p for p in paths if p.startswith(COMPONENTS) and p.count("/") == 1]
     pickles = [p for p in (*top, *inside) if PurePosixPath(p).suffix.lower() in PICKLE_SUFFIXES]
     return [Layout(pickles[0], {}, pickled=True)] if pickles else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +11,8 @@ import torch
 from tiny.flow_pipelines import SD3_VARIANTS, SIDE, flux_pipeline, sd3_pipeline
 
 from finextract.guidance import model_guidance
-from finextract.models.base import CopiedPair, TunableModel
-from finextract.models.flux import packed, unpacked
+from finextract.models.base import TunableModel
+from finextract.models.flux import Flux, packed, unpacked
 from finextract.models.loading import load_base
 from finextract.sampling import initial_noise, sample_latents
 
@@ -123,3 +123,48 @@ def test_model_guidance_of_a_model_with_itself_is_the_pipelines_classifier_free_
 
     latents = sample_latents(guided, noise, model.solver, STEPS)
     assert far(latents, theirs_sampled(pipe, noise, "latent", 3.0)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sd3 3.5 medium", "flux dev"])
+@torch.inference_mode()
+def test_a_prediction_depends_on_its_prompt_and_time_and_not_on_its_batch(
+    of_name: Callable[[str], tuple[Any, TunableModel]], name: str
+) -> None:
+    _, model = of_name(name)
+    x = initial_noise([6, 7], model.latent_shape)
+    red, blue = model.condition("a red house"), model.condition("a blue sea")
+    both = model.predict(x, 500.0, red)
+    assert far(model.predict(x[1:], 500.0, red), both[1:]) < 1e-5
+    assert far(model.predict(x, 500.0, blue), both) > 1e-4
+    assert far(model.predict(x, 400.0, red), both) > 1e-4
+
+
+@torch.inference_mode()
+def test_the_guidance_of_flux_dev_is_a_field_and_schnell_has_no_use_for_it(
+    of_name: Callable[[str], tuple[Any, TunableModel]],
+) -> None:
+    for name, differs in (("flux dev", True), ("flux schnell", False)):
+        pipe, model = of_name(name)
+        assert isinstance(model, Flux)
+        assert model.guidance == 1.0
+        guided = replace(model, guidance=3.5)
+        noise = initial_noise([8], model.latent_shape)
+        words = model.condition(PROMPT)
+        latents = sample_latents(lambda x, t: guided.predict(x, t, words), noise, model.solver, STEPS)  # noqa: B023
+        assert far(latents, theirs_sampled(pipe, noise, "latent", 3.5)) < 1e-5
+        same = torch.equal(guided.predict(noise, 500.0, words), model.predict(noise, 500.0, words))
+        assert same != differs
+
+
+@pytest.mark.parametrize("name", ["sd3 3.5 medium", "flux dev"])
+def test_an_image_is_encoded_as_a_trainer_encodes_it(
+    of_name: Callable[[str], tuple[Any, TunableModel]], name: str
+) -> None:
+    pipe, model = of_name(name)
+    images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    latents = model.encode(images)
+    assert latents.shape[1:] == model.latent_shape
+    with torch.inference_mode():
+        mode = pipe.vae.encode(pipe.image_processor.preprocess(images / 255)).latent_dist.mode()
+    expected = (mode - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
+    assert far(latents, expected) < 1e-5

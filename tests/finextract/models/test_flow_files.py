@@ -11,13 +11,15 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny.flow_pipelines import flux_pipeline, sd3_pipeline
+from tiny.flow_pipelines import SIDE, flux_pipeline, sd3_pipeline
 from torch import Tensor
 
 from finextract.adapters.fused import weight_of
 from finextract.adapters.lora import parse_lora
 from finextract.adapters.merge import merge
 from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights
+from finextract.extract import guided_predictor, sample
+from finextract.guidance import DIRECT, Guidance
 from finextract.models.flux import Flux
 from finextract.models.loading import load_base, load_pair, tune
 from finextract.models.stable_diffusion_3 import StableDiffusion3
@@ -237,3 +239,18 @@ def test_a_pipeline_with_pickles_or_without_a_part_is_refused(tmp_path: Path) ->
     weights.with_name("pytorch_model.bin").write_bytes(content)
     with pytest.raises(PickledWeights, match=r"pytorch_model.bin is a pickle"):
         load_base(tmp_path / "base", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_a_pair_of_the_family_is_sampled_with_model_guidance(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pipe = PIPELINES[family]()
+    pipe.transformer.load_state_dict(changed(pipe.transformer))
+    pipe.save_pretrained(tmp_path / "tuned")
+    pair = load_pair(folders[family], tmp_path / "tuned", CPU)
+    predict = guided_predictor(pair, "a red house", "finextract", Guidance(2.0, 0.0, "given"))
+    images = sample(pair.tuned, predict, (1, 2), 3)
+    assert (images.shape, images.dtype) == ((2, 3, SIDE, SIDE), "uint8")
+    tuned_alone = guided_predictor(pair, "a red house", "direct", DIRECT)
+    assert (images != sample(pair.tuned, tuned_alone, (1, 2), 3)).any()

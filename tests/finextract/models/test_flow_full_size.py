@@ -5,9 +5,7 @@ The models are built on torch's meta device, or with tensors that have a device 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +30,7 @@ from finextract.adapters.fused import weight_of
 from finextract.errors import BaseMismatch
 from finextract.models import parts
 from finextract.models.flux import Flux
-from finextract.models.stable_diffusion_3 import StableDiffusion3, TextStates
+from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.sampling import FlowEuler
 from finextract.weights.adapter_keys import parse_lora_key
 from finextract.weights.original_names import FileLayer, file_layers, original_layers
