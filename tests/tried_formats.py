@@ -761,9 +761,8 @@ def table_row(name: str) -> str:
     says = (
         "refused: a pickle" if kind == "pickle" else f"{kind}, {family}" + (f", {detail}" if detail else "")
     )
-    scans = (kind == "lora" and family == "sd1") or (
-        kind in ("full", "unet") and family == "sd1" and not detail
-    )
+    adapter = kind in ("lora", "dora", "lycoris")
+    scans = family == "sd1" and (adapter or (kind in ("full", "unet") and not detail))
     style = "" if style == "unknown" else style
     never = kind in ("vae", "text_encoder", "controlnet", "unknown", "pickle") or (
         kind == "unet" and family == "unknown"

@@ -11,27 +11,53 @@ from finextract.adapters.base import Adapter
 from finextract.errors import BaseMismatch, CorruptWeights
 from finextract.weights.adapter_keys import layer_names
 
+# The largest norm of a weight's change, as a multiple of the weight's own norm, that counts as training.
+MAX_CHANGE = 100.0
+
 
 @torch.no_grad()
 def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
-    """Replaces each adapted layer's weight by what its adapter makes of it, in place.
+    """Replaces each adapted layer's weight and bias by what its adapters make of them, in place.
 
-    `layers` are those of `Model.layers()`. Merge into a copy: where an error is raised, some layers may be
+    `layers` are those of `Model.layers()`. All is computed in float32 (of a float64 layer in float64) and
+    cast to the layer's precision once. Merge into a copy: where an error is raised, some layers may be
     changed already. Raises BaseMismatch for a layer that is unknown to the model or has another shape,
-    CorruptWeights for weights that are not finite.
+    CorruptWeights for weights that are not finite, or that the adapter changes beyond MAX_CHANGE.
     """
     by_name = layer_names(layers)
+    of_layer: dict[str, list[Adapter]] = {}
     for adapter in adapters:
         name = by_name.get(adapter.layer)
         if name is None:
             raise BaseMismatch(
                 f"the adapter has a layer that the base model does not have: {adapter.layer[:120]!r}."
             )
-        weight = layers[name].weight
-        assert isinstance(weight, Tensor)
-        tuned = adapter(weight)
-        if not torch.isfinite(tuned).all():
-            raise CorruptWeights(
-                f"the adapter's layer {adapter.layer[:120]!r} holds numbers that are not finite."
-            )
-        weight.copy_(tuned)
+        of_layer.setdefault(name, []).append(adapter)
+    for name, changes in of_layer.items():
+        _merge_layer(layers[name], changes)
+
+
+def _merge_layer(layer: nn.Module, adapters: Iterable[Adapter]) -> None:
+    """Replaces the weight and the bias of one layer."""
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    assert isinstance(weight, Tensor)
+    old = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    new, new_bias = old, None if bias is None else bias.to(old)
+    for adapter in adapters:
+        new, new_bias = adapter(new, new_bias)
+        _check(adapter.layer, old, new, new_bias)
+    weight.copy_(new)
+    if bias is not None and new_bias is not None:
+        bias.copy_(new_bias)
+
+
+def _check(layer: str, old: Tensor, new: Tensor, bias: Tensor | None) -> None:
+    """Raises CorruptWeights for numbers that no training gives."""
+    if not torch.isfinite(new).all() or (bias is not None and not torch.isfinite(bias).all()):
+        raise CorruptWeights(f"the adapter's layer {layer[:120]!r} holds numbers that are not finite.")
+    norm, change = float(old.norm()), float((new - old).norm())
+    if norm > 0 and change > MAX_CHANGE * norm:
+        raise CorruptWeights(
+            f"the adapter changes the layer {layer[:120]!r} by {change / norm:.3g} times the norm of its "
+            f"weights, beyond {MAX_CHANGE:g}: its numbers are damaged, or it is for another base model."
+        )

@@ -108,12 +108,12 @@ class StableDiffusion:
         return result
 
     def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolutional layers of the UNet and the text encoder, "unet.mid_block...."."""
+        """The linear, convolutional and normalisation layers of the UNet and the text encoder."""
         return {
             f"{component}.{name}": layer
             for component in self.components
             for name, layer in getattr(self, component).named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
         }
 
     def copy_for_tuning(self) -> StableDiffusion:
