@@ -34,7 +34,8 @@ class DoraLayer:
         axis = self._axis(weight)
         changed, bias = self.direction(weight, bias)
         others = [i for i in range(weight.dim()) if i != axis]
-        norm = changed.norm(dim=others, keepdim=True).clamp(min=torch.finfo(changed.dtype).tiny)
+        norm = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
+        norm = norm.clamp(min=torch.finfo(changed.dtype).tiny)
         magnitude = self.magnitude.to(weight).reshape(norm.shape)
         return changed * (magnitude / norm), bias
 

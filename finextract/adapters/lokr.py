@@ -65,7 +65,7 @@ class LokrLayer:
         require_fit(self.layer, self.shape, weight)
         first, second = self.first.matrix(weight), self.second.matrix(weight)
         first = first.reshape(*first.shape, *[1] * (second.dim() - 2))
-        return weight + self.scale * torch.kron(first, second).reshape(weight.shape), bias
+        return weight + self.scale * torch.kron(first, second.contiguous()).reshape(weight.shape), bias
 
 
 def parse(tensors: LayerTensors) -> LokrLayer:
