@@ -67,8 +67,8 @@ def parse(tensors: LayerTensors) -> OutputButterfly | InputButterfly:
 def _require_butterfly(layer: str, blocks: Tensor, size: int, weight: Tensor) -> None:
     """Raises BaseMismatch unless every stage covers `size` channels and can be put into its order."""
     stages, number, block, _ = blocks.shape
-    even = stages == 1 or (block % 2 == 0 and number % 2 ** (stages - 1) == 0)
-    if number * block != size or stages > 32 or not even:
+    even = stages == 1 or (block % 2 == 0 and stages < 32 and number % 2 ** (stages - 1) == 0)
+    if weight.dim() < 2 or number * block != size or not even:
         raise mismatch(layer, blocks.shape, weight)
 
 

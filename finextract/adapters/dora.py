@@ -31,8 +31,8 @@ class DoraLayer:
 
     def __call__(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The changed weight with this layer's magnitude. See `Adapter.__call__`."""
-        axis = self._axis(weight)
         changed, bias = self.direction(weight, bias)
+        axis = self._axis(weight)
         others = [i for i in range(weight.dim()) if i != axis]
         norm = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
         norm = norm.clamp(min=torch.finfo(changed.dtype).tiny)

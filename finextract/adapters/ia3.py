@@ -21,7 +21,8 @@ class Ia3Layer:
     """The (IA)3 of one layer."""
 
     layer: str  # its name in the file
-    factor: Tensor  # one number for each input or output
+    vector: Tensor  # one number for each input or output
+    offset: float  # the factors are vector + offset
     on_input: bool | None  # None where only the sizes of the layer show it
     with_bias: bool
 
@@ -29,12 +30,13 @@ class Ia3Layer:
         """The scaled weight. See `Adapter.__call__`."""
         on_input = self._on_input(weight)
         axis = 1 if on_input else 0
-        if weight.dim() < 2 or self.factor.numel() != weight.shape[axis]:
-            raise mismatch(self.layer, self.factor.shape, weight)
+        if weight.dim() < 2 or self.vector.numel() != weight.shape[axis]:
+            raise mismatch(self.layer, self.vector.shape, weight)
+        factor = self.vector.to(weight).flatten() + self.offset
         sizes = [-1 if i == axis else 1 for i in range(weight.dim())]
         if self.with_bias and not on_input and bias is not None:
-            bias = bias * self.factor.to(bias).reshape(bias.shape)
-        return weight * self.factor.to(weight).reshape(sizes), bias
+            bias = bias * factor.reshape(bias.shape)
+        return weight * factor.reshape(sizes), bias
 
     def _on_input(self, weight: Tensor) -> bool:
         if self.on_input is not None:
@@ -44,20 +46,21 @@ class Ia3Layer:
                 f"the adapter's layer {self.layer[:120]!r} has as many inputs as outputs, and no readable "
                 "adapter_config.json beside it says which of them its (IA)3 scales."
             )
-        return weight.dim() > 1 and self.factor.numel() == weight.shape[1]
+        return weight.dim() > 1 and self.vector.numel() == weight.shape[1]
 
 
 def parse(tensors: LayerTensors) -> Ia3Layer:
     """The (IA)3 of one layer, by LyCORIS or by PEFT. Raises CorruptWeights for an incomplete layer."""
     if "on_input" in tensors.parts:
-        on_input, factor = tensors.number("on_input"), tensors["weight"]
-        return Ia3Layer(tensors.layer, factor.float() + 1, bool(on_input), with_bias=False)
-    factor = tensors["ia3_l"]
-    if factor.dim() == 2:  # of a linear layer: [out, 1] or [1, in]
-        if 1 not in factor.shape:
+        on_input, vector = bool(tensors.number("on_input")), tensors["weight"]
+        return Ia3Layer(tensors.layer, vector, 1.0, on_input, with_bias=False)
+    vector = tensors["ia3_l"]
+    on_input_or_unknown = _is_feedforward(tensors)
+    if vector.dim() == 2:  # of a linear layer: [out, 1] or [1, in]
+        if 1 not in vector.shape:
             raise tensors.unusable("ia3_l")
-        return Ia3Layer(tensors.layer, factor, factor.shape[1] > 1, with_bias=True)
-    return Ia3Layer(tensors.layer, factor, _is_feedforward(tensors), with_bias=True)
+        on_input_or_unknown = vector.shape[1] > 1
+    return Ia3Layer(tensors.layer, vector, 0.0, on_input_or_unknown, with_bias=True)
 
 
 def _is_feedforward(tensors: LayerTensors) -> bool | None:

@@ -32,7 +32,7 @@ class OutputRotation:
     def __call__(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rotated weight. See `Adapter.__call__`."""
         blocks, size, _ = self.blocks.shape
-        if blocks * size != weight.shape[0]:
+        if weight.dim() < 2 or blocks * size != weight.shape[0]:
             raise mismatch(self.layer, self.blocks.shape, weight)
         rotations = self.blocks.to(weight)
         if not self.rotations:

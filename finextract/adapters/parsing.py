@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from finextract.adapters import boft, dora, full, glora, ia3, loha, lokr, lora, oft
 from finextract.adapters.base import Adapter
 from finextract.adapters.tensors import LayerTensors
-from finextract.errors import UnsupportedWeights
+from finextract.errors import CorruptWeights, UnsupportedWeights
 from finextract.metadata.untrusted import object_of
 from finextract.weights.adapter_keys import group_by_layer
 
@@ -60,6 +61,10 @@ KINDS = (
     AdapterKind(full.parse, frozenset({"diff", "diff_b"}), beside_others=True),
     AdapterKind(full.parse_norm, frozenset({"w_norm", "b_norm"}), beside_others=True),
 )
+_FLOATS = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+)
 DORA = frozenset({"dora_scale", "lora_magnitude"})
 
 
@@ -84,13 +89,11 @@ def parse_adapter(
             f"the adapter holds {_named(grouped.rest)}, which fits no kind of adapter that can be merged."
         )
     fields = {**object_of(metadata.get("lora_adapter_metadata")), **config}
-    return [
-        adapter
-        for layer, keys in grouped.layers.items()
-        for adapter in _of_layer(
-            LayerTensors(layer, {part: state[key] for part, key in keys.items()}, fields)
-        )
-    ]
+    adapters: list[Adapter] = []
+    for layer, keys in grouped.layers.items():
+        parts = {part: _numbers(key, part, state[key]) for part, key in keys.items()}
+        adapters += _of_layer(LayerTensors(layer, parts, fields))
+    return adapters
 
 
 def _of_layer(tensors: LayerTensors) -> Iterator[Adapter]:
@@ -114,6 +117,14 @@ def _of_layer(tensors: LayerTensors) -> Iterator[Adapter]:
             f"the adapter's layer {tensors.layer[:120]!r} holds {_named(sorted(left))}, which no kind of "
             "adapter that can be merged has there."
         )
+
+
+def _numbers(key: str, part: str, tensor: Tensor) -> Tensor:
+    """A tensor that holds real numbers, or whole ones where it is a single number. Raises CorruptWeights."""
+    whole = part in ("alpha", "on_input") and not tensor.dtype.is_complex
+    if tensor.dtype not in _FLOATS and not whole:
+        raise CorruptWeights(f"the adapter holds {key[:120]!r} as {tensor.dtype}, which no trainer writes.")
+    return tensor
 
 
 def _named(keys: Sequence[str]) -> str:

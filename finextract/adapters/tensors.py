@@ -83,7 +83,7 @@ def require_fit(layer: str, shape: Sequence[int], weight: Tensor) -> None:
     A kernel of one pixel may be missing or present, and a kernel may be flattened into the second axis.
     """
     wanted = list(weight.shape)
-    flat = [wanted[0], math.prod(wanted[1:])] if wanted else []
+    flat = [wanted[0], math.prod(wanted[1:])] if len(wanted) > 1 else wanted
     if _without_ones(shape) != _without_ones(wanted) and list(shape) != flat:
         raise mismatch(layer, shape, weight)
 
