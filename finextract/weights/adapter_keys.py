@@ -7,6 +7,7 @@ kohya's sd-scripts, LyCORIS, PEFT, diffusers and XLabs write them. Reads no tens
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -344,6 +345,11 @@ def _width_in(header: Header, key: str) -> int | None:
         return None
     if _WIDTH_IN.search(key) or key.endswith("attn2.to_k.weight"):
         return shape[1]
+    parsed = parse_key(key)
+    if parsed is not None and parsed.part == "boft_R" and len(shape) == 4:  # blocks of inputs
+        return shape[1] * shape[2]
+    if parsed is not None and parsed.part == "oft_R" and len(shape) == 2:  # their triangles, as vectors
+        return shape[0] * ((1 + math.isqrt(1 + 8 * shape[1])) // 2)
     layer, _, ending = key.rpartition(".")
     if ending in ("lokr_w1", "lokr_w1_b"):  # a Kronecker product: the widths multiply
         for other in (f"{layer}.lokr_w2", f"{layer}.lokr_w2_b"):
