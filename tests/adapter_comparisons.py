@@ -86,7 +86,7 @@ def difference(name: str) -> float:
         return CASES[name][1]()
 
 
-def randomised(module: nn.Module) -> None:
+def randomised(module: nn.Module, std: float = 0.3) -> None:
     """Gives an adapter weights as training might: none is 0, and magnitudes stay near where they start.
 
     LyCORIS' full difference holds the layer's own weights once it is applied.
@@ -98,9 +98,9 @@ def randomised(module: nn.Module) -> None:
             if any(start in name for start in ("dora_scale", "magnitude", "rescale", "boft_s", "ia3_l")):
                 tensor.mul_(1 + 0.2 * torch.randn_like(tensor))
             elif type(part).__name__ == "FullModule":
-                tensor.add_(0.3 * torch.randn_like(tensor))
+                tensor.add_(std * torch.randn_like(tensor))
             else:
-                tensor.normal_(std=0.3)
+                tensor.normal_(std=std)
 
 
 # --- LyCORIS ----------------------------------------------------------------------------------------------

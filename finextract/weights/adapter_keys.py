@@ -348,7 +348,7 @@ def _width_in(header: Header, key: str) -> int | None:
     parsed = parse_key(key)
     if parsed is not None and parsed.part == "boft_R" and len(shape) == 4:  # blocks of inputs
         return shape[1] * shape[2]
-    if parsed is not None and parsed.part == "oft_R" and len(shape) == 2:  # their triangles, as vectors
+    if parsed is not None and parsed.part == "oft_R" and len(shape) == 2 and shape[0] > 1:  # as triangles
         return shape[0] * ((1 + math.isqrt(1 + 8 * shape[1])) // 2)
     layer, _, ending = key.rpartition(".")
     if ending in ("lokr_w1", "lokr_w1_b"):  # a Kronecker product: the widths multiply
