@@ -64,8 +64,16 @@ _NOISE_OR_VELOCITY = frozenset({"epsilon", "v_prediction"})
 _ORIGINAL_FILE: frozenset[tuple[Kind, Style]] = frozenset({("full", "ldm")})
 # Kinds of full weights that can be scanned, as messages list them.
 SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets, transformers"}
-# `WeightsKind.algorithms` of adapters that can be scanned. finextract.adapters.parsing has their parsers.
-SUPPORTED_ALGORITHMS: frozenset[tuple[str, ...]] = frozenset({("LoRA",)})
+# The algorithms of adapters that can be scanned, as `WeightsKind.algorithms` names them. A file may have
+# several of them, in one layer or in different layers. finextract.adapters.parsing has their parsers.
+SUPPORTED_ALGORITHMS: frozenset[str] = frozenset(
+    {
+        "LoRA", "DoRA", "Tucker decomposition", "LoHa", "LoKr", "OFT", "BOFT", "IA3", "GLoRA",
+        "full difference", "norm layers", "scalars",
+    }
+)  # fmt: skip
+# The adapters that can be scanned, as messages list them.
+_ADAPTERS = ("LoRA", "DoRA", "LyCORIS weights")
 _T5_TOKENIZERS = frozenset({"T5Tokenizer", "T5TokenizerFast"})
 _FLOW = "flow_prediction"  # a velocity; no scheduler of diffusers states it
 # finextract.models.loading has the loader of each family.
@@ -148,12 +156,13 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
     `where` names the file in the sentence.
     """
     holds = f"{where} holds {describe(kind)}"
-    supported = kind.algorithms in SUPPORTED_ALGORITHMS if kind.is_adapter else kind.kind in SUPPORTED_KINDS
+    supported = kind.kind in SUPPORTED_KINDS
+    if kind.is_adapter:
+        supported = bool(kind.algorithms) and SUPPORTED_ALGORITHMS.issuperset(kind.algorithms)
     if not supported:
-        adapters = (f"{' and '.join(algorithms)} weights" for algorithms in sorted(SUPPORTED_ALGORITHMS))
         return Reason(
             ReasonCode.UNSUPPORTED_KIND,
-            f"{holds}: only {_listed([*SUPPORTED_KINDS.values(), *adapters])} can be scanned so far.",
+            f"{holds}: only {_listed([*SUPPORTED_KINDS.values(), *_ADAPTERS])} can be scanned so far.",
         )
     if kind.family == "unknown" and not kind.model:
         return Reason(

@@ -833,7 +833,8 @@ def table_row(name: str) -> str:
     )
     known = family in ("sd1", "sd2", "sdxl", "sd3", "flux")
     plain = not detail or family in ("sd3", "flux")
-    scans = known and (kind == "lora" or (kind in ("full", "unet") and plain))
+    adapter = kind in ("lora", "dora", "lycoris")
+    scans = known and (adapter or (kind in ("full", "unet") and plain))
     style = "" if style == "unknown" else style
     never = kind in ("vae", "text_encoder", "controlnet", "unknown", "pickle") or (
         kind == "unet" and family == "unknown"

@@ -1,4 +1,4 @@
-"""The protocol of an adapter: a function of one layer's weight. One module for each kind of adapter."""
+"""The protocol of an adapter: a function of one layer's weight and bias. One module for each kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Adapter(Protocol):
-    """The change of one layer's weight that an adapter file describes.
+    """The change of one layer that an adapter file describes.
 
     A function of the weight, since some kinds (DoRA, OFT, IA3) are no difference that could be added.
     """
@@ -18,11 +18,11 @@ class Adapter(Protocol):
         """The layer's name as the file has it; finextract.weights.adapter_keys knows the styles."""
         ...
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The new weight, of the same shape, dtype and device. The given one is not changed.
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The new weight and the new bias, of the same shapes. The given ones are not changed.
 
-        The adapter's own product is computed in float32 and cast to the weight's dtype once.
-        Raises BaseMismatch where the layer has another shape, CorruptWeights for tensors that do not belong
-        together.
+        Both are in float32 (or float64), on the device of the layer; `merge` casts the results once. Most
+        kinds return the bias as it is; a layer without a bias has None. Raises BaseMismatch where the layer
+        has another shape, before anything large is computed.
         """
         ...

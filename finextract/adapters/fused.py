@@ -1,12 +1,12 @@
 """The weight of a layer that an adapter file names, where it is made of several layers of the model.
 
-An adapter is a function of a weight, whatever its kind: the weights of the layers are put together as the
-file has them, the adapter changes the whole, and the rows go back to where they came from.
+An adapter is a function of a weight and a bias, whatever its kind: those of the layers are put together as
+the file has them, the adapter changes the whole, and the rows go back to where they came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,40 @@ from torch import Tensor, nn
 from finextract.weights.original_names import FileLayer
 
 
-def weight_of(layers: Mapping[str, nn.Module], target: FileLayer) -> Tensor:
-    """The weight [rows, ...] as the file's model has it. `layers` are those of `Model.layers()`."""
-    weights = [_weight(layers[name]) for name in target.layers]
-    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return _halves_swapped(weight) if target.swapped else weight
+def whole_layer(layers: Mapping[str, nn.Module], target: FileLayer) -> tuple[Tensor, Tensor | None]:
+    """Weight [rows, ...] and bias [rows] as the file's model has them, in float32 (or float64).
+
+    There is no bias where one of the layers has none. `layers` are those of `Model.layers()`.
+    """
+    weights, biases = _tensors(layers, target, "weight"), _tensors(layers, target, "bias")
+    weight = _in_the_files_order(weights, target)
+    return weight, _in_the_files_order(biases, target) if len(biases) == len(weights) else None
 
 
-def replace_weight(layers: Mapping[str, nn.Module], target: FileLayer, weight: Tensor) -> None:
-    """Copies the rows of such a weight into the layers, in place."""
-    if target.swapped:
-        weight = _halves_swapped(weight)
-    weights = [_weight(layers[name]) for name in target.layers]
-    for own, rows in zip(weights, torch.split(weight, [len(own) for own in weights]), strict=True):
-        own.copy_(rows)
+def replace_layer(
+    layers: Mapping[str, nn.Module], target: FileLayer, weight: Tensor, bias: Tensor | None
+) -> None:
+    """Copies the rows of such a weight and bias into the layers, in place, in their own precision."""
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        rows = _halves_swapped(value) if target.swapped else value
+        own = _tensors(layers, target, name)
+        for tensor, part in zip(own, rows.split([len(tensor) for tensor in own]), strict=True):  # type: ignore[no-untyped-call]
+            tensor.copy_(part)
+
+
+def _in_the_files_order(tensors: Sequence[Tensor], target: FileLayer) -> Tensor:
+    whole = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+    whole = whole.to(torch.promote_types(whole.dtype, torch.float32))
+    return _halves_swapped(whole) if target.swapped else whole
 
 
 def _halves_swapped(weight: Tensor) -> Tensor:
     return torch.cat(weight.chunk(2)[::-1])
 
 
-def _weight(layer: nn.Module) -> Tensor:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _tensors(layers: Mapping[str, nn.Module], target: FileLayer, name: str) -> list[Tensor]:
+    """The tensors of that name of the layers that have one."""
+    found = (getattr(layers[layer], name, None) for layer in target.layers)
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]

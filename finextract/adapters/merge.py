@@ -5,32 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finextract.adapters.base import Adapter
-from finextract.adapters.fused import replace_weight, weight_of
+from finextract.adapters.fused import replace_layer, whole_layer
 from finextract.errors import BaseMismatch, CorruptWeights
-from finextract.weights.original_names import file_layers
+from finextract.weights.original_names import FileLayer, file_layers
+
+# The largest norm of a weight's change, as a multiple of the weight's own norm, that counts as training. In
+# the zoo's LoRAs, which give back their training images, it is 0.54.
+MAX_CHANGE = 100.0
 
 
 @torch.no_grad()
 def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
-    """Replaces each adapted layer's weight by what its adapter makes of it, in place.
+    """Replaces each adapted layer's weight and bias by what its adapters make of them, in place.
 
-    `layers` are those of `Model.layers()`. Merge into a copy: where an error is raised, some layers may be
+    `layers` are those of `Model.layers()`. All is computed in float32 (of a float64 layer in float64) and
+    cast to the layer's precision once. Merge into a copy: where an error is raised, some layers may be
     changed already. Raises BaseMismatch for a layer that is unknown to the model or has another shape,
-    CorruptWeights for weights that are not finite.
+    CorruptWeights for weights that are not finite, or that the adapter changes beyond MAX_CHANGE.
     """
     by_name = file_layers(layers)
+    of_layer: dict[FileLayer, list[Adapter]] = {}
     for adapter in adapters:
         target = by_name.get(adapter.layer)
         if target is None:
             raise BaseMismatch(
                 f"the adapter has a layer that the base model does not have: {adapter.layer[:120]!r}."
             )
-        tuned = adapter(weight_of(layers, target))
-        if not torch.isfinite(tuned).all():
-            raise CorruptWeights(
-                f"the adapter's layer {adapter.layer[:120]!r} holds numbers that are not finite."
-            )
-        replace_weight(layers, target, tuned)
+        of_layer.setdefault(target, []).append(adapter)
+    for target, changes in of_layer.items():
+        old, bias = whole_layer(layers, target)
+        new = old
+        for adapter in changes:
+            new, bias = adapter(new, bias)
+            _check(adapter.layer, old, new, bias)
+        replace_layer(layers, target, new, bias)
+
+
+def _check(layer: str, old: Tensor, new: Tensor, bias: Tensor | None) -> None:
+    """Raises CorruptWeights for numbers that no training gives."""
+    if not torch.isfinite(new).all() or (bias is not None and not torch.isfinite(bias).all()):
+        raise CorruptWeights(f"the adapter's layer {layer[:120]!r} holds numbers that are not finite.")
+    norm, change = float(old.norm()), float((new - old).norm())
+    if norm > 0 and change > MAX_CHANGE * norm:
+        raise CorruptWeights(
+            f"the adapter changes the layer {layer[:120]!r} by {change / norm:.3g} times the norm of its "
+            f"weights, beyond {MAX_CHANGE:g}: its numbers are damaged, or it is for another base model."
+        )

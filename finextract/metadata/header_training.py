@@ -10,7 +10,7 @@ from typing import Any
 from finextract.metadata.sidecar_files import parse_sidecar_file
 from finextract.metadata.training import Training, parse_training
 from finextract.metadata.untrusted import object_of, text_of
-from finextract.weights.adapter_keys import parse_lora_key
+from finextract.weights.adapter_keys import parse_key
 from finextract.weights.headers import Header
 
 MAX_CONCEPTS = 20
@@ -52,6 +52,6 @@ def _rank(header: Header) -> int | None:
     ranks = Counter(
         tensor.shape[0]
         for key, tensor in header.tensors.items()
-        if len(tensor.shape) >= 2 and (parsed := parse_lora_key(key)) is not None and parsed.part == "down"
+        if len(tensor.shape) >= 2 and (parsed := parse_key(key)) is not None and parsed.part == "lora_down"
     )
     return ranks.most_common(1)[0][0] if ranks else None

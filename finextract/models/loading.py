@@ -99,7 +99,7 @@ def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     state = _load_state(path)
     if kind.is_adapter:
         config = read_object(path.parent / "adapter_config.json")  # PEFT's; empty where there is none
-        merge(model.layers(), parse_adapter(kind, state, header.metadata, config))
+        merge(model.layers(), parse_adapter(state, header.metadata, config))
         return CopiedPair(base, model, kind.tuning)
     with _named(path):
         if kind.kind == "unet":

@@ -56,13 +56,13 @@ def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
 
 
 def layers_of(components: Mapping[str, nn.Module | None]) -> dict[str, nn.Module]:
-    """The linear and convolutional layers of components, "transformer.proj_out"."""
+    """The linear, convolutional and normalisation layers of components that have a weight."""
     return {
         f"{component}.{name}": layer
         for component, module in components.items()
         if module is not None
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm) and layer.weight is not None
     }
 
 

@@ -98,7 +98,7 @@ class UNetModel:
         return result
 
     def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolutional layers of the components, "unet.mid_block....", "text_encoder....".
+        """The linear, convolutional and normalisation layers of the components, "unet.mid_block....".
 
         Each has a `weight`.
         """
@@ -106,7 +106,7 @@ class UNetModel:
             f"{component}.{name}": layer
             for component in self.components
             for name, layer in getattr(self, component).named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
         }
 
     def copy_for_tuning(self) -> Self:

@@ -7,10 +7,10 @@ kohya's sd-scripts, LyCORIS, PEFT, diffusers and XLabs write them. Reads no tens
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from finextract.weights.families import Layer, Origin, named_origin, transformer_origin
 from finextract.weights.headers import Header
@@ -19,32 +19,54 @@ from finextract.weights.headers import Header
 _LORA_DOWN = r"(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight"
 _LORA_UP = r"(?:lora_up|lora_B(?:\.default)?|lora\.up|lora_linear_layer\.up)\.weight"
 # Before PEFT, diffusers stored the adapters of an attention as processor.<projection>_lora.
-_OLD_PROCESSOR = r"processor\.(?P<projection>to_(?:q|k|v|out))_lora\.(?P<old>down|up)\.weight"
-# Algorithm -> the endings that it alone has. "" are endings that occur with any algorithm.
-_ENDINGS = {
-    "LoRA": f"{_LORA_DOWN}|{_LORA_UP}|{re.sub('P<[a-z]+>', ':', _OLD_PROCESSOR)}",
-    "XLabs LoRA": r"processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight",
-    "DoRA": r"dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?",
-    "Tucker decomposition": r"lora_mid\.weight",
-    "LoHa": r"hada_(?:w[12]_[ab]|t[12])",
-    "LoKr": r"lokr_(?:w[12](?:_[ab])?|t[12])",
-    "OFT": r"oft_blocks|oft_diag|oft_R(?:\.weight)?",
-    "BOFT": r"boft_[Rs]",
-    "IA3": r"on_input|ia3_l(?:\.weight)?",
-    "GLoRA": r"(?:a1|a2|b1|b2|bm)\.weight",
-    "full difference": r"diff|diff_b",
-    "norm layers": r"w_norm|b_norm",
-    "scalars": r"scalar|rescale",
-    "": r"alpha",
+_OLD = r"processor\.(?P<projection{0}>to_(?:q|k|v|out))_lora\.{0}\.weight"
+_OLD_DOWN, _OLD_UP = _OLD.format("down"), _OLD.format("up")
+_LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+_LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+# Algorithm -> the parts of a layer that it alone has -> their endings. "" are parts of any algorithm.
+_ENDINGS: dict[str, dict[str, str]] = {
+    "LoRA": {
+        "lora_down": f"{_LORA_DOWN}|{_OLD_DOWN}",
+        "lora_up": f"{_LORA_UP}|{_OLD_UP}",
+        "lora_bias": r"lora_B(?:\.default)?\.bias",
+    },
+    "XLabs LoRA": {
+        f"{name}_{half}": rf"processor\.{name}\.{half}\.weight"
+        for name in ("qkv_lora", "qkv_lora1", "qkv_lora2", "proj_lora", "proj_lora1", "proj_lora2")
+        for half in ("down", "up")
+    },
+    "DoRA": {
+        "dora_scale": r"dora_scale",
+        "lora_magnitude": r"lora_magnitude_vector(?:\.default)?(?:\.weight)?",
+    },
+    "Tucker decomposition": {"lora_mid": r"lora_mid\.weight"},
+    "LoHa": {
+        name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    },
+    "LoKr": {name: name for name in _LOKR},
+    "OFT": {"oft_blocks": "oft_blocks", "oft_diag": "oft_diag", "oft_R": r"oft_R(?:\.default)?(?:\.weight)?"},
+    "BOFT": {"boft_R": r"boft_R(?:\.default)?", "boft_s": r"boft_s(?:\.default)?"},
+    "IA3": {"on_input": "on_input", "ia3_l": r"ia3_l(?:\.default)?(?:\.weight)?"},
+    "GLoRA": {name: rf"{name}\.weight" for name in ("a1", "a2", "b1", "b2", "bm")},
+    "full difference": {"diff": "diff", "diff_b": "diff_b"},
+    "norm layers": {"w_norm": "w_norm", "b_norm": "b_norm"},
+    "scalars": {"scalar": "scalar", "rescale": "rescale"},
+    "": {"alpha": "alpha"},
 }
-_GROUPS = {f"g{i}": algorithm for i, algorithm in enumerate(_ENDINGS)}
+_GROUPS = [(algorithm, part) for algorithm, parts in _ENDINGS.items() for part in parts]
 _KEY = re.compile(
     r"(?P<layer>.+)\.(?:"
-    + "|".join(f"(?P<g{i}>{ending})" for i, ending in enumerate(_ENDINGS.values()))
+    + "|".join(f"(?P<g{i}>{_ENDINGS[algorithm][part]})" for i, (algorithm, part) in enumerate(_GROUPS))
     + ")",
     re.DOTALL,
 )
-_GLORA = {"a1.weight", "a2.weight", "b1.weight", "b2.weight"}
+# LyCORIS stores the vector of its (IA)3 as a plain weight beside on_input, and GLoRA has further matrices.
+_IA3_WEIGHT = ".weight"
+_GLORA = {"a1", "a2", "b1", "b2"}
+# The embeddings of a textual inversion that was trained together with an adapter (pivotal tuning).
+_EMBEDDING = re.compile(
+    r"(?:bundle_emb\..+|emb_params|clip_[lg]|t5(?:xxl)?|text_encoders_[0-9]|<[^<>]+>)", re.DOTALL
+)
 _UNET_BLOCK = re.compile(
     r"(?:^|[._])(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]"
 )
@@ -52,95 +74,201 @@ _CROSS_KEY = re.compile(r"[._]attn2[._](?:processor[._])?to_k(?:_lora)?\.")
 # The tensors of any algorithm whose second axis is a layer's input width, or whose first is its output width.
 _WIDTH_IN = re.compile(rf"(?:{_LORA_DOWN}|(?:lora[12]?\.down|\.b2)\.weight|\.(?:hada_w1_b|diff))$")
 _WIDTH_OUT = re.compile(rf"(?:{_LORA_UP}|(?:lora[12]?\.up|\.b1)\.weight|\.hada_w1_a)$")
-_LORA_KEY = re.compile(
-    rf"(?P<layer>.+)\.(?:(?P<down>{_LORA_DOWN})|(?P<up>{_LORA_UP})|(?P<alpha>alpha)|{_OLD_PROCESSOR})",
-    re.DOTALL,
-)
-_XLABS_KEY = re.compile(
-    r"(?P<layer>.+\.processor\.(?:qkv|proj)_lora[12]?)\.(?P<part>down|up)\.weight", re.DOTALL
-)
 _ADDED = re.compile(r"(?:add_embedding[._]linear_1|label_emb[._]0[._]0)$")  # SDXL's second conditioning
 _DENOISERS = ("unet", "transformer")
-# How kohya's sd-scripts, and OneTrainer for transformers, begin the names of a component's layers. FLUX.1's
-# T5 is lora_te3 as that of Stable Diffusion 3 is; the first versions had lora_te2.
-_KOHYA_COMPONENTS = {
-    "unet": ("lora_unet",),
-    "transformer": ("lora_unet", "lora_transformer"),
-    "text_encoder": ("lora_te", "lora_te1"),
-    "text_encoder_2": ("lora_te2", "lora_te3"),
+# What opens kohya's names of a component's layers. OneTrainer calls the transformer lora_transformer.
+_KOHYA_STARTS = {
+    "unet": ("lora_unet", "lycoris"),
+    "transformer": ("lora_unet", "lora_transformer", "lycoris"),
+    "text_encoder": ("lora_te", "lora_te1", "lycoris"),
+    "text_encoder_2": ("lora_te2",),
     "text_encoder_3": ("lora_te3",),
 }
+# The parts of a UNet's block, and what Stability's own code calls the layers of a residual block and others.
+_UNET_PART = re.compile(
+    r"unet\.(?P<block>(?:down_blocks|up_blocks)\.\d+|mid_block)\."
+    r"(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<number>\d+)\."
+)
+_ORIGINAL_RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+}  # fmt: skip
+_ORIGINAL_UNET = {
+    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
+}  # fmt: skip
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
 _KOLORS_WIDTH = 5632  # of Kolors' second conditioning; SDXL's is 2816
 
 
 @dataclass(frozen=True, slots=True)
-class LoraKey:
-    """The key of one tensor of a LoRA."""
+class AdapterKey:
+    """The key of one tensor of an adapter."""
 
     layer: str  # the layer's name, in the style of the file
-    part: Literal["down", "up", "alpha"]
+    part: str  # what the tensor is to the layer: "lora_down", "hada_w1_a", "alpha"; see _ENDINGS
+    algorithm: str  # the algorithm that alone has this part; "" where several have it
 
 
-def parse_lora_key(key: str) -> LoraKey | None:
-    """Layer and part of a LoRA's tensor, whichever tool wrote it; None for any other tensor."""
-    if (xlabs := _XLABS_KEY.fullmatch(key)) is not None:
-        return LoraKey(xlabs["layer"], "down" if xlabs["part"] == "down" else "up")
-    match = _LORA_KEY.fullmatch(key)
+def parse_key(key: str) -> AdapterKey | None:
+    """Layer, part and algorithm of an adapter's tensor, whichever tool wrote it; None for any other tensor.
+
+    The plain weight that LyCORIS stores for (IA)3 is recognised by `group_by_layer` alone.
+    """
+    match = _KEY.fullmatch(key)
     if match is None:
         return None
-    if match["old"]:
-        projection = f"{match['projection']}.0" if match["projection"] == "to_out" else match["projection"]
-        return LoraKey(f"{match['layer']}.{projection}", "down" if match["old"] == "down" else "up")
-    return LoraKey(match["layer"], "down" if match["down"] else "up" if match["up"] else "alpha")
+    group = next(i for i in range(len(_GROUPS)) if match[f"g{i}"] is not None)
+    algorithm, part = _GROUPS[group]
+    layer, projection = match["layer"], match["projectiondown"] or match["projectionup"]
+    if algorithm == "XLabs LoRA":  # a plain LoRA; the names of its layers are in weights/original_names.py
+        name, _, half = part.rpartition("_")
+        return AdapterKey(f"{layer}.processor.{name}", f"lora_{half}", algorithm)
+    if projection:
+        layer = f"{layer}.{projection}.0" if projection == "to_out" else f"{layer}.{projection}"
+    return AdapterKey(layer, part, algorithm)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedKeys:
+    """The keys of an adapter file, by what they are."""
+
+    layers: dict[str, dict[str, str]]  # layer -> part -> key
+    embeddings: list[str]  # of a textual inversion that was trained together with the adapter
+    rest: list[str]  # those that fit nothing, and those of a part that a layer has twice
+
+
+def parts_of(algorithm: str) -> frozenset[str]:
+    """The parts of a layer that an algorithm alone has."""
+    return frozenset(_ENDINGS[algorithm])
+
+
+def group_by_layer(keys: Iterable[str]) -> GroupedKeys:
+    """The keys of an adapter file grouped by the layer that they belong to."""
+    found = GroupedKeys({}, [], [])
+    for key in keys:
+        if (parsed := parse_key(key)) is None:
+            (found.embeddings if _EMBEDDING.fullmatch(key) else found.rest).append(key)
+        elif parsed.part in (parts := found.layers.setdefault(parsed.layer, {})):
+            found.rest.append(key)
+        else:
+            parts[parsed.part] = key
+    rest = list(found.rest)
+    found.rest.clear()
+    for key in rest:
+        parts = found.layers.get(key.removesuffix(_IA3_WEIGHT), {})
+        if key.endswith(_IA3_WEIGHT) and "on_input" in parts and "weight" not in parts:
+            parts["weight"] = key
+        else:
+            found.rest.append(key)
+    return found
 
 
 def layer_names(layers: Iterable[str]) -> dict[str, str]:
     """Every name that an adapter file may have for a layer -> the layer's own name.
 
     `layers` are names as of `Model.layers()`, such as "unet.down_blocks.0.attentions.0.proj_in". Files name
-    it "lora_unet_down_blocks_0_attentions_0_proj_in" (kohya), "unet.down_blocks..." (diffusers),
-    "base_model.model.down_blocks..." (PEFT), "down_blocks..." (the training scripts), or
-    "diffusion_model.down_blocks..." (ai-toolkit). Where two layers would share a name, the first has it. The
-    names that a model's own code has for its layers are those of finextract.weights.original_names.
+    it "lora_unet_down_blocks_0_attentions_0_proj_in" (kohya, OneTrainer, LyCORIS with "lycoris_"),
+    "unet.down_blocks..." (diffusers), "base_model.model.down_blocks..." (PEFT), "down_blocks..." (the
+    training scripts) or "diffusion_model.down_blocks..." (ai-toolkit), each also with the names that the
+    model's original code has for its layers. Where two layers would share a name, the first has it.
     """
+    layers = list(layers)
+    original = original_unet_names(layers)
     names: dict[str, str] = {}
+    components = {layer.partition(".")[0] for layer in layers}
     for layer in layers:
         component, _, name = layer.partition(".")
         # transformers 5 dropped the "text_model." that every stored text encoder has in its names.
-        for alias in (name, name.removeprefix("text_model."), f"text_model.{name}"):
-            flat = alias.replace(".", "_")
-            kohya = (f"{start}_{flat}" for start in _KOHYA_COMPONENTS.get(component, (component,)))
-            bare = (alias, f"diffusion_model.{alias}") if component in _DENOISERS else ()
-            for style in (*kohya, f"{component}.{alias}", f"base_model.model.{alias}", *bare):
+        aliases = [name, name.removeprefix("text_model."), f"text_model.{name}"]
+        aliases += [original[layer]] if layer in original else []
+        for alias in aliases:
+            for style in _styles(component, components, alias):
                 names.setdefault(style, layer)
+    return names
+
+
+def _styles(component: str, components: Collection[str], name: str) -> Iterator[str]:
+    """The names that files have for the layer `name` of one of a model's components."""
+    yield f"{component}.{name}"
+    yield f"base_model.model.{name}"
+    for start in _KOHYA_STARTS.get(component, (component,)):
+        yield f"{start}_{name.replace('.', '_')}"
+    if component == "text_encoder_2" and "text_encoder_3" not in components:
+        yield f"lora_te3_{name.replace('.', '_')}"  # FLUX's T5 has the number that it has in SD3
+    if component in _DENOISERS:
+        yield name
+        yield f"diffusion_model.{name}"
+
+
+def original_unet_names(layers: Iterable[str]) -> dict[str, str]:
+    """The name that Stability's own code has for each layer of a UNet; "unet.mid_block.attentions.0.norm" ->
+    "middle_block.1.norm".
+
+    In that code every residual block, with the attention that follows it, is one block of a list, and so is
+    every layer that halves the size. So a block's number follows from how many of them `layers` names before
+    it.
+    """
+    unet = [layer for layer in layers if layer.startswith("unet.")]
+    resnets: dict[str, int] = {}  # "down_blocks.0" -> number of residual blocks
+    scaled: set[str] = set()  # the blocks that change the size
+    attending: set[str] = set()
+    for layer in unet:
+        if match := _UNET_PART.match(layer):
+            block, kind, number = match["block"], match["kind"], int(match["number"])
+            if kind == "resnets":
+                resnets[block] = max(resnets.get(block, 0), number + 1)
+            elif kind == "attentions":
+                attending.add(block)
+            else:
+                scaled.add(block)
+    starts: dict[str, int] = {}
+    for side, first in (("down_blocks", 1), ("up_blocks", 0)):
+        at = first  # input_blocks.0 is the first convolution
+        blocks = [block for block in resnets if block.startswith(side)]
+        for block in sorted(blocks, key=lambda block: int(block.rpartition(".")[2])):
+            starts[block] = at
+            at += resnets[block] + (side == "down_blocks" and block in scaled)
+    names = {}
+    for layer in unet:
+        name = layer.removeprefix("unet.")
+        if match := _UNET_PART.match(layer):
+            block, kind, number = match["block"], match["kind"], int(match["number"])
+            end = name[len(block) + len(kind) + len(match["number"]) + 3 :]
+            if block == "mid_block":
+                place = f"middle_block.{2 * number + (kind == 'attentions')}"
+            elif block not in starts:
+                continue
+            elif kind in ("resnets", "attentions"):
+                side = "input_blocks" if block.startswith("down") else "output_blocks"
+                place = f"{side}.{starts[block] + number}.{int(kind == 'attentions')}"
+            elif kind == "downsamplers":
+                place, end = f"input_blocks.{starts[block] + resnets[block]}.0", "op"
+            else:
+                place = f"output_blocks.{starts[block] + resnets[block] - 1}.{1 + (block in attending)}"
+            names[layer] = f"{place}.{_ORIGINAL_RESNET.get(end, end) if kind == 'resnets' else end}"
+        elif name in _ORIGINAL_UNET:
+            names[layer] = _ORIGINAL_UNET[name]
     return names
 
 
 def algorithms(header: Header) -> tuple[set[str], bool]:
     """The algorithms that the keys' endings name, and whether every tensor belongs to one of them."""
-    layers: dict[str, set[str]] = {}
+    grouped = group_by_layer(header.tensors)
     found: set[str] = set()
-    rest: list[str] = []
-    for key, tensor in header.tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None or match.lastgroup is None:
-            rest.append(key)
-            continue
-        algorithm = _GROUPS[match.lastgroup]
-        if algorithm == "OFT" and len(tensor.shape) == 4:  # LyCORIS: one more axis, the factors
-            algorithm = "BOFT"
-        layers.setdefault(match["layer"], set()).add(key[len(match["layer"]) + 1 :])
-        if algorithm and algorithm != "GLoRA":
-            found.add(algorithm)
-    glora = [endings for endings in layers.values() if endings & _GLORA]
-    if glora and all(endings >= _GLORA for endings in glora):
-        found.add("GLoRA")
-    elif glora:
-        rest.append("")
-    # (IA)3 of LyCORIS stores a layer's vector as a plain weight beside on_input.
-    rest = [k for k in rest if "on_input" not in layers.get(k.removesuffix(".weight"), ())]
-    return (set() if found == {"scalars"} else found), not rest
+    whole = not grouped.rest and not grouped.embeddings
+    for parts in grouped.layers.values():
+        for part, key in parts.items():
+            parsed = parse_key(key)
+            algorithm = parsed.algorithm if parsed else "IA3"
+            if part == "oft_blocks" and len(header.tensors[key].shape) == 4:  # one more axis, the factors
+                algorithm = "BOFT"
+            if algorithm == "GLoRA" and not parts.keys() >= _GLORA:
+                whole = False
+            elif algorithm:
+                found.add(algorithm)
+    return (set() if found == {"scalars"} else found), whole
 
 
 def is_locon(header: Header) -> bool:
@@ -182,10 +310,9 @@ def _layers(header: Header) -> dict[str, Layer]:
     """The layers that an adapter changes, with the widths that its tensors show."""
     layers: dict[str, Layer] = {}
     for key, tensor in header.tensors.items():
-        if (match := _KEY.fullmatch(key)) is None:
+        if (parsed := parse_key(key)) is None:
             continue
-        xlabs = _GROUPS[match.lastgroup or ""] == "XLabs LoRA"
-        name = key.rsplit(".", 2)[0] if xlabs else match["layer"]
+        name = key.rsplit(".", 2)[0] if parsed.algorithm == "XLabs LoRA" else parsed.layer
         layer = layers.get(name, Layer())
         if _WIDTH_OUT.search(key) and tensor.shape:
             layers[name] = replace(layer, width_out=tensor.shape[0])
@@ -221,6 +348,11 @@ def _width_in(header: Header, key: str) -> int | None:
         return None
     if _WIDTH_IN.search(key) or key.endswith("attn2.to_k.weight"):
         return shape[1]
+    parsed = parse_key(key)
+    if parsed is not None and parsed.part == "boft_R" and len(shape) == 4:  # blocks of inputs
+        return shape[1] * shape[2]
+    if parsed is not None and parsed.part == "oft_R" and len(shape) == 2 and shape[0] > 1:  # as triangles
+        return shape[0] * ((1 + math.isqrt(1 + 8 * shape[1])) // 2)
     layer, _, ending = key.rpartition(".")
     if ending in ("lokr_w1", "lokr_w1_b"):  # a Kronecker product: the widths multiply
         for other in (f"{layer}.lokr_w2", f"{layer}.lokr_w2_b"):

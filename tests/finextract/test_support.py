@@ -23,7 +23,7 @@ from finextract.support import (
     why_unsupported_configs,
     why_unsupported_pipeline,
 )
-from finextract.weights.formats import Family, Kind, Style, WeightsKind
+from finextract.weights.formats import ADAPTER_KINDS, Family, Kind, Style, WeightsKind
 
 SAFETY = {
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
@@ -105,7 +105,8 @@ LORA = ("LoRA",)
         (WeightsKind("unet", "sd1", "diffusers", False), None),
         (WeightsKind("lora", "sd1", "kohya", False, "LoCon", LORA), None),
         (WeightsKind("vae", "unknown", "unknown", False), ReasonCode.UNSUPPORTED_KIND),
-        (WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",)), ReasonCode.UNSUPPORTED_KIND),
+        (WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",)), None),
+        (WeightsKind("lycoris", "sd1", "kohya", False, "X", ("LoRA", "X")), ReasonCode.UNSUPPORTED_KIND),
         (WeightsKind("lora", "unknown", "kohya", False, "", LORA), ReasonCode.UNKNOWN_FAMILY),
         (
             WeightsKind("lora", "unknown", "kohya", False, "", LORA, "Chroma"),
@@ -131,12 +132,13 @@ def test_every_kind_and_family_can_be_described_and_judged() -> None:
     for kind in get_args(Kind):
         for family in get_args(Family):
             for style in get_args(Style):
-                weights = WeightsKind(kind, family, style, False, "", LORA if kind == "lora" else ())
+                algorithms = LORA if kind in ADAPTER_KINDS else ()
+                weights = WeightsKind(kind, family, style, False, "", algorithms)
                 assert describe(weights)
                 supported = why_unsupported(weights, "a") is None
                 assert supported == (
                     family in SUPPORTED_FAMILIES
-                    and (kind in ("full", "lora") or (kind, style) == ("unet", "diffusers"))
+                    and (kind in ("full", *ADAPTER_KINDS) or (kind, style) == ("unet", "diffusers"))
                 )
 
 
@@ -152,7 +154,7 @@ def test_only_a_whole_model_in_the_original_key_names_can_be_a_base_of_one_file(
     assert found.reason_code is ReasonCode.BASE_UNAVAILABLE
 
 
-@pytest.mark.parametrize("algorithms", [("LoHa",), ("DoRA", "LoRA"), ("LoRA", "norm layers"), ()])
+@pytest.mark.parametrize("algorithms", [("another",), ("LoRA", "another"), ()])
 def test_an_adapter_is_judged_by_its_algorithms_and_not_by_its_description(
     algorithms: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,9 +163,15 @@ def test_an_adapter_is_judged_by_its_algorithms_and_not_by_its_description(
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_KIND
     assert found.sentence.endswith(
-        "only full checkpoints, UNets, transformers and LoRA weights can be scanned so far."
+        "only full checkpoints, UNets, transformers, LoRA, DoRA and LyCORIS weights can be scanned so far."
     )
-    monkeypatch.setattr(support, "SUPPORTED_ALGORITHMS", frozenset({LORA, algorithms}))
+    monkeypatch.setattr(support, "SUPPORTED_ALGORITHMS", SUPPORTED_ALGORITHMS | {"another"})
+    assert (why_unsupported(weights, "a") is None) == bool(algorithms)
+
+
+@pytest.mark.parametrize("other", sorted(SUPPORTED_ALGORITHMS))
+def test_a_file_may_mix_supported_algorithms(other: str) -> None:
+    weights = WeightsKind("lycoris", "sd1", "kohya", False, "", tuple(sorted({"LoRA", other})))
     assert why_unsupported(weights, "a") is None
 
 
@@ -409,11 +417,14 @@ def test_a_family_is_known_by_its_components_and_takes_its_own_inputs(
 
 
 def test_every_supported_family_has_a_loader_and_every_supported_algorithm_a_parser() -> None:
-    from finextract.adapters.parsing import PARSERS
+    from finextract.adapters.parsing import DORA, KINDS
     from finextract.models.loading import FAMILIES
+    from finextract.weights.adapter_keys import parts_of
 
     assert FAMILIES.keys() == SUPPORTED_FAMILIES.keys()
-    assert PARSERS.keys() == SUPPORTED_ALGORITHMS
+    taken = DORA.union(*(kind.shown_by | kind.takes for kind in KINDS))
+    for algorithm in SUPPORTED_ALGORITHMS:
+        assert taken >= parts_of(algorithm)
 
 
 def test_support_is_known_without_torch() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from finextract.adapters.lora import parse_lora
+from finextract.adapters.base import Adapter
+from finextract.adapters.lora import LoraLayer
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.adapters.patterns import value_of_layer
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
-from finextract.weights.adapter_keys import LoraKey, layer_names, parse_lora_key
-from finextract.weights.formats import WeightsKind
+from finextract.weights.adapter_keys import layer_names, parse_key
 
 LAYER = "unet.down_blocks.0.attentions.0.to_out.0"
 
@@ -27,8 +28,8 @@ class Doubled:
 
     layer: str
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        return weight * 2
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * 2, bias
 
 
 def _layers() -> dict[str, nn.Module]:
@@ -36,22 +37,36 @@ def _layers() -> dict[str, nn.Module]:
     return {LAYER: nn.Linear(4, 6), "text_encoder.encoder.layers.0.mlp.fc1": nn.Linear(4, 6)}
 
 
+def parsed(state: dict[str, Tensor], metadata: dict[str, str]) -> Sequence[Adapter]:
+    """The adapters of a file without a configuration beside it."""
+    return parse_adapter(state, metadata, {})
+
+
+def scales(
+    state: dict[str, Tensor], metadata: dict[str, str] | None = None, config: dict[str, object] | None = None
+) -> dict[str, float]:
+    """The scale of each layer of a LoRA."""
+    adapters = parse_adapter(state, metadata or {}, config or {})
+    return {lora.layer: lora.scale for lora in adapters if isinstance(lora, LoraLayer)}
+
+
 @pytest.mark.parametrize(
     ("key", "layer", "part"),
     [
-        ("lora_unet_mid_block_proj_in.lora_down.weight", "lora_unet_mid_block_proj_in", "down"),
+        ("lora_unet_mid_block_proj_in.lora_down.weight", "lora_unet_mid_block_proj_in", "lora_down"),
         ("lora_unet_mid_block_proj_in.alpha", "lora_unet_mid_block_proj_in", "alpha"),
-        ("unet.a.to_q.lora_A.weight", "unet.a.to_q", "down"),
-        ("base_model.model.a.to_q.lora_B.default.weight", "base_model.model.a.to_q", "up"),
-        ("unet.a.to_q.lora.up.weight", "unet.a.to_q", "up"),
-        ("text_encoder.a.q_proj.lora_linear_layer.down.weight", "text_encoder.a.q_proj", "down"),
-        ("a.attn1.processor.to_k_lora.up.weight", "a.attn1.to_k", "up"),
-        ("a.attn1.processor.to_out_lora.down.weight", "a.attn1.to_out.0", "down"),
+        ("unet.a.to_q.lora_A.weight", "unet.a.to_q", "lora_down"),
+        ("base_model.model.a.to_q.lora_B.default.weight", "base_model.model.a.to_q", "lora_up"),
+        ("unet.a.to_q.lora.up.weight", "unet.a.to_q", "lora_up"),
+        ("text_encoder.a.q_proj.lora_linear_layer.down.weight", "text_encoder.a.q_proj", "lora_down"),
+        ("a.attn1.processor.to_k_lora.up.weight", "a.attn1.to_k", "lora_up"),
+        ("a.attn1.processor.to_out_lora.down.weight", "a.attn1.to_out.0", "lora_down"),
     ],
 )
 def test_the_keys_of_every_tool_name_a_layer_and_a_part_of_its_lora(key: str, layer: str, part: str) -> None:
-    parsed = parse_lora_key(key)
-    assert parsed == LoraKey(layer, part)  # type: ignore[arg-type]
+    found = parse_key(key)
+    assert found is not None
+    assert (found.layer, found.part) == (layer, part)
 
 
 @pytest.mark.parametrize(
@@ -90,18 +105,18 @@ def test_a_lora_adds_its_scaled_product() -> None:
         f"{LAYER}.lora_B.weight": up,
         f"{LAYER}.alpha": torch.tensor(1.0),
     }
-    merge(layers, parse_lora(state, {}))
+    merge(layers, parsed(state, {}))
     torch.testing.assert_close(layers[LAYER].get_parameter("weight"), before + 0.5 * up @ down)
 
 
-def test_the_product_is_computed_in_float32_and_cast_to_the_weights_precision_once() -> None:
+def test_all_is_computed_in_float32_and_cast_to_the_weights_precision_once() -> None:
     layers, down, up = _layers(), torch.randn(2, 4).half(), torch.randn(6, 2).half()
     layers[LAYER].half()
     before = layers[LAYER].get_parameter("weight").clone()
-    merge(layers, parse_lora({f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}, {}))
+    merge(layers, parsed({f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}, {}))
     after = layers[LAYER].get_parameter("weight")
     assert after.dtype == torch.float16
-    assert torch.equal(after, before + (up.float() @ down.float()).half())
+    assert torch.equal(after, (before.float() + up.float() @ down.float()).half())
 
 
 def test_a_layer_that_the_base_lacks_or_has_in_another_shape_is_a_mismatch() -> None:
@@ -109,7 +124,7 @@ def test_a_layer_that_the_base_lacks_or_has_in_another_shape_is_a_mismatch() -> 
         merge(_layers(), [Doubled("unet.mid_block.proj")])
     wide = {f"{LAYER}.lora_A.weight": torch.ones(2, 5), f"{LAYER}.lora_B.weight": torch.ones(6, 2)}
     with pytest.raises(BaseMismatch, match="does not fit"):
-        merge(_layers(), parse_lora(wide, {}))
+        merge(_layers(), parsed(wide, {}))
 
 
 @pytest.mark.parametrize(
@@ -128,22 +143,7 @@ def test_a_damaged_layer_is_corrupt(
 ) -> None:
     state = {"lora_A.weight": down, "lora_B.weight": up, "alpha": alpha}
     with pytest.raises(CorruptWeights, match=words):
-        merge(_layers(), parse_lora({f"{LAYER}.{k}": v for k, v in state.items() if v is not None}, {}))
-
-
-def test_a_tensor_of_another_algorithm_is_refused() -> None:
-    with pytest.raises(UnsupportedWeights, match="only plain LoRA"):
-        parse_lora({f"{LAYER}.dora_scale": torch.ones(6)}, {})
-
-
-def test_an_adapter_file_is_parsed_by_its_algorithms() -> None:
-    state = {f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(6, 2)}
-    lora = WeightsKind("lora", "sd1", "diffusers", False, algorithms=("LoRA",))
-    (parsed,) = parse_adapter(lora, state, {}, {})
-    assert parsed.layer == LAYER
-    loha = WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",))
-    with pytest.raises(UnsupportedWeights, match=r"^Stable Diffusion 1.x LyCORIS weights \(LoHa\) cannot be"):
-        parse_adapter(loha, state, {}, {})
+        merge(_layers(), parsed({f"{LAYER}.{k}": v for k, v in state.items() if v is not None}, {}))
 
 
 class Blocks(nn.Module):
@@ -195,7 +195,7 @@ def test_a_lora_is_merged_as_peft_merges_it_whatever_patterns_its_configuration_
     layers = {f"unet.{n}": m for n, m in ours.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     state = load_file(tmp_path / "adapter_model.safetensors")
     stated = json.loads((tmp_path / "adapter_config.json").read_text())
-    merge(layers, parse_lora(state, {}, stated))
+    merge(layers, parse_adapter(state, {}, stated))
     for name, layer in layers.items():
         expected = theirs[name.removeprefix("unet.")].get_parameter("weight")
         torch.testing.assert_close(layer.get_parameter("weight"), expected)
@@ -210,21 +210,21 @@ def test_a_configuration_in_the_header_holds_for_the_component_that_it_names() -
         "text_encoder.r": 2, "text_encoder.lora_alpha": 4, "text_encoder.alpha_pattern": {"b.q_proj": 10},
     }  # fmt: skip
     metadata = {"lora_adapter_metadata": json.dumps(stated)}
-    assert {lora.layer: lora.scale for lora in parse_lora(state, metadata)} == {unet: 3.0, text: 5.0}
+    assert scales(state, metadata) == {unet: 3.0, text: 5.0}
 
 
 def test_without_a_configuration_and_without_an_alpha_the_scale_is_one() -> None:
     state = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(6, 2)}
-    assert [lora.scale for lora in parse_lora(state, {})] == [1.0]
-    assert [lora.scale for lora in parse_lora(state, {}, {"r": 2})] == [4.0]  # PEFT's alpha is 8
+    assert [*scales(state).values()] == [1.0]
+    assert [*scales(state, config={"r": 2}).values()] == [4.0]  # PEFT's alpha is 8
 
 
 @pytest.mark.parametrize("stated", ["x", None, [], True, {"to_k": "x"}])
 def test_an_alpha_of_another_type_counts_as_missing(stated: object) -> None:
     state = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(6, 2)}
-    assert [lora.scale for lora in parse_lora(state, {}, {"lora_alpha": stated})] == [1.0]
+    assert [*scales(state, config={"lora_alpha": stated}).values()] == [1.0]
     config = {"lora_alpha": 4, "alpha_pattern": stated}
-    assert [lora.scale for lora in parse_lora(state, {}, config)] == [2.0]
+    assert [*scales(state, config=config).values()] == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,7 @@ def test_a_merge_keeps_precision_and_place_and_leaves_biases_alone() -> None:
     weight, bias = layers[LAYER].get_parameter("weight"), layers[LAYER].get_parameter("bias").clone()
     merge(
         layers,
-        parse_lora(
-            {f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(6, 2)}, {}
-        ),
+        parsed({f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(6, 2)}, {}),
     )
     assert layers[LAYER].get_parameter("weight") is weight
     assert weight.dtype == torch.float64
@@ -271,7 +269,7 @@ def test_the_lora_of_a_convolution_is_merged_over_its_kernel() -> None:
     state = {"unet.conv.lora_down.weight": down, "unet.conv.lora_up.weight": up}
     merge(
         {"unet.conv": conv},
-        parse_lora({k.replace("unet.conv", "lora_unet_conv"): v for k, v in state.items()}, {}),
+        parsed({k.replace("unet.conv", "lora_unet_conv"): v for k, v in state.items()}, {}),
     )
     expected = before + torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
     torch.testing.assert_close(conv.weight.detach(), expected)

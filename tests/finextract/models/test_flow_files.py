@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from tiny.flow_pipelines import SIDE, flux_pipeline, sd3_pipeline
 from torch import Tensor
 
-from finextract.adapters.fused import weight_of
-from finextract.adapters.lora import parse_lora
+from finextract.adapters.fused import whole_layer
 from finextract.adapters.merge import merge
+from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights
 from finextract.extract import guided_predictor, sample
 from finextract.guidance import DIRECT, Guidance
@@ -54,7 +54,7 @@ def under_original_names(state: dict[str, Tensor], layers: list[str]) -> dict[st
                 layer: SimpleNamespace(weight=state[f"{layer.removeprefix('transformer.')}.{part}"])
                 for layer in target.layers
             }
-            made[f"{original}.{part}"] = weight_of(named, target).clone()
+            made[f"{original}.{part}"] = whole_layer(named, target)[0].clone()
     sides = {"attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
              "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
              "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k"}  # fmt: skip
@@ -178,7 +178,7 @@ def test_an_adapter_changes_the_weights_as_diffusers_changes_them(
 ) -> None:
     model = load_base(folders[family], CPU, torch.float32)
     before = copy.deepcopy(model.layers())
-    merge(model.layers(), parse_lora(state, {}))
+    merge(model.layers(), parse_adapter(state, {}, {}))
     pipe: diffusers.DiffusionPipeline = PIPELINES[family]()
     pipe.load_lora_weights(dict(state))
     pipe.fuse_lora()
@@ -199,7 +199,7 @@ def test_a_fused_layer_of_a_single_block_is_split_into_its_four_layers(folders: 
     before = copy.deepcopy(model.layers())
     layer = "diffusion_model.single_blocks.1.linear1"
     state = lora({layer: (32, 3 * 32 + 128)}, ("lora_A", "lora_B"), False)
-    merge(model.layers(), parse_lora(state, {}))
+    merge(model.layers(), parse_adapter(state, {}, {}))
     delta = state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
     block = "transformer.single_transformer_blocks.1"
     names = [f"{block}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
@@ -224,7 +224,7 @@ def test_an_adapter_of_every_text_encoder_reaches_it(folders: dict[str, Path]) -
         model = load_base(folders[family], CPU, torch.float32)
         before = copy.deepcopy(model.layers())
         state = lora({name: widths for name, (_, widths) in layers.items()}, ("lora_down", "lora_up"), True)
-        merge(model.layers(), parse_lora(state, {}))
+        merge(model.layers(), parse_adapter(state, {}, {}))
         moved = {n for n, layer in model.layers().items() if not torch.equal(layer.weight, before[n].weight)}
         assert sorted(n[: n.index(".") + 1] for n in moved) == sorted(start for start, _ in layers.values())
 

@@ -26,13 +26,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from finextract.adapters.fused import weight_of
+from finextract.adapters.fused import whole_layer
 from finextract.errors import BaseMismatch
 from finextract.models import parts
 from finextract.models.flux import Flux
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.sampling import FlowEuler
-from finextract.weights.adapter_keys import parse_lora_key
+from finextract.weights.adapter_keys import parse_key
 from finextract.weights.original_names import FileLayer, file_layers, original_layers
 
 ADAPTERS = {
@@ -115,12 +115,12 @@ def test_every_layer_of_an_adapter_is_one_of_the_models_layers_with_fitting_widt
     shapes = tried_formats.read(adapter)["tensors"]
     assert shapes
     for key, shape in shapes.items():
-        parsed = parse_lora_key(key)
+        parsed = parse_key(key)
         assert parsed is not None, key
         weights = [layers[name].weight for name in names[parsed.layer].layers]
-        if parsed.part == "down":
+        if parsed.part == "lora_down":
             assert all(weight.shape[1:].numel() == shape[1] for weight in weights), key
-        elif parsed.part == "up":
+        elif parsed.part == "lora_up":
             assert sum(len(weight) for weight in weights) == shape[0], key
 
 
@@ -145,9 +145,13 @@ def test_the_rows_of_a_fused_layer_are_those_that_diffusers_conversion_takes_apa
     placed: set[str] = set()
     for layer, target in found.items():
         if "processor" not in layer:
-            assert torch.equal(weight_of(layers, target), original[f"{layer}.weight"]), layer
+            assert torch.equal(whole_layer(layers, target)[0], original[f"{layer}.weight"]), layer
             placed.update(target.layers)
-    assert placed == {key for key in full_size(name).layers() if key.startswith("transformer.")}
+    assert placed == {
+        key
+        for key, layer in full_size(name).layers().items()
+        if key.startswith("transformer.") and not isinstance(layer, torch.nn.LayerNorm)
+    }
 
 
 def test_the_names_of_other_models_are_left_alone() -> None:

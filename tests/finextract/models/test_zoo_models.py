@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,48 @@ def test_every_checkpoint_loads_as_what_it_is_and_differs_from_its_base(
     caption = local_caption(ZOO / str(entry["path"]))
     assert caption is not None
     assert caption.text == entry["caption"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("lora", {"dora_wd": True, "train_norm": True}),
+        ("loha", {"use_tucker": True}),
+        ("lokr", {"factor": 4, "dora_wd": True}),
+        ("glora", {}),
+        ("full", {"train_norm": True}),
+    ],
+    ids=str,
+)
+def test_a_lycoris_file_is_loaded_and_predicts_what_lycoris_predicts(
+    base: TunableModel, algorithm: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    from adapter_comparisons import randomised
+    from lycoris.kohya import create_network
+
+    preset, file = tmp_path / "preset.toml", tmp_path / "a.safetensors"
+    preset.write_text(
+        'enable_conv = true\nunet_target_module = ["Transformer2DModel", "ResnetBlock2D"]\n'
+        'text_encoder_target_module = ["CLIPAttention", "CLIPMLP"]\n'
+    )
+    theirs: Any = base.copy_for_tuning()
+    theirs.unet.to(memory_format=torch.contiguous_format)  # LyCORIS cannot save others
+    torch.manual_seed(0)
+    network = create_network(
+        1.0, 4, 1.0, None, theirs.text_encoder, theirs.unet, algo=algorithm, preset=str(preset), **options
+    )
+    network.apply_to(theirs.text_encoder, theirs.unet, True, True)
+    randomised(network, 0.05)
+    network.save_weights(str(file), torch.float32, {})
+    pair = tune(base, file)
+    assert pair.kind == "lora"
+    x = torch.randn(2, *base.latent_shape)
+    expected, before = (
+        model.predict(x, 500.0, model.condition("a picture of a flower")) for model in (theirs, base)
+    )
+    found = pair.tuned.predict(x, 500.0, pair.tuned.condition("a picture of a flower"))
+    assert (expected - before).abs().max() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_loras_merged_weights_predict_what_peft_predicts(base: TunableModel) -> None:

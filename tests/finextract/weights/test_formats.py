@@ -237,6 +237,24 @@ def test_an_adapter_states_its_algorithms_and_nothing_else_does(
     assert found.tuning == ("lora" if algorithms else "full")
 
 
+@pytest.mark.parametrize(
+    ("ending", "shape", "family"),
+    [
+        ("oft_R.weight", (24, 496), "sd1"),  # 24 blocks of 32 inputs
+        ("oft_R.weight", (32, 496), "sd2"),
+        ("oft_R.weight", (64, 496), "sdxl"),
+        ("oft_R.weight", (1, 496), "unknown"),  # all blocks share it: their number is not shown
+        ("boft_R", (1, 96, 8, 8), "sd1"),
+        ("boft_R", (2, 256, 8, 8), "sdxl"),
+    ],
+)
+def test_rotations_of_the_inputs_of_a_cross_attention_show_the_family(
+    ending: str, shape: tuple[int, ...], family: str
+) -> None:
+    layer = "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    assert classify(header_of({f"{layer}.{ending}": shape})).family == family
+
+
 def test_the_table_of_formats_says_what_support_decides() -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
