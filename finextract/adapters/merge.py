@@ -46,15 +46,15 @@ def _merge_layer(layer: nn.Module, adapters: Iterable[Adapter]) -> None:
     new, new_bias = old, None if bias is None else bias.to(old)
     for adapter in adapters:
         new, new_bias = adapter(new, new_bias)
-        _check(adapter.layer, old, new, new_bias)
+        _check(adapter.layer, weight.dtype, old, new, new_bias)
     weight.copy_(new)
     if bias is not None and new_bias is not None:
         bias.copy_(new_bias)
 
 
-def _check(layer: str, old: Tensor, new: Tensor, bias: Tensor | None) -> None:
-    """Raises CorruptWeights for numbers that no training gives."""
-    if not torch.isfinite(new).all() or (bias is not None and not torch.isfinite(bias).all()):
+def _check(layer: str, dtype: torch.dtype, old: Tensor, new: Tensor, bias: Tensor | None) -> None:
+    """Raises CorruptWeights for numbers that no training gives or that the layer's precision lacks."""
+    if not all(torch.isfinite(changed.to(dtype)).all() for changed in (new, bias) if changed is not None):
         raise CorruptWeights(f"the adapter's layer {layer[:120]!r} holds numbers that are not finite.")
     norm, change = float(old.norm()), float((new - old).norm())
     if norm > 0 and change > MAX_CHANGE * norm:
