@@ -37,16 +37,23 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
         of_layer.setdefault(target, []).append(adapter)
     for target, changes in of_layer.items():
         old, bias = whole_layer(layers, target)
+        dtype = _dtype(layers, target)
         new = old
         for adapter in changes:
             new, bias = adapter(new, bias)
-            _check(adapter.layer, old, new, bias)
+            _check(adapter.layer, dtype, old, new, bias)
         replace_layer(layers, target, new, bias)
 
 
-def _check(layer: str, old: Tensor, new: Tensor, bias: Tensor | None) -> None:
-    """Raises CorruptWeights for numbers that no training gives."""
-    if not torch.isfinite(new).all() or (bias is not None and not torch.isfinite(bias).all()):
+def _dtype(layers: Mapping[str, nn.Module], target: FileLayer) -> torch.dtype:
+    weight = layers[target.layers[0]].weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype
+
+
+def _check(layer: str, dtype: torch.dtype, old: Tensor, new: Tensor, bias: Tensor | None) -> None:
+    """Raises CorruptWeights for numbers that no training gives or that the layer's precision lacks."""
+    if not all(torch.isfinite(changed.to(dtype)).all() for changed in (new, bias) if changed is not None):
         raise CorruptWeights(f"the adapter's layer {layer[:120]!r} holds numbers that are not finite.")
     norm, change = float(old.norm()), float((new - old).norm())
     if norm > 0 and change > MAX_CHANGE * norm:

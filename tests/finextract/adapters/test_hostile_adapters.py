@@ -115,6 +115,15 @@ def test_a_change_far_beyond_the_weights_is_corrupt_and_a_large_one_is_not() -> 
                 merged("bare", difference)
 
 
+def test_a_number_that_the_layers_precision_does_not_have_is_corrupt() -> None:
+    half = {"unet.fc": nn.Linear(2, 2).half()}
+    nn.init.constant_(half["unet.fc"].get_parameter("weight"), 50_000)
+    large = {"unet.fc.diff": torch.full((2, 2), 50_000.0)}
+    with pytest.raises(CorruptWeights, match="not finite"):
+        merge(half, parse_adapter(large, {}, {}))
+    assert torch.isfinite(half["unet.fc"].get_parameter("weight")).all()
+
+
 @pytest.mark.parametrize(
     "parts", [{"diff_b": torch.ones(4)}, {"diff": torch.ones(4, 4), "diff_b": torch.ones(4)}]
 )
