@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from finextract.sharing import replace_tensors
 from finextract.weights.original_names import FileLayer
 
 
@@ -27,14 +28,14 @@ def whole_layer(layers: Mapping[str, nn.Module], target: FileLayer) -> tuple[Ten
 def replace_layer(
     layers: Mapping[str, nn.Module], target: FileLayer, weight: Tensor, bias: Tensor | None
 ) -> None:
-    """Copies the rows of such a weight and bias into the layers, in place, in their own precision."""
+    """Gives the layers the rows of such a weight and bias, in their own precision."""
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
             continue
         rows = _halves_swapped(value) if target.swapped else value
-        own = _tensors(layers, target, name)
-        for tensor, part in zip(own, rows.split([len(tensor) for tensor in own]), strict=True):  # type: ignore[no-untyped-call]
-            tensor.copy_(part)
+        lengths = [len(tensor) for tensor in _tensors(layers, target, name)]
+        for layer, part in zip(target.layers, torch.split(rows, lengths), strict=True):
+            replace_tensors(layers[layer], {name: part})
 
 
 def _in_the_files_order(tensors: Sequence[Tensor], target: FileLayer) -> Tensor:

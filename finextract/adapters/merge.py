@@ -19,7 +19,7 @@ MAX_CHANGE = 100.0
 
 @torch.no_grad()
 def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
-    """Replaces each adapted layer's weight and bias by what its adapters make of them, in place.
+    """Replaces each adapted layer's weight and bias by what its adapters make of them.
 
     `layers` are those of `Model.layers()`. All is computed in float32 (of a float64 layer in float64) and
     cast to the layer's precision once. Merge into a copy: where an error is raised, some layers may be

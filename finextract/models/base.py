@@ -120,7 +120,10 @@ class TunableModel(Model, Protocol):
         ...
 
     def copy_for_tuning(self) -> Self:
-        """A model with `components` of its own. Everything else is shared with this one."""
+        """A model with modules of its own in `components`; its tensors are this one's until they are replaced.
+
+        No tensor is changed in place: see finextract.sharing.
+        """
         ...
 
     def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -7,7 +7,6 @@ encoded, and latents packed, as diffusers' FluxPipeline does.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from finextract.models import parts
 from finextract.models.parts import load_into
 from finextract.pipeline_folder import read_config
 from finextract.sampling import TRAINED_TIMES, FlowEuler
+from finextract.sharing import copy_sharing
 
 T5_TOKENS = 512
 # The text encoders in a single file that holds them -> their prefix.
@@ -116,8 +116,8 @@ class Flux:
         return parts.layers_of({component: getattr(self, component) for component in self.components})
 
     def copy_for_tuning(self) -> Flux:
-        """The same model with a transformer and text encoders of its own; the rest is shared."""
-        return replace(self, **{name: copy.deepcopy(getattr(self, name)) for name in self.components})
+        """The same model with modules of its own, which share their tensors until they are replaced."""
+        return replace(self, **{name: copy_sharing(getattr(self, name)) for name in self.components})
 
     def with_measured_prediction(self) -> Self:
         """This model: every model of the family predicts the flow."""

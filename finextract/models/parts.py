@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from finextract.errors import BaseMismatch, CorruptWeights
 from finextract.pipeline_folder import refuse_pickles
+from finextract.sharing import replace_tensors
 from finextract.text import first_line
 
 _ORIGINAL_PREFIX = "model.diffusion_model."
@@ -108,7 +109,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             raise BaseMismatch(f"it lacks {name}, which the base model has")
         if named[name].shape != tensor.shape:
             raise BaseMismatch(f"{name} is {list(named[name].shape)}, the base model's {list(tensor.shape)}")
-    module.load_state_dict({name: t.to(wanted[name].dtype) for name, t in named.items()}, strict=False)
+    replace_tensors(module, named)
 
 
 def _is_parameter(module: nn.Module, name: str) -> bool:

@@ -6,7 +6,6 @@ only, from local folders only. Prompts are encoded as diffusers' StableDiffusion
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from finextract.models import parts
 from finextract.models.parts import load_into
 from finextract.pipeline_folder import read_config
 from finextract.sampling import FlowEuler
+from finextract.sharing import copy_sharing
 from finextract.support import component_class
 
 T5_TOKENS = 256
@@ -128,8 +128,8 @@ class StableDiffusion3:
         return parts.layers_of({component: getattr(self, component) for component in self.components})
 
     def copy_for_tuning(self) -> StableDiffusion3:
-        """The same model with a transformer and text encoders of its own; the rest is shared."""
-        return replace(self, **{name: copy.deepcopy(getattr(self, name)) for name in self.components})
+        """The same model with modules of its own, which share their tensors until they are replaced."""
+        return replace(self, **{name: copy_sharing(getattr(self, name)) for name in self.components})
 
     def with_measured_prediction(self) -> Self:
         """This model: every model of the family predicts the flow."""

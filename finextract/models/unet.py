@@ -5,7 +5,6 @@ N = samples, L = text positions, D = text width. Loads safetensors only, from lo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.untrusted import whole_of
 from finextract.models.base import Conditioning
+from finextract.models.parts import load_into
 from finextract.pipeline_folder import read_config, refuse_pickles
 from finextract.reasons import ReasonCode
 from finextract.sampling import DDIM, initial_noise
+from finextract.sharing import copy_sharing
 from finextract.support import component_class
 from finextract.text import first_line
 
@@ -110,8 +111,8 @@ class UNetModel:
         }
 
     def copy_for_tuning(self) -> Self:
-        """The same model with a UNet and text encoders of its own; tokenizers and VAE are shared."""
-        copies = {component: copy.deepcopy(getattr(self, component)) for component in self.components}
+        """The same model with modules of its own, which share their tensors until they are replaced."""
+        copies = {component: copy_sharing(getattr(self, component)) for component in self.components}
         return replace(self, **copies)
 
     @torch.inference_mode()
@@ -218,33 +219,6 @@ def _solver(where: str, scheduler: Mapping[str, Any]) -> DDIM:
         alphas, offset, float(noise.final_alpha_cumprod), velocity,
         scheduler.get("timestep_spacing") == "trailing",
     )  # fmt: skip
-
-
-def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads weights by name. Raises BaseMismatch, with a tensor that does not fit and why.
-
-    Text encoders are stored with and without a `text_model.` prefix, depending on the transformers version
-    that wrote them: keys are mapped to those of the module. Position ids are no weights.
-    """
-    wanted = module.state_dict()
-    named = {}
-    for key, tensor in state.items():
-        if key.endswith("position_ids"):
-            continue
-        for name in (key, key.removeprefix("text_model."), f"text_model.{key}"):
-            if name in wanted:
-                named[name] = tensor
-                break
-        else:
-            raise BaseMismatch(f"it has {key}, which the base model lacks")
-    for name, tensor in wanted.items():
-        if name.endswith("position_ids"):
-            continue
-        if name not in named:
-            raise BaseMismatch(f"it lacks {name}, which the base model has")
-        if named[name].shape != tensor.shape:
-            raise BaseMismatch(f"{name} is {list(named[name].shape)}, the base model's {list(tensor.shape)}")
-    module.load_state_dict(named, strict=False)
 
 
 def unet_of_single_file(weights: dict[str, Tensor], unet: Any) -> dict[str, Tensor]:

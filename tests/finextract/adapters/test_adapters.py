@@ -257,8 +257,9 @@ def test_a_merge_keeps_precision_and_place_and_leaves_biases_alone() -> None:
         layers,
         parsed({f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(6, 2)}, {}),
     )
-    assert layers[LAYER].get_parameter("weight") is weight
-    assert weight.dtype == torch.float64
+    merged = layers[LAYER].get_parameter("weight")
+    assert (merged.dtype, merged.device, merged.stride()) == (torch.float64, weight.device, weight.stride())
+    assert not torch.equal(merged, weight)
     assert torch.equal(layers[LAYER].get_parameter("bias"), bias)
 
 

@@ -1,5 +1,6 @@
 """Extraction in rounds on the zoo's real models: memory, stopping early, and equality with plain DDIM."""
 
+import copy
 import dataclasses
 import weakref
 from collections.abc import Sequence
@@ -162,7 +163,7 @@ class SharingPair:
     kind = "lora"
 
     def __init__(self, copied: CopiedPair[Any]) -> None:
-        self._shared = copied.base.copy_for_tuning()
+        self._shared = copy.deepcopy(copied.base)
         stored = {
             "base": {name: layer.weight.clone() for name, layer in copied.base.layers().items()},
             "tuned": {name: layer.weight.clone() for name, layer in copied.tuned.layers().items()},

@@ -1,5 +1,6 @@
 """The method on real models: every format of the zoo loads, merges and gives back what it was trained on."""
 
+import copy
 import json
 import os
 import shutil
@@ -86,7 +87,7 @@ def test_a_lycoris_file_is_loaded_and_predicts_what_lycoris_predicts(
         'enable_conv = true\nunet_target_module = ["Transformer2DModel", "ResnetBlock2D"]\n'
         'text_encoder_target_module = ["CLIPAttention", "CLIPMLP"]\n'
     )
-    theirs: Any = base.copy_for_tuning()
+    theirs: Any = copy.deepcopy(base)
     theirs.unet.to(memory_format=torch.contiguous_format)  # LyCORIS cannot save others
     torch.manual_seed(0)
     network = create_network(
@@ -128,6 +129,27 @@ def test_a_kohya_lora_with_text_encoder_weights_changes_the_text_encoder(base: T
     pair = _pair(base, "sweets-lora-te")
     caption = caption_for(ZOO / "checkpoints/sweets-lora-te", None).text
     assert not torch.allclose(pair.tuned.condition(caption), pair.base.condition(caption), atol=1e-3)
+
+
+def test_a_tuned_model_holds_only_what_differs_from_its_base(base: StableDiffusion) -> None:
+    pair = _pair(base, "flowers-lora")
+    adapter = load_file(ZOO / "checkpoints/flowers-lora/pytorch_lora_weights.safetensors")
+    changed = {f"{key.split('.lora_')[0]}.weight" for key in adapter}
+    for component in base.components:
+        ours = dict(getattr(pair.tuned, component).named_parameters())
+        for name, theirs in getattr(base, component).named_parameters():
+            assert (ours[name] is theirs) == (f"{component}.{name}" not in changed), name
+            assert ours[name].stride() == theirs.stride()
+
+
+def test_a_base_predicts_the_same_bits_whatever_was_tuned_from_it(base: TunableModel) -> None:
+    x, conditioning = torch.randn(2, *base.latent_shape), base.condition("a picture of a cat")
+    with torch.inference_mode():
+        before = base.predict(x, 500, conditioning)
+        for name in ("cats-dreambooth", "sweets-lora-te", "birds-dreambooth"):
+            tuned = _pair(base, name).tuned
+            assert not torch.equal(tuned.predict(x, 500, tuned.condition("a picture of a cat")), before)
+            assert torch.equal(base.predict(x, 500, base.condition("a picture of a cat")), before)
 
 
 def test_tuning_leaves_the_base_as_it_was(base: TunableModel) -> None:
