@@ -120,7 +120,7 @@ class TunableModel(Model, Protocol):
         ...
 
     def copy_for_tuning(self) -> Self:
-        """A model with modules of its own in `components`; its tensors are this one's until they are replaced.
+        """A model with its own modules in `components`, which have this one's tensors until they change.
 
         No tensor is changed in place: see finextract.sharing.
         """
