@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import tried_formats
 from tiny import full_size, single_files
 from torch import Tensor
 
@@ -14,8 +15,10 @@ from finextract.models.stable_diffusion import StableDiffusion
 from finextract.models.stable_diffusion_xl import StableDiffusionXL
 from finextract.models.unet import UNetModel
 from finextract.sampling import DDIM
+from finextract.weights.adapter_keys import group_by_layer, original_unet_names
 from finextract.weights.formats import classify
 from finextract.weights.headers import Header, TensorInfo
+from finextract.weights.original_names import file_layers
 
 SOLVER = DDIM(torch.linspace(0.999, 0.005, 1000).tolist())
 PARAMETERS = {"sd1": 859_520_964, "sd2": 865_910_724, "sdxl": 2_567_463_684}  # of the published UNets
@@ -70,3 +73,35 @@ def test_every_tensor_of_a_published_file_fits_a_parameter_of_the_model(
     for component in model.components:
         module = getattr(model, component)
         assert len(loaded[id(module)]) == len(module.state_dict())
+
+
+ADAPTERS = {"lora-sd2-diffusers": "sd2",
+            "lora-sdxl-kohya": "sdxl", "lora-sd1-diffusers": "sd1", "lora-sd1-kohya": "sd1",
+            "dora-sd1-kohya": "sd1", "lora-sd1-old-processor": "sd1"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("adapter", "family"), ADAPTERS.items())
+def test_every_layer_of_an_adapter_is_one_of_the_models_layers(adapter: str, family: str) -> None:
+    names = file_layers(model_of(family).layers())
+    shapes = tried_formats.read(adapter)["tensors"]
+    grouped = group_by_layer(shapes)
+    assert grouped.layers
+    assert not grouped.rest
+    assert [layer for layer in grouped.layers if layer not in names] == []
+
+
+@pytest.mark.parametrize("prefix", ["lora_te1_text_model_", "lora_te2_text_model_"])
+def test_kohyas_two_text_encoders_of_sdxl_are_told_apart(prefix: str) -> None:
+    (target,) = file_layers(model_of("sdxl").layers())[f"{prefix}encoder_layers_0_mlp_fc1"].layers
+    assert target.startswith("text_encoder." if "te1" in prefix else "text_encoder_2.")
+
+
+@pytest.mark.parametrize("family", PARAMETERS)
+def test_every_layer_of_the_unet_has_its_name_in_the_original_code(family: str) -> None:
+    """As kohya writes them for SDXL; the names are those that diffusers' own conversion reads."""
+    model = model_of(family)
+    layers = [f"unet.{name.removesuffix('.weight')}" for name in model.unet.state_dict() if "weight" in name]
+    theirs = {key.removeprefix("model.diffusion_model.") for key in single_files.unet_names(model.unet)}
+    found = original_unet_names(layers)
+    assert found.keys() == set(layers)
+    assert {f"{name}.weight" for name in found.values()} == {k for k in theirs if k.endswith(".weight")}
