@@ -108,6 +108,7 @@ class UNetModel:
             for component in self.components
             for name, layer in getattr(self, component).named_modules()
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
+            and layer.weight is not None
         }
 
     def copy_for_tuning(self) -> Self:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from finextract.weights.adapter_keys import layer_names
+from finextract.weights.layer_names import layer_names
 
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 _ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
@@ -99,7 +99,7 @@ class FileLayer:
 def file_layers(layers: Iterable[str]) -> dict[str, FileLayer]:
     """Every name that an adapter file may have for one or several of a model's layers.
 
-    `layers` are names as of `Model.layers()`. The names are those of finextract.weights.adapter_keys, and for
+    `layers` are names as of `Model.layers()`. The names are those of finextract.weights.layer_names, and for
     a transformer of FLUX.1 or Stable Diffusion 3 those of its own code, as kohya
     ("lora_unet_double_blocks_0_img_attn_qkv"), ai-toolkit ("diffusion_model.double_blocks.0.img_attn.qkv")
     and XLabs ("double_blocks.0.processor.qkv_lora1") write them.

@@ -15,9 +15,10 @@ from finextract.models.stable_diffusion import StableDiffusion
 from finextract.models.stable_diffusion_xl import StableDiffusionXL
 from finextract.models.unet import UNetModel
 from finextract.sampling import DDIM
-from finextract.weights.adapter_keys import group_by_layer, original_unet_names
+from finextract.weights.adapter_keys import group_by_layer
 from finextract.weights.formats import classify
 from finextract.weights.headers import Header, TensorInfo
+from finextract.weights.layer_names import original_unet_names
 from finextract.weights.original_names import file_layers
 
 SOLVER = DDIM(torch.linspace(0.999, 0.005, 1000).tolist())
