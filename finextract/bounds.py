@@ -23,11 +23,14 @@ class Bound:
     whole: bool = True  # whole numbers only
     longest: int = 0  # entries of a list of such values; 0 where a list is refused
     names: frozenset[str] = frozenset()  # instead of a range
+    off: bool = False  # instead of a range: a switch that is off
     needed: bool = False  # a missing value is refused
 
     def __str__(self) -> str:
         if self.names:
             return " or ".join(sorted(self.names))
+        if self.off:
+            return "false"
         numbers = f"{self.low:,g} to {self.high:,g}"
         return f"{numbers}, or at most {self.longest} of such numbers" if self.longest else numbers
 
@@ -65,6 +68,8 @@ def why_refused(bounds: Bounds, configs: Mapping[str, Mapping[str, Any]], where:
 
 
 def _allows(bound: Bound, value: object) -> bool:
+    if bound.off:
+        return value is False
     if isinstance(value, list):
         return 0 < len(value) <= bound.longest and all(
             not isinstance(entry, list) and _allows(bound, entry) for entry in value
@@ -81,88 +86,121 @@ def _shown(value: object) -> str:
     return "".join(c for c in str(value)[:60] if c.isprintable())
 
 
-def _names(*names: str) -> Bound:
+def names_of(*names: str) -> Bound:
+    """One of some names, or a list of at most four of them."""
     return Bound(names=frozenset(names), longest=4)
 
 
 _WIDTHS = Bound(1, 1280, longest=4)
-_ACTIVATIONS = _names("silu", "swish", "mish", "gelu", "relu")
-# Stable Diffusion 1.x has 512 x 512 pixels (fine-tunes up to 1024), a UNet of 4 levels up to 1280 wide, CLIP
-# ViT-L/14 as text encoder (768 wide, 12 layers, 77 positions; some are extended to 248), and a VAE of 4
-# levels up to 512 wide. Smaller models of the same shape are of the family too.
-SD1_BOUNDS: Bounds = {
-    "unet/config.json": {
-        "_class_name": _names("UNet2DConditionModel"),
-        "sample_size": Bound(8, 128, longest=2, needed=True),
-        "in_channels": Bound(1, 16),
-        "out_channels": Bound(1, 16),
-        "block_out_channels": _WIDTHS,
-        "layers_per_block": Bound(1, 2, longest=4),
-        "transformer_layers_per_block": Bound(1, 2, longest=4),
-        "cross_attention_dim": Bound(1, 768),
-        "attention_head_dim": Bound(1, 1280, longest=4),
-        "num_attention_heads": Bound(1, 64, longest=4),
-        "norm_num_groups": Bound(1, 64),
-        "norm_eps": Bound(0, 0.1, whole=False),
-        "dropout": Bound(0, 1, whole=False),
-        "time_embedding_dim": Bound(1, 5120),
-        "conv_in_kernel": Bound(1, 7),
-        "conv_out_kernel": Bound(1, 7),
-        "down_block_types": _names("CrossAttnDownBlock2D", "DownBlock2D"),
-        "mid_block_type": _names("UNetMidBlock2DCrossAttn"),
-        "up_block_types": _names("CrossAttnUpBlock2D", "UpBlock2D"),
-        "act_fn": _ACTIVATIONS,
-        "time_embedding_type": _names("positional"),
-        "attention_type": _names("default"),
-    },
-    "text_encoder/config.json": {
-        "architectures": _names("CLIPTextModel"),
-        "model_type": _names("clip_text_model"),
-        "hidden_size": Bound(1, 768),
-        "intermediate_size": Bound(1, 3072),
-        "num_hidden_layers": Bound(1, 12),
-        "num_attention_heads": Bound(1, 16),
-        "max_position_embeddings": Bound(1, 248),
-        "projection_dim": Bound(1, 1024),
-        "vocab_size": Bound(1, 65_536),
-        "hidden_act": _names("quick_gelu", "gelu"),
-        "attention_dropout": Bound(0, 1, whole=False),
-    },
-    "vae/config.json": {
-        "_class_name": _names("AutoencoderKL", "AutoencoderTiny"),
-        "sample_size": Bound(8, 1024, longest=2),
-        "in_channels": Bound(3, 3),
-        "out_channels": Bound(3, 3),
-        "latent_channels": Bound(1, 16),
-        "block_out_channels": _WIDTHS,
-        "encoder_block_out_channels": _WIDTHS,
-        "decoder_block_out_channels": _WIDTHS,
-        "num_encoder_blocks": Bound(0, 8, longest=4),
-        "num_decoder_blocks": Bound(0, 8, longest=4),
-        "layers_per_block": Bound(1, 4),
-        "norm_num_groups": Bound(1, 64),
-        "upsampling_scaling_factor": Bound(2, 2),
-        "scaling_factor": Bound(0.001, 100, whole=False),
-        "shift_factor": Bound(-100, 100, whole=False),
-        "down_block_types": _names("DownEncoderBlock2D"),
-        "up_block_types": _names("UpDecoderBlock2D"),
-        "act_fn": _ACTIVATIONS,
-    },
-    "scheduler/scheduler_config.json": {
-        "_class_name": _names(
-            "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-            "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
-            "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-            "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
-        ),
-        "num_train_timesteps": Bound(10, 10_000),
-        "beta_start": Bound(1e-6, 0.9, whole=False),
-        "beta_end": Bound(1e-6, 0.999, whole=False),
-        "beta_schedule": _names("linear", "scaled_linear", "squaredcos_cap_v2"),
-        "trained_betas": Bound(1e-6, 0.999, whole=False, longest=10_000),
-        "steps_offset": Bound(0, 999),
-    },
-    "tokenizer/tokenizer_config.json": {
-        "tokenizer_class": _names("CLIPTokenizer", "CLIPTokenizerFast"),
-    },
+_ACTIVATIONS = names_of("silu", "swish", "mish", "gelu", "relu")
+_CLIP_CLASSES = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+# Stable Diffusion and SDXL have a UNet of 3 or 4 levels up to 1280 wide, and a VAE of 4 levels up to 512.
+# Stable Diffusion makes 512 x 512 pixels (fine-tunes up to 1024), SDXL 1024 x 1024 (fine-tunes up to 1536).
+# Smaller models of the same shape are of a family too.
+_UNET: Mapping[str, Bound] = {
+    "_class_name": names_of("UNet2DConditionModel"),
+    "sample_size": Bound(8, 128, longest=2, needed=True),
+    "in_channels": Bound(1, 16),
+    "out_channels": Bound(1, 16),
+    "block_out_channels": _WIDTHS,
+    "layers_per_block": Bound(1, 2, longest=4),
+    "transformer_layers_per_block": Bound(1, 2, longest=4),
+    "cross_attention_dim": Bound(1, 768),
+    "attention_head_dim": Bound(1, 1280, longest=4),
+    "num_attention_heads": Bound(1, 64, longest=4),
+    "norm_num_groups": Bound(1, 64),
+    "norm_eps": Bound(0, 0.1, whole=False),
+    "dropout": Bound(0, 1, whole=False),
+    "time_embedding_dim": Bound(1, 5120),
+    "conv_in_kernel": Bound(1, 7),
+    "conv_out_kernel": Bound(1, 7),
+    "down_block_types": names_of("CrossAttnDownBlock2D", "DownBlock2D"),
+    "mid_block_type": names_of("UNetMidBlock2DCrossAttn"),
+    "up_block_types": names_of("CrossAttnUpBlock2D", "UpBlock2D"),
+    "act_fn": _ACTIVATIONS,
+    "time_embedding_type": names_of("positional"),
+    "attention_type": names_of("default"),
+}
+_VAE: Mapping[str, Bound] = {
+    "_class_name": names_of("AutoencoderKL", "AutoencoderTiny"),
+    "sample_size": Bound(8, 1024, longest=2),
+    "in_channels": Bound(3, 3),
+    "out_channels": Bound(3, 3),
+    "latent_channels": Bound(1, 16),
+    "block_out_channels": _WIDTHS,
+    "encoder_block_out_channels": _WIDTHS,
+    "decoder_block_out_channels": _WIDTHS,
+    "num_encoder_blocks": Bound(0, 8, longest=4),
+    "num_decoder_blocks": Bound(0, 8, longest=4),
+    "layers_per_block": Bound(1, 4),
+    "norm_num_groups": Bound(1, 64),
+    "upsampling_scaling_factor": Bound(2, 2),
+    "scaling_factor": Bound(0.001, 100, whole=False),
+    "shift_factor": Bound(-100, 100, whole=False),
+    "down_block_types": names_of("DownEncoderBlock2D"),
+    "up_block_types": names_of("UpDecoderBlock2D"),
+    "act_fn": _ACTIVATIONS,
+}
+_SCHEDULER: Mapping[str, Bound] = {
+    "_class_name": names_of(
+        "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+        "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+    ),
+    "num_train_timesteps": Bound(10, 10_000),
+    "beta_start": Bound(1e-6, 0.9, whole=False),
+    "beta_end": Bound(1e-6, 0.999, whole=False),
+    "beta_schedule": names_of("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "trained_betas": Bound(1e-6, 0.999, whole=False, longest=10_000),
+    "steps_offset": Bound(0, 999),
+    "timestep_spacing": names_of("leading", "linspace", "trailing"),
 }  # fmt: skip
+_TOKENIZER = {"tokenizer_class": names_of("CLIPTokenizer", "CLIPTokenizerFast")}
+
+
+def _clip(component: str, width: int, layers: int) -> dict[str, Bound]:
+    """A CLIP text encoder up to that size; 77 positions, which some models extend to 248."""
+    return {
+        "architectures": names_of(_CLIP_CLASSES[component]),
+        "model_type": names_of("clip_text_model"),
+        "hidden_size": Bound(1, width),
+        "intermediate_size": Bound(1, 4 * width),
+        "num_hidden_layers": Bound(1, layers),
+        "num_attention_heads": Bound(1, 20),
+        "max_position_embeddings": Bound(1, 248),
+        "projection_dim": Bound(1, 1280),
+        "vocab_size": Bound(1, 65_536),
+        "hidden_act": names_of("quick_gelu", "gelu"),
+        "attention_dropout": Bound(0, 1, whole=False),
+    }
+
+
+def _with_unet(context: int, text_encoders: Mapping[str, tuple[int, int]], **unet: Bound) -> Bounds:
+    """The files of a pipeline with a UNet.
+
+    `context` is the width of its text embeddings; `text_encoders` has the width and layers of each encoder.
+    """
+    bounds: dict[str, Mapping[str, Bound]] = {
+        "unet/config.json": {**_UNET, "cross_attention_dim": Bound(1, context), **unet},
+        "vae/config.json": _VAE,
+        "scheduler/scheduler_config.json": _SCHEDULER,
+    }
+    for component, (width, layers) in text_encoders.items():
+        tokenizer = component.replace("text_encoder", "tokenizer")
+        bounds[f"{component}/config.json"] = _clip(component, width, layers)
+        bounds[f"{tokenizer}/tokenizer_config.json"] = _TOKENIZER
+    return bounds
+
+
+# CLIP ViT-L/14 is 768 wide and has 12 layers; OpenCLIP's ViT-H/14 1024 and 24, its ViT-bigG/14 1280 and 32.
+SD1_BOUNDS = _with_unet(768, {"text_encoder": (768, 12)})
+SD2_BOUNDS = _with_unet(1024, {"text_encoder": (1024, 24)})
+SDXL_BOUNDS = _with_unet(
+    2048,
+    {"text_encoder": (768, 12), "text_encoder_2": (1280, 32)},
+    transformer_layers_per_block=Bound(1, 10, longest=4),
+    sample_size=Bound(8, 192, longest=2, needed=True),
+    addition_time_embed_dim=Bound(2, 512),
+    projection_class_embeddings_input_dim=Bound(1, 4352),
+)

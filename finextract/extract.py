@@ -25,6 +25,7 @@ from finextract.guidance import (
     Method,
     choose_guidance,
     classifier_free_guidance,
+    correct,
     model_guidance,
 )
 from finextract.images import is_picture
@@ -203,11 +204,12 @@ def guided_predictor(pair: Pair, caption: str, method: Method, guidance: Guidanc
     empty = unguided.condition("")
 
     def predict(x: Tensor, t: float) -> Tensor:
-        eps = tuned.predict(x, t, with_caption)
-        eps_empty = unguided.predict(x, t, empty)
+        captioned = tuned.predict(x, t, with_caption)
+        uncaptioned = unguided.predict(x, t, empty)
         if method == "cfg":
-            return classifier_free_guidance(eps_empty, eps, scale)
-        return model_guidance(eps_empty, eps, scale, guidance.correction)
+            return classifier_free_guidance(uncaptioned, captioned, scale)
+        guided = model_guidance(uncaptioned, captioned, scale)
+        return correct(base.solver, x, guided, uncaptioned, guidance.correction, t)
 
     return predict
 

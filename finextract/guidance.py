@@ -1,7 +1,6 @@
 """The formulas that turn two predictions into a guided one, and the published numbers that go into them.
 
-eps_base   prediction of the base model, eps_theta
-eps_tuned  prediction of the fine-tuned model, eps_theta'
+A prediction is of the noise, the velocity or the flow, as the solver of the model has it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from finextract.errors import RequestError
+from finextract.models.base import Solver
 from finextract.weights.formats import TuningKind
 
 Method = Literal["finextract", "cfg", "direct"]
@@ -56,19 +56,31 @@ def choose_guidance(
     )
 
 
-def model_guidance(
-    eps_base: Tensor, eps_tuned: Tensor, guidance_scale: float, correction: float = 0.0
-) -> Tensor:
-    """Extrapolate from the base model's noise prediction through the fine-tuned one's.
+def model_guidance(base: Tensor, tuned: Tensor, guidance_scale: float) -> Tensor:
+    """Extrapolate from the base model's prediction through the fine-tuned one's: u + w'(e - u).
 
-    eps = u + w'(e - u) + k u, with u = `eps_base`, e = `eps_tuned`, w' = `guidance_scale`, k = `correction`.
-    Model guidance of Wu, Zhang and Wu (ICML 2025). Unconditionally, both predictions have the empty prompt
-    and w' = 1/lambda; with a caption, e has the training caption and u still the empty prompt, which folds
-    classifier-free guidance in. A scale of 1 is the tuned model alone, 0 the base alone. A correction of 0
-    is off. Tensors of any one shape.
+    u = `base`, e = `tuned`, w' = `guidance_scale`. Model guidance of Wu, Zhang and Wu (ICML 2025), without
+    the term that `correct` adds. Unconditionally, both predictions have the empty prompt and w' = 1/lambda;
+    with a caption, e has the training caption and u still the empty prompt, which folds classifier-free
+    guidance in. A scale of 1 is the tuned model alone, 0 the base alone. It is the same for predictions of
+    the noise, the velocity and the flow, each an affine function of the others. Tensors of any one shape.
     """
-    guided = eps_base.lerp(eps_tuned, guidance_scale)
-    return guided + correction * eps_base if correction else guided
+    return base.lerp(tuned, guidance_scale)
+
+
+def correct(
+    solver: Solver, x: Tensor, guided: Tensor, base: Tensor, correction: float, t: float
+) -> Tensor:  # fmt: skip
+    """Adds the correction term of Wu, Zhang and Wu to a guided prediction: k u, in terms of the noise.
+
+    u is the noise that the base's prediction `base` states, k = `correction`. A prediction of the velocity or
+    of the flow is converted there and back, because the term is no extrapolation and so depends on what is
+    predicted (docs/method.md). Where x_t is noise alone there is nothing to correct. All [N, C, H, W].
+    """
+    if not correction or solver.signal(t) <= 0:
+        return guided
+    noise = solver.noise(x, guided, t) + correction * solver.noise(x, base, t)
+    return solver.with_noise(x, noise, t)
 
 
 def classifier_free_guidance(eps_empty: Tensor, eps_caption: Tensor, guidance_scale: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,23 @@ def why_unsupported_folder(folder: Path) -> Reason | None:
     """
     index = read_config(folder, "model_index.json")
     scheduler = read_config(folder, "scheduler/scheduler_config.json")
-    family = family_of_pipeline(index)
+    denoiser = read_denoiser(folder, index)
+    family = family_of_pipeline(index, denoiser)
     supported = SUPPORTED_FAMILIES.get(family)
-    denoiser = read_config(folder, f"{supported.denoiser}/config.json") if supported else {}
     why = why_unsupported_pipeline(index, scheduler, denoiser, folder.name)
     if why is not None or supported is None:
         return why
     configs = {file: read_config(folder, file) for file in supported.bounds if (folder / file).is_file()}
     return why_unsupported_configs(family, configs, folder.name)
+
+
+def read_denoiser(folder: Path, model_index: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the component that predicts; empty where no supported family fits.
+
+    Raises CorruptWeights.
+    """
+    supported = SUPPORTED_FAMILIES.get(family_of_pipeline(model_index))
+    return read_config(folder, f"{supported.denoiser}/config.json") if supported else {}
 
 
 def refuse_pickles(folder: Path, components: Iterable[str]) -> None:

@@ -7,9 +7,11 @@ device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,30 +43,43 @@ def sample_latents(predict: Predictor, noise: Tensor, solver: Solver, steps: int
 
 @dataclass(frozen=True)
 class DDIM:
-    """Deterministic DDIM (Song et al., ICLR 2021, equation 12 with eta = 0) for predictions of the noise."""
+    """Deterministic DDIM (Song et al., ICLR 2021, equation 12 with eta = 0): noise or velocity is predicted.
 
-    alphas_cumprod: Tensor  # [T] float32, on the CPU; alpha of equation 12
+    The velocity is sqrt(alpha) noise - sqrt(1 - alpha) x_0 (Salimans and Ho, ICLR 2022, appendix D).
+    """
+
+    # alpha of equation 12 for each of T timesteps; 0 at the end of a schedule that ends without a signal
+    alphas_cumprod: Sequence[float]
     offset: int = 1  # added to each timestep; Stable Diffusion's `steps_offset`
     # alpha where sampling ends; None is alphas_cumprod[0], Stable Diffusion's `set_alpha_to_one = false`
     final_alpha_cumprod: float | None = None
+    predicts_velocity: bool = False  # instead of the noise
+    trailing: bool = False  # timesteps that begin with the last one (Lin et al., WACV 2024, section 3.3)
 
     def timesteps(self, steps: int) -> tuple[int, ...]:
-        """`steps` multiples of T // steps plus the offset, descending, and where the last step ends.
+        """`steps` timesteps, descending, and where the last step ends, which may be below 0.
 
-        The "leading" spacing, as Stable Diffusion is sampled: 50 steps of 1000 are 981, 961, ..., 1.
+        "Leading" spacing, as Stable Diffusion is sampled, takes multiples of T // steps plus the offset: 50
+        of 1000 are 981, 961, ..., 1. "Trailing" spacing takes 999, 979, ..., 19.
         """
         length = len(self.alphas_cumprod)
         if not 1 <= steps <= length:
             raise RequestError(f"{steps} sampling steps cannot be taken: choose 1 to {length}.")
+        if self.trailing:
+            return (*(round(i * length / steps) - 1 for i in range(steps, 0, -1)), -1)
         stride = length // steps
         times = [min(i * stride + self.offset, length - 1) for i in reversed(range(steps))]
         return (*times, times[-1] - stride)
 
     def step(self, x: Tensor, prediction: Tensor, t: float, next_t: float) -> Tensor:
-        """x_t and the noise predicted in it -> x at `next_t`; all [N, C, H, W]. Below 0 is the end."""
+        """x_t and the prediction there -> x at `next_t`; all [N, C, H, W]. Below 0 is the end."""
         alpha, next_alpha = self._alpha(t), self._alpha(next_t)
-        x0 = (x - (1 - alpha) ** 0.5 * prediction) / alpha**0.5
-        result: Tensor = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * prediction
+        noise = self.noise(x, prediction, t)
+        if self.predicts_velocity:
+            x0 = alpha**0.5 * x - (1 - alpha) ** 0.5 * prediction
+        else:
+            x0 = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        result: Tensor = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * noise
         return result
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
@@ -74,10 +89,122 @@ class DDIM:
         return result
 
     def target(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
-        """The noise: what a model of this solver predicts. [N, C, H, W]."""
-        return noise
+        """The noise or the velocity: what a model of this solver predicts. [N, C, H, W]."""
+        if not self.predicts_velocity:
+            return noise
+        alpha = self._alpha(t)
+        result: Tensor = alpha**0.5 * noise - (1 - alpha) ** 0.5 * latents
+        return result
+
+    def signal(self, t: float) -> float:
+        """sqrt(alpha_t)."""
+        return math.sqrt(self._alpha(t))
+
+    def noise(self, x: Tensor, prediction: Tensor, t: float) -> Tensor:
+        """The noise that a prediction states to be in x_t; all [N, C, H, W]."""
+        if not self.predicts_velocity:
+            return prediction
+        alpha = self._alpha(t)
+        result: Tensor = alpha**0.5 * prediction + (1 - alpha) ** 0.5 * x
+        return result
+
+    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The prediction that states this noise to be in x_t; all [N, C, H, W]."""
+        if not self.predicts_velocity:
+            return noise
+        alpha = self._alpha(t)
+        result: Tensor = (noise - (1 - alpha) ** 0.5 * x) / alpha**0.5
+        return result
 
     def _alpha(self, t: float) -> float:
         if t < 0 and self.final_alpha_cumprod is not None:
             return self.final_alpha_cumprod
         return float(self.alphas_cumprod[max(int(t), 0)])
+
+
+TRAINED_TIMES = 1000  # of every flow model: t = 1000 sigma
+
+
+@dataclass(frozen=True)
+class FlowEuler:
+    """Euler steps along x_t = (1 - s) x_0 + s n, for predictions of the velocity v = n - x_0.
+
+    Rectified flow (Liu et al., ICLR 2023; Esser et al., ICML 2024, sections 2 and 5.3.2), on the schedule of
+    diffusers' FlowMatchEulerDiscreteScheduler. s = sigma, the share of noise n; times are t = 1000 s, from
+    1000, which is noise alone, to 0.
+    """
+
+    shift: float = 1.0  # sigma -> shift sigma / (1 + (shift - 1) sigma): above 1, more steps near the noise
+    last_sigma: float | None = 0.001  # the last before shifting; None is 1 / steps, as FLUX.1 is sampled
+    terminal: float | None = None  # the last after shifting; None where it is not stretched to a value
+
+    @classmethod
+    def of_scheduler(
+        cls, config: Mapping[str, Any], image_tokens: int, to_last_time: bool = True
+    ) -> FlowEuler:
+        """The solver of a scheduler_config.json, for images of `image_tokens` tokens of the transformer.
+
+        `to_last_time`: the sigmas reach the scheduler's last training time before they are shifted, as
+        diffusers samples Stable Diffusion 3; otherwise 1 / steps, as it samples FLUX.1. A dynamic shift is
+        exp(mu), or mu itself where the scheduler says "linear"; mu is a linear function of the tokens.
+        """
+        terminal = config.get("shift_terminal") or None
+        if config.get("use_dynamic_shifting"):
+            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            mu = least + (most - least) * (image_tokens - low) / (high - low)
+            shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+            return cls(shift, 1 / TRAINED_TIMES if to_last_time else None, terminal)
+        shift = config.get("shift", 1.0)
+        # The scheduler's own range of sigmas is shifted already, and set_timesteps shifts it once more.
+        last = _shifted(1 / TRAINED_TIMES, shift) if to_last_time else None
+        return cls(shift, last, terminal)
+
+    def timesteps(self, steps: int) -> tuple[float, ...]:
+        """`steps` + 1 times, descending from 1000 to 0. Raises RequestError for more than 1000 steps."""
+        if not 1 <= steps <= TRAINED_TIMES:
+            raise RequestError(f"{steps} sampling steps cannot be taken: choose 1 to {TRAINED_TIMES}.")
+        last = 1 / steps if self.last_sigma is None else self.last_sigma
+        even = torch.linspace(1.0, last, steps, dtype=torch.float64).tolist()
+        sigmas = [_shifted(sigma, self.shift) for sigma in even]
+        if self.terminal is not None and steps > 1:
+            stretch = (1 - self.terminal) / (1 - sigmas[-1])
+            sigmas = [1 - (1 - sigma) * stretch for sigma in sigmas]
+        return (*(TRAINED_TIMES * sigma for sigma in sigmas), 0.0)
+
+    def step(self, x: Tensor, prediction: Tensor, t: float, next_t: float) -> Tensor:
+        """x_t and the velocity predicted in it -> x at `next_t`; all [N, C, H, W]. Computed in float32."""
+        moved = x.float() + (next_t - t) / TRAINED_TIMES * prediction.float()
+        return moved.to(x.dtype)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """x_t = (1 - s) x_0 + s n; all [N, C, H, W]."""
+        s = t / TRAINED_TIMES
+        return (1 - s) * latents + s * noise
+
+    def target(self, latents: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The velocity n - x_0, which is the same at every time. [N, C, H, W]."""
+        return noise - latents
+
+    def signal(self, t: float) -> float:
+        """1 - s."""
+        return 1 - t / TRAINED_TIMES
+
+    def noise(self, x: Tensor, prediction: Tensor, t: float) -> Tensor:
+        """The noise that the predicted velocity sees in x_t: n = x_t + (1 - s) v; all [N, C, H, W]."""
+        return x + (1 - t / TRAINED_TIMES) * prediction
+
+    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The velocity that sees the given noise in x_t: v = (n - x_t) / (1 - s); all [N, C, H, W].
+
+        At s = 1 every velocity sees the noise x_t, so that none can be told from its noise: there the result
+        is the given noise, the velocity of an image of zeros. A caller that changes a prediction by its noise
+        leaves it as it is at s = 1.
+        """
+        s = t / TRAINED_TIMES
+        return noise if s >= 1 else (noise - x) / (1 - s)
+
+
+def _shifted(sigma: float, shift: float) -> float:
+    """Sigma moved towards the noise, Esser et al. (ICML 2024), equation 23."""
+    return shift * sigma / (1 + (shift - 1) * sigma)

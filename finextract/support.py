@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from finextract.bounds import SD1_BOUNDS, Bounds, why_refused
+from finextract.bounds import SD1_BOUNDS, SD2_BOUNDS, SDXL_BOUNDS, Bounds, why_refused
+from finextract.flow_bounds import FLUX_BOUNDS, SD3_BOUNDS
 from finextract.reasons import Reason, ReasonCode
 from finextract.weights.adapter_keys import by_context
 from finextract.weights.formats import Family, Kind, Style, WeightsKind
@@ -43,14 +44,26 @@ class SupportedFamily:
     components: Mapping[str, frozenset[str]]  # of its diffusers pipeline -> the classes that are loaded
     predictions: frozenset[str]  # `prediction_type` of the scheduler
     single_file_bases: frozenset[tuple[Kind, Style]]  # single files that can be a base model
+    optional: frozenset[str] = frozenset()  # of the components, those that a pipeline may lack
+    pipelines: frozenset[str] = frozenset()  # classes of pipelines whose models need no image; empty: any
+    unstated_prediction: str = "epsilon"  # what is predicted where the scheduler does not say it
     denoiser: str = "unet"  # the component that predicts
     inputs: Mapping[str, object] = field(default_factory=dict)  # those of INPUT_FIELDS that are set -> value
     variants: frozenset[str] = frozenset({""})  # `WeightsKind.detail` of full weights
     bounds: Bounds = field(default_factory=dict)  # of the configuration files of its pipeline
 
 
+_CLIP = frozenset({"CLIPTextModel"})
+_SD_COMPONENTS: Mapping[str, frozenset[str]] = {
+    "unet": frozenset({"UNet2DConditionModel"}),
+    "text_encoder": _CLIP,
+    "tokenizer": frozenset({"CLIPTokenizer"}),
+    "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
+}
+_NOISE_OR_VELOCITY = frozenset({"epsilon", "v_prediction"})
+_ORIGINAL_FILE: frozenset[tuple[Kind, Style]] = frozenset({("full", "ldm")})
 # Kinds of full weights that can be scanned, as messages list them.
-SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets"}
+SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets, transformers"}
 # The algorithms of adapters that can be scanned, as `WeightsKind.algorithms` names them. A file may have
 # several of them, in one layer or in different layers. finextract.adapters.parsing has their parsers.
 SUPPORTED_ALGORITHMS: frozenset[str] = frozenset(
@@ -61,18 +74,61 @@ SUPPORTED_ALGORITHMS: frozenset[str] = frozenset(
 )  # fmt: skip
 # The adapters that can be scanned, as messages list them.
 _ADAPTERS = ("LoRA", "DoRA", "LyCORIS weights")
+_T5_TOKENIZERS = frozenset({"T5Tokenizer", "T5TokenizerFast"})
+_FLOW = "flow_prediction"  # a velocity; no scheduler of diffusers states it
 # finextract.models.loading has the loader of each family.
 SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
-    "sd1": SupportedFamily(
-        components={
-            "unet": frozenset({"UNet2DConditionModel"}),
-            "text_encoder": frozenset({"CLIPTextModel"}),
-            "tokenizer": frozenset({"CLIPTokenizer"}),
-            "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
+    "sd1": SupportedFamily(_SD_COMPONENTS, _NOISE_OR_VELOCITY, _ORIGINAL_FILE, bounds=SD1_BOUNDS),
+    "sd2": SupportedFamily(_SD_COMPONENTS, _NOISE_OR_VELOCITY, _ORIGINAL_FILE, bounds=SD2_BOUNDS),
+    "sdxl": SupportedFamily(
+        {
+            **_SD_COMPONENTS,
+            "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
+            "tokenizer_2": frozenset({"CLIPTokenizer"}),
         },
-        predictions=frozenset({"epsilon"}),
-        single_file_bases=frozenset({("full", "ldm")}),
-        bounds=SD1_BOUNDS,
+        _NOISE_OR_VELOCITY,
+        _ORIGINAL_FILE,
+        inputs={"addition_embed_type": "text_time"},
+        bounds=SDXL_BOUNDS,
+    ),
+    "sd3": SupportedFamily(
+        components={
+            "transformer": frozenset({"SD3Transformer2DModel"}),
+            "text_encoder": frozenset({"CLIPTextModelWithProjection"}),
+            "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
+            "text_encoder_3": frozenset({"T5EncoderModel"}),
+            "tokenizer": frozenset({"CLIPTokenizer"}),
+            "tokenizer_2": frozenset({"CLIPTokenizer"}),
+            "tokenizer_3": _T5_TOKENIZERS,
+            "vae": frozenset({"AutoencoderKL"}),
+        },
+        predictions=frozenset({_FLOW}),
+        single_file_bases=frozenset(),
+        optional=frozenset({"text_encoder_3", "tokenizer_3"}),
+        pipelines=frozenset(
+            f"StableDiffusion3{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "PAG", "PAGImg2Img")
+        ),
+        unstated_prediction=_FLOW,
+        denoiser="transformer",
+        variants=frozenset({"", "3 medium", "3.5 medium", "3.5 large"}),
+        bounds=SD3_BOUNDS,
+    ),
+    "flux": SupportedFamily(
+        components={
+            "transformer": frozenset({"FluxTransformer2DModel"}),
+            "text_encoder": frozenset({"CLIPTextModel"}),
+            "text_encoder_2": frozenset({"T5EncoderModel"}),
+            "tokenizer": frozenset({"CLIPTokenizer"}),
+            "tokenizer_2": _T5_TOKENIZERS,
+            "vae": frozenset({"AutoencoderKL"}),
+        },
+        predictions=frozenset({_FLOW}),
+        single_file_bases=frozenset(),
+        pipelines=frozenset({"FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"}),
+        unstated_prediction=_FLOW,
+        denoiser="transformer",
+        variants=frozenset({"", "dev", "schnell"}),
+        bounds=FLUX_BOUNDS,
     ),
 }
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
@@ -138,7 +194,7 @@ def why_unsupported_base(kind: WeightsKind, where: str) -> Reason | None:
         return None
     return Reason(
         ReasonCode.BASE_UNAVAILABLE,
-        f"its base {where} holds {describe(kind)}: only a full checkpoint of {_supported_families(' or ')} "
+        f"its base {where} holds {describe(kind)}: only a full checkpoint of {_single_file_families()} "
         "can be a base so far. Pass --base with one.",
     )
 
@@ -153,18 +209,24 @@ def why_unsupported_pipeline(
     untrusted.
     """
     what = f"{where} is a {model_index.get('_class_name')!s:.60}"
-    family = SUPPORTED_FAMILIES.get(family_of_pipeline(model_index))
+    name = family_of_pipeline(model_index, denoiser)
+    family = SUPPORTED_FAMILIES.get(name)
     if family is None:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{what}{_further_components(model_index)}; "
-            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+            f"only pipelines of {_supported_families()} can be scanned so far.",
         )
-    if (other := _other_unet(family_of_pipeline(model_index), denoiser)) is not None:
+    if family.pipelines and model_index.get("_class_name") not in family.pipelines:
+        return Reason(
+            ReasonCode.UNSUPPORTED_INPUTS,
+            f"{what}; only models whose single input is a noisy latent image can be scanned so far.",
+        )
+    if (other := _other_unet(name, denoiser)) is not None:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
             f"{what} whose {family.denoiser} {other}; "
-            f"only {_supported_families()}-shaped pipelines can be scanned so far.",
+            f"only pipelines of {_supported_families()} can be scanned so far.",
         )
     if (further := _further_input(family, denoiser)) is not None:
         return Reason(
@@ -172,7 +234,7 @@ def why_unsupported_pipeline(
             f"{what} whose {family.denoiser} {further}; "
             "only models whose single input is a noisy latent image can be scanned so far.",
         )
-    prediction = scheduler.get("prediction_type", "epsilon")
+    prediction = scheduler.get("prediction_type", family.unstated_prediction)
     if not isinstance(prediction, str) or prediction not in family.predictions:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
@@ -198,17 +260,23 @@ def why_unsupported_configs(
     )
 
 
-def family_of_pipeline(model_index: Mapping[str, Any]) -> Family:
+def family_of_pipeline(model_index: Mapping[str, Any], denoiser: Mapping[str, Any] | None = None) -> Family:
     """The supported family whose pipelines have exactly the components of a model_index.json, or "unknown".
 
-    Components without a class ([null, null]) and NEUTRAL_COMPONENTS do not count.
+    A component that is optional in the family may be missing. Components without a class ([null, null]) and
+    NEUTRAL_COMPONENTS do not count. Where several families have the same components, `denoiser` (the
+    config.json of the component that predicts) decides.
     """
     stated = _stated_components(model_index)
-    for name, family in SUPPORTED_FAMILIES.items():
-        needed = family.components
-        if stated.keys() == needed.keys() and all(stated[c] in needed[c] for c in needed):
-            return name
-    return "unknown"
+    fitting = [
+        name
+        for name, family in SUPPORTED_FAMILIES.items()
+        if family.components.keys() - family.optional <= stated.keys() <= family.components.keys()
+        and all(stated[component] in family.components[component] for component in stated)
+    ]
+    width = (denoiser or {}).get("cross_attention_dim")
+    shown = by_context(width) if type(width) is int else "unknown"
+    return next((name for name in fitting if name == shown), fitting[0] if fitting else "unknown")
 
 
 def component_class(model_index: Mapping[str, Any], name: str) -> str:
@@ -232,9 +300,12 @@ def _further_components(model_index: Mapping[str, Any]) -> str:
 
 
 def _other_unet(family: Family, denoiser: Mapping[str, Any]) -> str | None:
-    """What shows that a UNet is of another family than its pipeline's components, as a predicate."""
+    """What shows that a UNet is of another family than its pipeline's components, as a predicate.
+
+    Any family has small models, whose text embeddings are narrow.
+    """
     width = denoiser.get("cross_attention_dim")
-    if type(width) is not int or (shown := by_context(width)) in (family, "unknown"):
+    if type(width) is not int or (shown := by_context(width)) in (family, "sd1", "unknown"):
         return None
     return f"takes text embeddings {width} wide, as {FAMILY_NAMES[shown]} does"
 
@@ -252,6 +323,11 @@ def _further_input(family: SupportedFamily, denoiser: Mapping[str, Any]) -> str 
 
 def _supported_families(last: str = " and ") -> str:
     return _listed([FAMILY_NAMES[family] for family in SUPPORTED_FAMILIES], last)
+
+
+def _single_file_families() -> str:
+    families = (name for name, family in SUPPORTED_FAMILIES.items() if family.single_file_bases)
+    return _listed((FAMILY_NAMES[name] for name in families), " or ")
 
 
 def _listed(names: Iterable[str], last: str = " and ") -> str:

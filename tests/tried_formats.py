@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tiny.flow_configs import TRANSFORMERS
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # tests/finextract is a folder too
 HEADERS = ROOT / "tests" / "finextract" / "weights" / "headers"
@@ -50,7 +52,7 @@ def thin(shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
         side = re.sub(r"(?:down|up|input|output)_blocks|mid(?:dle)?_block", "blocks", key)
         alike = re.sub(r"(?<=[._])\d+(?=[._])", "N", side)
         first.setdefault(alike, key)
-        if re.search(r"(?:double|single|transformer)_blocks[._]\d", key):
+        if re.search(r"(?:double|single|joint|transformer)_blocks[._]\d", key):
             last[alike] = key
     return {key: tuple(shapes[key]) for key in dict.fromkeys([*first.values(), *last.values()])}
 
@@ -202,65 +204,110 @@ def _() -> Shapes:
     return single_file(ldm_unet(unet(1280, use_linear_projection=True, **added(2560))), text)
 
 
-def mmdit(width: int, blocks: int, second: bool = False) -> Shapes:
-    """SD3's transformer under Stability's own names."""
-    one: Shapes = {}
-    for side in ("x_block", "context_block"):
-        one[f"{side}.attn.qkv.weight"] = (3 * width, width)
-        one[f"{side}.attn.proj.weight"] = (width, width)
-        one[f"{side}.mlp.fc1.weight"] = (4 * width, width)
-        one[f"{side}.adaLN_modulation.1.weight"] = ((9 if second else 6) * width, width)
-    if second:
-        one["x_block.attn2.qkv.weight"] = (3 * width, width)
+def with_biases(layers: dict[str, tuple[int, ...]]) -> Shapes:
+    """The weight and the bias of each layer, from the weight's shape."""
     return {
-        "x_embedder.proj.weight": (width, 16, 2, 2),
-        "t_embedder.mlp.0.weight": (width, 256),
-        "y_embedder.mlp.0.weight": (width, 2048),
-        "context_embedder.weight": (width, 4096),
-        "pos_embed": (1, 36864, width),
-        **{f"joint_blocks.{i}.{k}": v for i in (0, blocks - 1) for k, v in one.items()},
-        "final_layer.linear.weight": (64, width),
+        f"{k}.{end}": v if end == "weight" else v[:1] for k, v in layers.items() for end in ("weight", "bias")
     }
 
 
-for _name, _blocks, _width, _second, _detail in (
-    ("sd3-medium", 24, 1536, False, "3 medium"),
-    ("sd35-medium", 24, 1536, True, "3.5 medium"),
-    ("sd35-large", 38, 2432, False, "3.5 large"),
-):
-    tried(f"full-{_name}", OURS, "full", "sd3", "ldm", _detail)(
-        lambda w=_width, b=_blocks, s=_second: {  # type: ignore[misc]
-            f"model.diffusion_model.{k}": v for k, v in mmdit(w, b, s).items()
+def mmdit(name: str) -> Shapes:
+    """SD3's transformer under Stability's own names."""
+    config = TRANSFORMERS[name]
+    w, blocks = config["caption_projection_dim"], config["num_layers"]
+    keys: Shapes = {"pos_embed": (1, config["pos_embed_max_size"] ** 2, w)}
+    keys |= with_biases(
+        {
+            "x_embedder.proj": (w, 16, 2, 2), "t_embedder.mlp.0": (w, 256), "t_embedder.mlp.2": (w, w),
+            "y_embedder.mlp.0": (w, 2048), "y_embedder.mlp.2": (w, w), "context_embedder": (w, 4096),
+            "final_layer.linear": (64, w), "final_layer.adaLN_modulation.1": (2 * w, w),
         }
-    )
-
-
-def bfl(guidance: bool) -> Shapes:
-    """FLUX.1's transformer under Black Forest Labs' own names."""
-    w = 3072
-    keys: Shapes = {
-        "img_in.weight": (w, 64),
-        "txt_in.weight": (w, 4096),
-        "time_in.in_layer.weight": (w, 256),
-        "vector_in.in_layer.weight": (w, 768),
-    }
-    if guidance:
-        keys["guidance_in.in_layer.weight"] = (w, 256)
-    for side in ("img", "txt"):
-        keys[f"double_blocks.0.{side}_mod.lin.weight"] = (6 * w, w)
-        keys[f"double_blocks.0.{side}_attn.qkv.weight"] = (3 * w, w)
-        keys[f"double_blocks.0.{side}_attn.proj.weight"] = (w, w)
-        keys[f"double_blocks.0.{side}_mlp.0.weight"] = (4 * w, w)
-    keys["single_blocks.0.linear1.weight"] = (7 * w, w)
-    keys["single_blocks.0.linear2.weight"] = (w, 5 * w)
-    keys["single_blocks.0.modulation.lin.weight"] = (3 * w, w)
-    keys["final_layer.linear.weight"] = (64, w)
+    )  # fmt: skip
+    for i in range(blocks):
+        second = i in config.get("dual_attention_layers", ())
+        for side in ("x_block", "context_block"):
+            one = f"joint_blocks.{i}.{side}"
+            cut = side == "context_block" and i == blocks - 1  # its output is not used
+            rows = 2 if cut else 9 if second and side == "x_block" else 6
+            layers = {f"{one}.attn.qkv": (3 * w, w), f"{one}.adaLN_modulation.1": (rows * w, w)}
+            attentions = ["attn"]
+            if not cut:
+                layers |= {
+                    f"{one}.attn.proj": (w, w), f"{one}.mlp.fc1": (4 * w, w), f"{one}.mlp.fc2": (w, 4 * w),
+                }  # fmt: skip
+            if second and side == "x_block":
+                layers |= {f"{one}.attn2.qkv": (3 * w, w), f"{one}.attn2.proj": (w, w)}
+                attentions.append("attn2")
+            keys |= with_biases(layers)
+            if config.get("qk_norm"):
+                keys |= {f"{one}.{attn}.ln_{part}.weight": (64,) for attn in attentions for part in "qk"}
     return keys
 
 
-tried("full-flux-dev", OURS, "full", "flux", "ldm", "dev")(lambda: bfl(True))
-tried("full-flux-schnell", OURS, "full", "flux", "ldm", "schnell")(
-    lambda: {f"model.diffusion_model.{k}": v for k, v in bfl(False).items()}
+def bfl(name: str) -> Shapes:
+    """FLUX.1's transformer under Black Forest Labs' own names."""
+    w = 3072
+    layers: dict[str, tuple[int, ...]] = {
+        "img_in": (w, 64), "txt_in": (w, 4096), "time_in.in_layer": (w, 256), "time_in.out_layer": (w, w),
+        "vector_in.in_layer": (w, 768), "vector_in.out_layer": (w, w),
+        "final_layer.linear": (64, w), "final_layer.adaLN_modulation.1": (2 * w, w),
+    }  # fmt: skip
+    if TRANSFORMERS[name]["guidance_embeds"]:
+        layers |= {"guidance_in.in_layer": (w, 256), "guidance_in.out_layer": (w, w)}
+    norms: Shapes = {}
+    for i in range(19):
+        for side in ("img", "txt"):
+            one = f"double_blocks.{i}.{side}"
+            layers |= {
+                f"{one}_mod.lin": (6 * w, w), f"{one}_attn.qkv": (3 * w, w), f"{one}_attn.proj": (w, w),
+                f"{one}_mlp.0": (4 * w, w), f"{one}_mlp.2": (w, 4 * w),
+            }  # fmt: skip
+            norms |= {f"{one}_attn.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
+    for i in range(38):
+        one = f"single_blocks.{i}"
+        layers |= {
+            f"{one}.linear1": (7 * w, w),
+            f"{one}.linear2": (w, 5 * w),
+            f"{one}.modulation.lin": (3 * w, w),
+        }
+        norms |= {f"{one}.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
+    return with_biases(layers) | norms
+
+
+def transformer_names(name: str) -> Shapes:
+    """The original names of one of TRANSFORMERS. Diffusers' conversion has to give its own keys back."""
+    import torch
+    from diffusers.loaders import single_file_utils
+
+    family = "sd3" if name.startswith("sd3") else "flux"
+    keys = mmdit(name) if family == "sd3" else bfl(name)
+    convert = getattr(single_file_utils, f"convert_{family}_transformer_checkpoint_to_diffusers")
+    back = convert({key: torch.empty(shape, device="meta") for key, shape in keys.items()})
+    assert shapes_of(back) == shapes_of(full_transformer(name).state_dict())
+    return keys
+
+
+def full_transformer(name: str) -> Any:
+    """One of TRANSFORMERS in its full size, without memory for its weights."""
+    return on_meta(**{"cls" if k == "_class_name" else k: v for k, v in TRANSFORMERS[name].items()})
+
+
+TRANSFORMER_HELPER = "our own helper; diffusers' conversion of it gives the transformer back"
+for _name, _detail in (
+    ("sd3-medium", "3 medium"),
+    ("sd35-medium", "3.5 medium"),
+    ("sd35-large", "3.5 large"),
+):
+    tried(f"full-{_name}", TRANSFORMER_HELPER, "full", "sd3", "ldm", _detail)(
+        lambda n=_name: {  # type: ignore[misc]
+            f"model.diffusion_model.{k}": v for k, v in transformer_names(n).items()
+        }
+    )
+tried("full-flux-dev", TRANSFORMER_HELPER, "full", "flux", "ldm", "dev")(
+    lambda: transformer_names("flux-dev")
+)
+tried("full-flux-schnell", TRANSFORMER_HELPER, "full", "flux", "ldm", "schnell")(
+    lambda: {f"model.diffusion_model.{k}": v for k, v in transformer_names("flux-schnell").items()}
 )
 
 
@@ -292,21 +339,18 @@ tried("unet-without-text", D, "unet", "unknown", D, "")(
         .save_pretrained
     )
 )
+for _name, _family, _detail in (
+    ("flux-dev", "flux", "dev"), ("flux-schnell", "flux", "schnell"), ("sd3-medium", "sd3", "3 medium"),
+    ("sd35-medium", "sd3", "3.5 medium"), ("sd35-large", "sd3", "3.5 large"),
+):  # fmt: skip
+    tried(f"transformer-{_name}", D, "unet", _family, D, _detail)(
+        lambda n=_name: shapes_of(full_transformer(n).state_dict())  # type: ignore[misc]
+    )
 FLUX = {"num_layers": 1, "num_single_layers": 1}
 KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680}
 SD3 = {"num_layers": 2, "caption_projection_dim": 1536, "num_attention_heads": 24}
 SD3_LARGE = {**SD3, "caption_projection_dim": 2432, "num_attention_heads": 38}
 for _name, _cls, _options, _says in (
-    ("flux-dev", "FluxTransformer2DModel", {**FLUX, "guidance_embeds": True}, ("unet", "flux", D, "dev")),
-    ("flux-schnell", "FluxTransformer2DModel", FLUX, ("unet", "flux", D, "schnell")),
-    ("sd3-medium", "SD3Transformer2DModel", SD3, ("unet", "sd3", D, "3 medium")),
-    (
-        "sd35-medium",
-        "SD3Transformer2DModel",
-        {**SD3, "dual_attention_layers": (0,)},
-        ("unet", "sd3", D, "3.5 medium"),
-    ),
-    ("sd35-large", "SD3Transformer2DModel", SD3_LARGE, ("unet", "sd3", D, "3.5 large")),
     ("flux2-klein", "Flux2Transformer2DModel", {**FLUX, **KLEIN}, ("unet", "unknown", D, "FLUX.2")),
     ("bria", "BriaTransformer2DModel", FLUX, ("unet", "unknown", D, "Bria")),
     ("fibo", "BriaFiboTransformer2DModel", FLUX, ("unet", "unknown", D, "FIBO")),
@@ -608,14 +652,34 @@ def flux_kohya(blocks: int, singles: int, lacks: str = " ") -> dict[str, tuple[i
     }
 
 
+CLIP_L_KOHYA = {
+    "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": (768, 768),
+    "lora_te1_text_model_encoder_layers_11_mlp_fc1": (768, 3072),
+}
+T5_KOHYA = {
+    "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (4096, 4096),
+    "lora_te3_encoder_block_23_layer_1_DenseReluDense_wo": (10240, 4096),
+}
 tried("lora-flux-kohya", OURS, "lora", "flux", "kohya", "")(
-    lambda: pairs(*KOHYA, flux_kohya(19, 38), ".alpha")
+    lambda: pairs(*KOHYA, {**flux_kohya(19, 38), **CLIP_L_KOHYA, **T5_KOHYA}, ".alpha")
 )
 tried("lora-chroma-kohya-unnamed", OURS, "lora", "unknown", "kohya", "FLUX.1 or Chroma")(
     lambda: pairs(*KOHYA, flux_kohya(19, 38, "mod"), ".alpha")
 )
+CLIP_G_KOHYA = {"lora_te2_text_model_encoder_layers_31_mlp_fc2": (5120, 1280)}
+
+
+def sd3_kohya(name: str) -> dict[str, tuple[int, int]]:
+    """The layers that kohya's sd-scripts adapt in a transformer of SD3: all linear ones of its blocks."""
+    return {
+        f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}": (shape[1], shape[0])
+        for key, shape in mmdit(name).items()
+        if key.startswith("joint_blocks.") and len(shape) == 2
+    }
+
+
 tried("lora-sd3-kohya", OURS, "lora", "sd3", "kohya", "")(
-    lambda: pairs(*KOHYA, {"lora_unet_joint_blocks_0_x_block_attn_qkv": (1536, 4608)}, ".alpha")
+    lambda: pairs(*KOHYA, {**sd3_kohya("sd3-medium"), **CLIP_L_KOHYA, **CLIP_G_KOHYA, **T5_KOHYA}, ".alpha")
 )
 tried("lora-hunyuan-video-kohya", OURS, "lora", "unknown", "kohya", "")(
     lambda: pairs(
@@ -656,7 +720,10 @@ tried("lora-flux-bfl-keys", OURS, "lora", "unknown", D, "FLUX.1 or Chroma")(
     lambda: pairs(
         ".lora_A.weight",
         ".lora_B.weight",
-        {"diffusion_model.double_blocks.18.img_attn.qkv": (3072, 9216)},
+        {
+            "diffusion_model.double_blocks.18.img_attn.qkv": (3072, 9216),
+            "diffusion_model.single_blocks.37.linear1": (3072, 21504),
+        },
     )
 )
 tried("lora-flux-xlabs", OURS, "lora", "flux", "xlabs", "XLabs")(
@@ -665,8 +732,11 @@ tried("lora-flux-xlabs", OURS, "lora", "flux", "xlabs", "XLabs")(
         ".up.weight",
         {
             "double_blocks.0.processor.qkv_lora1": (3072, 9216),
+            "double_blocks.0.processor.qkv_lora2": (3072, 9216),
+            "double_blocks.0.processor.proj_lora1": (3072, 3072),
             "double_blocks.0.processor.proj_lora2": (3072, 3072),
             "single_blocks.0.processor.qkv_lora": (3072, 9216),
+            "single_blocks.0.processor.proj_lora": (15360, 3072),
         },
     )
 )
@@ -729,7 +799,7 @@ PACKAGES = {"diffusers": D, "peft": P, "transformers": "transformers", "torch": 
 def versions(tool: str) -> str:
     """The tool's name with the versions of its packages."""
     for package, name in PACKAGES.items():
-        if name in tool and tool not in (OURS, HELPER):
+        if name in tool and tool not in (OURS, HELPER, TRANSFORMER_HELPER):
             tool = tool.replace(name, f"{name} {version(package)}")
     return tool
 
@@ -761,8 +831,10 @@ def table_row(name: str) -> str:
     says = (
         "refused: a pickle" if kind == "pickle" else f"{kind}, {family}" + (f", {detail}" if detail else "")
     )
+    known = family in ("sd1", "sd2", "sdxl", "sd3", "flux")
+    plain = not detail or family in ("sd3", "flux")
     adapter = kind in ("lora", "dora", "lycoris")
-    scans = family == "sd1" and (adapter or (kind in ("full", "unet") and not detail))
+    scans = known and (adapter or (kind in ("full", "unet") and plain))
     style = "" if style == "unknown" else style
     never = kind in ("vae", "text_encoder", "controlnet", "unknown", "pickle") or (
         kind == "unet" and family == "unknown"

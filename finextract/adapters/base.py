@@ -15,7 +15,7 @@ class Adapter(Protocol):
 
     @property
     def layer(self) -> str:
-        """The layer's name as the file has it; finextract.weights.adapter_keys knows the styles."""
+        """The layer's name as the file has it; finextract.weights.layer_names knows the styles."""
         ...
 
     def __call__(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

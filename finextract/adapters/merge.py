@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from finextract.adapters.base import Adapter
+from finextract.adapters.fused import parameters_of, replace_parameters
 from finextract.errors import BaseMismatch, CorruptWeights
-from finextract.weights.adapter_keys import layer_names
+from finextract.weights.original_names import FileLayer, file_layers
 
 # The largest norm of a weight's change, as a multiple of the weight's own norm, that counts as training. In
 # the zoo's LoRAs, which give back their training images, it is 0.54.
@@ -25,31 +26,30 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
     changed already. Raises BaseMismatch for a layer that is unknown to the model or has another shape,
     CorruptWeights for weights that are not finite, or that the adapter changes beyond MAX_CHANGE.
     """
-    by_name = layer_names(layers)
-    of_layer: dict[str, list[Adapter]] = {}
+    by_name = file_layers(layers)
+    of_layer: dict[FileLayer, list[Adapter]] = {}
     for adapter in adapters:
-        name = by_name.get(adapter.layer)
-        if name is None:
+        target = by_name.get(adapter.layer)
+        if target is None:
             raise BaseMismatch(
                 f"the adapter has a layer that the base model does not have: {adapter.layer[:120]!r}."
             )
-        of_layer.setdefault(name, []).append(adapter)
-    for name, changes in of_layer.items():
-        _merge_layer(layers[name], changes)
+        of_layer.setdefault(target, []).append(adapter)
+    for target, changes in of_layer.items():
+        weight, bias = parameters_of(layers, target)
+        replace_parameters(layers, target, *_changed(weight, bias, changes))
 
 
-def _merge_layer(layer: nn.Module, adapters: Iterable[Adapter]) -> None:
-    """Replaces the weight and the bias of one layer."""
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    assert isinstance(weight, Tensor)
+def _changed(
+    weight: Tensor, bias: Tensor | None, adapters: Iterable[Adapter]
+) -> tuple[Tensor, Tensor | None]:
+    """What the adapters of one layer make of its weight and bias, not yet cast."""
     old = weight.to(torch.promote_types(weight.dtype, torch.float32))
     new, new_bias = old, None if bias is None else bias.to(old)
     for adapter in adapters:
         new, new_bias = adapter(new, new_bias)
         _check(adapter.layer, weight.dtype, old, new, new_bias)
-    weight.copy_(new)
-    if bias is not None and new_bias is not None:
-        bias.copy_(new_bias)
+    return new, new_bias
 
 
 def _check(layer: str, dtype: torch.dtype, old: Tensor, new: Tensor, bias: Tensor | None) -> None:

@@ -99,7 +99,9 @@ def caption_for(checkpoint: Path, given: str | None) -> Caption:
 
 def _header_training(weights: Path) -> Training:
     """What the header of a weight file, or of a pipeline's denoiser, states of the training."""
-    files = [weights] if weights.is_file() else component_paths(weights, "unet")[:1]
+    files = [weights]
+    if not weights.is_file():
+        files = (component_paths(weights, "unet") or component_paths(weights, "transformer"))[:1]
     try:
         return header_training(read_header(files[0])) if files else NO_TRAINING
     except CheckpointError:  # loading the weights raises the same error, with its reason

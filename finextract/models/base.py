@@ -39,6 +39,18 @@ class Solver(Protocol):
         """The perfect prediction for `add_noise(latents, noise, t)`: noise, velocity or flow [N, C, H, W]."""
         ...
 
+    def signal(self, t: float) -> float:
+        """The factor of the clean latents in `add_noise(latents, noise, t)`; 0 where that is noise alone."""
+        ...
+
+    def noise(self, x: Tensor, prediction: Tensor, t: float) -> Tensor:
+        """The noise that a prediction states to be in x_t; all [N, C, H, W]."""
+        ...
+
+    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
+        """The prediction that states this noise to be in x_t; all [N, C, H, W]. Needs a signal above 0."""
+        ...
+
 
 class Model(Protocol):
     """A model that predicts noise (or a velocity) under a prompt, and decodes latents to images."""
@@ -122,6 +134,13 @@ class TunableModel(Model, Protocol):
         """Replaces the weights by those of one file with the key names of the model's original code.
 
         Raises BaseMismatch, with what does not fit.
+        """
+        ...
+
+    def with_measured_prediction(self) -> Self:
+        """This model, with a solver for what its weights predict, which is measured.
+
+        For a base that is one file: its key names do not tell, and the scheduler is that of another pipeline.
         """
         ...
 

@@ -1,7 +1,7 @@
 """A base model and a model tuned from it, loaded side by side. Safetensors only; nothing is unpickled.
 
 `load_pair(base, tuned)` reads the tuned weights as full weights (a diffusers folder, one file with the
-original key names, a UNet file) or as an adapter, and returns both models.
+original key names, a UNet or transformer file) or as an adapter, and returns both models.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.local_files import read_object
-from finextract.models import stable_diffusion
+from finextract.models import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from finextract.models.base import CopiedPair, Pair, TunableModel
-from finextract.pipeline_folder import read_config, why_unsupported_folder
+from finextract.pipeline_folder import read_config, read_denoiser, why_unsupported_folder
 from finextract.reasons import ReasonCode
 from finextract.support import (
     describe,
@@ -34,7 +34,13 @@ from finextract.weights.formats import Family, classify, read_header
 
 type LoadFamily = Callable[[Path, torch.device, torch.dtype], TunableModel]  # of a diffusers pipeline folder
 # The loader of each family in finextract.support.SUPPORTED_FAMILIES.
-FAMILIES: Mapping[Family, LoadFamily] = {"sd1": stable_diffusion.load}
+FAMILIES: Mapping[Family, LoadFamily] = {
+    "sd1": stable_diffusion.load,
+    "sd2": stable_diffusion.load,
+    "sdxl": stable_diffusion_xl.load,
+    "sd3": stable_diffusion_3.load,
+    "flux": flux.load,
+}
 
 
 def load_pair(
@@ -56,13 +62,22 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype) -> Tunable
     """
     if (why := why_unsupported_folder(folder)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
-    family = family_of_pipeline(read_config(folder, "model_index.json"))
+    index = read_config(folder, "model_index.json")
+    family = family_of_pipeline(index, read_denoiser(folder, index))
     if family not in FAMILIES:
         raise UnsupportedWeights(
             f"{folder.name} is a pipeline of the family {family}, which has no loader.",
             ReasonCode.UNSUPPORTED_FAMILY,
         )
     return FAMILIES[family](folder, device, dtype)
+
+
+def load_base_file(folder: Path, weights: Path, device: torch.device, dtype: torch.dtype) -> TunableModel:
+    """A base model that is one file; `folder` is a pipeline of its family and has what the file lacks.
+
+    What the weights predict is measured. Raises what `load_base` and `tune` raise.
+    """
+    return tune(load_base(folder, device, dtype), weights).tuned.with_measured_prediction()
 
 
 def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:

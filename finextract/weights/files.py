@@ -48,7 +48,8 @@ def component_paths(folder: Path, component: str) -> list[Path]:
 def find_weights(checkpoint: Path) -> Path:
     """The weight file, or the diffusers folder, that a path names.
 
-    A folder is either a diffusers pipeline, or holds one weight file at its top, or a lone UNet in `unet/`.
+    A folder is either a diffusers pipeline, or holds one weight file at its top, or a lone UNet in `unet/` or
+    transformer in `transformer/`.
     Raises PickledWeights where there are only pickles, UnsupportedWeights where there are several weight
     files, CorruptWeights where there is none.
     """
@@ -63,13 +64,13 @@ def find_weights(checkpoint: Path) -> Path:
                 f"{checkpoint} is not a safetensors file. Name a .safetensors file, or a diffusers folder."
             )
         return checkpoint
-    unet = component_paths(checkpoint, "unet")
-    if unet and (checkpoint / "model_index.json").is_file():
+    denoiser = component_paths(checkpoint, "unet") or component_paths(checkpoint, "transformer")
+    if denoiser and (checkpoint / "model_index.json").is_file():
         return checkpoint
     files = [f for f in sorted(checkpoint.glob("*.safetensors")) if not NOT_WEIGHTS.fullmatch(f.name)]
     if checkpoint / _PREFERRED in files:
         return checkpoint / _PREFERRED
-    files = files or unet
+    files = files or denoiser
     if len(files) == 1:
         return files[0]
     if files:

@@ -66,6 +66,12 @@ _OTHER_TRANSFORMERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("Bria", "time_embed.timestep_embedder.linear_1.weight", (3072, 256)),
     ("Stable Audio", "global_proj.0.weight", ()),
 )
+# The layer that takes FLUX.1's packed latents -> the variant, "" for dev and schnell.
+_FLUX_INPUTS: Mapping[tuple[int, ...], str] = {
+    (3072, 64): "",
+    (3072, 128): "canny or depth",
+    (3072, 384): "fill",
+}
 _CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight")
 _T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
@@ -197,7 +203,8 @@ def _original_flux(keys: Mapping[str, TensorInfo], text: bool) -> WeightsKind:
     embeds_text = _shape(keys, "txt_in.weight") == (3072, 4096) and "vector_in.in_layer.weight" in keys
     if not embeds_text or _shape(keys, "double_blocks.0.img_attn.qkv.weight") != (9216, 3072):
         return WeightsKind("full", "unknown", "ldm", text)
-    return WeightsKind("full", "flux", "ldm", text, _flux_variant(keys, "time_in.", "guidance_in."))
+    variant = _flux_variant(keys, "img_in.weight", "time_in.", "guidance_in.")
+    return WeightsKind("full", "flux", "ldm", text, variant)
 
 
 def _shape(keys: Mapping[str, TensorInfo], key: str) -> tuple[int, ...]:
@@ -217,9 +224,12 @@ def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
         return WeightsKind("unet", family, "diffusers", False, detail, model=model)
     if not {"transformer_blocks.0.norm1_context.linear.weight", "context_embedder.weight"} <= keys.keys():
         return None
-    flux = {"x_embedder.weight": (3072, 64), "context_embedder.weight": (3072, 4096), _POOLED: (3072, 768)}
-    if all(_shape(keys, key) == shape for key, shape in flux.items()):
-        variant = _flux_variant(keys, "time_text_embed.timestep_", "time_text_embed.guidance_")
+    flux = {"context_embedder.weight": (3072, 4096), _POOLED: (3072, 768)}
+    taken = _shape(keys, "x_embedder.weight")
+    if all(_shape(keys, k) == shape for k, shape in flux.items()) and taken[:1] == (3072,):
+        variant = _flux_variant(
+            keys, "x_embedder.weight", "time_text_embed.timestep_", "time_text_embed.guidance_"
+        )
         return WeightsKind("unet", "flux", "diffusers", False, variant)
     if len(_shape(keys, "pos_embed.proj.weight")) == 4 and "single_transformer_blocks" not in firsts:
         return WeightsKind("unet", "sd3", "diffusers", False, _sd3_variant(keys, "pos_embed.proj.weight"))
@@ -259,7 +269,7 @@ def _unet_family(
         return "unknown", detail, "Kolors"
     if any(k.startswith("encoder_hid_proj.") for k in keys):
         return "unknown", detail, ""
-    if has_added and width in (1280, 2048):
+    if has_added and width is not None and (width in (1280, 2048) or width < 768):  # a small SDXL
         return "sdxl", detail or ("refiner" if width == 1280 else ""), ""
     if has_added and width != 1024:
         return "unknown", detail, ""
@@ -277,8 +287,13 @@ def _sd3_variant(keys: Mapping[str, TensorInfo], patches: str) -> str:
     return ""
 
 
-def _flux_variant(keys: Mapping[str, TensorInfo], time: str, guidance: str) -> str:
-    """dev embeds the guidance, schnell does not; "" for a part of a model."""
+def _flux_variant(keys: Mapping[str, TensorInfo], first: str, time: str, guidance: str) -> str:
+    """dev embeds the guidance, schnell does not; "" for a part of a model.
+
+    `first` is the layer that takes the latents; fill, canny and depth give it those of further images.
+    """
+    if (taken := _shape(keys, first)) and taken != (3072, 64):
+        return _FLUX_INPUTS.get(taken) or "further input channels"
     if any(k.startswith(guidance) for k in keys):
         return "dev"
     return "schnell" if any(k.startswith(time) for k in keys) else ""

@@ -294,14 +294,17 @@ class Scanner:
         """The base model; the last one stays loaded for the checkpoints that share it."""
         import torch
 
-        from finextract.models.loading import load_base, tune
+        from finextract.models.loading import load_base, load_base_file
 
         if self._base is None or self._base[0] != base:
             self._base = None  # released before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             dtype = torch.float16 if device.type == "cuda" else torch.float32
-            model = load_base(base.folder, device, dtype)
-            self._base = (base, model if base.weights is None else tune(model, base.weights).tuned)
+            if base.weights is None:
+                model = load_base(base.folder, device, dtype)
+            else:
+                model = load_base_file(base.folder, base.weights, device, dtype)
+            self._base = (base, model)
         return self._base[1]
 
 

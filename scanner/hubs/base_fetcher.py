@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from finextract.errors import CheckpointError
 from finextract.reasons import ReasonCode
-from finextract.weights.formats import read_header
+from finextract.weights.formats import classify, read_header
 from scanner.errors import Skipped
-from scanner.hubs.base_models import CIVITAI_SCHEME, SD15, local_base
+from scanner.hubs.base_models import CIVITAI_SCHEME, FAMILY_PIPELINES, local_base
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.inspection import check_base
 
@@ -36,7 +36,7 @@ class BaseFetcher:
     """Fetches bases, with one client for each hub and the entries of the bases that were fetched before.
 
     `default_base` is the user's --base. A base on Civitai is a single file of weights, and takes what it does
-    not hold (VAE, tokenizer, scheduler) from `default_base`, or from Stable Diffusion 1.5.
+    not hold (VAE, tokenizer, scheduler) from `default_base`, or from the first pipeline of its family.
     `hub_endpoint` is the HuggingFace hub's address; by default HF_ENDPOINT, or huggingface.co.
     """
 
@@ -67,10 +67,16 @@ class BaseFetcher:
                 check_base(read_header(path), base)
             except CheckpointError as error:
                 raise Skipped(f"its base cannot be read: {error}", ReasonCode.BASE_UNAVAILABLE) from error
-            return BaseFiles(self._huggingface.fetch(SD15, downloads), path)
+            return BaseFiles(self._huggingface.fetch(_pipeline_of(path), downloads), path)
         if path.is_absolute():
             return BaseFiles(path)
         if base.startswith(CIVITAI_SCHEME):
             weights = self._civitai.fetch(base, downloads)
-            return BaseFiles(self.fetch(self._default_base or SD15, downloads).folder, weights)
+            rest = self._default_base or _pipeline_of(weights)
+            return BaseFiles(self.fetch(rest, downloads).folder, weights)
         return BaseFiles(self._huggingface.fetch(base, downloads))
+
+
+def _pipeline_of(weights: Path) -> str:
+    """The pipeline that supplies what a base of one file lacks, by the family of the file."""
+    return FAMILY_PIPELINES[classify(read_header(weights)).family]

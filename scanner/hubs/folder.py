@@ -27,7 +27,7 @@ from scanner.hubs.base import Query
 from scanner.hubs.base_models import local_base
 from scanner.hubs.cache import DownloadCache, check_sha256
 from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id, visible
-from scanner.hubs.inspection import base_hint, refine, refine_unread
+from scanner.hubs.inspection import BASE_HINTS, base_hint, refine, refine_unread
 from scanner.hubs.layout import (
     COMPONENTS,
     DENOISERS,
@@ -149,7 +149,7 @@ class FolderSource:
         sidecar_files = read_sidecar_files(folder)
         card = read_card(folder, checkpoint.file)
         hint = None
-        for name in ("adapter_config.json", "unet/config.json"):
+        for name in BASE_HINTS:
             hint = hint or base_hint(read_object(folder / name))
         if entry["pickled"] and self._allow_pickle:
             return refine_unread(checkpoint, card, hint=hint, base=self._base, sidecar_files=sidecar_files)

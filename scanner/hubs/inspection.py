@@ -39,6 +39,8 @@ from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
 from scanner.text import printable
 
 StatedBase = tuple[BaseOrigin, str]
+# The configuration files that may state a base.
+BASE_HINTS = ("adapter_config.json", "unet/config.json", "transformer/config.json")
 
 
 def refine(
@@ -212,7 +214,7 @@ def _why_no_base(kind: WeightsKind, where: str, stated: list[StatedBase], traini
 
 
 def base_hint(config: Mapping[str, Any]) -> str | None:
-    """The base in a PEFT adapter_config.json or a diffusers unet/config.json."""
+    """The base in one of BASE_HINTS: a PEFT configuration, or that of a denoiser of diffusers."""
     for key in ("base_model_name_or_path", "_name_or_path"):
         value = config.get(key)
         if isinstance(value, str) and value:

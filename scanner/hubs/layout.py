@@ -1,6 +1,6 @@
 """Which files of a repository are a checkpoint. Works on file names alone; opens no file.
 
-A checkpoint is a diffusers pipeline folder, or one weight file at the top, or a lone UNet. Names are
+A checkpoint is a diffusers pipeline folder, or one weight file at the top, or a lone denoiser. Names are
 untrusted: one that would lead outside its repository is ignored.
 """
 
@@ -18,13 +18,13 @@ from finextract.weights.formats import PICKLE_SUFFIXES
 from scanner.hubs.fields import visible
 
 DENOISERS = ("unet", "transformer")
-TUNED = (*DENOISERS, "text_encoder")  # what fine-tuning changes
+TUNED = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")  # what fine-tuning changes
 COMPONENTS = (*TUNED, "vae")
 _CONFIG = re.compile(
     r"model_index\.json|"
-    r"(?:unet|transformer|text_encoder|vae)/(?:config\.json|\w+\.safetensors\.index\.json)|"
+    r"(?:unet|transformer|text_encoder(?:_[23])?|vae)/(?:config\.json|\w+\.safetensors\.index\.json)|"
     r"scheduler/\w+\.json|"
-    r"tokenizer/(?:\w+\.json|merges\.txt)"
+    r"tokenizer(?:_[23])?/(?:\w+\.json|merges\.txt|spiece\.model)"
 )
 # They describe the training run.
 SIDECAR_FILES = re.compile(r"(?:[\w.-]+/){0,4}(?:hparams\.yml|args\.json|train\.sh)|config\.yaml")
@@ -88,7 +88,7 @@ def unusable(path: str) -> Layout:
 
 
 def layouts(paths: Iterable[str]) -> list[Layout]:
-    """The checkpoints of a repository: a pipeline, or the files at its top, or a lone UNet, or a pickle."""
+    """The checkpoints of a repository: a pipeline, the files at its top, a lone denoiser, or a pickle."""
     paths = sorted(p for p in paths if is_safe(p))
     if "model_index.json" in paths and (pipeline := pipeline_weights(paths)):
         return [Layout("", pipeline)]
@@ -98,6 +98,9 @@ def layouts(paths: Iterable[str]) -> list[Layout]:
         return single
     for path in component_files(paths, "unet"):
         return [Layout(path, {path: path})]
+    transformer = list(component_files(paths, "transformer"))
+    if len(transformer) == 1:  # one in shards is loaded from a whole pipeline alone
+        return [Layout(transformer[0], {transformer[0]: transformer[0]})]
     inside = [p for p in paths if p.startswith(COMPONENTS) and p.count("/") == 1]
     pickles = [p for p in (*top, *inside) if PurePosixPath(p).suffix.lower() in PICKLE_SUFFIXES]
     return [Layout(pickles[0], {}, pickled=True)] if pickles else []

@@ -101,8 +101,9 @@ def split(corpora: Sequence[Corpus]) -> Corpora:
             "Add the images that you own (scanner corpus add NAME DIR), or select their corpus: --corpus NAME"
         )
     if not background and not unseen:
+        further = " that are not references too" if any(c.role is not Role.REFERENCE for c in corpora) else ""
         raise CorpusError(
-            f"{among} no background images, and without them no similarity is evidence.\n"
+            f"{among} no background images{further}, and without them no similarity is evidence.\n"
             "Add images like yours that no checkpoint was trained on (scanner corpus add NAME DIR "
             "--background), or works of yours that were never published (--unseen), or select such a corpus: "
             "--corpus NAME"

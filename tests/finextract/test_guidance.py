@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from finextract.errors import RequestError
-from finextract.guidance import classifier_free_guidance, model_guidance
+from finextract.guidance import classifier_free_guidance, correct, model_guidance
 from finextract.sampling import DDIM, initial_noise, sample_latents
 
-ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0).tolist()
 
 
 def test_a_scale_of_one_is_the_tuned_model_alone() -> None:
@@ -22,15 +22,44 @@ def test_a_scale_of_zero_is_the_base_model_alone() -> None:
 
 
 def test_a_correction_of_zero_is_off_and_another_adds_its_share_of_the_base() -> None:
-    base, tuned = torch.randn(2, 3), torch.randn(2, 3)
-    plain = model_guidance(base, tuned, 3.0)
-    assert torch.equal(plain, model_guidance(base, tuned, 3.0, 0.0))
-    torch.testing.assert_close(model_guidance(base, tuned, 3.0, -0.02), plain - 0.02 * base)
+    x, base, guided = torch.randn(3, 2, 3)
+    assert correct(DDIM(ALPHAS), x, guided, base, 0.0, 500) is guided
+    torch.testing.assert_close(correct(DDIM(ALPHAS), x, guided, base, -0.02, 500), guided - 0.02 * base)
 
 
 def test_model_guidance_is_the_published_formula() -> None:
-    u, e, w, k = torch.randn(4), torch.randn(4), 2.5, -0.1
-    torch.testing.assert_close(model_guidance(u, e, w, k), u + w * (e - u) + k * u)
+    x, u, e, w, k = *torch.randn(3, 4), 2.5, -0.1
+    guided = correct(DDIM(ALPHAS), x, model_guidance(u, e, w), u, k, 500)
+    torch.testing.assert_close(guided, u + w * (e - u) + k * u)
+
+
+def test_predictions_of_the_velocity_are_guided_and_corrected_as_those_of_the_noise_are() -> None:
+    x, base, tuned = torch.randn(3, 2, 4, 8, 8, dtype=torch.float64)
+    of_noise, of_velocity = DDIM(ALPHAS), DDIM(ALPHAS, predicts_velocity=True)
+    for t in (20, 500, 980):
+        velocities = [of_velocity.with_noise(x, noise, t) for noise in (base, tuned)]
+        guided = correct(of_noise, x, model_guidance(base, tuned, 3.0), base, -0.02, t)
+        other = correct(of_velocity, x, model_guidance(*velocities, 3.0), velocities[0], -0.02, t)
+        torch.testing.assert_close(of_velocity.noise(x, other, t), guided)
+        torch.testing.assert_close(of_velocity.step(x, other, t, t - 20), of_noise.step(x, guided, t, t - 20))
+
+
+def test_where_there_is_noise_alone_nothing_is_corrected() -> None:
+    solver, (x, base, guided) = DDIM([*ALPHAS[:-1], 0.0], predicts_velocity=True), torch.randn(3, 4)
+    assert solver.signal(999) == 0
+    assert correct(solver, x, guided, base, -0.02, 999) is guided
+    assert torch.isfinite(solver.step(x, guided, 999, 979)).all()
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_the_target_is_the_prediction_that_states_the_noise_that_was_added(velocity: bool) -> None:
+    latents, noise = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
+    solver = DDIM(ALPHAS, predicts_velocity=velocity)
+    for t in (20, 500, 980):
+        x, target = solver.add_noise(latents, noise, t), solver.target(latents, noise, t)
+        torch.testing.assert_close(solver.noise(x, target, t), noise)
+        torch.testing.assert_close(solver.with_noise(x, noise, t), target)
+        torch.testing.assert_close(solver.step(x, target, t, 0), solver.add_noise(latents, noise, 0))
 
 
 def test_with_the_tuned_models_own_empty_prompt_it_is_classifier_free_guidance() -> None:
@@ -46,6 +75,12 @@ def test_fifty_steps_of_a_thousand_are_those_of_stable_diffusion() -> None:
     assert steps[-2] == 1
     assert steps[-1] < 0, "the last step ends at the image"
     assert len(steps) == 50 + 1
+
+
+def test_trailing_steps_begin_with_the_last_timestep() -> None:
+    steps = DDIM(ALPHAS, trailing=True).timesteps(50)
+    assert (steps[:2], steps[-2:], len(steps)) == ((999, 979), (19, -1), 51)
+    assert DDIM(ALPHAS, trailing=True).timesteps(3) == (999, 666, 332, -1)
 
 
 def test_as_many_steps_as_there_are_timesteps_can_be_taken_but_no_more() -> None:

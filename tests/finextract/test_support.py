@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
+from tiny.flow_configs import TRANSFORMERS, model_index, pipeline_configs
 
 from finextract import support
 from finextract.reasons import ReasonCode
@@ -67,7 +67,10 @@ SDXL = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 OTHER_PIPELINES = {
-    "SDXL": (SDXL, "StableDiffusionXLPipeline with text_encoder_2 and tokenizer_2"),
+    "SDXL with an image encoder": (
+        {**SDXL, "image_encoder": ["transformers", "CLIPVisionModelWithProjection"]},
+        "StableDiffusionXLPipeline with image_encoder",
+    ),
     "SDXL refiner": (
         {**SDXL, "text_encoder": [None, None], "tokenizer": [None, None]}, "StableDiffusionXLPipeline"
     ),
@@ -105,7 +108,14 @@ LORA = ("LoRA",)
         (WeightsKind("lycoris", "sd1", "kohya", False, "LoHa", ("LoHa",)), None),
         (WeightsKind("lycoris", "sd1", "kohya", False, "X", ("LoRA", "X")), ReasonCode.UNSUPPORTED_KIND),
         (WeightsKind("lora", "unknown", "kohya", False, "", LORA), ReasonCode.UNKNOWN_FAMILY),
-        (WeightsKind("lora", "flux", "kohya", False, "", LORA), ReasonCode.UNSUPPORTED_FAMILY),
+        (
+            WeightsKind("lora", "unknown", "kohya", False, "", LORA, "Chroma"),
+            ReasonCode.UNSUPPORTED_FAMILY,
+        ),
+        (WeightsKind("lora", "flux", "kohya", False, "", LORA), None),
+        (WeightsKind("full", "flux", "ldm", False, "dev"), None),
+        (WeightsKind("unet", "sd3", "diffusers", False, "3.5 large"), None),
+        (WeightsKind("full", "flux", "ldm", False, "fill"), ReasonCode.UNSUPPORTED_INPUTS),
         (WeightsKind("unet", "sd1", "diffusers", False, "inpainting"), ReasonCode.UNSUPPORTED_INPUTS),
         (WeightsKind("unet", "sd1", "ldm", False), ReasonCode.UNSUPPORTED_LAYOUT),
     ],
@@ -127,13 +137,18 @@ def test_every_kind_and_family_can_be_described_and_judged() -> None:
                 assert describe(weights)
                 supported = why_unsupported(weights, "a") is None
                 assert supported == (
-                    family == "sd1"
+                    family in SUPPORTED_FAMILIES
                     and (kind in ("full", *ADAPTER_KINDS) or (kind, style) == ("unet", "diffusers"))
                 )
 
 
 def test_only_a_whole_model_in_the_original_key_names_can_be_a_base_of_one_file() -> None:
     assert why_unsupported_base(WeightsKind("full", "sd1", "ldm", True), "a") is None
+    flux = why_unsupported_base(WeightsKind("full", "flux", "ldm", True, "dev"), "a")
+    assert flux is not None
+    assert (
+        "only a full checkpoint of Stable Diffusion 1.x, Stable Diffusion 2 or SDXL can be" in flux.sentence
+    )
     found = why_unsupported_base(WeightsKind("lora", "sd1", "kohya", False), "a")
     assert found is not None
     assert found.reason_code is ReasonCode.BASE_UNAVAILABLE
@@ -148,7 +163,7 @@ def test_an_adapter_is_judged_by_its_algorithms_and_not_by_its_description(
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_KIND
     assert found.sentence.endswith(
-        "only full checkpoints, UNets, LoRA, DoRA and LyCORIS weights can be scanned so far."
+        "only full checkpoints, UNets, transformers, LoRA, DoRA and LyCORIS weights can be scanned so far."
     )
     monkeypatch.setattr(support, "SUPPORTED_ALGORITHMS", SUPPORTED_ALGORITHMS | {"another"})
     assert (why_unsupported(weights, "a") is None) == bool(algorithms)
@@ -173,7 +188,8 @@ def test_a_pipeline_with_other_components_is_refused(index: dict[str, Any], word
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert words in found.sentence
-    assert found.sentence.endswith("only Stable Diffusion 1.x-shaped pipelines can be scanned so far.")
+    known = "Stable Diffusion 1.x, Stable Diffusion 2, SDXL, Stable Diffusion 3 and FLUX"
+    assert found.sentence.endswith(f"only pipelines of {known} can be scanned so far.")
 
 
 @pytest.mark.parametrize(
@@ -195,17 +211,17 @@ def test_a_pipeline_whose_unet_takes_a_further_input_is_refused(config: dict[str
     assert f"p is a StableDiffusionInpaintPipeline whose {words}; only models" in found.sentence
 
 
-@pytest.mark.parametrize("prediction", ["v_prediction", None, ["epsilon"]])
+@pytest.mark.parametrize("prediction", ["sample", None, ["epsilon"]])
 def test_a_pipeline_that_predicts_something_else_is_refused(prediction: object) -> None:
     found = why_unsupported_pipeline(SD15, {"prediction_type": prediction}, PLAIN_UNET, "p")
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
-    assert "only models that predict epsilon can be scanned" in found.sentence
+    assert "only models that predict epsilon and v_prediction can be scanned" in found.sentence
 
 
 @pytest.mark.parametrize(
     ("width", "words"),
-    [(1024, "1024 wide, as Stable Diffusion 2 does"), (2048, "2048 wide, as SDXL does")],
+    [(2048, "2048 wide, as SDXL does")],
 )
 def test_a_unet_of_another_family_in_the_same_components_is_refused_under_its_name(
     width: int, words: str
@@ -214,6 +230,12 @@ def test_a_unet_of_another_family_in_the_same_components_is_refused_under_its_na
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert words in found.sentence
+
+
+def test_a_pipeline_of_stable_diffusion_2_is_known_by_the_width_of_its_text_embeddings() -> None:
+    unet = {**PLAIN_UNET, "cross_attention_dim": 1024}
+    assert family_of_pipeline(SD15, unet) == "sd2"
+    assert why_unsupported_pipeline(SD15, {"prediction_type": "v_prediction"}, unet, "p") is None
 
 
 # The configuration files of stable-diffusion-v1-5 as they were published.
@@ -306,29 +328,81 @@ def test_a_configuration_out_of_bounds_is_refused_with_the_field_and_what_it_may
     assert len(found.sentence) < 700
 
 
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_published_pipelines_of_the_flow_families_can_be_loaded(name: str) -> None:
+    index, configs = model_index(name), pipeline_configs(name)
+    family = family_of_pipeline(index)
+    assert family == ("sd3" if name.startswith("sd3") else "flux")
+    scheduler = configs["scheduler/scheduler_config.json"]
+    assert why_unsupported_pipeline(index, scheduler, configs["transformer/config.json"], "p") is None
+    assert why_unsupported_configs(family, configs, "p") is None
+
+
+def test_stable_diffusion_3_may_lack_its_t5_and_nothing_else() -> None:
+    index = model_index("sd3-medium")
+    without = {**index, "text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    assert family_of_pipeline(without) == "sd3"
+    assert family_of_pipeline({**index, "text_encoder_2": [None, None]}) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "config", "code"),
+    [
+        ("FluxFillPipeline", {"in_channels": 384, "out_channels": 64}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxKontextPipeline", {}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxControlPipeline", {"in_channels": 128, "out_channels": 64}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxPipeline", {"in_channels": 128, "out_channels": 64}, ReasonCode.UNSUPPORTED_INPUTS),
+        ("FluxImg2ImgPipeline", {}, None),
+    ],
+)
+def test_a_variant_of_flux_that_takes_an_image_is_refused(
+    pipeline: str, config: dict[str, Any], code: ReasonCode | None
+) -> None:
+    index = {**model_index("flux-dev"), "_class_name": pipeline}
+    found = why_unsupported_pipeline(index, {}, {**TRANSFORMERS["flux-dev"], **config}, "p")
+    assert (found and found.reason_code) == code
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "words"),
+    [
+        ("transformer/config.json", "num_layers", 9000, "1 to 19"),
+        ("transformer/config.json", "in_channels", 384, "4 to 64"),
+        ("text_encoder_2/config.json", "d_model", 10**6, "1 to 4,096"),
+        ("text_encoder_2/config.json", "auto_map", {"AutoModel": "evil.Model"}, "could load further code"),
+        ("vae/config.json", "sample_size", None, "does not state sample_size"),
+        ("scheduler/scheduler_config.json", "_class_name", "DDIMScheduler", "FlowMatchEulerDiscrete"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 500, "1,000 to 1,000"),
+        ("scheduler/scheduler_config.json", "invert_sigmas", True, "it may be false"),
+        ("scheduler/scheduler_config.json", "use_karras_sigmas", 1, "it may be false"),
+        ("tokenizer_2/tokenizer_config.json", "tokenizer_class", "EvilTokenizer", "T5Tokenizer or"),
+    ],
+)
+def test_a_configuration_of_flux_out_of_bounds_is_refused(
+    file: str, name: str, value: object, words: str
+) -> None:
+    configs = pipeline_configs("flux-dev")
+    found = why_unsupported_configs("flux", {**configs, file: {**configs[file], name: value}}, "p")
+    assert found is not None
+    assert f"p/{file}" in found.sentence
+    assert words in found.sentence
+
+
 def test_exactly_one_family_fits_each_supported_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = dict(SUPPORTED_FAMILIES)
-    for name, family in tables.items():
+    widths = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
+    for name, family in SUPPORTED_FAMILIES.items():
         index = {part: ["library", cls] for part, classes in family.components.items() for cls in classes}
-        fitting = []
-        for alone in tables:
-            monkeypatch.setattr(support, "SUPPORTED_FAMILIES", {alone: tables[alone]})
-            fitting.append(family_of_pipeline(index))
-        assert [fits for fits in fitting if fits != "unknown"] == [name]
+        denoiser = {"cross_attention_dim": widths[name]} if name in widths else {}
+        assert family_of_pipeline(index, denoiser) == name
         assert component_class(index, family.denoiser)
         assert name in FAMILY_NAMES
 
 
-def test_a_second_family_is_added_by_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    components = {
-        **SUPPORTED_FAMILIES["sd1"].components,
-        "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
-        "tokenizer_2": frozenset({"CLIPTokenizer"}),
-    }
-    sdxl = replace(
-        SUPPORTED_FAMILIES["sd1"], components=components, inputs={"addition_embed_type": "text_time"}
-    )
-    monkeypatch.setattr(support, "SUPPORTED_FAMILIES", {**SUPPORTED_FAMILIES, "sdxl": sdxl})
+def test_a_family_is_known_by_its_components_and_takes_its_own_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = {name: SUPPORTED_FAMILIES[name] for name in ("sd1", "sdxl")}
+    monkeypatch.setattr(support, "SUPPORTED_FAMILIES", tables)
     unet = {**PLAIN_UNET, "addition_embed_type": "text_time"}
     assert family_of_pipeline(SDXL) == "sdxl"
     assert family_of_pipeline(SD15) == "sd1"
@@ -337,9 +411,9 @@ def test_a_second_family_is_added_by_one_entry_of_the_table(monkeypatch: pytest.
     assert why_unsupported(WeightsKind("lora", "sdxl", "kohya", False, "", LORA), "a") is None
     assert why_unsupported_base(WeightsKind("full", "sdxl", "ldm", True), "a") is None
     assert why_unsupported_base(WeightsKind("full", "sdxl", "ldm", True, "refiner"), "a") is not None
-    flux = why_unsupported(WeightsKind("lora", "flux", "kohya", False, "", LORA), "a")
-    assert flux is not None
-    assert "only Stable Diffusion 1.x and SDXL checkpoints" in flux.sentence
+    other = why_unsupported(WeightsKind("lora", "sd2", "kohya", False, "", LORA), "a")
+    assert other is not None
+    assert "only Stable Diffusion 1.x and SDXL checkpoints" in other.sentence
 
 
 def test_every_supported_family_has_a_loader_and_every_supported_algorithm_a_parser() -> None:

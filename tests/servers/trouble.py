@@ -120,10 +120,10 @@ def troublesome_repositories(zoo: Path, into: Path) -> dict[str, Path]:
             "corrupt-lora",
             "lora-without-base",
             "lora-of-another-size",
-            "sdxl-lora",
+            "kolors-lora",
         )
     }
-    pickled, corrupt, baseless, misfit, sdxl = repos.values()
+    pickled, corrupt, baseless, misfit, kolors = repos.values()
     weights = "pytorch_lora_weights.safetensors"
 
     write_card(
@@ -136,10 +136,10 @@ def troublesome_repositories(zoo: Path, into: Path) -> dict[str, Path]:
     write_safetensors(baseless / weights, read_safetensors(lora), {"format": "pt", "note": "uploaded again"})
     write_card(misfit, base_model=base, **stated)
     write_safetensors(misfit / weights, small_tensors(lora_shapes(width=320, context=768)))
-    write_card(sdxl, base_model="stabilityai/stable-diffusion-xl-base-1.0", **stated)
+    write_card(kolors, base_model="Kwai-Kolors/Kolors", **stated)
     write_safetensors(
-        sdxl / "sks_xl.safetensors",
+        kolors / "sks_kolors.safetensors",
         small_tensors(sdxl_lora_shapes()),
-        {"ss_base_model_version": "sdxl_base_v1-0"},
+        {"ss_base_model_version": "kolors"},
     )
     return repos

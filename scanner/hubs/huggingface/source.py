@@ -36,7 +36,7 @@ from scanner.hubs.huggingface.entries import (
     remote_files,
     with_files,
 )
-from scanner.hubs.inspection import base_hint, refine, refine_unread
+from scanner.hubs.inspection import BASE_HINTS, base_hint, refine, refine_unread
 from scanner.hubs.layout import (
     SIDECAR_FILES,
     TUNED,
@@ -167,7 +167,7 @@ class HuggingFaceSource:
     ) -> tuple[str | None, dict[str, str]]:
         """The base in a configuration file, where the card states none, and the sidecar files by name."""
         repo, revision, hint = checkpoint.repo, checkpoint.revision, None
-        for path in ("adapter_config.json", "unet/config.json") if not is_repo(card.base_model) else ():
+        for path in BASE_HINTS if not is_repo(card.base_model) else ():
             if path in files:
                 hint = hint or base_hint(self._small_json(repo, revision, path))
         paths = [path for path in files if SIDECAR_FILES.fullmatch(path)][:MAX_SIDECAR_FILES]

@@ -17,7 +17,8 @@ from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.adapters.patterns import value_of_layer
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
-from finextract.weights.adapter_keys import layer_names, parse_key
+from finextract.weights.adapter_keys import parse_key
+from finextract.weights.layer_names import layer_names
 
 LAYER = "unet.down_blocks.0.attentions.0.to_out.0"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from finextract.weights.adapter_keys import layer_names, original_unet_names
+from finextract.weights.layer_names import layer_names, original_unet_names
 
 SD1 = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from finextract.metadata.captions import caption_for, local_caption
 from finextract.models import loading
 from finextract.models.base import CopiedPair, Model, Pair, TunableModel
 from finextract.models.loading import load_base, tune
+from finextract.models.stable_diffusion import StableDiffusion
 from finextract.reasons import ReasonCode
 from finextract.sscd import load_embedder
 
@@ -225,7 +227,7 @@ def _base_with(folder: Path, path: str, **fields: object) -> Path:
     [
         (
             "model_index.json",
-            {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
+            {"text_encoder_3": ["transformers", "T5EncoderModel"]},
             ReasonCode.UNSUPPORTED_FAMILY,
         ),
         (
@@ -236,7 +238,7 @@ def _base_with(folder: Path, path: str, **fields: object) -> Path:
         ("unet/config.json", {"in_channels": 33}, ReasonCode.UNSUPPORTED_INPUTS),
         (
             "scheduler/scheduler_config.json",
-            {"prediction_type": "v_prediction"},
+            {"prediction_type": "sample"},
             ReasonCode.UNSUPPORTED_FAMILY,
         ),
     ],
@@ -305,11 +307,20 @@ def test_a_configuration_that_is_padded_to_megabytes_is_checked_too(tmp_path: Pa
         load_base(folder, torch.device("cpu"), torch.float32)
 
 
-def test_stable_diffusion_2_is_not_loaded_as_stable_diffusion_1(tmp_path: Path) -> None:
-    folder = _base_with(tmp_path, "unet/config.json", cross_attention_dim=1024)
-    with pytest.raises(UnsupportedWeights, match="as Stable Diffusion 2 does") as refused:
-        load_base(folder, torch.device("cpu"), torch.float32)
-    assert refused.value.reason_code is ReasonCode.UNSUPPORTED_FAMILY
+class Velocity(StableDiffusion):
+    """A model that predicts the velocity of what the zoo's base predicts as noise."""
+
+    def predict(self, x: torch.Tensor, t: float, conditioning: torch.Tensor) -> torch.Tensor:
+        noise = super().predict(x, t, conditioning)
+        return replace(self.solver, predicts_velocity=True).with_noise(x, noise, t)
+
+
+def test_it_is_measured_whether_weights_predict_the_noise_or_the_velocity(base: StableDiffusion) -> None:
+    other = Velocity(**{field.name: getattr(base, field.name) for field in fields(base)})
+    for stated in (False, True):
+        solver = replace(base.solver, predicts_velocity=stated)
+        assert not replace(base, solver=solver).with_measured_prediction().solver.predicts_velocity
+        assert replace(other, solver=solver).with_measured_prediction().solver.predicts_velocity
 
 
 def test_a_tokenizer_without_a_length_pads_to_the_text_encoders_positions(

@@ -274,6 +274,23 @@ def test_the_table_of_formats_is_that_of_the_tried_files() -> None:
     assert {p.stem for p in tried_formats.HEADERS.glob("*.json")} == set(tried_formats.MAKERS)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("full-flux-dev", "img_in.weight"), ("transformer-flux-schnell", "x_embedder.weight")],
+)
+@pytest.mark.parametrize(
+    ("channels", "detail"), [(384, "fill"), (128, "canny or depth"), (96, "further input channels")]
+)
+def test_a_variant_of_flux_that_takes_further_images_is_named_and_refused(
+    name: str, first: str, channels: int, detail: str
+) -> None:
+    row = tried_formats.read(name)
+    shapes = {key: tuple(shape) for key, shape in row["tensors"].items()} | {first: (3072, channels)}
+    found = classify(header_of(shapes))
+    assert (found.family, found.detail) == ("flux", detail)
+    assert why_unsupported(found, name) is not None
+
+
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
@@ -490,8 +507,8 @@ JSON = st.recursive(
     )
     | JSON
 )
-def test_any_json_header_parses_or_is_corrupt(entries: object) -> None:
-    with contextlib.suppress(CorruptWeights):
+def test_any_json_header_parses_or_is_refused(entries: object) -> None:
+    with contextlib.suppress(CorruptWeights, PickledWeights):
         classify(parse_header(encoded_header(entries), "a"))
 
 

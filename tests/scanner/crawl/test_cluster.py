@@ -150,10 +150,14 @@ def test_where_ray_cannot_start_a_crawl_says_so_in_a_sentence_and_the_doctor_bef
     zoo_path: Path, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "store", create=True)
-    for name, role in (("mine", Role.REFERENCE), ("background", Role.BACKGROUND)):
+    pictures = sorted((zoo_path / "images/background").iterdir())
+    for name, role, some in (
+        ("mine", Role.REFERENCE, pictures[:2]),
+        ("background", Role.BACKGROUND, pictures[2:4]),
+    ):
         folder = tmp_path / name
         folder.mkdir()
-        for picture in sorted((zoo_path / "images/background").iterdir())[:2]:
+        for picture in some:
             shutil.copy(picture, folder)
         list(corpus.add(store, name, folder, SscdEmbedder(), role))
     models = f"folder:{zoo_path}/checkpoints"

@@ -140,7 +140,7 @@ def test_troublesome_entries_are_skipped_with_reasons_that_a_person_understands(
         "pickled-dreambooth": "a pickle",
         "corrupt-lora": "damaged",
         "lora-without-base": "Pass --base OWNER/NAME",
-        "sdxl-lora": "SDXL LoRA weights: only Stable Diffusion 1.x",
+        "kolors-lora": "Kolors LoRA weights: only",
     }.items():
         with pytest.raises(Skipped, match=words):
             source.inspect(by_repo[f"trouble/{name}"])

@@ -141,8 +141,9 @@ def test_a_hash_is_looked_up_only_where_it_is_needed() -> None:
         == "lab/x"
     )
     assert refined(base_by_hash=never).base == "lab/base"
+    told = header(sdxl_lora_shapes(), ss_new_sd_model_hash=HASH, ss_base_model_version="kolors")
     with pytest.raises(Skipped):
-        refine(LISTED, header(sdxl_lora_shapes(), ss_new_sd_model_hash=HASH), CARD, base_by_hash=never)
+        refine(LISTED, told, CARD, base_by_hash=never)
 
 
 def test_where_no_file_has_the_stated_hash_the_card_counts() -> None:
@@ -187,22 +188,29 @@ def test_a_moved_base_is_found_under_its_present_name(old: str, new: str) -> Non
     assert all(is_repo(place) and current_name(place) == place for place in MOVED.values())
 
 
-@pytest.mark.parametrize(
-    ("shapes", "base", "sentence"),
-    [
-        ("lora-flux-diffusers", "black-forest-labs/FLUX.1-dev", "FLUX.1-dev is gated: accept its terms"),
-        ("lora-flux-diffusers", "black-forest-labs/FLUX.1-schnell", "FLUX.1-schnell is gated"),
-        ("lora-sd3-diffusers", "stabilityai/stable-diffusion-3-medium", "3-medium-diffusers is gated"),
-        ("lora-sd35-large-diffusers", "stabilityai/stable-diffusion-3.5-large", "3.5-large is gated"),
-    ],
-)
-def test_a_gated_base_is_reported_before_any_download(shapes: str, base: str, sentence: str) -> None:
-    tensors = {key: tuple(shape) for key, shape in tried_formats.read(shapes)["tensors"].items()}
-    with pytest.raises(Skipped) as skipped:
-        refined(tensors, card=replace(CARD, base_model=base))
-    assert sentence in str(skipped.value)
+GATED = [
+    ("lora-flux-diffusers", "black-forest-labs/FLUX.1-dev", "FLUX.1-dev is gated: accept its terms"),
+    ("lora-flux-diffusers", "black-forest-labs/FLUX.1-schnell", "FLUX.1-schnell is gated"),
+    ("lora-sd3-diffusers", "stabilityai/stable-diffusion-3-medium", "3-medium-diffusers is gated"),
+    ("lora-sd35-large-diffusers", "stabilityai/stable-diffusion-3.5-large", "3.5-large is gated"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "base", "sentence"), GATED)
+def test_a_gated_base_is_known_and_left_to_the_hub_which_asks_for_a_token(
+    shapes: str, base: str, sentence: str
+) -> None:
+    found = refined(tried_shapes(shapes), card=replace(CARD, base_model=base))
+    assert (found.inspection_status, found.base) == (InspectionStatus.READY, current_name(base))
+    assert sentence in gate(base)
     assert gate(SD15) == ""
-    assert family_of_base(base) in ("flux", "sd3")
+    assert family_of_base(base) == found.family
+
+
+def test_a_gated_base_of_what_cannot_be_scanned_is_named_with_the_reason() -> None:
+    fill = {**tried_shapes("full-flux-dev"), "img_in.weight": (3072, 384)}
+    with pytest.raises(Skipped, match=r"FLUX weights \(fill\).*FLUX.1-dev is gated: accept its terms"):
+        refined(fill, card=replace(CARD, base_model="black-forest-labs/FLUX.1-dev"))
 
 
 def test_sidecar_files_complete_what_is_missing() -> None:
@@ -237,12 +245,11 @@ def test_a_deleted_base_is_replaced_by_its_present_copy() -> None:
 @pytest.mark.parametrize(
     ("shapes", "sentence"),
     [
+        (tried_shapes("full-sdxl-refiner"), "SDXL weights (refiner): only models whose single input"),
         (
-            sdxl_lora_shapes(),
-            "SDXL LoRA weights: only Stable Diffusion 1.x checkpoints can be scanned so far",
+            {**tried_shapes("full-flux-dev"), "img_in.weight": (3072, 384)},
+            "FLUX weights (fill): only models whose single input",
         ),
-        (lora_shapes(context=1024), "Stable Diffusion 2 LoRA weights: only"),
-        (tried_shapes("full-flux-dev"), "FLUX weights (dev): only"),
         ({"lora_unet_x.hada_w1_a": (4, 4)}, "LyCORIS weights (LoHa), and its keys and shapes match no known"),
         ({"emb_params": (2, 768)}, "a textual inversion (A1111): only full checkpoints"),
         ({"decoder.conv_in.weight": (1,)}, "a VAE: only full checkpoints"),

@@ -63,7 +63,10 @@ ODD: dict[str, tuple[Callable[[Path], None], ReasonCode]] = {
         weights({"encoder.conv_in.weight": (8, 3, 3, 3), "decoder.conv_in.weight": (8, 4, 3, 3)}),
         ReasonCode.UNSUPPORTED_KIND,
     ),
-    "sdxl": (weights(sdxl_lora_shapes(), base_model=SDXL), ReasonCode.UNSUPPORTED_FAMILY),
+    "kolors": (
+        weights(sdxl_lora_shapes(), {"ss_base_model_version": "kolors"}, base_model="Kwai-Kolors/Kolors"),
+        ReasonCode.UNSUPPORTED_FAMILY,
+    ),
     "unknown-family": (
         weights({"x.lora_down.weight": (4, 4), "x.lora_up.weight": (4, 4)}),
         ReasonCode.UNKNOWN_FAMILY,

@@ -61,7 +61,7 @@ def test_an_image_that_is_a_reference_too_is_no_part_of_the_null() -> None:
     (background,) = compared.background
     assert [i.decode() for i in background.reference_ids] == [f"x{n:05}" for n in range(30)]
     assert np.array_equal(background.embeddings, other)
-    with pytest.raises(CorpusError, match="no background images"):
+    with pytest.raises(CorpusError, match="no background images that are not references too"):
         split([references, corpus("mine", Role.UNSEEN, mine)])
 
 

@@ -1,0 +1,197 @@
+"""FLUX.1 dev and schnell: a transformer over packed latents and T5's tokens, CLIP's pooled state, a KL VAE.
+
+Black Forest Labs (2024). N = samples, C, H, W = channels, height and width of the latents, L = text
+positions, D = text width, P = pooled width. Loads safetensors only, from local folders only. Prompts are
+encoded, and latents packed, as diffusers' FluxPipeline does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from finextract.models import parts
+from finextract.models.parts import load_into
+from finextract.pipeline_folder import read_config
+from finextract.sampling import TRAINED_TIMES, FlowEuler
+
+T5_TOKENS = 512
+# The text encoders in a single file that holds them -> their prefix.
+_SINGLE_FILE_PREFIXES = {
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.t5xxl.transformer.",
+}
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What the text encoders make of one prompt."""
+
+    sequence: Tensor  # [1, L, D], of T5
+    pooled: Tensor  # [1, P], of CLIP
+
+
+@dataclass(frozen=True)
+class Flux:
+    """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
+
+    transformer: Any  # diffusers.FluxTransformer2DModel
+    text_encoder: Any  # transformers.CLIPTextModel: CLIP-L
+    text_encoder_2: Any  # transformers.T5EncoderModel
+    tokenizer: Any  # transformers.CLIPTokenizer
+    tokenizer_2: Any  # transformers.T5TokenizerFast
+    vae: Any  # diffusers.AutoencoderKL
+    solver: FlowEuler
+    guidance: float = 1.0  # what dev's guidance embedding is given, in the base and in the tuned model
+
+    components = ("transformer", *_SINGLE_FILE_PREFIXES)  # what fine-tuning changes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.transformer.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the transformer's weights."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample's latents at the model's own image size, which is that of its VAE."""
+        height, width = (side // parts.image_factor(self.vae) for side in self.image_size)
+        return self.transformer.config.in_channels // 4, height, width
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model is made for."""
+        side: int = self.vae.config.sample_size
+        return side, side
+
+    @torch.inference_mode()
+    def condition(self, prompt: str) -> TextStates:
+        """The text encoders' states for a prompt; a longer prompt is cut."""
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        clip = parts.token_ids(self.tokenizer, prompt, length).to(self.device)
+        t5 = parts.token_ids(self.tokenizer_2, prompt, T5_TOKENS).to(self.device)
+        return TextStates(self.text_encoder_2(t5)[0], self.text_encoder(clip).pooler_output)
+
+    def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
+        """v_theta(x_t, t, c): latents [N, C, H, W], both sides even -> velocity [N, C, H, W]."""
+        n, _, height, width = x.shape
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full((n,), self.guidance, device=x.device)
+        velocity: Tensor = self.transformer(
+            hidden_states=packed(x),
+            timestep=torch.full((n,), t, device=x.device, dtype=x.dtype) / TRAINED_TIMES,
+            guidance=guidance,
+            encoder_hidden_states=conditioning.sequence.expand(n, -1, -1),
+            pooled_projections=conditioning.pooled.expand(n, -1),
+            txt_ids=torch.zeros(conditioning.sequence.shape[1], 3, device=x.device),
+            img_ids=_places(height // 2, width // 2, x.device),
+        ).sample
+        return unpacked(velocity, height, width)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
+        return parts.decode(self.vae, latents)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
+        return parts.encode(self.vae, images).to(self.dtype)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The linear and convolutional layers of the transformer and the text encoders, "transformer...."."""
+        return parts.layers_of({component: getattr(self, component) for component in self.components})
+
+    def copy_for_tuning(self) -> Flux:
+        """The same model with a transformer and text encoders of its own; the rest is shared."""
+        return replace(self, **{name: copy.deepcopy(getattr(self, name)) for name in self.components})
+
+    def with_measured_prediction(self) -> Self:
+        """This model: every model of the family predicts the flow."""
+        return self
+
+    def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Replaces the weights of the transformer, and of the text encoders where they are given.
+
+        Raises BaseMismatch.
+        """
+        for component in self.components:
+            if weights.get(component) or component == "transformer":
+                load_into(getattr(self, component), weights.get(component, {}))
+
+    def load_single_file(self, weights: dict[str, Tensor]) -> None:
+        """Replaces the weights by those of one file in Black Forest Labs' own names; its VAE is not used.
+
+        Raises BaseMismatch.
+        """
+        from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+        converted = {
+            "transformer": parts.converted(weights, convert_flux_transformer_checkpoint_to_diffusers)
+        }
+        for component, prefix in _SINGLE_FILE_PREFIXES.items():
+            converted[component] = parts.inner_keys(weights, prefix)
+        self.load_components(converted)
+
+
+def packed(latents: Tensor) -> Tensor:
+    """Each 2 x 2 square of latents as one token: [N, C, H, W] -> [N, H/2 * W/2, 4C]."""
+    return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The latents [N, C, height, width] of tokens [N, height/2 * width/2, 4C]."""
+    n, _, channels = tokens.shape
+    squares = tokens.transpose(1, 2).reshape(n, channels, height // 2, width // 2)
+    return nn.functional.pixel_shuffle(squares, 2)
+
+
+def _places(height: int, width: int, device: torch.device) -> Tensor:
+    """(0, row, column) of each image token, float32 [height * width, 3], for the rotary embedding."""
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    return torch.cartesian_prod(torch.zeros(1, device=device), rows.float(), columns.float())
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flux:
+    """Loads a diffusers pipeline folder of this family.
+
+    Raises PickledWeights where its weights are pickles, CorruptWeights where a part is missing or damaged.
+    """
+    import diffusers
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+    vae_config = read_config(folder, "vae/config.json")
+    with parts.loading(folder, ("transformer", *_SINGLE_FILE_PREFIXES, "vae")) as options:
+        transformer = diffusers.FluxTransformer2DModel.from_pretrained(
+            folder, subfolder="transformer", torch_dtype=dtype, **options
+        )
+        clip = CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", dtype=dtype, attn_implementation="sdpa", **options
+        )
+        t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_2", dtype=dtype, **options)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+        t5_tokenizer = T5TokenizerFast.from_pretrained(folder, subfolder="tokenizer_2", local_files_only=True)
+        vae = diffusers.AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", torch_dtype=parts.vae_dtype(vae_config, dtype), **options
+        )
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+            folder, subfolder="scheduler", local_files_only=True
+        )
+        tokens = (vae.config.sample_size // parts.image_factor(vae) // 2) ** 2
+        solver = FlowEuler.of_scheduler(scheduler.config, tokens, to_last_time=False)
+    for module in (transformer, clip, t5, vae):
+        module.to(device).eval().requires_grad_(False)
+    return Flux(transformer, clip, t5, tokenizer, t5_tokenizer, vae, solver)

@@ -1,0 +1,207 @@
+"""Stable Diffusion 3 and 3.5: three text encoders, a transformer over image and text tokens, a KL VAE.
+
+Esser et al. (ICML 2024). N = samples, L = text positions, D = text width, P = pooled width. Loads safetensors
+only, from local folders only. Prompts are encoded as diffusers' StableDiffusion3Pipeline encodes them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from finextract.models import parts
+from finextract.models.parts import load_into
+from finextract.pipeline_folder import read_config
+from finextract.sampling import FlowEuler
+from finextract.support import component_class
+
+T5_TOKENS = 256
+# The text encoders in a single file that holds them -> their prefix.
+_SINGLE_FILE_PREFIXES = {
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+    "text_encoder_3": "text_encoders.t5xxl.transformer.",
+}
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What the text encoders make of one prompt."""
+
+    sequence: Tensor  # [1, L, D]: the tokens of both CLIP encoders, then those of T5
+    pooled: Tensor  # [1, P]
+
+
+@dataclass(frozen=True)
+class StableDiffusion3:
+    """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
+
+    transformer: Any  # diffusers.SD3Transformer2DModel
+    text_encoder: Any  # transformers.CLIPTextModelWithProjection: CLIP-L
+    text_encoder_2: Any  # transformers.CLIPTextModelWithProjection: CLIP-G
+    text_encoder_3: Any  # transformers.T5EncoderModel; None where the pipeline has none
+    tokenizer: Any  # transformers.CLIPTokenizer
+    tokenizer_2: Any  # transformers.CLIPTokenizer
+    tokenizer_3: Any  # transformers.T5TokenizerFast; None without a T5
+    vae: Any  # diffusers.AutoencoderKL
+    solver: FlowEuler
+
+    components = ("transformer", *_SINGLE_FILE_PREFIXES)  # what fine-tuning changes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.transformer.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the transformer's weights."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample's latents at the model's own image size."""
+        config = self.transformer.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model is made for."""
+        _, height, width = self.latent_shape
+        factor = parts.image_factor(self.vae)
+        return height * factor, width * factor
+
+    @torch.inference_mode()
+    def condition(self, prompt: str) -> TextStates:
+        """The text encoders' states for a prompt; a longer prompt is cut. Without a T5, its states are 0."""
+        clip_l, pooled_l = self._clip_states(self.tokenizer, self.text_encoder, prompt)
+        clip_g, pooled_g = self._clip_states(self.tokenizer_2, self.text_encoder_2, prompt)
+        clip = torch.cat([clip_l, clip_g], dim=-1)
+        if self.text_encoder_3 is None:
+            t5 = clip.new_zeros(1, T5_TOKENS, self.transformer.config.joint_attention_dim)
+        else:
+            ids = parts.token_ids(self.tokenizer_3, prompt, T5_TOKENS)
+            t5 = self.text_encoder_3(ids.to(self.device))[0].to(clip.dtype)
+        clip = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+        return TextStates(torch.cat([clip, t5], dim=1), torch.cat([pooled_l, pooled_g], dim=-1))
+
+    def _clip_states(self, tokenizer: Any, encoder: Any, prompt: str) -> tuple[Tensor, Tensor]:
+        """The last hidden states but one [1, L, D] and the projected pooled state [1, P] of one encoder.
+
+        The first tokenizer's length is that of both.
+        """
+        length = min(self.tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        ids = parts.token_ids(tokenizer, prompt, length)
+        states = encoder(ids.to(self.device), output_hidden_states=True)
+        return states.hidden_states[-2], states.text_embeds
+
+    def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
+        """v_theta(x_t, t, c): latents [N, C, H, W] -> velocity [N, C, H, W]."""
+        velocity: Tensor = self.transformer(
+            hidden_states=x,
+            timestep=torch.full((len(x),), t, device=x.device),
+            encoder_hidden_states=conditioning.sequence.expand(len(x), -1, -1),
+            pooled_projections=conditioning.pooled.expand(len(x), -1),
+        ).sample
+        return velocity
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
+        return parts.decode(self.vae, latents)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
+        return parts.encode(self.vae, images).to(self.dtype)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The linear and convolutional layers of the transformer and the text encoders, "transformer...."."""
+        return parts.layers_of({component: getattr(self, component) for component in self.components})
+
+    def copy_for_tuning(self) -> StableDiffusion3:
+        """The same model with a transformer and text encoders of its own; the rest is shared."""
+        return replace(self, **{name: copy.deepcopy(getattr(self, name)) for name in self.components})
+
+    def with_measured_prediction(self) -> Self:
+        """This model: every model of the family predicts the flow."""
+        return self
+
+    def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Replaces the weights of the transformer, and of the text encoders where they are given.
+
+        A T5 in the weights is left out where the base has none. Raises BaseMismatch.
+        """
+        for component in self.components:
+            module, state = getattr(self, component), weights.get(component, {})
+            if module is not None and (state or component == "transformer"):
+                load_into(module, state)
+
+    def load_single_file(self, weights: dict[str, Tensor]) -> None:
+        """Replaces the weights by those of one file in Stability's own names; its VAE is not used.
+
+        Raises BaseMismatch.
+        """
+        from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+        converted = {"transformer": parts.converted(weights, convert_sd3_transformer_checkpoint_to_diffusers)}
+        for component, prefix in _SINGLE_FILE_PREFIXES.items():
+            converted[component] = parts.inner_keys(weights, prefix)
+        clip_l = converted["text_encoder"]
+        if clip_l and "text_projection.weight" not in clip_l:  # the published files leave out the identity
+            clip_l["text_projection.weight"] = torch.eye(self.text_encoder.config.projection_dim)
+        self.load_components(converted)
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion3:
+    """Loads a diffusers pipeline folder of this family.
+
+    Raises PickledWeights where its weights are pickles, CorruptWeights where a part is missing or damaged.
+    """
+    import diffusers
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+    index = read_config(folder, "model_index.json")
+    vae_config = read_config(folder, "vae/config.json")
+    with_t5 = bool(component_class(index, "text_encoder_3"))
+    with parts.loading(folder, ("transformer", *_SINGLE_FILE_PREFIXES, "vae")) as options:
+        transformer = diffusers.SD3Transformer2DModel.from_pretrained(
+            folder, subfolder="transformer", torch_dtype=dtype, **options
+        )
+        clip_l, clip_g = (
+            CLIPTextModelWithProjection.from_pretrained(
+                folder, subfolder=name, dtype=dtype, attn_implementation="sdpa", **options
+            )
+            for name in ("text_encoder", "text_encoder_2")
+        )
+        tokenizer_l, tokenizer_g = (
+            CLIPTokenizer.from_pretrained(folder, subfolder=name, local_files_only=True)
+            for name in ("tokenizer", "tokenizer_2")
+        )
+        t5 = t5_tokenizer = None
+        if with_t5:
+            t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_3", dtype=dtype, **options)
+            t5_tokenizer = T5TokenizerFast.from_pretrained(
+                folder, subfolder="tokenizer_3", local_files_only=True
+            )
+        vae = diffusers.AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", torch_dtype=parts.vae_dtype(vae_config, dtype), **options
+        )
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+            folder, subfolder="scheduler", local_files_only=True
+        )
+        tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
+        solver = FlowEuler.of_scheduler(scheduler.config, tokens)
+    for module in (transformer, clip_l, clip_g, t5, vae):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    tokenizers = (tokenizer_l, tokenizer_g, t5_tokenizer)
+    return StableDiffusion3(transformer, clip_l, clip_g, t5, *tokenizers, vae, solver)

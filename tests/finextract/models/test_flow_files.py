@@ -1,0 +1,256 @@
+"""Tuned weights of Stable Diffusion 3 and FLUX.1 as files hold them: folders, single files and adapters."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny.flow_pipelines import SIDE, flux_pipeline, sd3_pipeline
+from torch import Tensor
+
+from finextract.adapters.fused import parameters_of
+from finextract.adapters.merge import merge
+from finextract.adapters.parsing import parse_adapter
+from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights
+from finextract.extract import guided_predictor, sample
+from finextract.guidance import DIRECT, Guidance
+from finextract.models.flux import Flux
+from finextract.models.loading import load_base, load_pair, tune
+from finextract.models.stable_diffusion_3 import StableDiffusion3
+from finextract.weights.original_names import original_layers
+
+CPU = torch.device("cpu")
+PIPELINES = {"sd3": sd3_pipeline, "flux": flux_pipeline}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A pipeline folder of each family."""
+    root = tmp_path_factory.mktemp("bases")
+    for name, make in PIPELINES.items():
+        make().save_pretrained(root / name)
+    return {name: root / name for name in PIPELINES}
+
+
+def changed(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights of a module after some training."""
+    torch.manual_seed(1)
+    state = module.state_dict()
+    return {key: t + 0.1 * torch.randn_like(t) if t.is_floating_point() else t for key, t in state.items()}
+
+
+def under_original_names(state: dict[str, Tensor], layers: list[str]) -> dict[str, Tensor]:
+    """A transformer of Stable Diffusion 3 in Stability's own names."""
+    made = {"pos_embed": state["pos_embed.pos_embed"]}
+    for original, target in original_layers(layers).items():
+        for part in ("weight", "bias"):
+            named: Any = {
+                layer: SimpleNamespace(weight=state[f"{layer.removeprefix('transformer.')}.{part}"])
+                for layer in target.layers
+            }
+            made[f"{original}.{part}"] = parameters_of(named, target)[0].clone()
+    sides = {"attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
+             "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
+             "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k"}  # fmt: skip
+    for key, tensor in state.items():
+        block, _, rest = key.removeprefix("transformer_blocks.").partition(".")
+        if (side := sides.get(rest.removesuffix(".weight"))) is not None:
+            made[f"joint_blocks.{block}.{side}.weight"] = tensor
+    return made
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_a_tuned_folder_in_shards_replaces_the_weights_and_leaves_the_base_as_it_is(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pipe = PIPELINES[family]()
+    pipe.transformer.load_state_dict(changed(pipe.transformer))
+    pipe.text_encoder_2.load_state_dict(changed(pipe.text_encoder_2), strict=False)
+    pipe.save_pretrained(tmp_path / "tuned", max_shard_size="100KB")
+    assert len(list((tmp_path / "tuned" / "transformer").glob("*-of-*.safetensors"))) > 1
+    pair = load_pair(folders[family], tmp_path / "tuned", CPU)
+    again = load_base(folders[family], CPU, torch.float32)
+    for name in ("transformer", "text_encoder", "text_encoder_2"):
+        tuned, base = getattr(pair.tuned, name), getattr(pair.base, name)
+        for key, tensor in getattr(pipe, name).state_dict().items():
+            assert torch.equal(tuned.state_dict()[key], tensor), key
+        for key, tensor in getattr(again, name).state_dict().items():
+            assert torch.equal(base.state_dict()[key], tensor), key
+    assert pair.kind == "full"
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn], ids=str)
+def test_a_single_file_of_the_original_names_is_that_transformer_in_the_models_precision(
+    dtype: torch.dtype, prefix: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(folders["sd3"], CPU, torch.float32)
+    assert isinstance(base, StableDiffusion3)
+    state = {key: tensor.to(dtype) for key, tensor in changed(base.transformer).items()}
+    wide = {key: tensor.float() for key, tensor in state.items()}
+    named = under_original_names(wide, list(base.layers()))
+    clip = {f"text_model.{k.removeprefix('text_model.')}": t for k, t in changed(base.text_encoder).items()}
+    clip = {key: t for key, t in clip.items() if "text_projection" not in key}
+    file = {f"{prefix}{key}": tensor.to(dtype) for key, tensor in named.items()}
+    file |= {f"text_encoders.clip_l.transformer.{key}": t.contiguous() for key, t in clip.items()}
+    file["first_stage_model.decoder.conv_in.weight"] = torch.zeros(4, 4, 3, 3)
+    save_file(file, tmp_path / "tuned.safetensors")
+    pair = tune(base, tmp_path / "tuned.safetensors")
+    assert isinstance(pair.tuned, StableDiffusion3)
+    for key, tensor in pair.tuned.transformer.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, wide[key]), key
+    projection = pair.tuned.text_encoder.text_projection.weight
+    assert torch.equal(projection, torch.eye(len(projection)))
+    for key, tensor in base.text_encoder_3.state_dict().items():  # the file has no T5
+        assert torch.equal(pair.tuned.text_encoder_3.state_dict()[key], tensor), key
+
+
+def test_a_transformer_file_of_diffusers_needs_no_text_encoder(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(folders["sd3"], CPU, torch.float32)
+    assert isinstance(base, StableDiffusion3)
+    state = changed(base.transformer)
+    save_file(state, tmp_path / "tuned.safetensors")
+    pair = tune(base, tmp_path / "tuned.safetensors")
+    assert isinstance(pair.tuned, StableDiffusion3)
+    assert all(torch.equal(t, state[k]) for k, t in pair.tuned.transformer.state_dict().items())
+    del state["proj_out.bias"]
+    save_file(state, tmp_path / "short.safetensors")
+    with pytest.raises(BaseMismatch, match=r"short.safetensors does not fit .* lacks proj_out.bias"):
+        tune(base, tmp_path / "short.safetensors")
+
+
+def lora(layers: dict[str, tuple[int, int]], ends: tuple[str, str], alpha: bool) -> dict[str, Tensor]:
+    """A LoRA of rank 2 for layers of those widths, (in, out)."""
+    torch.manual_seed(2)
+    made: dict[str, Tensor] = {}
+    for name, (wide, out) in layers.items():
+        made[f"{name}.{ends[0]}.weight"] = torch.randn(2, wide)
+        made[f"{name}.{ends[1]}.weight"] = torch.randn(out, 2)
+        if alpha:
+            made[f"{name}.alpha"] = torch.tensor(1.0)
+    return made
+
+
+KOHYA = {
+    f"lora_unet_double_blocks_{i}_{side}_{name}": widths
+    for i in (0, 1)
+    for side in ("img", "txt")
+    for name, widths in {
+        "attn_qkv": (32, 96), "attn_proj": (32, 32), "mlp_0": (32, 128), "mlp_2": (128, 32),
+        "mod_lin": (32, 192),
+    }.items()
+}  # fmt: skip
+XLABS = {
+    "double_blocks.0.processor.qkv_lora1": (32, 96),
+    "double_blocks.1.processor.qkv_lora2": (32, 96),
+    "double_blocks.0.processor.proj_lora1": (32, 32),
+    "double_blocks.1.processor.proj_lora2": (32, 32),
+    "single_blocks.0.processor.qkv_lora": (32, 96),
+    "single_blocks.1.processor.proj_lora": (160, 32),
+}
+DIFFUSERS = {
+    "transformer.transformer_blocks.0.attn.to_q": (32, 32),
+    "transformer.transformer_blocks.1.attn.to_add_out": (32, 32),
+    "transformer.transformer_blocks.1.ff.net.0.proj": (32, 128),
+}
+ADAPTERS = [
+    ("flux", lora(KOHYA, ("lora_down", "lora_up"), True)),
+    ("flux", lora(XLABS, ("down", "up"), False)),
+    ("flux", lora(DIFFUSERS, ("lora_A", "lora_B"), False)),
+    ("sd3", lora(DIFFUSERS, ("lora_A", "lora_B"), False)),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "state"), ADAPTERS, ids=["FLUX by kohya", "by XLabs", "by diffusers", "SD3 by diffusers"]
+)
+def test_an_adapter_changes_the_weights_as_diffusers_changes_them(
+    family: str, state: dict[str, Tensor], folders: dict[str, Path]
+) -> None:
+    model = load_base(folders[family], CPU, torch.float32)
+    before = copy.deepcopy(model.layers())
+    merge(model.layers(), parse_adapter(state, {}, {}))
+    pipe: diffusers.DiffusionPipeline = PIPELINES[family]()
+    pipe.load_lora_weights(dict(state))
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    theirs = dict(pipe.transformer.named_modules())
+    moved = 0
+    for name, layer in model.layers().items():
+        if name.startswith("transformer."):
+            expected = theirs[name.removeprefix("transformer.")].weight
+            torch.testing.assert_close(layer.weight, expected, rtol=1e-5, atol=1e-5)
+            moved += not torch.equal(layer.weight, before[name].weight)
+    assert moved >= 3
+
+
+def test_a_fused_layer_of_a_single_block_is_split_into_its_four_layers(folders: dict[str, Path]) -> None:
+    model = load_base(folders["flux"], CPU, torch.float32)
+    assert isinstance(model, Flux)
+    before = copy.deepcopy(model.layers())
+    layer = "diffusion_model.single_blocks.1.linear1"
+    state = lora({layer: (32, 3 * 32 + 128)}, ("lora_A", "lora_B"), False)
+    merge(model.layers(), parse_adapter(state, {}, {}))
+    delta = state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
+    block = "transformer.single_transformer_blocks.1"
+    names = [f"{block}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+    for name, rows in zip(names, delta.split([32, 32, 32, 128]), strict=True):
+        torch.testing.assert_close(model.layers()[name].weight, before[name].weight + rows)
+    others = model.layers().keys() - set(names)
+    assert all(torch.equal(model.layers()[name].weight, before[name].weight) for name in others)
+
+
+def test_an_adapter_of_every_text_encoder_reaches_it(folders: dict[str, Path]) -> None:
+    for family, layers in {
+        "sd3": {
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1": ("text_encoder.", (16, 32)),
+            "lora_te2_text_model_encoder_layers_0_mlp_fc1": ("text_encoder_2.", (24, 48)),
+            "lora_te3_encoder_block_0_layer_0_SelfAttention_q": ("text_encoder_3.", (48, 32)),
+        },
+        "flux": {
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1": ("text_encoder.", (16, 32)),
+            "lora_te3_encoder_block_0_layer_0_SelfAttention_q": ("text_encoder_2.", (48, 32)),
+        },
+    }.items():
+        model = load_base(folders[family], CPU, torch.float32)
+        before = copy.deepcopy(model.layers())
+        state = lora({name: widths for name, (_, widths) in layers.items()}, ("lora_down", "lora_up"), True)
+        merge(model.layers(), parse_adapter(state, {}, {}))
+        moved = {n for n, layer in model.layers().items() if not torch.equal(layer.weight, before[n].weight)}
+        assert sorted(n[: n.index(".") + 1] for n in moved) == sorted(start for start, _ in layers.values())
+
+
+def test_a_pipeline_with_pickles_or_without_a_part_is_refused(tmp_path: Path) -> None:
+    flux_pipeline().save_pretrained(tmp_path / "base")
+    weights = tmp_path / "base" / "text_encoder_2" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    with pytest.raises(CorruptWeights, match="base cannot be loaded as a pipeline"):
+        load_base(tmp_path / "base", CPU, torch.float32)
+    weights.with_name("pytorch_model.bin").write_bytes(content)
+    with pytest.raises(PickledWeights, match=r"pytorch_model.bin is a pickle"):
+        load_base(tmp_path / "base", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_a_pair_of_the_family_is_sampled_with_model_guidance(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pipe = PIPELINES[family]()
+    pipe.transformer.load_state_dict(changed(pipe.transformer))
+    pipe.save_pretrained(tmp_path / "tuned")
+    pair = load_pair(folders[family], tmp_path / "tuned", CPU)
+    predict = guided_predictor(pair, "a red house", "finextract", Guidance(2.0, 0.0, "given"))
+    images = sample(pair.tuned, predict, (1, 2), 3)
+    assert (images.shape, images.dtype) == ((2, 3, SIDE, SIDE), "uint8")
+    tuned_alone = guided_predictor(pair, "a red house", "direct", DIRECT)
+    assert (images != sample(pair.tuned, tuned_alone, (1, 2), 3)).any()

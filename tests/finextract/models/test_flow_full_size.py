@@ -1,0 +1,203 @@
+"""Stable Diffusion 3 and FLUX.1 in full size without their weights: every key has its place.
+
+The models are built on torch's meta device, or with tensors that have a device and no contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import tried_formats
+from diffusers.loaders import single_file_utils
+from tiny.flow_configs import CLIP_G, CLIP_L, CLIP_L_PROJECTED, T5, TRANSFORMERS
+from tiny.flow_pipelines import flux_components, sd3_components
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
+
+from finextract.adapters.fused import parameters_of
+from finextract.errors import BaseMismatch
+from finextract.models import parts
+from finextract.models.flux import Flux
+from finextract.models.stable_diffusion_3 import StableDiffusion3
+from finextract.sampling import FlowEuler
+from finextract.weights.adapter_keys import parse_key
+from finextract.weights.original_names import FileLayer, file_layers, original_layers
+
+ADAPTERS = {
+    "lora-flux-diffusers": "flux-dev",
+    "lora-flux-attention-diffusers": "flux-schnell",
+    "lora-flux-kohya": "flux-dev",
+    "lora-flux-ai-toolkit": "flux-dev",
+    "lora-flux-bfl-keys": "flux-dev",
+    "lora-flux-xlabs": "flux-dev",
+    "lora-sd3-diffusers": "sd3-medium",
+    "lora-sd3-kohya": "sd3-medium",
+    "lora-sd35-large-diffusers": "sd35-large",
+}
+
+
+@cache
+def full_size(name: str) -> StableDiffusion3 | Flux:
+    """A model with its transformer and text encoders on the meta device, and without the rest."""
+    with torch.device("meta"):
+        t5 = T5EncoderModel(T5Config(**T5))
+        transformer = tried_formats.full_transformer(name)
+        if name.startswith("flux"):
+            clip = CLIPTextModel(CLIPTextConfig(**CLIP_L))
+            return Flux(transformer, clip, t5, None, None, None, FlowEuler())
+        clips = [CLIPTextModelWithProjection(CLIPTextConfig(**c)) for c in (CLIP_L_PROJECTED, CLIP_G)]
+        return StableDiffusion3(transformer, *clips, t5, None, None, None, None, FlowEuler())
+
+
+def empty(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    return {key: torch.empty(shape, dtype=dtype, device="meta") for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_single_file_of_the_original_names_fills_every_parameter(
+    name: str, prefix: str, dtype: torch.dtype
+) -> None:
+    keys = tried_formats.transformer_names(name)
+    full_size(name).load_single_file(empty({f"{prefix}{key}": shape for key, shape in keys.items()}, dtype))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_tried_files_hold_the_keys_and_shapes_of_the_full_transformer(name: str) -> None:
+    original = tried_formats.read(f"full-{name}")
+    names = tried_formats.transformer_names(name)
+    assert original["keys"] == len(names)
+    for key, shape in original["tensors"].items():
+        assert names[key.removeprefix("model.diffusion_model.")] == tuple(shape), key
+    stored = tried_formats.read(f"transformer-{name}")
+    own = {key: list(t.shape) for key, t in full_size(name).transformer.state_dict().items()}
+    assert stored["keys"] == len(own)
+    assert stored["tensors"].items() <= own.items()
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_file_with_a_tensor_too_many_or_too_few_is_refused_by_name(name: str) -> None:
+    keys = empty(tried_formats.transformer_names(name))
+    with pytest.raises(BaseMismatch, match=r"it has scaled_fp8, which the base model lacks"):
+        full_size(name).load_single_file({**keys, "scaled_fp8": torch.empty(2, device="meta")})
+    del keys["final_layer.linear.bias"]
+    with pytest.raises(BaseMismatch, match=r"it lacks 'final_layer.linear.bias'"):
+        full_size(name).load_single_file(keys)
+
+
+@pytest.mark.parametrize("file", TRANSFORMERS)
+@pytest.mark.parametrize("base", TRANSFORMERS)
+def test_a_file_of_another_model_is_refused(base: str, file: str) -> None:
+    if base != file:
+        with pytest.raises(BaseMismatch):
+            full_size(base).load_single_file(empty(tried_formats.transformer_names(file)))
+
+
+@pytest.mark.parametrize(("adapter", "base"), ADAPTERS.items())
+def test_every_layer_of_an_adapter_is_one_of_the_models_layers_with_fitting_widths(
+    adapter: str, base: str
+) -> None:
+    layers = full_size(base).layers()
+    names = file_layers(layers)
+    shapes = tried_formats.read(adapter)["tensors"]
+    assert shapes
+    for key, shape in shapes.items():
+        parsed = parse_key(key)
+        assert parsed is not None, key
+        weights = [layers[name].weight for name in names[parsed.layer].layers]
+        if parsed.part == "lora_down":
+            assert all(weight.shape[1:].numel() == shape[1] for weight in weights), key
+        elif parsed.part == "lora_up":
+            assert sum(len(weight) for weight in weights) == shape[0], key
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_rows_of_a_fused_layer_are_those_that_diffusers_conversion_takes_apart(name: str) -> None:
+    """Each row of each original layer has a number of its own, and comes back in its place."""
+    keys = tried_formats.transformer_names(name)
+    numbered: dict[str, Tensor] = {}
+    start = 0
+    for key, shape in keys.items():
+        rows = 1 if key == "pos_embed" else shape[0]
+        numbered[key] = torch.arange(start, start + rows, dtype=torch.float64)[:, None]
+        start += rows
+    original = {key: tensor.clone() for key, tensor in numbered.items()}
+    family = "sd3" if name.startswith("sd3") else "flux"
+    convert = getattr(single_file_utils, f"convert_{family}_transformer_checkpoint_to_diffusers")
+    back = {f"transformer.{key}": tensor for key, tensor in convert(numbered).items()}
+    found = original_layers(full_size(name).layers())
+    layers: dict[str, Any] = {
+        key.removesuffix(".weight"): SimpleNamespace(weight=t) for key, t in back.items()
+    }
+    placed: set[str] = set()
+    for layer, target in found.items():
+        if "processor" not in layer:
+            assert torch.equal(parameters_of(layers, target)[0], original[f"{layer}.weight"]), layer
+            placed.update(target.layers)
+    assert placed == {key for key in full_size(name).layers() if key.startswith("transformer.")}
+
+
+def test_the_names_of_other_models_are_left_alone() -> None:
+    layers = ["unet.conv_in", "text_encoder.text_model.encoder.layers.0.mlp.fc1"]
+    assert original_layers(layers) == {}
+    assert file_layers(layers)["lora_unet_conv_in"] == FileLayer(("unet.conv_in",))
+
+
+def put(module: nn.Module, dtype: torch.dtype) -> None:
+    """What `module.to("cuda", dtype)` does, for tensors without contents, which torch cannot exchange."""
+    for part in module.modules():
+        for named in (part._parameters, part._buffers):
+            for name, tensor in named.items():
+                if tensor is not None:
+                    kept = dtype if tensor.is_floating_point() else tensor.dtype
+                    moved = torch.empty(tensor.shape, dtype=kept, device="cuda")
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    named[name] = nn.Parameter(moved, requires_grad=False) if is_weight else moved
+
+
+def on_the_gpu(model: StableDiffusion3 | Flux, dtype: torch.dtype) -> StableDiffusion3 | Flux:
+    """The model's modules on a CUDA device, as the loader puts them there: the VAE in its own precision."""
+    for name in model.components:
+        put(getattr(model, name), dtype)
+    put(model.vae, parts.vae_dtype(model.vae.config, dtype))
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+@torch.inference_mode()
+def test_on_a_gpu_no_operation_mixes_devices_or_precisions(family: str, dtype: torch.dtype) -> None:
+    """Without a GPU: torch follows shapes, devices and precisions, and raises where they do not fit."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        made = (
+            StableDiffusion3(**sd3_components(), solver=FlowEuler())
+            if family == "sd3"
+            else Flux(**flux_components(), solver=FlowEuler())
+        )
+        model = on_the_gpu(made, dtype)
+        words = model.condition("a red house")
+        x = torch.empty(2, *model.latent_shape, device="cuda", dtype=dtype)
+        solver = model.solver
+        velocity = model.predict(x, 900.0, words)
+        stepped = solver.step(x, velocity, 900.0, 800.0)
+        noise = solver.noise(x, velocity, 900.0)
+        for tensor in (velocity, stepped, noise, solver.with_noise(x, noise, 900.0)):
+            assert (tensor.shape, tensor.device.type, tensor.dtype) == (x.shape, "cuda", dtype)
+        latents = model.encode(torch.empty(2, 3, *model.image_size, dtype=torch.uint8))
+        assert (latents.shape, latents.device.type, latents.dtype) == (x.shape, "cuda", dtype)
+        assert model.vae.dtype == torch.float32
+        images = model.decode(stepped)
+        assert (images.shape[1:], images.device.type) == ((3, *model.image_size), "cpu")

@@ -1,0 +1,128 @@
+"""Stable Diffusion 2 and SDXL against the pipelines of diffusers: small random weights, the same noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import single_files
+from tiny.unet_pipelines import stable_diffusion_2, stable_diffusion_xl
+
+from finextract.errors import BaseMismatch
+from finextract.extract import guided_predictor
+from finextract.guidance import DIRECT, Guidance
+from finextract.models.base import CopiedPair, Model, TunableModel
+from finextract.models.loading import load_base, tune
+from finextract.sampling import initial_noise, sample_latents
+
+PROMPT = "a picture of a cat"
+MAKERS = {"sd2": stable_diffusion_2, "sdxl": stable_diffusion_xl}
+FAMILIES = [(family, velocity) for family in MAKERS for velocity in (False, True)]
+
+
+def saved(pipeline: Any, folder: Path) -> TunableModel:
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return load_base(folder, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(params=FAMILIES, ids=[f"{f}-{'velocity' if v else 'noise'}" for f, v in FAMILIES])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, TunableModel]:
+    family, velocity = request.param
+    pipeline = MAKERS[family](velocity)
+    return pipeline, saved(pipeline, tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize(("scale", "method"), [(1.0, "direct"), (3.0, "finextract"), (3.0, "cfg")])
+def test_a_trajectory_is_that_of_diffusers_from_the_same_noise(
+    both: tuple[Any, TunableModel], scale: float, method: str
+) -> None:
+    """Model guidance with tuned = base is classifier-free guidance, and a scale of 1 is the model alone."""
+    pipeline, model = both
+    noise = initial_noise((3, 4), model.latent_shape)
+    negative = {"negative_prompt": None} if scale > 1 else {}
+    with torch.inference_mode():
+        theirs = pipeline(
+            PROMPT, num_images_per_prompt=2, latents=noise, guidance_scale=scale, num_inference_steps=5,
+            output_type="latent", **negative,
+        ).images  # fmt: skip
+        guidance = DIRECT if method == "direct" else Guidance(scale, 0.0, "given")
+        predict = guided_predictor(CopiedPair(model, model, "full"), PROMPT, method, guidance)  # type: ignore[arg-type]
+        ours = sample_latents(predict, noise, model.solver, 5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        images = pipeline.image_processor.postprocess(
+            pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample, output_type="pt"
+        )
+        assert (model.decode(ours).float() - 255 * images).abs().max() < 1
+
+
+def test_the_losses_target_is_what_the_scheduler_of_diffusers_trains(both: tuple[Any, TunableModel]) -> None:
+    from diffusers import DDPMScheduler
+
+    pipeline, model = both
+    theirs = DDPMScheduler.from_config(pipeline.scheduler.config)
+    latents, noise = torch.randn(2, 1, *model.latent_shape)
+    t = torch.tensor([350])
+    torch.testing.assert_close(
+        model.solver.add_noise(latents, noise, 350), theirs.add_noise(latents, noise, t)
+    )
+    velocity = pipeline.scheduler.config.prediction_type == "v_prediction"
+    target = theirs.get_velocity(latents, noise, t) if velocity else noise
+    torch.testing.assert_close(model.solver.target(latents, noise, 350), target)
+
+
+def test_sdxl_encodes_the_empty_prompt_where_the_pipeline_does(tmp_path: Path) -> None:
+    pipeline = stable_diffusion_xl(False, zeros=False)
+    model = saved(pipeline, tmp_path / "pipeline")
+    with torch.inference_mode():
+        states, _, pooled, _ = pipeline.encode_prompt("", device=torch.device("cpu"))
+    found = model.condition("")
+    torch.testing.assert_close(found.states, states)
+    torch.testing.assert_close(found.pooled, pooled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_file_in_the_original_names_is_read_in_every_precision(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base = saved(MAKERS[family](False), tmp_path / "base")
+    other = MAKERS[family](False, seed=1)
+    for part in (other.unet, other.text_encoder, getattr(other, "text_encoder_2", other.unet)):
+        for name, tensor in part.state_dict().items():
+            part.state_dict()[name].copy_(tensor.to(dtype).to(tensor.dtype))
+    kept = {
+        k: t.to(dtype).contiguous() for k, t in getattr(single_files, MAKERS[family].__name__)(other).items()
+    }
+    save_file(kept, tmp_path / "tuned.safetensors")
+    tuned = tune(base, tmp_path / "tuned.safetensors").tuned
+    same_as(tuned, saved(other, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_pruned_file_without_text_encoders_takes_those_of_its_base(family: str, tmp_path: Path) -> None:
+    first, other = MAKERS[family](False), MAKERS[family](False, seed=1)
+    base = saved(first, tmp_path / "base")
+    save_file(single_files.unet_names(other.unet), tmp_path / "tuned.safetensors")
+    first.unet = other.unet
+    same_as(tune(base, tmp_path / "tuned.safetensors").tuned, saved(first, tmp_path / "other"))
+
+
+def test_a_file_of_another_size_does_not_fit_and_the_error_names_a_tensor(tmp_path: Path) -> None:
+    base = saved(stable_diffusion_xl(False), tmp_path / "base")
+    kept = single_files.stable_diffusion_xl(stable_diffusion_xl(False))
+    kept["model.diffusion_model.label_emb.0.0.weight"] = torch.zeros(3, 3)
+    save_file(kept, tmp_path / "tuned.safetensors")
+    with pytest.raises(BaseMismatch, match=r"add_embedding\.linear_1\.weight is \[3, 3\]"):
+        tune(base, tmp_path / "tuned.safetensors")
+
+
+def same_as(model: Model, other: Model) -> None:
+    x, (found, wanted) = torch.randn(2, *model.latent_shape), (m.condition(PROMPT) for m in (model, other))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.predict(x, 500, found), other.predict(x, 500, wanted))
