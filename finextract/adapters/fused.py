@@ -1,4 +1,4 @@
-"""The layer that an adapter file names, where it is made of several layers of the model.
+"""The weight of a layer that an adapter file names, where it is made of several layers of the model.
 
 An adapter is a function of a weight and a bias, whatever its kind: those of the layers are put together as
 the file has them, the adapter changes the whole, and the rows go back to where they came from.
@@ -14,47 +14,40 @@ from torch import Tensor, nn
 from finextract.weights.original_names import FileLayer
 
 
-def parameters_of(layers: Mapping[str, nn.Module], target: FileLayer) -> tuple[Tensor, Tensor | None]:
-    """The weight [rows, ...] and the bias [rows] as the file's model has them; None for a missing bias.
+def whole_layer(layers: Mapping[str, nn.Module], target: FileLayer) -> tuple[Tensor, Tensor | None]:
+    """Weight [rows, ...] and bias [rows] as the file's model has them, in float32 (or float64).
 
-    `layers` are those of `Model.layers()`.
+    There is no bias where one of the layers has none. `layers` are those of `Model.layers()`.
     """
-    biases = _biases(layers, target)
-    return _together(_weights(layers, target), target), _together(biases, target) if biases else None
+    weights, biases = _tensors(layers, target, "weight"), _tensors(layers, target, "bias")
+    weight = _in_the_files_order(weights, target)
+    return weight, _in_the_files_order(biases, target) if len(biases) == len(weights) else None
 
 
-def replace_parameters(
+def replace_layer(
     layers: Mapping[str, nn.Module], target: FileLayer, weight: Tensor, bias: Tensor | None
 ) -> None:
-    """Copies the rows of such a weight and bias into the layers, in place."""
-    _copy_back(weight, _weights(layers, target), target)
-    if bias is not None:
-        _copy_back(bias, _biases(layers, target), target)
+    """Copies the rows of such a weight and bias into the layers, in place, in their own precision."""
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        rows = _halves_swapped(value) if target.swapped else value
+        own = _tensors(layers, target, name)
+        for tensor, part in zip(own, rows.split([len(tensor) for tensor in own]), strict=True):  # type: ignore[no-untyped-call]
+            tensor.copy_(part)
 
 
-def _weights(layers: Mapping[str, nn.Module], target: FileLayer) -> list[Tensor]:
-    weights = [layers[name].weight for name in target.layers]
-    return [weight for weight in weights if isinstance(weight, Tensor)]
-
-
-def _biases(layers: Mapping[str, nn.Module], target: FileLayer) -> list[Tensor]:
-    """The biases of all the layers; none where one of them has none."""
-    biases = [getattr(layers[name], "bias", None) for name in target.layers]
-    found = [bias for bias in biases if isinstance(bias, Tensor)]
-    return found if len(found) == len(biases) else []
-
-
-def _together(parts: Sequence[Tensor], target: FileLayer) -> Tensor:
-    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _in_the_files_order(tensors: Sequence[Tensor], target: FileLayer) -> Tensor:
+    whole = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+    whole = whole.to(torch.promote_types(whole.dtype, torch.float32))
     return _halves_swapped(whole) if target.swapped else whole
 
 
-def _copy_back(whole: Tensor, parts: Sequence[Tensor], target: FileLayer) -> None:
-    if target.swapped:
-        whole = _halves_swapped(whole)
-    for own, rows in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
-        own.copy_(rows)
+def _halves_swapped(weight: Tensor) -> Tensor:
+    return torch.cat(weight.chunk(2)[::-1])
 
 
-def _halves_swapped(whole: Tensor) -> Tensor:
-    return torch.cat(whole.chunk(2)[::-1])
+def _tensors(layers: Mapping[str, nn.Module], target: FileLayer, name: str) -> list[Tensor]:
+    """The tensors of that name of the layers that have one."""
+    found = (getattr(layers[layer], name, None) for layer in target.layers)
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finextract.adapters.base import Adapter
-from finextract.adapters.fused import parameters_of, replace_parameters
+from finextract.adapters.fused import replace_layer, whole_layer
 from finextract.errors import BaseMismatch, CorruptWeights
 from finextract.weights.original_names import FileLayer, file_layers
 
@@ -36,20 +36,19 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
             )
         of_layer.setdefault(target, []).append(adapter)
     for target, changes in of_layer.items():
-        weight, bias = parameters_of(layers, target)
-        replace_parameters(layers, target, *_changed(weight, bias, changes))
+        old, bias = whole_layer(layers, target)
+        dtype = _dtype(layers, target)
+        new = old
+        for adapter in changes:
+            new, bias = adapter(new, bias)
+            _check(adapter.layer, dtype, old, new, bias)
+        replace_layer(layers, target, new, bias)
 
 
-def _changed(
-    weight: Tensor, bias: Tensor | None, adapters: Iterable[Adapter]
-) -> tuple[Tensor, Tensor | None]:
-    """What the adapters of one layer make of its weight and bias, not yet cast."""
-    old = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    new, new_bias = old, None if bias is None else bias.to(old)
-    for adapter in adapters:
-        new, new_bias = adapter(new, new_bias)
-        _check(adapter.layer, weight.dtype, old, new, new_bias)
-    return new, new_bias
+def _dtype(layers: Mapping[str, nn.Module], target: FileLayer) -> torch.dtype:
+    weight = layers[target.layers[0]].weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype
 
 
 def _check(layer: str, dtype: torch.dtype, old: Tensor, new: Tensor, bias: Tensor | None) -> None:

@@ -56,10 +56,7 @@ def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
 
 
 def layers_of(components: Mapping[str, nn.Module | None]) -> dict[str, nn.Module]:
-    """The linear, convolutional and normalisation layers of components, "transformer.proj_out".
-
-    Each has a `weight`.
-    """
+    """The linear, convolutional and normalisation layers of components that have a weight."""
     return {
         f"{component}.{name}": layer
         for component, module in components.items()

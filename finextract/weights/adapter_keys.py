@@ -30,6 +30,11 @@ _ENDINGS: dict[str, dict[str, str]] = {
         "lora_up": f"{_LORA_UP}|{_OLD_UP}",
         "lora_bias": r"lora_B(?:\.default)?\.bias",
     },
+    "XLabs LoRA": {
+        f"{name}_{half}": rf"processor\.{name}\.{half}\.weight"
+        for name in ("qkv_lora", "qkv_lora1", "qkv_lora2", "proj_lora", "proj_lora1", "proj_lora2")
+        for half in ("down", "up")
+    },
     "DoRA": {
         "dora_scale": r"dora_scale",
         "lora_magnitude": r"lora_magnitude_vector(?:\.default)?(?:\.weight)?",
@@ -54,10 +59,6 @@ _KEY = re.compile(
     + "|".join(f"(?P<g{i}>{_ENDINGS[algorithm][part]})" for i, (algorithm, part) in enumerate(_GROUPS))
     + ")",
     re.DOTALL,
-)
-# XLabs' names of the two matrices of a LoRA; finextract.weights.original_names has those of the layers.
-_XLABS_KEY = re.compile(
-    r"(?P<layer>.+\.processor\.(?:qkv|proj)_lora[12]?)\.(?P<part>down|up)\.weight", re.DOTALL
 )
 # LyCORIS stores the vector of its (IA)3 as a plain weight beside on_input, and GLoRA has further matrices.
 _IA3_WEIGHT = ".weight"
@@ -92,14 +93,15 @@ def parse_key(key: str) -> AdapterKey | None:
 
     The plain weight that LyCORIS stores for (IA)3 is recognised by `group_by_layer` alone.
     """
-    if (xlabs := _XLABS_KEY.fullmatch(key)) is not None:
-        return AdapterKey(xlabs["layer"], f"lora_{xlabs['part']}", "XLabs LoRA")
     match = _KEY.fullmatch(key)
     if match is None:
         return None
     group = next(i for i in range(len(_GROUPS)) if match[f"g{i}"] is not None)
     algorithm, part = _GROUPS[group]
     layer, projection = match["layer"], match["projectiondown"] or match["projectionup"]
+    if algorithm == "XLabs LoRA":  # a plain LoRA; the names of its layers are in weights/original_names.py
+        name, _, half = part.rpartition("_")
+        return AdapterKey(f"{layer}.processor.{name}", f"lora_{half}", algorithm)
     if projection:
         layer = f"{layer}.{projection}.0" if projection == "to_out" else f"{layer}.{projection}"
     return AdapterKey(layer, part, algorithm)
@@ -199,7 +201,7 @@ def _layers(header: Header) -> dict[str, Layer]:
     for key, tensor in header.tensors.items():
         if (parsed := parse_key(key)) is None:
             continue
-        name = parsed.layer
+        name = key.rsplit(".", 2)[0] if parsed.algorithm == "XLabs LoRA" else parsed.layer
         layer = layers.get(name, Layer())
         if _WIDTH_OUT.search(key) and tensor.shape:
             layers[name] = replace(layer, width_out=tensor.shape[0])

@@ -39,9 +39,8 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
     `layers` are names as of `Model.layers()`, such as "unet.down_blocks.0.attentions.0.proj_in". Files name
     it "lora_unet_down_blocks_0_attentions_0_proj_in" (kohya, OneTrainer, LyCORIS with "lycoris_"),
     "unet.down_blocks..." (diffusers), "base_model.model.down_blocks..." (PEFT), "down_blocks..." (the
-    training scripts) or "diffusion_model.down_blocks..." (ai-toolkit), those of a UNet also with the names
-    of its original code. Those of FLUX.1 and Stable Diffusion 3 are in finextract.weights.original_names.
-    Where two layers would share a name, the first has it.
+    training scripts) or "diffusion_model.down_blocks..." (ai-toolkit), each also with the names that the
+    model's original code has for its layers. Where two layers would share a name, the first has it.
     """
     layers = list(layers)
     original = original_unet_names(layers)

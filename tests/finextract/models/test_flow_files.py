@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny.flow_pipelines import SIDE, flux_pipeline, sd3_pipeline
 from torch import Tensor
 
-from finextract.adapters.fused import parameters_of
+from finextract.adapters.fused import whole_layer
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights
@@ -54,7 +54,7 @@ def under_original_names(state: dict[str, Tensor], layers: list[str]) -> dict[st
                 layer: SimpleNamespace(weight=state[f"{layer.removeprefix('transformer.')}.{part}"])
                 for layer in target.layers
             }
-            made[f"{original}.{part}"] = parameters_of(named, target)[0].clone()
+            made[f"{original}.{part}"] = whole_layer(named, target)[0].clone()
     sides = {"attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
              "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
              "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k"}  # fmt: skip

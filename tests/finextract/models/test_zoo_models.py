@@ -93,7 +93,7 @@ def test_a_lycoris_file_is_loaded_and_predicts_what_lycoris_predicts(
         1.0, 4, 1.0, None, theirs.text_encoder, theirs.unet, algo=algorithm, preset=str(preset), **options
     )
     network.apply_to(theirs.text_encoder, theirs.unet, True, True)
-    randomised(network, 0.3 if algorithm == "loha" else 0.05)  # a product of six small numbers
+    randomised(network, 0.3 if algorithm == "loha" else 0.05)  # a LoHa multiplies six of them
     network.save_weights(str(file), torch.float32, {})
     pair = tune(base, file)
     assert pair.kind == "lora"
