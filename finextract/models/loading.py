@@ -43,6 +43,20 @@ FAMILIES: Mapping[Family, LoadFamily] = {
 }
 
 
+# Families whose activations are beyond the range of float16.
+_NEED_BFLOAT16: frozenset[Family] = frozenset({"sd3", "flux"})
+
+
+def gpu_precision(folder: Path) -> torch.dtype:
+    """The half precision in which a GPU computes with the models of a pipeline folder: bfloat16 or float16.
+
+    Raises CorruptWeights where its configuration cannot be read.
+    """
+    index = read_config(folder, "model_index.json")
+    family = family_of_pipeline(index, read_denoiser(folder, index))
+    return torch.bfloat16 if family in _NEED_BFLOAT16 else torch.float16
+
+
 def load_pair(
     base: Path, tuned: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Pair:

@@ -294,12 +294,12 @@ class Scanner:
         """The base model; the last one stays loaded for the checkpoints that share it."""
         import torch
 
-        from finextract.models.loading import load_base, load_base_file
+        from finextract.models.loading import gpu_precision, load_base, load_base_file
 
         if self._base is None or self._base[0] != base:
             self._base = None  # released before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            dtype = torch.float16 if device.type == "cuda" else torch.float32
+            dtype = gpu_precision(base.folder) if device.type == "cuda" else torch.float32
             if base.weights is None:
                 model = load_base(base.folder, device, dtype)
             else:

@@ -21,7 +21,7 @@ from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights
 from finextract.extract import guided_predictor, sample
 from finextract.guidance import DIRECT, Guidance
 from finextract.models.flux import Flux
-from finextract.models.loading import load_base, load_pair, tune
+from finextract.models.loading import gpu_precision, load_base, load_pair, tune
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.weights.original_names import original_layers
 
@@ -254,3 +254,10 @@ def test_a_pair_of_the_family_is_sampled_with_model_guidance(
     assert (images.shape, images.dtype) == ((2, 3, SIDE, SIDE), "uint8")
     tuned_alone = guided_predictor(pair, "a red house", "direct", DIRECT)
     assert (images != sample(pair.tuned, tuned_alone, (1, 2), 3)).any()
+
+
+def test_a_gpu_computes_with_the_flow_families_in_bfloat16_and_with_others_in_float16(
+    folders: dict[str, Path],
+) -> None:
+    assert {gpu_precision(folder) for folder in folders.values()} == {torch.bfloat16}
+    assert gpu_precision(Path(__file__).resolve().parents[2] / "zoo/base") == torch.float16
