@@ -91,14 +91,42 @@ def load_base_file(folder: Path, weights: Path, device: torch.device, dtype: tor
 
     What the weights predict is measured. Raises what `load_base` and `tune` raise.
     """
-    return tune(load_base(folder, device, dtype), weights).tuned.with_measured_prediction()
+    return _tuned(load_base(folder, device, dtype), weights).tuned.with_measured_prediction()
 
 
 def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     """The pair of a loaded base and tuned weights: a file, or a folder as a hub serves it.
 
-    The base is not changed. Raises a CheckpointError that says what is wrong with the weights.
+    The base is not changed. Raises a CheckpointError that says what is wrong with the weights, BaseMismatch
+    also where the file states that it predicts something else than its base.
     """
+    path = find_weights(tuned)
+    if path.is_file():
+        _check_prediction(base, path)
+    return _tuned(base, path)
+
+
+def _check_prediction(base: TunableModel, path: Path) -> None:
+    """Raises BaseMismatch where a file states a prediction of the velocity and its base has one of the noise.
+
+    Or the other way round. Trainers state it in `modelspec.prediction_type`, and full weights that predict
+    the velocity may have a tensor `v_pred`.
+    """
+    header = read_header(path)
+    stated = header.metadata.get("modelspec.prediction_type", "").lower()
+    velocity = "v_pred" in header.tensors or stated in ("v", "v_prediction")
+    if not velocity and stated not in ("epsilon", "eps"):
+        return
+    theirs = getattr(base.solver, "predicts_velocity", velocity)
+    if theirs != velocity:
+        what = {True: "the velocity", False: "the noise"}
+        raise BaseMismatch(
+            f"{path.name} was trained to predict {what[velocity]}, and its base model predicts "
+            f"{what[theirs]}. Is the base the right one?"
+        )
+
+
+def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     path = find_weights(tuned)
     model = base.copy_for_tuning()
     if path.is_dir():

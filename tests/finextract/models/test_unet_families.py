@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_a_pruned_file_without_text_encoders_takes_those_of_its_base(family: str
     save_file(single_files.unet_names(other.unet), tmp_path / "tuned.safetensors")
     first.unet = other.unet
     same_as(tune(base, tmp_path / "tuned.safetensors").tuned, saved(first, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("base_has_velocity", [False, True])
+def test_weights_that_state_another_prediction_than_their_bases_are_refused(
+    base_has_velocity: bool, tmp_path: Path
+) -> None:
+    base = saved(stable_diffusion_2(base_has_velocity), tmp_path / "base")
+    file = tmp_path / "tuned.safetensors"
+    weights = single_files.unet_names(stable_diffusion_2(False).unet)
+    for stated, velocity in (("v", True), ("epsilon", False)):
+        save_file(weights, file, {"modelspec.prediction_type": stated})
+        if velocity == base_has_velocity:
+            tune(base, file)
+            continue
+        with pytest.raises(
+            BaseMismatch, match=r"tuned.safetensors was trained to predict the (noise|vel)"
+        ):
+            tune(base, file)
+    save_file({**weights, "v_pred": torch.zeros(())}, file)
+    with contextlib.nullcontext() if base_has_velocity else pytest.raises(BaseMismatch, match="the velocity"):
+        tune(base, file)
 
 
 def test_a_file_of_another_size_does_not_fit_and_the_error_names_a_tensor(tmp_path: Path) -> None:
