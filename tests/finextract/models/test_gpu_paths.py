@@ -23,12 +23,7 @@ from finextract.models.unet import UNetModel
 from finextract.sampling import DDIM, initial_noise, sample_latents
 
 ALPHAS = torch.linspace(0.999, 0.005, 1000).tolist()
-FAMILIES = [
-    ("sd1", torch.float16),
-    ("sd2", torch.bfloat16),
-    ("sdxl", torch.float16),
-    ("sdxl", torch.bfloat16),
-]
+FAMILIES = [("sd1", torch.float16), ("sd2", torch.bfloat16), ("sdxl", torch.float16)]
 
 
 @pytest.fixture(autouse=True)

@@ -85,8 +85,11 @@ def test_sdxl_encodes_the_empty_prompt_where_the_pipeline_does(tmp_path: Path) -
     torch.testing.assert_close(found.pooled, pooled)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn], ids=str)
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("sd2", torch.float16), ("sdxl", torch.float32), ("sdxl", torch.float8_e4m3fn)],
+    ids=str,
+)
 def test_a_file_in_the_original_names_is_read_in_every_precision(
     family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -124,9 +127,7 @@ def test_weights_that_state_another_prediction_than_their_bases_are_refused(
         if velocity == base_has_velocity:
             tune(base, file)
             continue
-        with pytest.raises(
-            BaseMismatch, match=r"tuned.safetensors was trained to predict the (noise|vel)"
-        ):
+        with pytest.raises(BaseMismatch, match=r"tuned.safetensors was trained to predict the (noise|vel)"):
             tune(base, file)
     save_file({**weights, "v_pred": torch.zeros(())}, file)
     with contextlib.nullcontext() if base_has_velocity else pytest.raises(BaseMismatch, match="the velocity"):
