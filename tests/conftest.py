@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-# The tests run in two processes on two cores: each computes with one thread, and none spins while it waits.
+# The tests run in a few processes on two cores: each computes with one thread, and none spins while it waits.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 # huggingface_hub reads these when it is imported.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
