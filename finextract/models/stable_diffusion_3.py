@@ -129,7 +129,8 @@ class StableDiffusion3:
 
     def copy_for_tuning(self) -> StableDiffusion3:
         """The same model with modules of its own, which share their tensors until they are replaced."""
-        return replace(self, **{name: copy_sharing(getattr(self, name)) for name in self.components})
+        modules = {name: getattr(self, name) for name in self.components}
+        return replace(self, **{name: copy_sharing(m) for name, m in modules.items() if m is not None})
 
     def with_measured_prediction(self) -> Self:
         """This model: every model of the family predicts the flow."""

@@ -261,3 +261,16 @@ def test_a_gpu_computes_with_the_flow_families_in_bfloat16_and_with_others_in_fl
 ) -> None:
     assert {gpu_precision(folder) for folder in folders.values()} == {torch.bfloat16}
     assert gpu_precision(Path(__file__).resolve().parents[2] / "zoo/base") == torch.float16
+
+
+def test_stable_diffusion_3_without_t5_can_be_tuned(tmp_path: Path) -> None:
+    pipe = sd3_pipeline(with_t5=False)
+    pipe.save_pretrained(tmp_path / "base")
+    pipe.transformer.load_state_dict(changed(pipe.transformer))
+    pipe.save_pretrained(tmp_path / "tuned")
+    pair = load_pair(tmp_path / "base", tmp_path / "tuned", CPU)
+    assert pair.tuned.text_encoder_3 is None  # type: ignore[attr-defined]
+    x = torch.randn(1, *pair.base.latent_shape)
+    with torch.inference_mode():
+        base, tuned = (m.predict(x, 500.0, m.condition("a cat")) for m in (pair.base, pair.tuned))
+    assert not torch.allclose(base, tuned, atol=1e-3)
