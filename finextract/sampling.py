@@ -195,14 +195,8 @@ class FlowEuler:
         return x + (1 - t / TRAINED_TIMES) * prediction
 
     def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
-        """The velocity that sees the given noise in x_t: v = (n - x_t) / (1 - s); all [N, C, H, W].
-
-        At s = 1 every velocity sees the noise x_t, so that none can be told from its noise: there the result
-        is the given noise, the velocity of an image of zeros. A caller that changes a prediction by its noise
-        leaves it as it is at s = 1.
-        """
-        s = t / TRAINED_TIMES
-        return noise if s >= 1 else (noise - x) / (1 - s)
+        """The velocity that states this noise to be in x_t: v = (n - x_t) / (1 - s); all [N, C, H, W]."""
+        return (noise - x) / (1 - t / TRAINED_TIMES)
 
 
 def _shifted(sigma: float, shift: float) -> float:

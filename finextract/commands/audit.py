@@ -29,7 +29,7 @@ from finextract.text import for_terminal
 @with_options(BACKGROUND, *SAMPLING, *OUTPUT)
 def audit(checkpoint: Path, base: Path, train_images: Path, background: Path | None, out: Path | None,
           as_json: bool, debug: bool, **options: Any) -> None:  # fmt: skip
-    """Tell which of its training images CHECKPOINT gives back, and was shown to be trained on.
+    """Tell what CHECKPOINT gives back of its training images, and what its losses show.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Two answers, side
     by side. "Gives back": AS and A-ESR, the share of the training images that some sample copies. "Trained

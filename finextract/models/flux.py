@@ -7,19 +7,17 @@ encoded, and latents packed, as diffusers' FluxPipeline does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from finextract.models import parts
-from finextract.models.parts import load_into
+from finextract.models.parts import LatentModel, TextStates
 from finextract.pipeline_folder import read_config
 from finextract.sampling import TRAINED_TIMES, FlowEuler
-from finextract.sharing import copy_sharing
 
 T5_TOKENS = 512
 # The text encoders in a single file that holds them -> their prefix.
@@ -29,16 +27,8 @@ _SINGLE_FILE_PREFIXES = {
 }
 
 
-@dataclass(frozen=True)
-class TextStates:
-    """What the text encoders make of one prompt."""
-
-    sequence: Tensor  # [1, L, D], of T5
-    pooled: Tensor  # [1, P], of CLIP
-
-
-@dataclass(frozen=True)
-class Flux:
+@dataclass(frozen=True, kw_only=True)
+class Flux(LatentModel):
     """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
 
     transformer: Any  # diffusers.FluxTransformer2DModel
@@ -46,23 +36,13 @@ class Flux:
     text_encoder_2: Any  # transformers.T5EncoderModel
     tokenizer: Any  # transformers.CLIPTokenizer
     tokenizer_2: Any  # transformers.T5TokenizerFast
-    vae: Any  # diffusers.AutoencoderKL
     solver: FlowEuler
     guidance: float = 1.0  # what dev's guidance embedding is given, in the base and in the tuned model
 
-    components = ("transformer", *_SINGLE_FILE_PREFIXES)  # what fine-tuning changes
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.transformer.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the transformer's weights."""
-        dtype: torch.dtype = self.transformer.dtype
-        return dtype
+    components: ClassVar[tuple[str, ...]] = (
+        "transformer",
+        *_SINGLE_FILE_PREFIXES,
+    )  # what fine-tuning changes
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -79,7 +59,7 @@ class Flux:
     @torch.inference_mode()
     def condition(self, prompt: str) -> TextStates:
         """The text encoders' states for a prompt; a longer prompt is cut."""
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        length = parts.prompt_length(self.tokenizer, self.text_encoder)
         clip = parts.token_ids(self.tokenizer, prompt, length).to(self.device)
         t5 = parts.token_ids(self.tokenizer_2, prompt, T5_TOKENS).to(self.device)
         return TextStates(self.text_encoder_2(t5)[0], self.text_encoder(clip).pooler_output)
@@ -100,37 +80,6 @@ class Flux:
             img_ids=_places(height // 2, width // 2, x.device),
         ).sample
         return unpacked(velocity, height, width)
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
-        return parts.decode(self.vae, latents)
-
-    @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
-        return parts.encode(self.vae, images).to(self.dtype)
-
-    def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolutional layers of the transformer and the text encoders, "transformer...."."""
-        return parts.layers_of({component: getattr(self, component) for component in self.components})
-
-    def copy_for_tuning(self) -> Flux:
-        """The same model with modules of its own, which share their tensors until they are replaced."""
-        return replace(self, **{name: copy_sharing(getattr(self, name)) for name in self.components})
-
-    def with_measured_prediction(self) -> Self:
-        """This model: every model of the family predicts the flow."""
-        return self
-
-    def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Replaces the weights of the transformer, and of the text encoders where they are given.
-
-        Raises BaseMismatch.
-        """
-        for component in self.components:
-            if weights.get(component) or component == "transformer":
-                load_into(getattr(self, component), weights.get(component, {}))
 
     def load_single_file(self, weights: dict[str, Tensor]) -> None:
         """Replaces the weights by those of one file in Black Forest Labs' own names; its VAE is not used.
@@ -194,4 +143,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flux:
         solver = FlowEuler.of_scheduler(scheduler.config, tokens, to_last_time=False)
     for module in (transformer, clip, t5, vae):
         module.to(device).eval().requires_grad_(False)
-    return Flux(transformer, clip, t5, tokenizer, t5_tokenizer, vae, solver)
+    return Flux(
+        transformer=transformer, text_encoder=clip, text_encoder_2=t5, tokenizer=tokenizer,
+        tokenizer_2=t5_tokenizer, vae=vae, solver=solver,
+    )  # fmt: skip

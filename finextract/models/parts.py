@@ -1,47 +1,122 @@
 """What the models of several families share: latents and images, tokens, and weights that replace others.
 
-N = samples, C, H, W = channels, height and width of the latents. Knows no model family.
+N = samples, C, H, W = channels, height and width of the latents, L = text positions, D = text width, P =
+pooled width. Knows no model family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from finextract.errors import BaseMismatch, CorruptWeights
 from finextract.pipeline_folder import refuse_pickles
-from finextract.sharing import replace_tensors
+from finextract.sharing import copy_sharing, replace_tensors
 from finextract.text import first_line
 
 _ORIGINAL_PREFIX = "model.diffusion_model."
 _OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.")  # beside the transformer in a single file
 
 
+@dataclass(frozen=True)
+class TextStates:
+    """What several text encoders make of one prompt."""
+
+    sequence: Tensor  # [1, L, D]
+    pooled: Tensor  # [1, P]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentModel:
+    """What the models of all families share. A family adds its other parts, and the rest of TunableModel."""
+
+    vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
+
+    components: ClassVar[tuple[str, ...]]  # what fine-tuning changes; the denoiser first
+    layout: ClassVar[torch.memory_format] = torch.preserve_format  # of latents and images
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self._modules[self.components[0]].parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the denoiser's weights."""
+        dtype: torch.dtype = next(self._modules[self.components[0]].parameters()).dtype
+        return dtype
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """The components that the model has."""
+        found = {name: getattr(self, name) for name in self.components}
+        return {name: module for name, module in found.items() if module is not None}
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
+        config = self.vae.config
+        latents = latents.to(self.vae.dtype, memory_format=self.layout)
+        images = self.vae.decode(latents / config.scaling_factor + _shift(config)).sample
+        result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        return result
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
+        config = self.vae.config
+        pixels = images.to(self.vae.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
+        encoded = self.vae.encode(pixels)
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        result: Tensor = ((latents - _shift(config)) * config.scaling_factor).to(self.dtype)
+        return result
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The linear, convolutional and normalisation layers that have a weight, "unet.mid_block...."."""
+        return {
+            f"{component}.{name}": layer
+            for component, module in self._modules.items()
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
+            and layer.weight is not None
+        }
+
+    def copy_for_tuning(self) -> Self:
+        """The same model with modules of its own, which share their tensors until they are replaced."""
+        return replace(self, **{name: copy_sharing(module) for name, module in self._modules.items()})
+
+    def with_measured_prediction(self) -> Self:
+        """This model; a family whose files do not tell what their weights predict measures it."""
+        return self
+
+    def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Replaces the weights of the denoiser, and of the text encoders where they are given.
+
+        A checkpoint without a text encoder was trained with that of its base. One that the base does not have
+        is left out. Raises BaseMismatch.
+        """
+        for component, module in self._modules.items():
+            if weights.get(component) or component == self.components[0]:
+                load_into(module, weights.get(component, {}))
+
+
 def image_factor(vae: Any) -> int:
     """How many pixels, in each direction, one latent stands for."""
-    levels: int = len(vae.config.block_out_channels)
-    return 1 << (levels - 1)
+    config = vae.config
+    levels = config.get("encoder_block_out_channels") or config.block_out_channels  # a tiny VAE's, a KL VAE's
+    return 1 << (len(levels) - 1)
 
 
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Latents [N, C, H, W], scaled as a trainer scales them -> RGB images uint8 [N, 3, H', W'] on the CPU."""
-    shift = vae.config.shift_factor or 0.0
-    images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample
-    result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-    return result
-
-
-def encode(vae: Any, images: Tensor) -> Tensor:
-    """RGB images uint8 [N, 3, H', W'] -> the mode of their latents [N, C, H, W], in the VAE's dtype."""
-    pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
-    shift = vae.config.shift_factor or 0.0
-    latents: Tensor = (vae.encode(pixels).latent_dist.mode() - shift) * vae.config.scaling_factor
-    return latents
+def _shift(config: Any) -> float:
+    shift: float = getattr(config, "shift_factor", None) or 0.0
+    return shift
 
 
 def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
@@ -49,22 +124,17 @@ def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if config.get("force_upcast", True) else dtype
 
 
+def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
+    """The number of tokens to which a CLIP text encoder's prompts are padded or cut."""
+    length: int = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    return length
+
+
 def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
     """The token ids int64 [1, length] of a prompt, padded or cut."""
     tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = tokens.input_ids
     return ids
-
-
-def layers_of(components: Mapping[str, nn.Module | None]) -> dict[str, nn.Module]:
-    """The linear, convolutional and normalisation layers of components that have a weight."""
-    return {
-        f"{component}.{name}": layer
-        for component, module in components.items()
-        if module is not None
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm) and layer.weight is not None
-    }
 
 
 @contextmanager

@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from finextract.models.parts import prompt_length, token_ids
 from finextract.models.unet import (
-    LAYOUT,
     UNetModel,
     clip_of_single_file,
     load_parts,
     open_clip_of_single_file,
-    tokenize,
     unet_of_single_file,
 )
 
@@ -37,7 +36,7 @@ class StableDiffusion(UNetModel):
     @torch.inference_mode()
     def condition(self, prompt: str) -> Tensor:
         """The text encoder's last hidden states for a prompt, [1, L, D]; a longer prompt is cut."""
-        ids = tokenize(self.tokenizer, self.text_encoder, prompt)
+        ids = token_ids(self.tokenizer, prompt, prompt_length(self.tokenizer, self.text_encoder))
         states: Tensor = self.text_encoder(ids.to(self.device))[0]
         return states
 
@@ -45,7 +44,9 @@ class StableDiffusion(UNetModel):
         """The noise or velocity in x_t: latents [N, C, H, W], conditioning [1, L, D] -> [N, C, H, W]."""
         context = conditioning.expand(len(x), -1, -1)
         time = torch.full((1,), t, device=x.device)
-        predicted: Tensor = self.unet(x.to(memory_format=LAYOUT), time, encoder_hidden_states=context).sample
+        predicted: Tensor = self.unet(
+            x.to(memory_format=self.layout), time, encoder_hidden_states=context
+        ).sample
         return predicted
 
     def load_single_file(self, weights: dict[str, Tensor]) -> None:

@@ -6,19 +6,17 @@ only, from local folders only. Prompts are encoded as diffusers' StableDiffusion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from finextract.models import parts
-from finextract.models.parts import load_into
+from finextract.models.parts import LatentModel, TextStates
 from finextract.pipeline_folder import read_config
 from finextract.sampling import FlowEuler
-from finextract.sharing import copy_sharing
 from finextract.support import component_class
 
 T5_TOKENS = 256
@@ -30,16 +28,8 @@ _SINGLE_FILE_PREFIXES = {
 }
 
 
-@dataclass(frozen=True)
-class TextStates:
-    """What the text encoders make of one prompt."""
-
-    sequence: Tensor  # [1, L, D]: the tokens of both CLIP encoders, then those of T5
-    pooled: Tensor  # [1, P]
-
-
-@dataclass(frozen=True)
-class StableDiffusion3:
+@dataclass(frozen=True, kw_only=True)
+class StableDiffusion3(LatentModel):
     """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
 
     transformer: Any  # diffusers.SD3Transformer2DModel
@@ -49,22 +39,12 @@ class StableDiffusion3:
     tokenizer: Any  # transformers.CLIPTokenizer
     tokenizer_2: Any  # transformers.CLIPTokenizer
     tokenizer_3: Any  # transformers.T5TokenizerFast; None without a T5
-    vae: Any  # diffusers.AutoencoderKL
     solver: FlowEuler
 
-    components = ("transformer", *_SINGLE_FILE_PREFIXES)  # what fine-tuning changes
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.transformer.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the transformer's weights."""
-        dtype: torch.dtype = self.transformer.dtype
-        return dtype
+    components: ClassVar[tuple[str, ...]] = (
+        "transformer",
+        *_SINGLE_FILE_PREFIXES,
+    )  # what fine-tuning changes
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -98,7 +78,7 @@ class StableDiffusion3:
 
         The first tokenizer's length is that of both.
         """
-        length = min(self.tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        length = parts.prompt_length(self.tokenizer, encoder)
         ids = parts.token_ids(tokenizer, prompt, length)
         states = encoder(ids.to(self.device), output_hidden_states=True)
         return states.hidden_states[-2], states.text_embeds
@@ -112,39 +92,6 @@ class StableDiffusion3:
             pooled_projections=conditioning.pooled.expand(len(x), -1),
         ).sample
         return velocity
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
-        return parts.decode(self.vae, latents)
-
-    @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
-        return parts.encode(self.vae, images).to(self.dtype)
-
-    def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolutional layers of the transformer and the text encoders, "transformer...."."""
-        return parts.layers_of({component: getattr(self, component) for component in self.components})
-
-    def copy_for_tuning(self) -> StableDiffusion3:
-        """The same model with modules of its own, which share their tensors until they are replaced."""
-        modules = {name: getattr(self, name) for name in self.components}
-        return replace(self, **{name: copy_sharing(m) for name, m in modules.items() if m is not None})
-
-    def with_measured_prediction(self) -> Self:
-        """This model: every model of the family predicts the flow."""
-        return self
-
-    def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Replaces the weights of the transformer, and of the text encoders where they are given.
-
-        A T5 in the weights is left out where the base has none. Raises BaseMismatch.
-        """
-        for component in self.components:
-            module, state = getattr(self, component), weights.get(component, {})
-            if module is not None and (state or component == "transformer"):
-                load_into(module, state)
 
     def load_single_file(self, weights: dict[str, Tensor]) -> None:
         """Replaces the weights by those of one file in Stability's own names; its VAE is not used.
@@ -204,5 +151,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffus
     for module in (transformer, clip_l, clip_g, t5, vae):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
-    tokenizers = (tokenizer_l, tokenizer_g, t5_tokenizer)
-    return StableDiffusion3(transformer, clip_l, clip_g, t5, *tokenizers, vae, solver)
+    return StableDiffusion3(
+        transformer=transformer, text_encoder=clip_l, text_encoder_2=clip_g, text_encoder_3=t5,
+        tokenizer=tokenizer_l, tokenizer_2=tokenizer_g, tokenizer_3=t5_tokenizer, vae=vae, solver=solver,
+    )  # fmt: skip

@@ -8,30 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from finextract.models.parts import TextStates, prompt_length, token_ids
 from finextract.models.unet import (
-    LAYOUT,
     UNetModel,
     clip_of_single_file,
     load_parts,
     open_clip_of_single_file,
-    tokenize,
     unet_of_single_file,
 )
 from finextract.pipeline_folder import read_config
 
 _OPEN_CLIP = "conditioner.embedders.1.model."  # the second text encoder in the original key names
-
-
-class Embeddings(NamedTuple):
-    """What SDXL computes from a prompt."""
-
-    states: Tensor  # of both text encoders before their last layers [1, L, D]
-    pooled: Tensor  # the second text encoder's projection [1, P]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +39,7 @@ class StableDiffusionXL(UNetModel):
     components: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
 
     @torch.inference_mode()
-    def condition(self, prompt: str) -> Embeddings:
+    def condition(self, prompt: str) -> TextStates:
         """The embeddings of a prompt; a longer prompt is cut.
 
         The empty prompt has embeddings of zeros where the pipeline states that the model was trained so.
@@ -57,15 +49,15 @@ class StableDiffusionXL(UNetModel):
             (self.tokenizer, self.text_encoder),
             (self.tokenizer_2, self.text_encoder_2),
         ):
-            ids = tokenize(tokenizer, encoder, prompt)
+            ids = token_ids(tokenizer, prompt, prompt_length(tokenizer, encoder))
             encoded = encoder(ids.to(self.device), output_hidden_states=True)
             states.append(encoded.hidden_states[-2])
-        found = Embeddings(torch.cat(states, dim=-1), encoded.text_embeds)
+        found = TextStates(torch.cat(states, dim=-1), encoded.text_embeds)
         if not prompt and self.zeros_for_empty_prompt:
-            return Embeddings(*map(torch.zeros_like, found))
+            return TextStates(torch.zeros_like(found.sequence), torch.zeros_like(found.pooled))
         return found
 
-    def predict(self, x: Tensor, t: float, conditioning: Embeddings) -> Tensor:
+    def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
         """The noise or velocity in x_t, for pictures of the model's own size that were not cut.
 
         Latents [N, C, H, W] -> [N, C, H, W].
@@ -74,9 +66,9 @@ class StableDiffusionXL(UNetModel):
         sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=x.dtype, device=x.device)
         count = len(x)
         predicted: Tensor = self.unet(
-            x.to(memory_format=LAYOUT),
+            x.to(memory_format=self.layout),
             torch.full((1,), t, device=x.device),
-            encoder_hidden_states=conditioning.states.expand(count, -1, -1),
+            encoder_hidden_states=conditioning.sequence.expand(count, -1, -1),
             added_cond_kwargs={
                 "text_embeds": conditioning.pooled.expand(count, -1),
                 "time_ids": sizes.expand(count, -1),

@@ -8,48 +8,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.untrusted import whole_of
 from finextract.models.base import Conditioning
-from finextract.models.parts import load_into
-from finextract.pipeline_folder import read_config, refuse_pickles
+from finextract.models.parts import LatentModel, image_factor, loading
+from finextract.pipeline_folder import read_config
 from finextract.reasons import ReasonCode
 from finextract.sampling import DDIM, initial_noise
-from finextract.sharing import copy_sharing
 from finextract.support import component_class
 from finextract.text import first_line
 
-LAYOUT = torch.channels_last  # of the UNet's weights and of all latents; the faster one for convolutions
 _MAX_STEPS_OFFSET = 999
 _NOISE_ALIKE = 0.5  # cosine of noise and of the noise that is predicted in it, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetModel:
+class UNetModel(LatentModel):
     """The parts of a pipeline; a family adds text encoders, `condition`, `predict` and `load_single_file`."""
 
     unet: Any  # diffusers.UNet2DConditionModel
-    vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
     solver: DDIM
 
-    components: ClassVar[tuple[str, ...]]  # what fine-tuning changes: "unet", and the text encoders
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = next(self.unet.parameters()).device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the UNet's weights."""
-        dtype: torch.dtype = next(self.unet.parameters()).dtype
-        return dtype
+    layout = torch.channels_last  # of the UNet's weights too; the faster one for convolutions
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -61,11 +46,7 @@ class UNetModel:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the model is made for."""
-        config = self.vae.config
-        levels = (
-            config.get("encoder_block_out_channels") or config.block_out_channels
-        )  # a tiny VAE's, a KL VAE's
-        factor = 2 ** (len(levels) - 1)
+        factor = image_factor(self.vae)
         _, height, width = self.latent_shape
         return height * factor, width * factor
 
@@ -76,45 +57,6 @@ class UNetModel:
     def predict(self, x: Tensor, t: float, conditioning: Any) -> Tensor:
         """The noise or velocity in x_t, [N, C, H, W] -> [N, C, H, W]."""
         raise NotImplementedError
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
-        config = self.vae.config
-        shift = getattr(config, "shift_factor", None) or 0.0
-        latents = latents.to(self.vae.dtype, memory_format=LAYOUT)
-        images = self.vae.decode(latents / config.scaling_factor + shift).sample
-        result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        return result
-
-    @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
-        config = self.vae.config
-        pixels = images.to(self.device, self.vae.dtype, memory_format=LAYOUT) / 127.5 - 1
-        encoded = self.vae.encode(pixels)
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        shift = getattr(config, "shift_factor", None) or 0.0
-        result: Tensor = ((latents - shift) * config.scaling_factor).to(self.dtype)
-        return result
-
-    def layers(self) -> dict[str, nn.Module]:
-        """The linear, convolutional and normalisation layers of the components, "unet.mid_block....".
-
-        Each has a `weight`.
-        """
-        return {
-            f"{component}.{name}": layer
-            for component in self.components
-            for name, layer in getattr(self, component).named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
-            and layer.weight is not None
-        }
-
-    def copy_for_tuning(self) -> Self:
-        """The same model with modules of its own, which share their tensors until they are replaced."""
-        copies = {component: copy_sharing(getattr(self, component)) for component in self.components}
-        return replace(self, **copies)
 
     @torch.inference_mode()
     def with_measured_prediction(self) -> Self:
@@ -128,27 +70,6 @@ class UNetModel:
         predicted = self.predict(x, t, self.condition(""))
         alike = torch.cosine_similarity(x.flatten().float(), predicted.flatten().float(), dim=0)
         return replace(self, solver=replace(self.solver, predicts_velocity=bool(alike < _NOISE_ALIKE)))
-
-    def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Replaces the weights of the UNet and of the text encoders, where they are given.
-
-        A checkpoint without a text encoder was trained with that of its base. Raises BaseMismatch.
-        """
-        for component in self.components:
-            if weights.get(component) or component == "unet":
-                load_into(getattr(self, component), weights.get(component, {}))
-
-
-def tokenize(tokenizer: Any, text_encoder: Any, prompt: str) -> Tensor:
-    """The token ids of a prompt [1, L]; a longer prompt is cut, a shorter one padded."""
-    ids: Tensor = tokenizer(
-        prompt,
-        padding="max_length",
-        max_length=min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings),
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    return ids
 
 
 def load_parts(
@@ -167,10 +88,8 @@ def load_parts(
 
     vae_class = getattr(diffusers, component_class(read_config(folder, "model_index.json"), "vae"))
     scheduler = read_config(folder, "scheduler/scheduler_config.json")
-    refuse_pickles(folder, ("unet", "vae", *text_encoders))
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     upcast = dtype == torch.float16 and read_config(folder, "vae/config.json").get("force_upcast")
-    try:
+    with loading(folder, ("unet", "vae", *text_encoders)) as options:
         parts = {
             "unet": diffusers.UNet2DConditionModel.from_pretrained(
                 folder, subfolder="unet", torch_dtype=dtype, **options
@@ -185,30 +104,23 @@ def load_parts(
             )
         for module in parts.values():
             module.to(device).eval().requires_grad_(False)
-        parts["unet"].to(memory_format=LAYOUT)
+        parts["unet"].to(memory_format=UNetModel.layout)
         for name in text_encoders:
             tokenizer = name.replace("text_encoder", "tokenizer")
             parts[tokenizer] = CLIPTokenizer.from_pretrained(
                 folder, subfolder=tokenizer, local_files_only=True
             )
-        parts["solver"] = _solver(folder.name, scheduler)
-    except (CorruptWeights, UnsupportedWeights):
-        raise
-    except Exception as error:  # diffusers and transformers raise errors of any class for a damaged folder
-        raise CorruptWeights(f"{folder.name} cannot be loaded as a pipeline: {first_line(error)}.") from error
-    return parts
+        noise = diffusers.DDIMScheduler.from_config(
+            {k: v for k, v in scheduler.items() if k not in ("_class_name", "_diffusers_version")}
+        )
+    return {**parts, "solver": _solver(folder.name, scheduler, noise)}
 
 
-def _solver(where: str, scheduler: Mapping[str, Any]) -> DDIM:
-    """DDIM with the noise schedule, the prediction and the spacing that a scheduler's configuration has."""
-    from diffusers import DDIMScheduler
-
+def _solver(where: str, scheduler: Mapping[str, Any], noise: Any) -> DDIM:
+    """DDIM with what a scheduler's configuration states; `noise` is a diffusers scheduler made from it."""
     offset = whole_of(scheduler.get("steps_offset", 0), 0, _MAX_STEPS_OFFSET)
     if offset is None:
         raise CorruptWeights(f"{where}/scheduler/scheduler_config.json has no usable steps_offset.")
-    noise = DDIMScheduler.from_config(
-        {k: v for k, v in scheduler.items() if k not in ("_class_name", "_diffusers_version")}
-    )
     alphas = tuple(noise.alphas_cumprod.tolist())
     velocity = scheduler.get("prediction_type") == "v_prediction"
     if alphas[-1] <= 0 and not velocity:

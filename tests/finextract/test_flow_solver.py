@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from finextract.errors import RequestError
+from finextract.guidance import correct
 from finextract.sampling import FlowEuler, sample_latents
 
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -84,11 +85,20 @@ def test_the_perfect_prediction_sees_the_noise_that_was_added_and_is_found_from_
     torch.testing.assert_close(x - t / 1000 * velocity, latents)
 
 
-def test_in_pure_noise_every_prediction_sees_that_noise_and_none_is_found_from_it() -> None:
-    x, velocity = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4)
+def test_in_pure_noise_every_prediction_sees_that_noise_and_nothing_is_corrected() -> None:
+    x, velocity, base = torch.randn(3, 1, 2, 4, 4)
     solver = FlowEuler()
+    assert solver.signal(1000.0) == 0
     assert torch.equal(solver.noise(x, velocity, 1000.0), x)
-    assert torch.equal(solver.with_noise(x, x, 1000.0), x)  # the velocity of an image of zeros
+    assert correct(solver, x, velocity, base, -0.02, 1000.0) is velocity
+
+
+def test_a_correction_of_a_flow_adds_its_share_of_the_bases_noise() -> None:
+    x, velocity, base = torch.randn(3, 1, 2, 4, 4, dtype=torch.float64)
+    solver = FlowEuler()
+    found = correct(solver, x, velocity, base, -0.02, 400.0)
+    expected = solver.noise(x, velocity, 400.0) - 0.02 * solver.noise(x, base, 400.0)
+    torch.testing.assert_close(solver.noise(x, found, 400.0), expected)
 
 
 def test_a_step_in_half_precision_is_computed_in_full_and_rounded_once() -> None:

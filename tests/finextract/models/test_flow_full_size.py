@@ -56,9 +56,17 @@ def full_size(name: str) -> StableDiffusion3 | Flux:
         transformer = tried_formats.full_transformer(name)
         if name.startswith("flux"):
             clip = CLIPTextModel(CLIPTextConfig(**CLIP_L))
-            return Flux(transformer, clip, t5, None, None, None, FlowEuler())
-        clips = [CLIPTextModelWithProjection(CLIPTextConfig(**c)) for c in (CLIP_L_PROJECTED, CLIP_G)]
-        return StableDiffusion3(transformer, *clips, t5, None, None, None, None, FlowEuler())
+            return Flux(
+                transformer=transformer, text_encoder=clip, text_encoder_2=t5, tokenizer=None,
+                tokenizer_2=None, vae=None, solver=FlowEuler(),
+            )  # fmt: skip
+        clip_l, clip_g = (
+            CLIPTextModelWithProjection(CLIPTextConfig(**c)) for c in (CLIP_L_PROJECTED, CLIP_G)
+        )
+        return StableDiffusion3(
+            transformer=transformer, text_encoder=clip_l, text_encoder_2=clip_g, text_encoder_3=t5,
+            tokenizer=None, tokenizer_2=None, tokenizer_3=None, vae=None, solver=FlowEuler(),
+        )  # fmt: skip
 
 
 def empty(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:

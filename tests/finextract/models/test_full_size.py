@@ -10,7 +10,7 @@ import tried_formats
 from tiny import full_size, single_files
 from torch import Tensor
 
-from finextract.models import unet as unets
+from finextract.models import parts
 from finextract.models.stable_diffusion import StableDiffusion
 from finextract.models.stable_diffusion_xl import StableDiffusionXL
 from finextract.models.unet import UNetModel
@@ -26,10 +26,10 @@ PARAMETERS = {"sd1": 859_520_964, "sd2": 865_910_724, "sdxl": 2_567_463_684}  # 
 
 
 def model_of(family: str) -> UNetModel:
-    parts: dict[str, Any] = {**full_size.parts(family), "vae": None, "solver": SOLVER, "tokenizer": None}
+    modules: dict[str, Any] = {**full_size.parts(family), "vae": None, "solver": SOLVER, "tokenizer": None}
     if family == "sdxl":
-        return StableDiffusionXL(**parts, tokenizer_2=None)
-    return StableDiffusion(**parts)
+        return StableDiffusionXL(**modules, tokenizer_2=None)
+    return StableDiffusion(**modules)
 
 
 def file_of(family: str, model: UNetModel) -> dict[str, Tensor]:
@@ -50,13 +50,13 @@ def file_of(family: str, model: UNetModel) -> dict[str, Tensor]:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
     """The names of the tensors that are loaded into each module."""
     found: dict[int, set[str]] = {}
-    load_into = unets.load_into
+    load_into = parts.load_into
 
     def noted(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
         load_into(module, state)  # raises for a key too many, a key that is missing, and another shape
         found[id(module)] = set(state)
 
-    monkeypatch.setattr(unets, "load_into", noted)
+    monkeypatch.setattr(parts, "load_into", noted)
     return found
 
 
