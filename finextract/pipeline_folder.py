@@ -16,6 +16,7 @@ from finextract.support import (
     why_unsupported_pipeline,
 )
 from finextract.text import first_line
+from finextract.weights.formats import Family
 from finextract.weights.headers import PICKLE_SUFFIXES
 
 
@@ -42,7 +43,7 @@ def why_unsupported_folder(folder: Path) -> Reason | None:
     """
     index = read_config(folder, "model_index.json")
     scheduler = read_config(folder, "scheduler/scheduler_config.json")
-    denoiser = read_denoiser(folder, index)
+    denoiser = _denoiser(folder, index)
     family = family_of_pipeline(index, denoiser)
     supported = SUPPORTED_FAMILIES.get(family)
     why = why_unsupported_pipeline(index, scheduler, denoiser, folder.name)
@@ -52,7 +53,13 @@ def why_unsupported_folder(folder: Path) -> Reason | None:
     return why_unsupported_configs(family, configs, folder.name)
 
 
-def read_denoiser(folder: Path, model_index: Mapping[str, Any]) -> dict[str, Any]:
+def family_of_folder(folder: Path) -> Family:
+    """The supported family of a diffusers pipeline folder, or "unknown". Raises CorruptWeights."""
+    index = read_config(folder, "model_index.json")
+    return family_of_pipeline(index, _denoiser(folder, index))
+
+
+def _denoiser(folder: Path, model_index: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of the component that predicts; empty where no supported family fits.
 
     Raises CorruptWeights.

@@ -53,10 +53,9 @@ class SupportedFamily:
     bounds: Bounds = field(default_factory=dict)  # of the configuration files of its pipeline
 
 
-_CLIP = frozenset({"CLIPTextModel"})
 _SD_COMPONENTS: Mapping[str, frozenset[str]] = {
     "unet": frozenset({"UNet2DConditionModel"}),
-    "text_encoder": _CLIP,
+    "text_encoder": frozenset({"CLIPTextModel"}),
     "tokenizer": frozenset({"CLIPTokenizer"}),
     "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
 }

@@ -21,11 +21,10 @@ from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.local_files import read_object
 from finextract.models import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from finextract.models.base import CopiedPair, Pair, TunableModel
-from finextract.pipeline_folder import read_config, read_denoiser, why_unsupported_folder
+from finextract.pipeline_folder import family_of_folder, why_unsupported_folder
 from finextract.reasons import ReasonCode
 from finextract.support import (
     describe,
-    family_of_pipeline,
     why_unsupported,
 )
 from finextract.text import first_line
@@ -52,9 +51,7 @@ def gpu_precision(folder: Path) -> torch.dtype:
 
     Raises CorruptWeights where its configuration cannot be read.
     """
-    index = read_config(folder, "model_index.json")
-    family = family_of_pipeline(index, read_denoiser(folder, index))
-    return torch.bfloat16 if family in _NEED_BFLOAT16 else torch.float16
+    return torch.bfloat16 if family_of_folder(folder) in _NEED_BFLOAT16 else torch.float16
 
 
 def load_pair(
@@ -76,8 +73,7 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype) -> Tunable
     """
     if (why := why_unsupported_folder(folder)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
-    index = read_config(folder, "model_index.json")
-    family = family_of_pipeline(index, read_denoiser(folder, index))
+    family = family_of_folder(folder)
     if family not in FAMILIES:
         raise UnsupportedWeights(
             f"{folder.name} is a pipeline of the family {family}, which has no loader.",

@@ -40,9 +40,7 @@ _ENDINGS: dict[str, dict[str, str]] = {
         "lora_magnitude": r"lora_magnitude_vector(?:\.default)?(?:\.weight)?",
     },
     "Tucker decomposition": {"lora_mid": r"lora_mid\.weight"},
-    "LoHa": {
-        name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-    },
+    "LoHa": {name: name for name in _LOHA},
     "LoKr": {name: name for name in _LOKR},
     "OFT": {"oft_blocks": "oft_blocks", "oft_diag": "oft_diag", "oft_R": r"oft_R(?:\.default)?(?:\.weight)?"},
     "BOFT": {"boft_R": r"boft_R(?:\.default)?", "boft_s": r"boft_s(?:\.default)?"},
@@ -201,7 +199,7 @@ def _layers(header: Header) -> dict[str, Layer]:
     for key, tensor in header.tensors.items():
         if (parsed := parse_key(key)) is None:
             continue
-        name = key.rsplit(".", 2)[0] if parsed.algorithm == "XLabs LoRA" else parsed.layer
+        name = parsed.layer
         layer = layers.get(name, Layer())
         if _WIDTH_OUT.search(key) and tensor.shape:
             layers[name] = replace(layer, width_out=tensor.shape[0])
