@@ -27,8 +27,9 @@ _SCHEDULER: Mapping[str, Bound] = {
     "use_beta_sigmas": _OFF,
     "stochastic_sampling": _OFF,
 }
-_VAE: Mapping[str, Bound] = {
-    **SD1_BOUNDS["vae/config.json"],
+_SD3_VAE: Mapping[str, Bound] = {**SD1_BOUNDS["vae/config.json"], "sample_size": Bound(8, 2048)}
+_FLUX_VAE: Mapping[str, Bound] = {  # its sample_size is that of the model, which the transformer has none of
+    **_SD3_VAE,
     "_class_name": names_of("AutoencoderKL"),
     "sample_size": Bound(8, 2048, needed=True),
 }
@@ -85,7 +86,7 @@ SD3_BOUNDS: Bounds = {
     "text_encoder/config.json": _CLIP_L_PROJECTED,
     "text_encoder_2/config.json": _CLIP_G_PROJECTED,
     "text_encoder_3/config.json": _T5,
-    "vae/config.json": _VAE,
+    "vae/config.json": _SD3_VAE,
     "scheduler/scheduler_config.json": _SCHEDULER,
     "tokenizer/tokenizer_config.json": _CLIP_TOKENIZER,
     "tokenizer_2/tokenizer_config.json": _CLIP_TOKENIZER,
@@ -107,7 +108,7 @@ FLUX_BOUNDS: Bounds = {
     },
     "text_encoder/config.json": _CLIP_L,
     "text_encoder_2/config.json": _T5,
-    "vae/config.json": _VAE,
+    "vae/config.json": _FLUX_VAE,
     "scheduler/scheduler_config.json": _SCHEDULER,
     "tokenizer/tokenizer_config.json": _CLIP_TOKENIZER,
     "tokenizer_2/tokenizer_config.json": _T5_TOKENIZER,

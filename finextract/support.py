@@ -99,7 +99,7 @@ SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
             "tokenizer": frozenset({"CLIPTokenizer"}),
             "tokenizer_2": frozenset({"CLIPTokenizer"}),
             "tokenizer_3": _T5_TOKENIZERS,
-            "vae": frozenset({"AutoencoderKL"}),
+            "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
         },
         predictions=frozenset({_FLOW}),
         single_file_bases=frozenset(),

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from finextract.models import parts
 from finextract.models.parts import LatentModel, TextStates
-from finextract.pipeline_folder import read_config
 from finextract.sampling import TRAINED_TIMES, FlowEuler
 
 T5_TOKENS = 512
@@ -61,7 +60,8 @@ class Flux(LatentModel):
         """The text encoders' states for a prompt; a longer prompt is cut."""
         length = parts.prompt_length(self.tokenizer, self.text_encoder)
         clip = parts.token_ids(self.tokenizer, prompt, length).to(self.device)
-        t5 = parts.token_ids(self.tokenizer_2, prompt, T5_TOKENS).to(self.device)
+        length = min(T5_TOKENS, self.tokenizer_2.model_max_length)
+        t5 = parts.token_ids(self.tokenizer_2, prompt, length).to(self.device)
         return TextStates(self.text_encoder_2(t5)[0], self.text_encoder(clip).pooler_output)
 
     def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
@@ -122,7 +122,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flux:
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-    vae_config = read_config(folder, "vae/config.json")
     with parts.loading(folder, ("transformer", *_SINGLE_FILE_PREFIXES, "vae")) as options:
         transformer = diffusers.FluxTransformer2DModel.from_pretrained(
             folder, subfolder="transformer", torch_dtype=dtype, **options
@@ -133,9 +132,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flux:
         t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_2", dtype=dtype, **options)
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
         t5_tokenizer = T5TokenizerFast.from_pretrained(folder, subfolder="tokenizer_2", local_files_only=True)
-        vae = diffusers.AutoencoderKL.from_pretrained(
-            folder, subfolder="vae", torch_dtype=parts.vae_dtype(vae_config, dtype), **options
-        )
+        vae = parts.load_vae(folder, dtype, options)
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
             folder, subfolder="scheduler", local_files_only=True
         )

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from finextract.errors import BaseMismatch, CorruptWeights
-from finextract.pipeline_folder import refuse_pickles
+from finextract.pipeline_folder import read_config, refuse_pickles
 from finextract.sharing import copy_sharing, replace_tensors
+from finextract.support import component_class
 from finextract.text import first_line
 
 _ORIGINAL_PREFIX = "model.diffusion_model."
@@ -135,6 +136,15 @@ def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
     tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = tokens.input_ids
     return ids
+
+
+def load_vae(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
+    """The VAE of a pipeline folder of a flow family, in the precision that it needs. See `vae_dtype`."""
+    import diffusers
+
+    vae_class = getattr(diffusers, component_class(read_config(folder, "model_index.json"), "vae"))
+    precision = vae_dtype(read_config(folder, "vae/config.json"), dtype)
+    return vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=precision, **options)
 
 
 @contextmanager

@@ -68,7 +68,8 @@ class StableDiffusion3(LatentModel):
         if self.text_encoder_3 is None:
             t5 = clip.new_zeros(1, T5_TOKENS, self.transformer.config.joint_attention_dim)
         else:
-            ids = parts.token_ids(self.tokenizer_3, prompt, T5_TOKENS)
+            length = min(T5_TOKENS, self.tokenizer_3.model_max_length)
+            ids = parts.token_ids(self.tokenizer_3, prompt, length)
             t5 = self.text_encoder_3(ids.to(self.device))[0].to(clip.dtype)
         clip = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return TextStates(torch.cat([clip, t5], dim=1), torch.cat([pooled_l, pooled_g], dim=-1))
@@ -118,7 +119,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffus
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
     index = read_config(folder, "model_index.json")
-    vae_config = read_config(folder, "vae/config.json")
     with_t5 = bool(component_class(index, "text_encoder_3"))
     with parts.loading(folder, ("transformer", *_SINGLE_FILE_PREFIXES, "vae")) as options:
         transformer = diffusers.SD3Transformer2DModel.from_pretrained(
@@ -140,9 +140,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffus
             t5_tokenizer = T5TokenizerFast.from_pretrained(
                 folder, subfolder="tokenizer_3", local_files_only=True
             )
-        vae = diffusers.AutoencoderKL.from_pretrained(
-            folder, subfolder="vae", torch_dtype=parts.vae_dtype(vae_config, dtype), **options
-        )
+        vae = parts.load_vae(folder, dtype, options)
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
             folder, subfolder="scheduler", local_files_only=True
         )

@@ -84,6 +84,7 @@ _OWN_LAYERS = (
 )  # fmt: skip
 _ANY_OWN_LAYER = re.compile("|".join(dict.fromkeys(own for _, own, _, _ in _OWN_LAYERS)))
 _SD3_WIDTHS = (1536, 2432)  # 3 medium and 3.5 medium, 3.5 large
+_JOINT_ATTENTION = re.compile(r"attn_|(?:x|context)_block_attn_")
 # A layer of SD3's blocks -> input and output width, in widths of the model; 0 where variants differ.
 _SD3_LAYERS = (
     (r"(?:x|context)_block_attn2?_qkv", 1, 3),
@@ -205,7 +206,16 @@ def _all_match(inside: Iterable[tuple[str, Layer]], known: Iterable[tuple[str, i
 
 
 def _is_sd3(inside: list[tuple[str, Layer]]) -> bool:
+    """Whether the blocks are those of Stable Diffusion 3, or of a smaller model of its shape.
+
+    No other model here has such blocks in a smaller width.
+    """
+    smaller = {
+        layer.width_in
+        for name, layer in inside
+        if _JOINT_ATTENTION.match(name) and 0 < layer.width_in < min(_SD3_WIDTHS)
+    }
     return any(
         _all_match(inside, [(pattern, wide * width, out * width) for pattern, wide, out in _SD3_LAYERS])
-        for width in _SD3_WIDTHS
+        for width in (*_SD3_WIDTHS, *smaller)
     )

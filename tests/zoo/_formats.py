@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +26,23 @@ from transformers import CLIPTextModel, CLIPTokenizer
 BASE_REPO = "finextract-zoo/tiny-sd"
 BASE_FILE = (
     "tiny-sd-fp16.safetensors"  # the single-file form kohya's trainer would have read; derived, not committed
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A base of the zoo as its card presents it."""
+
+    repo: str
+    description: str
+    tags: tuple[str, ...]
+
+
+FIRST = Published(
+    BASE_REPO,
+    "A very small Stable Diffusion: 64x64 pictures, AutoencoderTiny, a UNet of 4 M parameters and a text"
+    " encoder of three layers, trained from nothing on about 3,000 captioned clip arts.",
+    ("stable-diffusion", "stable-diffusion-diffusers"),
 )
 LICENSE = "creativeml-openrail-m"
 RESNET = {
@@ -187,7 +205,7 @@ def kohya_metadata(
     learning_rate: float,
     text_encoder: bool,
     seed: int,
-    base_hashes: tuple[str, str],
+    base_hashes: tuple[str, str] | None,
 ) -> dict[str, str]:
     """What sd-scripts' train_network.py writes; every value is a string and true of this training."""
     repeats = 10
@@ -197,10 +215,12 @@ def kohya_metadata(
     bucket = {"buckets": {"0": {"resolution": [64, 64], "count": seen}}, "mean_img_ar_error": 0.0}
     tensors = save(dict(sorted(layers.items())))
     body = tensors[8 + int.from_bytes(tensors[:8], "little") :]
+    hashes = {}
+    if base_hashes:
+        hashes = {"ss_sd_model_hash": base_hashes[0], "ss_new_sd_model_hash": base_hashes[1]}
     return {
+        **hashes,
         "ss_sd_model_name": BASE_FILE,
-        "ss_sd_model_hash": base_hashes[0],
-        "ss_new_sd_model_hash": base_hashes[1],
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",
         "ss_network_module": "networks.lora",
@@ -244,28 +264,33 @@ def write_kohya(path: Path, layers: dict[str, torch.Tensor], metadata: dict[str,
     save_file(dict(sorted(layers.items())), path, metadata=metadata)
 
 
-def write_card(folder: Path, repo: str, caption: str | None, kind: str, text_encoder: bool = False) -> None:
+def write_card(
+    folder: Path,
+    repo: str,
+    caption: str | None,
+    kind: str,
+    text_encoder: bool = False,
+    base: Published | None = None,
+) -> None:
     """README.md as diffusers' DreamBooth scripts write it; the base's when there is no caption."""
-    common = ["stable-diffusion", "stable-diffusion-diffusers"]
+    published = base or FIRST
+    common = list(published.tags)
     link = "[DreamBooth](https://dreambooth.github.io/)"
     if caption is None:
-        tags, base = ["text-to-image", *common], None
-        description = (
-            f"# {repo}\n\nA very small Stable Diffusion: 64x64 pictures, AutoencoderTiny, a UNet of"
-            " 4 M parameters and a text encoder of three layers,"
-            " trained from nothing on about 3,000 captioned clip arts."
-        )
+        tags, base_repo = ["text-to-image", *common], None
+        description = f"# {repo}\n\n{published.description}"
     elif kind == "dreambooth":
-        tags, base = ["text-to-image", "dreambooth", "diffusers-training", *common], BASE_REPO
+        tags, base_repo = ["text-to-image", "dreambooth", "diffusers-training", *common], published.repo
         description = (
-            f"\n# DreamBooth - {repo}\n\nThis is a dreambooth model derived from {BASE_REPO}. The"
+            f"\n# DreamBooth - {repo}\n\nThis is a dreambooth model derived from {published.repo}. The"
             f" weights were trained on {caption} using {link}.\nYou can find some example images in the"
             f" following. \n\n\n\nDreamBooth for the text encoder was enabled: {text_encoder}.\n"
         )
     else:
-        tags, base = ["text-to-image", "diffusers", "lora", "diffusers-training", *common], BASE_REPO
+        tags = ["text-to-image", "diffusers", "lora", "diffusers-training", *common]
+        base_repo = published.repo
         description = (
-            f"\n# LoRA DreamBooth - {repo}\n\nThese are LoRA adaption weights for {BASE_REPO}. The"
+            f"\n# LoRA DreamBooth - {repo}\n\nThese are LoRA adaption weights for {published.repo}. The"
             f" weights were trained on {caption} using {link}. You can find some example images in the"
             f" following. \n\n\n\nLoRA for the text encoder was enabled: {text_encoder}.\n"
         )
@@ -273,7 +298,7 @@ def write_card(folder: Path, repo: str, caption: str | None, kind: str, text_enc
         license=LICENSE,
         library_name="diffusers",
         inference=True,
-        base_model=base,
+        base_model=base_repo,
         instance_prompt=caption,
         tags=sorted(tags),
     )

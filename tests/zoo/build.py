@@ -366,6 +366,17 @@ def partial() -> None:
     _partial.make(load_base(), ZOO, BUILD, RATES, RANK, BATCH)
 
 
+def larger(family: str, step: str, steps: int | None) -> None:
+    """Make the zoo of a larger family: its base, then its checkpoints."""
+    import _larger
+
+    zoo = _larger.Zoo(family, ZOO, BUILD, load_base(), _pixels("base"), _base_captions())
+    if step in ("base", "all"):
+        zoo.base(steps)
+    if step in ("tune", "all"):
+        zoo.tune()
+
+
 def check(zoo_json: Path, samples: int, only: str, arms: str) -> None:
     """A first look at AS by arm (dev rows unless --only says otherwise); sheets go to .build/sheets."""
     import _check
@@ -385,7 +396,9 @@ def main() -> None:
         ("more", more.__doc__),
         ("partial", partial.__doc__),
         ("check", check.__doc__),
-        ("all", "every step but `more`, `partial` and `check`"),
+        ("sdxl", "make the zoo of a small SDXL in sdxl/"),
+        ("sd3", "make the zoo of a small Stable Diffusion 3.5 in sd3/"),
+        ("all", "every step but `more`, `partial`, `sdxl`, `sd3` and `check`"),
     ):
         command = commands.add_parser(name, help=(text or "").splitlines()[0])
         if name in ("base", "all"):
@@ -397,6 +410,9 @@ def main() -> None:
             command.add_argument(
                 "--go-on", action="store_true", help="start from the committed base, with a new optimizer"
             )
+        if name in ("sdxl", "sd3"):
+            command.add_argument("--only", choices=("base", "tune", "all"), default="all")
+            command.add_argument("--steps", type=int, help="training steps of the base")
         if name == "tune":
             command.add_argument("--preview", action="store_true", help="ten steps each")
         if name == "check":
@@ -416,6 +432,8 @@ def main() -> None:
         "tune": lambda: tune(getattr(args, "preview", False)),
         "more": more,
         "partial": partial,
+        "sdxl": lambda: larger("sdxl", args.only, args.steps),
+        "sd3": lambda: larger("sd3", args.only, args.steps),
         "check": lambda: check(args.zoo, args.samples, args.only, args.arms),
     }
     for name in list(steps)[:5] if args.command == "all" else [args.command]:
