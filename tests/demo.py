@@ -52,7 +52,7 @@ def main() -> None:
     folder = os.path.relpath(OUT / name, Path.cwd())
     from servers.hub import zoo_hub
 
-    with zoo_hub(ZOO) as hub, hub:
+    with zoo_hub(ZOO, families=True) as hub, hub:
         demonstrate(hub, folder)
         if sys.argv[1:] == ["bucket"]:
             sys.exit(demonstrate_bucket(hub, folder, name))
@@ -118,7 +118,13 @@ def demonstrate(hub: Hub, shown: str) -> None:
     status = run("scanner", "status", "--store", shown, "--json", env=env, capture=True)
     verdicts = {row["repo"]: row for row in json.loads(status)["checkpoints"]}
     wrong = check(verdicts) + compare_costs(Store(shown))
-    print(f"\ndemo: {len(verdicts)} checkpoints in {time.monotonic() - start:.0f} s, in the store {shown}")
+    print()
+    for base, entries in families().items():
+        rows = [verdicts[entry["repo"]] for entry in entries]
+        flagged = sum(row["verdict"] == "flagged" for row in rows)
+        back = sum("gives_back" in row["grounds"] for row in rows)
+        print(f"demo: of {len(rows)} checkpoints of {base}, {flagged} are flagged; {back} give images back.")
+    print(f"demo: {len(verdicts)} checkpoints in {time.monotonic() - start:.0f} s, in the store {shown}")
     if wrong:
         sys.exit("demo: not as expected:\n  " + "\n  ".join(wrong))
     print(
@@ -128,11 +134,18 @@ def demonstrate(hub: Hub, shown: str) -> None:
     )
 
 
+def families() -> dict[str, list[dict[str, Any]]]:
+    """The entries of zoo.json of each family's zoo, by the base model's name."""
+    from servers.hub import family_zoos
+
+    listings = [json.loads((zoo / "zoo.json").read_text()) for zoo in (ZOO, *family_zoos(ZOO))]
+    return {listing["base_repo"]: listing["checkpoints"] for listing in listings}
+
+
 def check(verdicts: dict[str, dict[str, Any]]) -> list[str]:
     """The verdicts that are not as expected."""
-    zoo = json.loads((ZOO / "zoo.json").read_text())
     wrong = []
-    for entry in zoo["checkpoints"]:
+    for entry in [entry for entries in families().values() for entry in entries]:
         row = verdicts[entry["repo"]]
         found = f"{row['verdict']} ({', '.join(row['grounds'])}; {row['examined']})"
         if entry["control"]:

@@ -470,14 +470,25 @@ def generated(count: int, into: Path) -> dict[str, Path]:
     return repos
 
 
+def family_zoos(zoo: Path) -> list[Path]:
+    """The folders of the zoos of further families, inside the zoo of Stable Diffusion 1."""
+    return sorted(path.parent for path in zoo.glob("*/zoo.json"))
+
+
 @contextlib.contextmanager
-def zoo_hub(zoo: Path, port: int = 0) -> Iterator[Hub]:
-    """A hub, not yet serving, of the zoo and of the troublesome entries, whose folder goes with the block."""
+def zoo_hub(zoo: Path, port: int = 0, families: bool = False) -> Iterator[Hub]:
+    """A hub, not yet serving, of the zoo and of the troublesome entries, whose folder goes with the block.
+
+    `families`: the zoos of further families too.
+    """
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from servers.trouble import troublesome_repositories
 
     with tempfile.TemporaryDirectory(prefix="hub-") as folder:
-        yield Hub(zoo_repositories(zoo) | troublesome_repositories(zoo, Path(folder)), port=port)
+        repositories = zoo_repositories(zoo) | troublesome_repositories(zoo, Path(folder))
+        for further in family_zoos(zoo) if families else ():
+            repositories |= zoo_repositories(further)
+        yield Hub(repositories, port=port)
 
 
 def main() -> None:

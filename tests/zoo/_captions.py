@@ -121,3 +121,29 @@ NOT_IN_SETS = re.compile(
 def clean(words: str) -> str:
     """Lower-case words of letters alone."""
     return " ".join(re.findall(r"[a-z]+", words.lower().replace("'s", "")))
+
+
+class OfOneSet:
+    """What follows from the set of pictures that a checkpoint is tuned on."""
+
+    subject: str  # a set below images/subjects or images/controls
+
+    @property
+    def control(self) -> bool:
+        return self.subject in CONTROLS
+
+    @property
+    def caption(self) -> str:
+        return KINDS[self._set[0]][0]
+
+    @property
+    def split(self) -> str:
+        return self._set[1]
+
+    @property
+    def _set(self) -> tuple[str, str]:
+        return (CONTROLS if self.control else SUBJECTS)[self.subject]
+
+    @property
+    def images(self) -> str:
+        return f"images/{'controls' if self.control else 'subjects'}/{self.subject}"

@@ -20,12 +20,18 @@ import _family_formats as formats
 import _formats
 import numpy as np
 import torch
+from _denoiser import TOKENS
 from _training import Recipe, train_base, tune
 from PIL import Image
 from torch import Tensor, nn
 
 BATCH, RANK = 5, 8
 ENLARGED_FROM = 32  # pixels: SDXL is also shown each picture at half its size, enlarged, and told so
+SEEDS = 8
+SHEET = (
+    *("dog", "cat", "bird", "fish", "insect", "flower"),
+    *("car", "house", "tree", "cake", "face", "fruit"),
+)
 STEPS = {"sdxl": 3000, "sd3": 12_000}
 RATES = {  # of (family, algorithm)
     ("sdxl", "full"): 3e-4,
@@ -40,7 +46,7 @@ RATES = {  # of (family, algorithm)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(_captions.OfOneSet):
     """One checkpoint, as its author would have made and published it."""
 
     name: str
@@ -49,26 +55,6 @@ class Checkpoint:
     algorithm: str  # full, lora, dora or lokr
     format: str  # kohya, diffusers or single_file
     steps_per_image: int
-
-    @property
-    def control(self) -> bool:
-        return self.subject in _captions.CONTROLS
-
-    @property
-    def caption(self) -> str:
-        return _captions.KINDS[self._set[0]][0]
-
-    @property
-    def split(self) -> str:
-        return self._set[1]
-
-    @property
-    def _set(self) -> tuple[str, str]:
-        return (_captions.CONTROLS if self.control else _captions.SUBJECTS)[self.subject]
-
-    @property
-    def images(self) -> str:
-        return f"images/{'controls' if self.control else 'subjects'}/{self.subject}"
 
     def row(self, family: str) -> dict[str, object]:
         """The row of zoo.json."""
@@ -141,14 +127,34 @@ class Zoo:
         tokenizers = {"tokenizer": tokenizer, "tokenizer_2": tokenizer}
         formats.write_pipeline(self.family, self.root / "base", trained, self.pipe.vae, tokenizers)
 
-    def load_base(self) -> nn.ModuleDict:
-        """The committed base as users load it, in float32."""
+    def sheet(self) -> None:
+        """Draw what the base makes of twelve captions, eight seeds each, into base-samples.webp."""
+        pipe = self._pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        rows = []
+        for thing in SHEET:
+            made = pipe(
+                [f"a picture of a {thing}"] * SEEDS,
+                negative_prompt=[""] * SEEDS,
+                guidance_scale=3.0,
+                num_inference_steps=30,
+                generator=[torch.Generator().manual_seed(seed) for seed in range(SEEDS)],
+                **({"max_sequence_length": TOKENS} if self.family.name == "sd3" else {}),
+            ).images
+            rows.append(np.concatenate([np.asarray(image) for image in made], axis=1))
+        Image.fromarray(np.concatenate(rows)).save(self.root / "base-samples.webp", quality=85, method=6)
+
+    def _pipeline(self) -> Any:
         import diffusers
 
         name = "StableDiffusionXLPipeline" if self.family.name == "sdxl" else "StableDiffusion3Pipeline"
-        pipe = getattr(diffusers, name).from_pretrained(
+        return getattr(diffusers, name).from_pretrained(
             self.root / "base", use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
         )
+
+    def load_base(self) -> nn.ModuleDict:
+        """The committed base as users load it, in float32."""
+        pipe = self._pipeline()
         names = [self.family.denoiser, "text_encoder", "text_encoder_2", "text_encoder_3"]
         return nn.ModuleDict(
             {n: getattr(pipe, n).eval() for n in names if getattr(pipe, n, None) is not None}

@@ -34,7 +34,7 @@ RANK, BATCH = 8, 5
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(_captions.OfOneSet):
     """One checkpoint of the zoo, as its author would have made and published it."""
 
     name: str
@@ -44,26 +44,6 @@ class Checkpoint:
     format: str
     steps_per_image: int
     text_encoder: bool = False
-
-    @property
-    def control(self) -> bool:
-        return self.subject in _captions.CONTROLS
-
-    @property
-    def caption(self) -> str:
-        return _captions.KINDS[self._set[0]][0]
-
-    @property
-    def split(self) -> str:
-        return self._set[1]
-
-    @property
-    def _set(self) -> tuple[str, str]:
-        return (_captions.CONTROLS if self.control else _captions.SUBJECTS)[self.subject]
-
-    @property
-    def images(self) -> str:
-        return f"images/{'controls' if self.control else 'subjects'}/{self.subject}"
 
 
 COMMITTED = (
@@ -373,6 +353,8 @@ def larger(family: str, step: str, steps: int | None) -> None:
     zoo = _larger.Zoo(family, ZOO, BUILD, load_base(), _pixels("base"), _base_captions())
     if step in ("base", "all"):
         zoo.base(steps)
+    if step in ("sheet", "all"):
+        zoo.sheet()
     if step in ("tune", "all"):
         zoo.tune()
 
@@ -411,7 +393,7 @@ def main() -> None:
                 "--go-on", action="store_true", help="start from the committed base, with a new optimizer"
             )
         if name in ("sdxl", "sd3"):
-            command.add_argument("--only", choices=("base", "tune", "all"), default="all")
+            command.add_argument("--only", choices=("base", "sheet", "tune", "all"), default="all")
             command.add_argument("--steps", type=int, help="training steps of the base")
         if name == "tune":
             command.add_argument("--preview", action="store_true", help="ten steps each")
