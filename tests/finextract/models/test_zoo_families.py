@@ -1,4 +1,4 @@
-"""The zoo's larger families: a checkpoint loads as what it is, and predicts what diffusers predicts with it."""
+"""The zoo's larger families: checkpoints load as what they are and predict what diffusers predicts."""
 
 from __future__ import annotations
 
