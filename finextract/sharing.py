@@ -25,11 +25,7 @@ def replace_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     A value takes the precision, the device and the layout of the present one. An equal value changes nothing,
     so that the tensor stays shared. A tensor that the module has under several names is replaced under each.
     """
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for part in module.modules():
-        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            if tensor is not None:
-                places.setdefault(id(tensor), []).append((part, name))
+    places = _places(module)
     for path, value in values.items():
         owner, _, last = path.rpartition(".")
         present = getattr(module.get_submodule(owner), last)
@@ -40,3 +36,19 @@ def replace_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
             new = nn.Parameter(new, requires_grad=False)
         for part, name in places.get(id(present), ()):
             setattr(part, name, new)
+
+
+def exchange_tensor(module: nn.Module, present: Tensor, new: Tensor) -> None:
+    """Gives a module another tensor, of any shape, under every name that it has the present one."""
+    for part, name in _places(module).get(id(present), ()):
+        setattr(part, name, new)
+
+
+def _places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """id of a tensor -> the parts of the module that have it, and its name there."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for part in module.modules():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((part, name))
+    return places

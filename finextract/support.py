@@ -163,6 +163,13 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
             ReasonCode.UNSUPPORTED_KIND,
             f"{holds}: only {_listed([*SUPPORTED_KINDS.values(), *_ADAPTERS])} can be scanned so far.",
         )
+    if kind.fits:
+        names = _listed([FAMILY_NAMES[family] for family in kind.fits], " or ")
+        return Reason(
+            ReasonCode.UNKNOWN_FAMILY,
+            f"{holds}: its layers may be those of {names}, and neither metadata nor a stated base decide it. "
+            "Pass --base, or put base_model in the model card.",
+        )
     if kind.family == "unknown" and not kind.model:
         return Reason(
             ReasonCode.UNKNOWN_FAMILY, f"{holds}, and its keys and shapes match no known model family."

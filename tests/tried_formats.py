@@ -367,7 +367,12 @@ for _name, _cls, _options, _says in (
         {"num_mmdit_layers": 1, "num_single_dit_layers": 1},
         ("unknown",),
     ),
-    ("qwen-image", "QwenImageTransformer2DModel", {"num_layers": 1}, ("unknown",)),
+    (
+        "qwen-image",
+        "QwenImageTransformer2DModel",
+        {"num_layers": 1},
+        ("unet", "unknown", "diffusers", "Qwen-Image"),
+    ),
     ("ltx-video", "LTXVideoTransformer3DModel", {"num_layers": 1}, ("unknown",)),
     ("pixart", "PixArtTransformer2DModel", {"num_layers": 1, "norm_type": "ada_norm_single"}, ("unknown",)),
 ):
@@ -594,9 +599,9 @@ for _name, _algorithm, _options, _detail in (
     tried(f"{_name}-sd1-lycoris", L, "lycoris", "sd1", "kohya", _detail)(
         lambda a=_algorithm, o=_options: lycoris(a, **o)  # type: ignore[misc]
     )
-tried("ia3-sd1-lycoris", L, "lycoris", "unknown", "kohya", "IA3")(lambda: lycoris("ia3"))
-tried("oft-sd1-lycoris", L, "lycoris", "unknown", "kohya", "OFT")(lambda: lycoris("diag-oft"))
-tried("boft-sd1-lycoris", L, "lycoris", "unknown", "kohya", "BOFT")(lambda: lycoris("boft"))
+tried("ia3-sd1-lycoris", L, "lycoris", "sd1", "kohya", "IA3")(lambda: lycoris("ia3"))
+tried("oft-sd1-lycoris", L, "lycoris", "sd1", "kohya", "OFT")(lambda: lycoris("diag-oft"))
+tried("boft-sd1-lycoris", L, "lycoris", "sd1", "kohya", "BOFT")(lambda: lycoris("boft"))
 tried("locon-sd1-lycoris", L, "lora", "sd1", "kohya", "LoCon")(lambda: lycoris("lora"))
 tried("dora-sd1-lycoris", L, "dora", "sd1", "kohya", "")(lambda: lycoris("lora", dora_wd=True))
 tried("locon-sdxl-lycoris", L, "lora", "sdxl", "kohya", "LoCon")(lambda: lycoris("lora", 2048))
@@ -758,7 +763,7 @@ tried("dora-sd1-kohya", OURS, "dora", "sd1", "kohya", "")(
         f"lora_unet_{ATTN2}.dora_scale": (320, 1),
     }
 )
-tried("lora-sdxl-pivotal-tuning", OURS, "unknown", "unknown", "unknown", "LoRA beside other tensors")(
+tried("lora-sdxl-pivotal-tuning", OURS, "lora", "sdxl", "kohya", "with learned embeddings")(
     lambda: {
         **pairs(*KOHYA, {f"lora_unet_{ATTN2}": (2048, 640)}, ".alpha"),
         "bundle_emb.sks.clip_l": (4, 768),

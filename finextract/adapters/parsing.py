@@ -75,15 +75,11 @@ def parse_adapter(
 
     `metadata` are those of the file's header, `config` the fields of a PEFT adapter_config.json, empty where
     there is none; diffusers stores the same fields in the header (`lora_adapter_metadata`). Without either,
-    and without an alpha in the file, alpha = r.
+    and without an alpha in the file, alpha = r. Learned embeddings are no layers: see
+    finextract.models.learned_words.
     Raises UnsupportedWeights for a tensor that fits no kind, CorruptWeights for an incomplete layer.
     """
     grouped = group_by_layer(state)
-    if grouped.embeddings:
-        raise UnsupportedWeights(
-            f"the adapter holds learned embeddings beside its layers ({_named(grouped.embeddings)}); they "
-            "cannot be put into a text encoder so far."
-        )
     if grouped.rest:
         raise UnsupportedWeights(
             f"the adapter holds {_named(grouped.rest)}, which fits no kind of adapter that can be merged."

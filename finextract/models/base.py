@@ -5,14 +5,15 @@ N = samples, C, H, W = channels, height and width of the latents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from finextract.weights.formats import TuningKind
+from finextract.models.learned_words import LearnedWord
+from finextract.weights.kinds import Family, TuningKind
 
 type Conditioning = Any  # what a model computed from a prompt; only the model that made it can read it
 
@@ -115,6 +116,11 @@ class TunableModel(Model, Protocol):
     """A base model as loading needs it: it can be copied, and takes fine-tuned weights."""
 
     @property
+    def family(self) -> Family:
+        """The model family, as `finextract.weights.kinds` names it."""
+        ...
+
+    @property
     def components(self) -> tuple[str, ...]:
         """The components that fine-tuning changes, as a diffusers folder names them; the denoiser first."""
         ...
@@ -137,6 +143,13 @@ class TunableModel(Model, Protocol):
         """Replaces the weights by those of one file with the key names of the model's original code.
 
         Raises BaseMismatch, with what does not fit.
+        """
+        ...
+
+    def with_words(self, words: Sequence[LearnedWord]) -> Self:
+        """This model, a copy for tuning, with further words in its tokenizers and text encoders.
+
+        Raises BaseMismatch, UnsupportedWeights.
         """
         ...
 

@@ -7,6 +7,7 @@ encoded, and latents packed, as diffusers' FluxPipeline does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from finextract.models import parts
 from finextract.models.parts import LatentModel, TextStates
 from finextract.sampling import TRAINED_TIMES, FlowEuler
+from finextract.weights.kinds import Family
 
 T5_TOKENS = 512
 # The text encoders in a single file that holds them -> their prefix.
@@ -42,6 +44,12 @@ class Flux(LatentModel):
         "transformer",
         *_SINGLE_FILE_PREFIXES,
     )  # what fine-tuning changes
+    encoders: ClassVar[Mapping[str, str]] = {"clip_l": "text_encoder", "t5": "text_encoder_2"}
+
+    @property
+    def family(self) -> Family:
+        """The model family."""
+        return "flux"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

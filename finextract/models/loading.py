@@ -21,6 +21,7 @@ from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.local_files import read_object
 from finextract.models import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from finextract.models.base import CopiedPair, Pair, TunableModel
+from finextract.models.learned_words import LearnedWord, parse_words
 from finextract.pipeline_folder import family_of_folder, why_unsupported_folder
 from finextract.reasons import ReasonCode
 from finextract.support import (
@@ -28,8 +29,9 @@ from finextract.support import (
     why_unsupported,
 )
 from finextract.text import first_line
+from finextract.weights.embedding_keys import embeddings_beside
 from finextract.weights.files import component_paths, find_weights
-from finextract.weights.formats import Family, classify, read_header
+from finextract.weights.formats import Family, classify, read_header, settled
 
 type LoadFamily = Callable[[Path, torch.device, torch.dtype], TunableModel]  # of a diffusers pipeline folder
 # The loader of each family in finextract.support.SUPPORTED_FAMILIES.
@@ -131,13 +133,15 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
             model.load_components(weights)
         return CopiedPair(base, model, "full")
     header = read_header(path)
-    kind = classify(header)
+    kind = settled(classify(header), [base.family])
     if (why := why_unsupported(kind, path.name)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
     state = _load_state(path)
     if kind.is_adapter:
         config = read_object(path.parent / "adapter_config.json")  # PEFT's; empty where there is none
         merge(model.layers(), parse_adapter(state, header.metadata, config))
+        if words := [*parse_words(state, path.name), *_words_beside(path)]:
+            model = model.with_words(words)
         return CopiedPair(base, model, kind.tuning)
     with _named(path):
         if kind.kind == "unet":
@@ -147,6 +151,18 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
         else:
             raise UnsupportedWeights(f"{path.name} holds {describe(kind)}, which have no loader.")
     return CopiedPair(base, model, kind.tuning)
+
+
+def _words_beside(adapter: Path) -> list[LearnedWord]:
+    """The learned words in a file of their own beside an adapter; none where there is no such file."""
+    name = embeddings_beside(adapter.name, (file.name for file in adapter.parent.iterdir()))
+    if name is None:
+        return []
+    path = adapter.with_name(name)
+    kind = classify(read_header(path))
+    if kind.kind != "textual_inversion":
+        raise UnsupportedWeights(f"{name} beside {adapter.name} holds {describe(kind)}, not embeddings.")
+    return parse_words(_load_state(path), name)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ pooled width. Knows no model family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from finextract.errors import BaseMismatch, CorruptWeights
+from finextract.models.learned_words import LearnedWord, learn
 from finextract.pipeline_folder import read_config, refuse_pickles
 from finextract.sharing import copy_sharing, replace_tensors
 from finextract.support import component_class
 from finextract.text import first_line
+from finextract.weights.kinds import Family
 
 _ORIGINAL_PREFIX = "model.diffusion_model."
 _OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.")  # beside the transformer in a single file
@@ -40,7 +42,13 @@ class LatentModel:
     vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
 
     components: ClassVar[tuple[str, ...]]  # what fine-tuning changes; the denoiser first
+    encoders: ClassVar[Mapping[str, str]]  # what files of embeddings call the text encoders -> components
     layout: ClassVar[torch.memory_format] = torch.preserve_format  # of latents and images
+
+    @property
+    def family(self) -> Family:
+        """The model family."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +100,16 @@ class LatentModel:
     def copy_for_tuning(self) -> Self:
         """The same model with modules of its own, which share their tensors until they are replaced."""
         return replace(self, **{name: copy_sharing(module) for name, module in self._modules.items()})
+
+    def with_words(self, words: Sequence[LearnedWord]) -> Self:
+        """This model with learned words in its text encoders. For a copy: its own encoders are changed.
+
+        Raises BaseMismatch, UnsupportedWeights.
+        """
+        names = [*self.encoders.values()]
+        names += [name.replace("text_encoder", "tokenizer") for name in names]
+        tokenizers: dict[str, Any] = learn({n: getattr(self, n) for n in names}, self.encoders, words)
+        return replace(self, **tokenizers)
 
     def with_measured_prediction(self) -> Self:
         """This model; a family whose files do not tell what their weights predict measures it."""

@@ -5,6 +5,7 @@ N = samples, L = text positions, D = text width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from finextract.models.unet import (
     open_clip_of_single_file,
     unet_of_single_file,
 )
+from finextract.weights.kinds import Family
 
 _OPEN_CLIP = "cond_stage_model.model."  # the text encoder of Stable Diffusion 2.x in its original key names
 
@@ -32,6 +34,12 @@ class StableDiffusion(UNetModel):
     tokenizer: Any  # transformers.CLIPTokenizer
 
     components: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
+    encoders: ClassVar[Mapping[str, str]] = {"clip_l": "text_encoder"}
+
+    @property
+    def family(self) -> Family:
+        """The model family."""
+        return "sd2" if self.unet.config.cross_attention_dim == 1024 else "sd1"
 
     @torch.inference_mode()
     def condition(self, prompt: str) -> Tensor:

@@ -6,6 +6,7 @@ only, from local folders only. Prompts are encoded as diffusers' StableDiffusion
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from finextract.models.parts import LatentModel, TextStates
 from finextract.pipeline_folder import read_config
 from finextract.sampling import FlowEuler
 from finextract.support import component_class
+from finextract.weights.kinds import Family
 
 T5_TOKENS = 256
 # The text encoders in a single file that holds them -> their prefix.
@@ -45,6 +47,16 @@ class StableDiffusion3(LatentModel):
         "transformer",
         *_SINGLE_FILE_PREFIXES,
     )  # what fine-tuning changes
+    encoders: ClassVar[Mapping[str, str]] = {
+        "clip_l": "text_encoder",
+        "clip_g": "text_encoder_2",
+        "t5": "text_encoder_3",
+    }
+
+    @property
+    def family(self) -> Family:
+        """The model family."""
+        return "sd3"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ width of the pooled embedding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from finextract.models.unet import (
     unet_of_single_file,
 )
 from finextract.pipeline_folder import read_config
+from finextract.weights.kinds import Family
 
 _OPEN_CLIP = "conditioner.embedders.1.model."  # the second text encoder in the original key names
 
@@ -37,6 +39,12 @@ class StableDiffusionXL(UNetModel):
     zeros_for_empty_prompt: bool = True  # the pipeline's `force_zeros_for_empty_prompt`
 
     components: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
+    encoders: ClassVar[Mapping[str, str]] = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+
+    @property
+    def family(self) -> Family:
+        """The model family."""
+        return "sdxl"
 
     @torch.inference_mode()
     def condition(self, prompt: str) -> TextStates:

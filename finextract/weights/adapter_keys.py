@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from finextract.weights.embedding_keys import parse_embedding_key
 from finextract.weights.families import Layer, Origin, named_origin, transformer_origin
 from finextract.weights.headers import Header
+from finextract.weights.unet_names import fitting_families
 
 # The two matrices of a LoRA, as kohya, PEFT (with and without the adapter's name) and diffusers call them.
 _LORA_DOWN = r"(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight"
@@ -61,10 +63,6 @@ _KEY = re.compile(
 # LyCORIS stores the vector of its (IA)3 as a plain weight beside on_input, and GLoRA has further matrices.
 _IA3_WEIGHT = ".weight"
 _GLORA = {"a1", "a2", "b1", "b2"}
-# The embeddings of a textual inversion that was trained together with an adapter (pivotal tuning).
-_EMBEDDING = re.compile(
-    r"(?:bundle_emb\..+|emb_params|clip_[lg]|t5(?:xxl)?|text_encoders_[0-9]|<[^<>]+>)", re.DOTALL
-)
 _UNET_BLOCK = re.compile(
     r"(?:^|[._])(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]"
 )
@@ -74,6 +72,8 @@ _WIDTH_IN = re.compile(rf"(?:{_LORA_DOWN}|(?:lora[12]?\.down|\.b2)\.weight|\.(?:
 _WIDTH_OUT = re.compile(rf"(?:{_LORA_UP}|(?:lora[12]?\.up|\.b1)\.weight|\.hada_w1_a)$")
 _ADDED = re.compile(r"(?:add_embedding[._]linear_1|label_emb[._]0[._]0)$")  # SDXL's second conditioning
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
+# kohya's scripts give a UNet's layers their original names for SDXL alone, and number its text encoders.
+_SDXL_NAME = re.compile(r"lora_unet_(?:input|output|middle)_blocks?_|lora_te[12]_|text_encoder_2\.")
 _KOLORS_WIDTH = 5632  # of Kolors' second conditioning; SDXL's is 2816
 
 
@@ -110,7 +110,7 @@ class GroupedKeys:
     """The keys of an adapter file, by what they are."""
 
     layers: dict[str, dict[str, str]]  # layer -> part -> key
-    embeddings: list[str]  # of a textual inversion that was trained together with the adapter
+    embeddings: list[str]  # of words that were trained together with the adapter (pivotal tuning)
     rest: list[str]  # those that fit nothing, and those of a part that a layer has twice
 
 
@@ -124,7 +124,7 @@ def group_by_layer(keys: Iterable[str]) -> GroupedKeys:
     found = GroupedKeys({}, [], [])
     for key in keys:
         if (parsed := parse_key(key)) is None:
-            (found.embeddings if _EMBEDDING.fullmatch(key) else found.rest).append(key)
+            (found.rest if parse_embedding_key(key) is None else found.embeddings).append(key)
         elif parsed.part in (parts := found.layers.setdefault(parsed.layer, {})):
             found.rest.append(key)
         else:
@@ -141,10 +141,13 @@ def group_by_layer(keys: Iterable[str]) -> GroupedKeys:
 
 
 def algorithms(header: Header) -> tuple[set[str], bool]:
-    """The algorithms that the keys' endings name, and whether every tensor belongs to one of them."""
+    """The algorithms that the keys' endings name, and whether every tensor belongs to one of them.
+
+    Learned embeddings may be beside them.
+    """
     grouped = group_by_layer(header.tensors)
     found: set[str] = set()
-    whole = not grouped.rest and not grouped.embeddings
+    whole = not grouped.rest
     for parts in grouped.layers.values():
         for part, key in parts.items():
             parsed = parse_key(key)
@@ -163,6 +166,11 @@ def is_locon(header: Header) -> bool:
     return any(len(t.shape) == 4 and t.shape[-1] > 1 for t in header.tensors.values())
 
 
+def has_embeddings(keys: Iterable[str]) -> bool:
+    """Whether an adapter file holds learned embeddings beside its layers."""
+    return any(parse_embedding_key(key) is not None for key in keys)
+
+
 def has_text_encoder(keys: Iterable[str]) -> bool:
     """Whether an adapter changes a text encoder."""
     return any(k.startswith(("lora_te", "text_encoder", "base_model.model.text_model.")) for k in keys)
@@ -171,26 +179,51 @@ def has_text_encoder(keys: Iterable[str]) -> bool:
 def origin_of(header: Header) -> Origin:
     """The model that an adapter is for; "unknown" where keys, shapes and metadata do not show it.
 
-    A UNet is recognised by the width of its cross-attention, a transformer by its layers, their widths and
-    their number. An adapter of Kolors that changes the attention alone has the keys and shapes of one of
-    SDXL: only metadata show the difference.
+    A UNet is recognised by the width of its cross-attention, or where no tensor shows it by the names of its
+    layers, a transformer by its layers, their widths and their number. An adapter of Kolors that changes the
+    attention alone has the keys and shapes of one of SDXL: only metadata show the difference.
     """
     keys, named = header.tensors, named_origin(header.metadata)
     if not any(_UNET_BLOCK.search(k) for k in keys):
         return transformer_origin(_layers(header), named) or named or Origin("unknown")
     if any(word in k for k in keys for word in _SIDEWAYS):
         return Origin("unknown")
-    width = context_width(header)
-    if width == 2048 or (width is None and any(k.startswith("lora_te2_") for k in keys)):
-        layers = _layers(header)
-        kolors = any(
-            "encoder_hid_proj" in name or (_ADDED.search(name) and layer.width_in == _KOLORS_WIDTH)
-            for name, layer in layers.items()
-        )
-        if kolors or (named is not None and named.model == "Kolors"):
-            return Origin("unknown", "Kolors")
-        return Origin("sdxl")
-    return (named or Origin("unknown")) if width is None else Origin(by_context(width))
+    layers, width = _layers(header), context_width(header)
+    if width is None:
+        return _by_names(header, layers, named)
+    if width == 2048 or (width <= 768 and _is_small_sdxl(keys, named)):
+        return _sdxl_or_kolors(layers, named)
+    return Origin(by_context(width))
+
+
+def _by_names(header: Header, layers: Mapping[str, Layer], named: Origin | None) -> Origin:
+    """The origin of an adapter of a UNet whose shapes do not show the width of the text embeddings."""
+    widths = {name: layer.width_out or layer.width_in for name, layer in layers.items()}
+    fitting = fitting_families(widths, header.metadata.get("ss_v2"))
+    if named is not None:
+        agree = named.family in fitting or named.family == "unknown" or not fitting
+        return named if agree else Origin("unknown")
+    if fitting == ("sdxl",):
+        return _sdxl_or_kolors(layers, named)
+    return Origin(fitting[0]) if len(fitting) == 1 else Origin("unknown", fits=fitting)
+
+
+def _is_small_sdxl(keys: Iterable[str], named: Origin | None) -> bool:
+    """Whether an adapter for narrow text embeddings is for a small model of the shape of SDXL.
+
+    By names that files of Stable Diffusion 1.x do not have, or its metadata.
+    """
+    return (named is not None and named.family == "sdxl") or any(map(_SDXL_NAME.match, keys))
+
+
+def _sdxl_or_kolors(layers: Mapping[str, Layer], named: Origin | None) -> Origin:
+    kolors = any(
+        "encoder_hid_proj" in name or (_ADDED.search(name) and layer.width_in == _KOLORS_WIDTH)
+        for name, layer in layers.items()
+    )
+    if kolors or (named is not None and named.model == "Kolors"):
+        return Origin("unknown", "Kolors")
+    return Origin("sdxl")
 
 
 def _layers(header: Header) -> dict[str, Layer]:
@@ -201,8 +234,10 @@ def _layers(header: Header) -> dict[str, Layer]:
             continue
         name = parsed.layer
         layer = layers.get(name, Layer())
-        if _WIDTH_OUT.search(key) and tensor.shape:
+        if (_WIDTH_OUT.search(key) or parsed.part == "ia3_l") and tensor.shape:
             layers[name] = replace(layer, width_out=tensor.shape[0])
+        elif parsed.part == "oft_blocks" and len(tensor.shape) >= 3:  # [..., blocks, size, size]
+            layers[name] = replace(layer, width_out=tensor.shape[-3] * tensor.shape[-2])
         else:
             layers[name] = replace(layer, width_in=_width_in(header, key) or layer.width_in)
     return layers

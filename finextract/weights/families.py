@@ -26,6 +26,15 @@ _NAMES = (
     ("kolors", "unknown", "Kolors"), ("longcat", "unknown", "LongCat"), ("mochi", "unknown", "Mochi"),
     ("ovis", "unknown", "Ovis"), ("qwen", "unknown", "Qwen-Image"),
     ("stable-audio", "unknown", "Stable Audio"),
+    *(
+        (start, "unknown", model)
+        for model, starts in {
+            "Anima": ("anima",), "AuraFlow": ("auraflow",), "HiDream": ("hidream",), "Hunyuan": ("hunyuan",),
+            "Krea 2": ("krea2", "krea-2", "krea_2"), "LTX-Video": ("ltx",), "Lumina": ("lumina",),
+            "PixArt": ("pixart",), "Wan": ("wan",), "Z-Image": ("zimage", "z-image", "z_image"),
+        }.items()
+        for start in starts
+    ),
 )  # fmt: skip
 _BLOCK = re.compile(
     r"(?:^|_)((?:double|single|joint)_blocks|(?:single_|joint_)?transformer_blocks)_(\d{1,4})(?:_(.+))?"
@@ -61,6 +70,7 @@ _LIKE_FLUX = {
     "FLUX.2": (5, 0, re.compile(_BUT_ATTENTION)),
     "Qwen-Image": (60, 0, re.compile(f"{_BUT_ATTENTION}|_attn_(?:qkv|proj)$")),
 }
+_FAMILY_OF_MODEL = {"FLUX.1": "flux"}
 # Layers that one of those models has alone: its name, and the widths where the name alone does not show it.
 _OWN_LAYERS = (
     ("Chroma", r"distilled_guidance_layer", 0, 0),
@@ -76,6 +86,8 @@ _OWN_LAYERS = (
         )
     ),
     ("FIBO", r"caption_projection", 0, 0),
+    ("Qwen-Image", r"transformer_blocks_\d+_(?:img|txt)_(?:mod_1|mlp_net_\d)", 0, 0),
+    ("Z-Image", r"(?:^|_)layers_\d+_attention_to_[qkv]$", 3840, 3840),
     ("Ovis", r"ff(?:_context)?_net_0_proj$|proj_mlp$", _W, 8 * _W),
     ("Mochi", r"(?<!joint_)transformer_blocks_\d+_attn1_add_[qkv]_proj$", 1536, _W),
     ("Mochi", r"(?<!joint_)transformer_blocks_\d+_ff_net_0_proj$", _W, 16384),
@@ -105,6 +117,7 @@ class Origin:
 
     family: str
     model: str = ""  # "Chroma"; several that fit: "FLUX.1 or Chroma"; "" where the family says it, or nothing
+    fits: tuple[str, ...] = ()  # with the family "unknown", the families whose models have such layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +169,7 @@ def transformer_origin(layers: Mapping[str, Layer], named: Origin | None) -> Ori
     for double, single in _STREAMS:
         if blocks.keys() <= {double, single} and _all_match(inside, _FLUX_LAYERS):
             return _like_flux(blocks.get(double, -1), blocks.get(single, -1), plain, named)
-    return Origin("unknown")
+    return named if named is not None and _is_small(inside, named.family) else Origin("unknown")
 
 
 def _like_flux(double: int, single: int, names: Iterable[str], named: Origin | None) -> Origin:
@@ -174,7 +187,21 @@ def _like_flux(double: int, single: int, names: Iterable[str], named: Origin | N
     if named is not None:
         return named if named.family == "unknown" else Origin("unknown")
     *first, last = fitting or [""]
-    return Origin("unknown", f"{', '.join(first)} or {last}" if first else last)
+    families = tuple(_FAMILY_OF_MODEL[model] for model in fitting if model in _FAMILY_OF_MODEL)
+    return Origin("unknown", f"{', '.join(first)} or {last}" if first else last, families)
+
+
+def _is_small(inside: Iterable[tuple[str, Layer]], family: str) -> bool:
+    """Whether layers have the names that a family has, and are narrower than in any published model of it."""
+    known = {"sd3": (_SD3_LAYERS, min(_SD3_WIDTHS)), "flux": (_FLUX_LAYERS, _W)}.get(family)
+    if known is None:
+        return False
+    names = [re.compile(pattern) for pattern, _, _ in known[0]]
+    return all(
+        any(pattern.fullmatch(name) for pattern in names) and 0 < min(filter(None, widths)) < known[1]
+        for name, layer in inside
+        if any(widths := (layer.width_in, layer.width_out))
+    )
 
 
 def _within(name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finextract.errors import CorruptWeights, PickledWeights, UnsupportedWeights
+from finextract.weights.embedding_keys import is_embeddings_file
 from finextract.weights.headers import PICKLE_SUFFIXES
 
 # Weights of a pipeline's component: NAME[.VARIANT][-SHARD].safetensors
@@ -70,7 +71,7 @@ def find_weights(checkpoint: Path) -> Path:
     files = [f for f in sorted(checkpoint.glob("*.safetensors")) if not NOT_WEIGHTS.fullmatch(f.name)]
     if checkpoint / _PREFERRED in files:
         return checkpoint / _PREFERRED
-    files = files or denoiser
+    files = [f for f in files if not is_embeddings_file(f.name)] or files or denoiser
     if len(files) == 1:
         return files[0]
     if files:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from finextract.weights import adapter_keys
+from finextract.weights.embedding_keys import parse_embedding_key
 from finextract.weights.headers import (
     MAX_HEADER_BYTES,
     PICKLE_SUFFIXES,
@@ -22,28 +22,24 @@ from finextract.weights.headers import (
     parse_header,
     read_header,
 )
+from finextract.weights.kinds import Family, Kind, Style, TuningKind, WeightsKind, settled
 
 __all__ = [
     "MAX_HEADER_BYTES",
     "PICKLE_SUFFIXES",
+    "Family",
     "Header",
+    "Kind",
+    "Style",
     "TensorInfo",
     "TuningKind",
     "WeightsKind",
     "classify",
     "parse_header",
     "read_header",
+    "settled",
 ]
 
-Kind = Literal[
-    "full", "unet", "lora", "lycoris", "dora", "textual_inversion", "vae", "text_encoder", "controlnet",
-    "unknown",
-]  # fmt: skip
-TuningKind = Literal["full", "lora"]  # how a model was fine-tuned: all of its weights, or by an adapter
-Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux", "unknown"]
-Style = Literal["ldm", "diffusers", "kohya", "peft", "xlabs", "unknown"]
-
-ADAPTER_KINDS: frozenset[Kind] = frozenset({"lora", "lycoris", "dora"})
 _LDM = "model.diffusion_model."
 _UNET_PARTS = {
     "conv_in", "time_embedding", "add_embedding", "class_embedding", "encoder_hid_proj", "down_blocks",
@@ -65,7 +61,10 @@ _OTHER_TRANSFORMERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("Mochi", "time_embed.pooler.to_kv.weight", ()),
     ("Bria", "time_embed.timestep_embedder.linear_1.weight", (3072, 256)),
     ("Stable Audio", "global_proj.0.weight", ()),
+    ("Qwen-Image", "txt_in.weight", (3072, 3584)),
+    ("Z-Image", "all_x_embedder.2-1.weight", ()),
 )
+_FIRST_BLOCKS = ("transformer_blocks.0.", "single_transformer_blocks.0.", "noise_refiner.0.")
 # The layer that takes FLUX.1's packed latents -> the variant, "" for dev and schnell.
 _FLUX_INPUTS: Mapping[tuple[int, ...], str] = {
     (3072, 64): "",
@@ -74,29 +73,6 @@ _FLUX_INPUTS: Mapping[tuple[int, ...], str] = {
 }
 _CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight")
 _T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsKind:
-    """Kind, family and style of weights. `unknown` where keys and shapes do not determine them."""
-
-    kind: Kind
-    family: Family
-    style: Style
-    has_text_encoder: bool
-    detail: str = ""  # for people: the algorithm ("LoHa"), the variant ("refiner"), the encoder ("T5")
-    algorithms: tuple[str, ...] = ()  # of an adapter, sorted: ("LoHa",), ("DoRA", "LoRA"); see adapter_keys
-    model: str = ""  # with the family "unknown", the model's own name: "Chroma", or the several that fit
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether the weights change a base model's layers, by whatever algorithm."""
-        return self.kind in ADAPTER_KINDS
-
-    @property
-    def tuning(self) -> TuningKind:
-        """How a model that such weights belong to was fine-tuned."""
-        return "lora" if self.is_adapter else "full"
 
 
 UNKNOWN = WeightsKind("unknown", "unknown", "unknown", False)
@@ -140,6 +116,8 @@ def _adapter(header: Header) -> WeightsKind | None:
         kind, detail = "dora", ""
     elif found == {"LoRA", "Tucker decomposition"}:
         detail = "LoCon with Tucker decomposition"
+    if adapter_keys.has_embeddings(header.tensors):
+        detail = f"{detail} with learned embeddings".lstrip()
     origin = adapter_keys.origin_of(header)
     return WeightsKind(
         kind,
@@ -149,6 +127,7 @@ def _adapter(header: Header) -> WeightsKind | None:
         detail,
         tuple(sorted(found)),
         origin.model,
+        cast(tuple[Family, ...], origin.fits),
     )
 
 
@@ -238,7 +217,7 @@ def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
 
 def _like_a_family(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
     """A transformer of diffusers that is of no family here, by a layer that it alone has."""
-    if not any(k.startswith(("transformer_blocks.0.", "single_transformer_blocks.0.")) for k in keys):
+    if not any(k.startswith(_FIRST_BLOCKS) for k in keys):
         return None
     for model, key, shape in _OTHER_TRANSFORMERS:
         if key in keys and (not shape or keys[key].shape == shape):
@@ -269,7 +248,7 @@ def _unet_family(
         return "unknown", detail, "Kolors"
     if any(k.startswith("encoder_hid_proj.") for k in keys):
         return "unknown", detail, ""
-    if has_added and width is not None and (width in (1280, 2048) or width < 768):  # a small SDXL
+    if has_added and width is not None and (width in (1280, 2048) or width <= 768):  # a small SDXL
         return "sdxl", detail or ("refiner" if width == 1280 else ""), ""
     if has_added and width != 1024:
         return "unknown", detail, ""
@@ -300,17 +279,15 @@ def _flux_variant(keys: Mapping[str, TensorInfo], first: str, time: str, guidanc
 
 
 def _textual_inversion(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
-    detail = None
     if not keys or len(keys) > 64 or any(len(t.shape) not in (1, 2) for t in keys.values()):
         return None
-    if set(keys) == {"emb_params"}:
-        detail = "A1111"
-    elif "clip_l" in keys and set(keys) <= {"clip_l", "clip_g", "t5", "t5xxl"}:
-        detail = "several text encoders" if len(keys) > 1 else ""
-    elif all(k.startswith("<") and k.endswith(">") and len(k) > 2 for k in keys):
-        detail = "diffusers"
-    if detail is None:
+    parsed = [parse_embedding_key(key) for key in keys]
+    if not all(key is not None and not key.bundled for key in parsed):
         return None
+    if any(key is not None and key.numbered for key in parsed):
+        detail = "several text encoders" if len(keys) > 1 else ""
+    else:
+        detail = "diffusers" if all(k.startswith("<") for k in keys) else "A1111"
     return WeightsKind("textual_inversion", "unknown", "unknown", True, detail)
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from finextract.errors import CheckpointError
 from finextract.metadata.captions import find_caption
 from finextract.metadata.cards import Card, Training
 from finextract.metadata.header_training import header_training
 from finextract.metadata.prompts import exceeds_clip
 from finextract.metadata.sidecar_files import parse_sidecar_files
+from finextract.pipeline_folder import family_of_folder
 from finextract.reasons import Reason, ReasonCode
 from finextract.support import (
     FAMILY_NAMES,
@@ -24,7 +27,7 @@ from finextract.support import (
     why_unsupported_base,
 )
 from finextract.weights.adapter_keys import context_width
-from finextract.weights.formats import Header, WeightsKind, classify
+from finextract.weights.formats import Header, WeightsKind, classify, settled
 from scanner.errors import Skipped
 from scanner.hubs.base_models import (
     FAMILY_DEFAULTS,
@@ -64,10 +67,12 @@ def refine(
     Raises Skipped where the checkpoint cannot be scanned, and whatever `base_by_hash` raises.
     """
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
-    kind = classify(header)
     training = header_training(header)
     sidecar = parse_sidecar_files(sidecar_files or {})
     stated = _stated_bases(card, training, hint, sidecar)
+    named = [base_of_hash(training.base_sha256) or "", *(name for _, name in stated)]
+    families = [_family_of(base), *map(family_of_base, named), checkpoint.family, _family_of(default_base)]
+    kind = settled(classify(header), families)
     check_supported(kind, where, next((current_name(t) for _, t in stated if is_repo(t)), None))
     found = (BaseOrigin.GIVEN, base) if base else _resolve(kind, training, stated, base_by_hash)
     if found is None and default_base is not None:
@@ -122,6 +127,16 @@ def refine_unread(
             ReasonCode.CAPTION_UNKNOWN if found else ReasonCode.BASE_UNKNOWN,
         )
     return _ready(checkpoint, found, caption.text, sidecar, card)
+
+
+def _family_of(base: str | None) -> str | None:
+    """The family of a base that a person named: one that is known, or a pipeline folder."""
+    if base is None or not (path := Path(base)).is_absolute():
+        return family_of_base(base or "")
+    try:
+        return family_of_folder(path) if path.is_dir() else None
+    except CheckpointError:  # reported where the base is loaded
+        return None
 
 
 def _ready(

@@ -14,6 +14,7 @@ from typing import Any
 
 from finextract.metadata.cards import card_from
 from finextract.reasons import Reason, ReasonCode
+from finextract.weights.embedding_keys import embeddings_beside
 from scanner.hubs.base_models import is_repo
 from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id, visible, when
 from scanner.hubs.layout import (
@@ -180,6 +181,8 @@ def _raw(entry: Mapping[str, Any], layout: Layout | None) -> str:
         layout.file if layout else "",
     }
     useful |= {name for name in names if SIDECAR_FILES.fullmatch(name)}
+    if layout and layout.file and (beside := embeddings_beside(layout.file, names)):
+        useful.add(beside)
     return json.dumps(
         kept | {"siblings": [s for s, name in zip(siblings, names, strict=True) if name in useful]}
     )

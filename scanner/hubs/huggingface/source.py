@@ -2,9 +2,9 @@
 
 A listed entry is one checkpoint of one repository, pinned to the commit that the listing states. A listing
 takes one request per page. An inspection takes one or two range requests, whose response headers also state
-the file's size and SHA256, one request more for a pipeline of several files, and one for README.md where the
-listing states no caption. HF_ENDPOINT names another
-hub; HF_TOKEN is sent for gated repositories.
+the file's size and SHA256, one request more for a pipeline of several files, one for learned embeddings
+beside an adapter, and one for README.md where the listing states no caption. HF_ENDPOINT names another hub;
+HF_TOKEN is sent for gated repositories.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from finextract.metadata.cards import Card, card_from, parse_card
 from finextract.reasons import ReasonCode
+from finextract.weights.embedding_keys import embeddings_beside
 from scanner.errors import Skipped
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import is_repo, local_base
@@ -126,7 +127,11 @@ class HuggingFaceSource:
         path, listed = layout.denoiser, remote_files(entry)[layout.denoiser]
         read = partial(self._client.read_start, repo, revision, path)
         header, start = read_header(read, f"{repo}/{path}", listed.size)
-        entry = with_files(entry, {path: Remote(header.size_bytes, start.sha256 or listed.sha256)})
+        known = {path: Remote(header.size_bytes, start.sha256 or listed.sha256)}
+        if beside := embeddings_beside(layout.file, remote_files(entry)):
+            stated = self._client.read_start(repo, revision, beside, 1)
+            known[beside] = Remote(stated.size, stated.sha256)
+        entry = with_files(entry, known)
         files = remote_files(entry)
         hashes = [(path, sha256) for path in layout.weights if (sha256 := files[path].sha256)]
         if len(hashes) != len(layout.weights):
@@ -223,6 +228,8 @@ class HuggingFaceSource:
             return scannable(into / kept, into, kept, f"{checkpoint.repo}/{layout.file}")
         if layout.file:
             wanted = [Wanted(layout.file, kept, files[layout.file])]
+            if beside := embeddings_beside(layout.file, files):  # words that were trained with an adapter
+                wanted.append(Wanted(beside, beside.rpartition("/")[2], files[beside]))
             if "adapter_config.json" in files:  # PEFT keeps a LoRA's alpha there
                 small = self._small_json(checkpoint.repo, checkpoint.revision, "adapter_config.json")
                 into.mkdir(parents=True, exist_ok=True)

@@ -168,9 +168,9 @@ def test_two_tensors_for_one_part_of_a_layer_are_refused() -> None:
     "key",
     ["clip_l", "clip_g", "emb_params", "<s0>", "bundle_emb.style.string_to_param.*", "bundle_emb.a.clip_l"],
 )
-def test_learned_embeddings_beside_an_adapter_are_named(key: str) -> None:
-    with pytest.raises(UnsupportedWeights, match="learned embeddings beside its layers"):
-        parse_adapter({"unet.fc.diff": torch.ones(6, 4), key: torch.ones(1, 8)}, {}, {})
+def test_learned_embeddings_are_no_layers_of_an_adapter(key: str) -> None:
+    adapters = parse_adapter({"unet.fc.diff": torch.ones(6, 4), key: torch.ones(1, 8)}, {}, {})
+    assert [adapter.layer for adapter in adapters] == ["unet.fc"]
     assert group_by_layer([key]).embeddings == [key]
 
 

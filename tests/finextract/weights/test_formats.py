@@ -223,7 +223,7 @@ def test_every_tried_file_is_classified_as_the_table_says(name: str) -> None:
         ("locon-tucker-sd1-lycoris", ("LoRA", "Tucker decomposition")),
         ("locon-norms-sd1-lycoris", ("LoRA", "norm layers")),
         ("unet-sdxl-refiner", ()),
-        ("lora-sdxl-pivotal-tuning", ()),
+        ("lora-sdxl-pivotal-tuning", ("LoRA",)),
         ("textual-inversion-a1111", ()),
     ],
 )
@@ -349,7 +349,12 @@ FLUX_ATTENTION = {
         ("chroma", "unknown", "Chroma"),
         ("Chroma1/lora", "unknown", "Chroma"),
         ("Flux.2/lora", "unknown", "FLUX.2"),
-        ("hunyuan", "unknown", ""),
+        ("hunyuan_video", "unknown", "Hunyuan"),
+        ("zimage", "unknown", "Z-Image"),
+        ("krea2", "unknown", "Krea 2"),
+        ("lumina2", "unknown", "Lumina"),
+        ("wan2.1", "unknown", "Wan"),
+        ("a new model", "unknown", ""),
         ("sd_v1", "unknown", ""),
         ("", "unknown", "FLUX.1 or Chroma"),
     ],
@@ -421,6 +426,30 @@ def test_an_adapter_of_any_flux2_is_named_by_the_widths_of_its_layers(
     assert (found.kind, found.family, found.model) == ("lora", "unknown", "FLUX.2")
 
 
+@pytest.mark.parametrize(
+    ("layer", "wide", "out", "model"),
+    [
+        ("diffusion_model.layers.0.attention.to_q", 3840, 3840, "Z-Image"),
+        ("lora_unet_layers_29_attention_to_v", 3840, 3840, "Z-Image"),
+        ("transformer.layers.0.attn.to_q", 2304, 2304, ""),  # Lumina
+        ("transformer.transformer_blocks.0.img_mod.1", 3072, 18432, "Qwen-Image"),
+        ("lora_unet_transformer_blocks_59_txt_mlp_net_2", 12288, 3072, "Qwen-Image"),
+    ],
+)
+def test_an_adapter_of_a_model_with_layers_of_its_own_is_named(
+    layer: str, wide: int, out: int, model: str
+) -> None:
+    shapes = {f"{layer}.lora_A.weight": (4, wide), f"{layer}.lora_B.weight": (out, 4)}
+    found = classify(header_of(shapes))
+    assert (found.kind, found.family, found.model) == ("lora", "unknown", model)
+
+
+def test_a_transformer_of_z_image_is_named() -> None:
+    keys = ("all_x_embedder.2-1.weight", "noise_refiner.0.attention.to_q.weight", "cap_pad_token")
+    found = classify(header_of(dict.fromkeys(keys, (3840, 3840))))
+    assert (found.kind, found.family, found.model) == ("unet", "unknown", "Z-Image")
+
+
 QKV = {"double_blocks.0.img_attn.qkv.weight": (9216, 3072)}
 
 
@@ -451,7 +480,7 @@ def test_an_adapter_of_kolors_is_not_one_of_sdxl_where_its_metadata_name_it() ->
     ("name", "code", "words"),
     [
         ("lora-flux2-klein-diffusers", "unsupported_family", "holds FLUX.2 LoRA weights: only"),
-        ("lora-chroma-diffusers", "unsupported_family", "holds FLUX.1 or Chroma LoRA weights: only"),
+        ("lora-chroma-diffusers", "unknown_family", "holds FLUX.1 or Chroma LoRA weights: its layers may be"),
         ("transformer-mochi", "unsupported_family", "holds Mochi transformer weights: only"),
         ("unet-kolors", "unsupported_family", "holds Kolors UNet weights: only"),
         ("controlnet", "unsupported_kind", "holds a ControlNet: only"),

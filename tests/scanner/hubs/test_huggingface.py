@@ -295,6 +295,24 @@ def test_the_base_is_read_from_the_peft_configuration_where_the_card_states_none
     )  # where the deleted one stands now
 
 
+def test_the_embeddings_that_were_trained_with_an_adapter_are_fetched_beside_it(
+    serve: Serve, tmp_path: Path
+) -> None:
+    folder = lora(tmp_path / "run", instance_prompt="a photo of <s0><s1>")
+    write_safetensors(folder / "run_emb.safetensors", small_tensors({"clip_l": (2, 96)}, 1))
+    serve({"someone/run": folder})
+    source = open_source("hf")
+    by_file = {c.file: c for c in source.list(Query(10))}
+    with pytest.raises(Skipped, match="a textual inversion"):
+        source.inspect(by_file["run_emb.safetensors"])
+    checkpoint = source.inspect(by_file[WEIGHTS])
+    assert checkpoint.caption == "a photo of <s0><s1>"
+    assert checkpoint.checkpoint_id == sha256_of(folder / WEIGHTS)
+    weights = open_source("hf").fetch(checkpoint, tmp_path / "into", DownloadCache(tmp_path / "cache"))
+    for name in (WEIGHTS, "run_emb.safetensors"):
+        assert sha256_of(weights.with_name(name)) == sha256_of(folder / name)
+
+
 def test_the_given_base_is_used_only_for_checkpoints_that_state_none(serve: Serve, tmp_path: Path) -> None:
     serve({"o/silent": lora(tmp_path / "a", base_model=None), "o/told": lora(tmp_path / "b", seed=1)})
     source = open_source("hf", base="lab/given")

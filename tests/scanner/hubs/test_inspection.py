@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from servers.trouble import lora_shapes, sdxl_lora_shapes
 
 from finextract.metadata.cards import Card
+from finextract.reasons import ReasonCode
 from finextract.weights.formats import Header, TensorInfo
 from scanner.errors import Skipped
 from scanner.hubs.base_models import (
@@ -30,6 +32,7 @@ from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.inspection import base_hint, refine
 from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
 
+ZOO = Path(__file__).resolve().parents[2] / "zoo"
 CARD = Card(base_model="lab/base", instance_prompt="a photo of sks", license="mit")
 (LISTED,) = make_checkpoints({"id": "someone/sks"}, "hf", "http://127.0.0.1:9")
 LISTED = replace(LISTED, file="sks.safetensors")
@@ -78,6 +81,34 @@ def test_kohya_metadata_state_what_the_card_does_not() -> None:
     )
     found = refine(LISTED, told, Card())
     assert (found.caption, found.num_train_images, found.base) == ("sks", 5, "lab/base")
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "listed", "options", "family"),
+    [
+        ("lora-flux-attention-diffusers", "black-forest-labs/FLUX.1-dev", "unknown", {}, "flux"),
+        ("lora-flux-attention-diffusers", "lab/base", "flux", {}, "flux"),  # Civitai's baseModel
+        ("lora-flux-attention-diffusers", "lab/base", "unknown",
+         {"base": "black-forest-labs/FLUX.1-dev"}, "flux"),
+        ("lora-flux-attention-diffusers", "lab/base", "unknown", {}, None),
+        ("lora-flux-attention-diffusers", SD15, "unknown", {}, None),
+        ("oft-sd1-peft", SD15, "unknown", {}, "sd1"),
+        ("oft-sd1-peft", "stabilityai/stable-diffusion-2-1", "unknown", {}, "sd2"),
+        ("oft-sd1-peft", None, "unknown", {"hint": SD15}, "sd1"),
+        ("oft-sd1-peft", "lab/base", "unknown", {"base": str(ZOO / "base")}, "sd1"),
+        ("oft-sd1-peft", str(ZOO / "base"), "unknown", {"default_base": "lab/base"}, None),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_fits_several_families_is_settled_by_its_base(
+    name: str, stated: str | None, listed: str, options: dict[str, Any], family: str | None
+) -> None:
+    checkpoint, card = replace(LISTED, family=listed), replace(CARD, base_model=stated)
+    if family is not None:
+        assert refine(checkpoint, header(tried_shapes(name)), card, **options).family == family
+        return
+    with pytest.raises(Skipped, match="its layers may be those of") as skipped:
+        refine(checkpoint, header(tried_shapes(name)), card, **options)
+    assert skipped.value.reason_code is ReasonCode.UNKNOWN_FAMILY
 
 
 SILENT = replace(CARD, base_model=None)
@@ -253,7 +284,7 @@ def test_a_deleted_base_is_replaced_by_its_present_copy() -> None:
         ({"lora_unet_x.hada_w1_a": (4, 4)}, "LyCORIS weights (LoHa), and its keys and shapes match no known"),
         ({"emb_params": (2, 768)}, "a textual inversion (A1111): only full checkpoints"),
         ({"decoder.conv_in.weight": (1,)}, "a VAE: only full checkpoints"),
-        ({"x.lora_down.weight": (4, 4), "bundle_emb.x": (1,)}, "not known (LoRA beside other tensors)"),
+        ({"x.lora_down.weight": (4, 4), "other": (1,)}, "not known (LoRA beside other tensors)"),
         ({"x.lora_down.weight": (4, 4)}, "its keys and shapes match no known model family"),
         ({}, "weights of a kind that is not known"),
     ],
