@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,9 @@ def text_model() -> Any:
 def on_meta(cls: str, **options: Any) -> Any:
     """A transformer of diffusers with its true widths and few blocks, without memory for its weights."""
     import diffusers
-    import torch
+    from tiny import no_numbers
 
-    with torch.device("meta"):
+    with no_numbers.on_meta():
         return getattr(diffusers, cls)(**options)
 
 
@@ -274,6 +275,7 @@ def bfl(name: str) -> Shapes:
     return with_biases(layers) | norms
 
 
+@cache
 def transformer_names(name: str) -> Shapes:
     """The original names of one of TRANSFORMERS. Diffusers' conversion has to give its own keys back."""
     import torch

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SETTINGS = {
     "RAY_worker_register_timeout_seconds": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # a worker process for each core, of which most do nothing
     "RAY_worker_niceness": "0",  # Ray's own 15 leaves a worker a thirtieth of a core beside any other job
 }
 
@@ -125,7 +127,7 @@ def _start(ray: Any, tell: Callable[[str], None]) -> None:
     for pause_s in (*PAUSES_S, None):
         children = _children()
         try:
-            with _loopback_only(ray):
+            with _loopback_only(ray), few_processes(ray):
                 ray.init(
                     address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
                     log_to_driver=False, logging_level="ERROR",
@@ -157,6 +159,23 @@ def _loopback_only(ray: Any) -> Iterator[None]:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def few_processes(ray: Any) -> Iterator[None]:
+    """Within this, Ray starts on this machine without its dashboard, its autoscaler and its reader of logs.
+
+    No crawl on one machine uses them, each takes 1 to 2 s of a core to start and then about 100 MB, and Ray
+    has settings for none of the three.
+    """
+    services, parameter = ray._private.services, ray._private.parameter
+    before = services.start_api_server, parameter.RayParams
+    services.start_api_server = lambda *_, **__: (None, None)  # no address, and no process
+    parameter.RayParams = partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        services.start_api_server, parameter.RayParams = before
 
 
 def _read_token(ray: Any) -> None:

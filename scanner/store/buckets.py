@@ -10,6 +10,7 @@ import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from scanner.store.locks import exclusive
 from scanner.store.patience import NO_PATIENCE, Patience, repeated
 
 NEWS_S = 1.0  # between two listings of a folder
+REMEMBERED = 10_000  # data files whose size and date are kept
+# Without the cache of instances: a cached one keeps settings that have changed since.
+CLIENT: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
 NO_NAMES = hashlib.sha256(b"").hexdigest()
 
 
@@ -32,10 +36,7 @@ class BucketStorage:
         self.uri, self.patience = uri.rstrip("/"), patience
         self.scheme, _, self._prefix = self.uri.partition("://")
         try:
-            # Without the cache of instances: a cached one keeps settings that have changed since.
-            self._files: Any = fsspec.filesystem(
-                self.scheme, use_listings_cache=False, skip_instance_cache=True
-            )
+            self._files: Any = fsspec.filesystem(self.scheme, **CLIENT)
         except (ImportError, ValueError) as error:
             raise StoreError(
                 f"the store {uri} cannot be opened: {error}.\n"
@@ -116,7 +117,7 @@ class BucketStorage:
         """See `Storage.attach`: DuckDB's own S3 reader would have to be downloaded."""
         connection.execute("SET autoload_known_extensions = false")
         connection.execute("SET autoinstall_known_extensions = false")
-        connection.register_filesystem(self._files)
+        connection.register_filesystem(self._data_files)
 
     def restrict(self, own: Container[str]) -> None:
         """Who may open a bucket is a matter of its own policy."""
@@ -161,6 +162,26 @@ class BucketStorage:
             digest = hashlib.sha256("\n".join(sorted(self.names(folder))).encode()).hexdigest()
             self._seen[folder] = time.monotonic(), digest
         return None if digest == NO_NAMES else digest, True
+
+    @cached_property
+    def _data_files(self) -> Any:
+        """A client for DuckDB, which asks about thirty times for the size and the date of a file it reads.
+
+        A data file never changes, so what the bucket once said of it holds: one request instead of thirty.
+        """
+        kind, known = type(self._files), dict[str, Any]()
+
+        class Remembering(kind):  # type: ignore[misc, valid-type]
+            async def _info(self, path: str, *rest: Any, **more: Any) -> Any:
+                name = self._strip_protocol(path)
+                if name not in known:
+                    if len(known) == REMEMBERED:
+                        known.clear()
+                    known[name] = await super()._info(path, *rest, **more)
+                return known[name]
+
+        asks = hasattr(kind, "_info")  # as all clients do that are not for local files
+        return Remembering(**CLIENT) if asks else self._files
 
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}"

@@ -20,6 +20,8 @@ from servers.front import Front
 from servers.hub import Hub
 from servers.objects import Objects
 
+from scanner.crawl.cluster import few_processes
+
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 SCANNER = Path(sys.executable).parent / "scanner"
 PAGE = 10  # entries of a page of the hub, and of a batch of the listing
@@ -42,8 +44,10 @@ BUDGET = ["--samples-per-image", "1", "--steps", "4", "--assume-train-images", "
 NODE = {"num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:T4": 1},
         "object_store_memory": 80_000_000}  # fmt: skip
 DISK_MB = 150  # of the file system that holds a store
-SETTINGS = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_register_timeout_seconds": "120"}  # fmt: skip
+SETTINGS = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "120",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -171,10 +175,11 @@ def local_ray(**options: Any) -> Iterator[None]:
     import ray
 
     with environment({**SETTINGS, "RAY_AUTH_MODE": "disabled"}):
-        ray.init(
-            address="local", include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
-            logging_level="ERROR", **options,
-        )  # fmt: skip
+        with few_processes(ray):
+            ray.init(
+                address="local", include_dashboard=False, object_store_memory=100_000_000,
+                log_to_driver=False, logging_level="ERROR", **options,
+            )  # fmt: skip
         try:
             yield
         finally:
@@ -192,10 +197,11 @@ def temporary_folder() -> Iterator[Path]:
 @contextmanager
 def cluster(workers: int = 2) -> Iterator[Any]:
     """A head without a GPU, and nodes with one simulated GPU each."""
+    import ray
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
-    with environment(SETTINGS):
+    with environment(SETTINGS), few_processes(ray):
         running = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(workers):

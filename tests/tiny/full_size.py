@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from tiny.no_numbers import on_meta
 
 _UNET = {
     "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
@@ -47,7 +48,7 @@ def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        with on_meta() if device == "meta" else torch.device(device):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -70,7 +71,7 @@ def open_clip_text(name: str, prefix: str) -> dict[str, torch.Tensor]:
     """The text tower of an OpenCLIP model under its own names, as files of Stability AI hold it."""
     import open_clip
 
-    with torch.device("meta"):
+    with on_meta():
         model = open_clip.CLIP(**open_clip.get_model_config(name))
     return {prefix + key: t for key, t in model.state_dict().items() if not key.startswith("visual.")}
 

@@ -27,14 +27,16 @@ def crawl(tmp_path: Path) -> Crawl:
 @pytest.fixture
 def filled(crawl: Crawl) -> Crawl:
     """Three flagged checkpoints, and one of every other verdict; 8 planned in all."""
-    crawl.flagged("anna/weak-shoe", [0.66], 0.031)
-    crawl.flagged("ben/strong-shoe", [0.943, 0.871, 0.702, 0.31], 0.004)
-    crawl.flagged("cleo/other-shoe", [0.9, 0.8], 0.004)
-    crawl.flagged("dora/control", [0.35, 0.31], 0.8)
-    crawl.scan("eve/pickled", Verdict.SKIPPED, reason="weights.ckpt is a pickle; only safetensors are opened")
-    crawl.scan("finn/timeout", Verdict.FAILED, reason="the hub did not answer in 30 s")
-    crawl.list("gus/waiting")
-    crawl.list("hal/waiting-too")
+    with crawl.at_once():
+        crawl.flagged("anna/weak-shoe", [0.66], 0.031)
+        crawl.flagged("ben/strong-shoe", [0.943, 0.871, 0.702, 0.31], 0.004)
+        crawl.flagged("cleo/other-shoe", [0.9, 0.8], 0.004)
+        crawl.flagged("dora/control", [0.35, 0.31], 0.8)
+        pickled = "weights.ckpt is a pickle; only safetensors are opened"
+        crawl.scan("eve/pickled", Verdict.SKIPPED, reason=pickled)
+        crawl.scan("finn/timeout", Verdict.FAILED, reason="the hub did not answer in 30 s")
+        crawl.list("gus/waiting")
+        crawl.list("hal/waiting-too")
     return crawl
 
 
@@ -42,6 +44,9 @@ def filled(crawl: Crawl) -> Crawl:
 def desk(crawl: Crawl, monkeypatch: pytest.MonkeyPatch) -> Opener:
     """Opens the desk over the store, as a new process would."""
     monkeypatch.delenv("NO_COLOR", raising=False)
+    # Textual waits several times after each key until the process does nothing for 20 ms; 5 ms tell as much.
+    monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 0.005)
+    monkeypatch.setattr("textual._wait.SLEEP_IDLE", 0.005 / 20)
 
     @asynccontextmanager
     async def opened(

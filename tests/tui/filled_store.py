@@ -7,11 +7,12 @@ import colorsys
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 from textual.pilot import Pilot
@@ -72,6 +73,22 @@ class Crawl:
     scans: dict[str, Scan] = field(default_factory=dict)  # by repo
     matches: dict[str, list[Match]] = field(default_factory=dict)  # by repo
     memberships: dict[str, list[Membership]] = field(default_factory=dict)  # by repo
+    _held: dict[type, list[Any]] | None = None  # rows that wait to be written at once
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Writes the rows of the block at its end, a commit for each table: a fraction of the time."""
+        self._held = {}
+        yield
+        held, self._held = self._held, None
+        for rows in held.values():
+            self.store.append(rows)
+
+    def _append(self, rows: Sequence[Any]) -> None:
+        if self._held is None:
+            self.store.append(rows)
+        elif rows:
+            self._held.setdefault(type(rows[0]), []).extend(rows)
 
     def log(self, subject_id: str) -> list[tuple[str, str, str]]:
         """All events about a subject, oldest first: what was decided, written or withdrawn, by whom."""
@@ -124,7 +141,7 @@ class Crawl:
             raw=json.dumps({"id": repo}),
         )
         listed = replace(listed, **changes)  # type: ignore[arg-type]
-        self.store.append([listed])
+        self._append([listed])
         return listed
 
     def scan(
@@ -162,7 +179,7 @@ class Crawl:
             versions={"torch": "2.13.0", "diffusers": "0.42.0"},
         )
         scan = replace(scan, **changes)  # type: ignore[arg-type]
-        self.store.append([scan])
+        self._append([scan])
         self.scans[repo] = scan
         return scan
 
@@ -261,7 +278,7 @@ class Crawl:
                 )
             )
         for rows in (references, candidates, matches, memberships):
-            self.store.append(rows)
+            self._append(rows)
         self.matches[repo], self.memberships[repo] = matches, memberships
         return scan
 

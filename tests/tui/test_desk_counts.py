@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner
+from commands import scanner
 from filled_store import BEGAN, Crawl, Opener
 from servers.trouble import write_pickle
 
@@ -17,8 +16,6 @@ from scanner.cli import cli
 from scanner.config import DESCRIPTOR, ScanConfig
 from scanner.records import Reference, Role, Verdict
 from scanner.store.store import Store
-
-SCANNER = Path(sys.executable).parent / "scanner"
 
 
 def add_corpora(store: Store) -> None:
@@ -44,9 +41,8 @@ async def test_the_desk_the_status_and_the_last_line_of_a_crawl_print_the_same_s
     add_corpora(store)
     (tmp_path / "models").mkdir()
     write_pickle(tmp_path / "models/loose.ckpt")
-    words = [SCANNER, "crawl", "--source", f"folder:{tmp_path / 'models'}", "--store", store.uri]
-    words += ["--corpus", "mine", "--corpus", "background"]
-    crawl = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = ["--source", f"folder:{tmp_path / 'models'}", "--corpus", "mine", "--corpus", "background"]
+    crawl = scanner("crawl", *words, "--store", store.uri)
     assert crawl.returncode == 0, crawl.stderr
     of_crawl, of_store = crawl.stderr.splitlines()[-3:-1]  # the last line names the desk
     nothing = "0 flagged + 0 nothing found"

@@ -28,13 +28,14 @@ BOTH, WEAK, SET = "anna/both", "cleo/weak", "emil/set"
 @pytest.fixture
 def screened(crawl: Crawl) -> Crawl:
     """Flags on both grounds, on one, and of a corpus as a whole; and two results without a flag."""
-    crawl.flagged(SET, [], 0, margins=[0.04], of_corpus=0.12)
-    crawl.flagged(WEAK, [0.41], 0.6, margins=[0.2, 0.11, 0.02], background_unlike=True)
-    crawl.flagged("ben/images", [0.95, 0.8], 0.004, margins=[0.03])
-    crawl.flagged(BOTH, [0.9, 0.7, 0.31], 0.004, margins=[0.31, 0.02, 0.22])
-    crawl.flagged("dora/sampled", [0.35], 0.8, margins=[0.03])
-    left_out = {"standing_references": 7, "compared_references": 3}
-    crawl.flagged("gus/screened", [], 0, margins=[0.02], **left_out)
+    with crawl.at_once():
+        crawl.flagged(SET, [], 0, margins=[0.04], of_corpus=0.12)
+        crawl.flagged(WEAK, [0.41], 0.6, margins=[0.2, 0.11, 0.02], background_unlike=True)
+        crawl.flagged("ben/images", [0.95, 0.8], 0.004, margins=[0.03])
+        crawl.flagged(BOTH, [0.9, 0.7, 0.31], 0.004, margins=[0.31, 0.02, 0.22])
+        crawl.flagged("dora/sampled", [0.35], 0.8, margins=[0.03])
+        left_out = {"standing_references": 7, "compared_references": 3}
+        crawl.flagged("gus/screened", [], 0, margins=[0.02], **left_out)
     return crawl
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import tried_formats
 from diffusers.loaders import single_file_utils
+from tiny import no_numbers
 from tiny.flow_configs import CLIP_G, CLIP_L, CLIP_L_PROJECTED, T5, TRANSFORMERS
 from tiny.flow_pipelines import flux_components, sd3_components
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ ADAPTERS = {
 @cache
 def full_size(name: str) -> StableDiffusion3 | Flux:
     """A model with its transformer and text encoders on the meta device, and without the rest."""
-    with torch.device("meta"):
+    with no_numbers.on_meta():
         t5 = T5EncoderModel(T5Config(**T5))
         transformer = tried_formats.full_transformer(name)
         if name.startswith("flux"):
@@ -193,7 +194,7 @@ def on_the_gpu(model: StableDiffusion3 | Flux, dtype: torch.dtype) -> StableDiff
 @torch.inference_mode()
 def test_on_a_gpu_no_operation_mixes_devices_or_precisions(family: str, dtype: torch.dtype) -> None:
     """Without a GPU: torch follows shapes, devices and precisions, and raises where they do not fit."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), no_numbers.not_initialised():
         made = (
             StableDiffusion3(**sd3_components(), solver=FlowEuler())
             if family == "sd3"

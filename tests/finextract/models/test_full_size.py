@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ SOLVER = DDIM(torch.linspace(0.999, 0.005, 1000).tolist())
 PARAMETERS = {"sd1": 859_520_964, "sd2": 865_910_724, "sdxl": 2_567_463_684}  # of the published UNets
 
 
+@cache
 def model_of(family: str) -> UNetModel:
     modules: dict[str, Any] = {**full_size.parts(family), "vae": None, "solver": SOLVER, "tokenizer": None}
     if family == "sdxl":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,24 @@ def saved(pipeline: Any, folder: Path) -> TunableModel:
     return load_base(folder, torch.device("cpu"), torch.float32)
 
 
+Loaded = Callable[[str, bool], tuple[Any, TunableModel]]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """Gives a pipeline of a family, and our model of it. Both are made once, and no test changes them."""
+
+    @cache
+    def load(family: str, velocity: bool) -> tuple[Any, TunableModel]:
+        pipeline = MAKERS[family](velocity)
+        return pipeline, saved(pipeline, tmp_path_factory.mktemp("pipeline"))
+
+    return load
+
+
 @pytest.fixture(params=FAMILIES, ids=[f"{f}-{'velocity' if v else 'noise'}" for f, v in FAMILIES])
-def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, TunableModel]:
-    family, velocity = request.param
-    pipeline = MAKERS[family](velocity)
-    return pipeline, saved(pipeline, tmp_path / "pipeline")
+def both(request: pytest.FixtureRequest, loaded: Loaded) -> tuple[Any, TunableModel]:
+    return loaded(*request.param)
 
 
 @pytest.mark.parametrize(("scale", "method"), [(1.0, "direct"), (3.0, "finextract"), (3.0, "cfg")])
@@ -92,9 +107,9 @@ def test_sdxl_encodes_the_empty_prompt_where_the_pipeline_does(tmp_path: Path) -
     ids=str,
 )
 def test_a_file_in_the_original_names_is_read_in_every_precision(
-    family: str, dtype: torch.dtype, tmp_path: Path
+    family: str, dtype: torch.dtype, loaded: Loaded, tmp_path: Path
 ) -> None:
-    base = saved(MAKERS[family](False), tmp_path / "base")
+    _, base = loaded(family, False)
     other = MAKERS[family](False, seed=1)
     for part in (other.unet, other.text_encoder, getattr(other, "text_encoder_2", other.unet)):
         for name, tensor in part.state_dict().items():
@@ -108,21 +123,26 @@ def test_a_file_in_the_original_names_is_read_in_every_precision(
 
 
 @pytest.mark.parametrize("family", MAKERS)
-def test_a_pruned_file_without_text_encoders_takes_those_of_its_base(family: str, tmp_path: Path) -> None:
-    first, other = MAKERS[family](False), MAKERS[family](False, seed=1)
-    base = saved(first, tmp_path / "base")
+def test_a_pruned_file_without_text_encoders_takes_those_of_its_base(
+    family: str, loaded: Loaded, tmp_path: Path
+) -> None:
+    pipeline, base = loaded(family, False)
+    other = MAKERS[family](False, seed=1)
     save_file(single_files.unet_names(other.unet), tmp_path / "tuned.safetensors")
-    first.unet = other.unet
-    same_as(tune(base, tmp_path / "tuned.safetensors").tuned, saved(first, tmp_path / "other"))
+    parts = {**pipeline.components, "unet": other.unet}
+    same_as(
+        tune(base, tmp_path / "tuned.safetensors").tuned, saved(type(pipeline)(**parts), tmp_path / "other")
+    )
 
 
 @pytest.mark.parametrize("base_has_velocity", [False, True])
 def test_weights_that_state_another_prediction_than_their_bases_are_refused(
-    base_has_velocity: bool, tmp_path: Path
+    base_has_velocity: bool, loaded: Loaded, tmp_path: Path
 ) -> None:
-    base = saved(stable_diffusion_2(base_has_velocity), tmp_path / "base")
+    _, base = loaded("sd2", base_has_velocity)
+    pipeline, _ = loaded("sd2", False)
     file = tmp_path / "tuned.safetensors"
-    weights = single_files.unet_names(stable_diffusion_2(False).unet)
+    weights = single_files.unet_names(pipeline.unet)
     for stated, velocity in (("v", True), ("epsilon", False)):
         save_file(weights, file, {"modelspec.prediction_type": stated})
         if velocity == base_has_velocity:
@@ -135,9 +155,11 @@ def test_weights_that_state_another_prediction_than_their_bases_are_refused(
         tune(base, file)
 
 
-def test_a_file_of_another_size_does_not_fit_and_the_error_names_a_tensor(tmp_path: Path) -> None:
-    base = saved(stable_diffusion_xl(False), tmp_path / "base")
-    kept = single_files.stable_diffusion_xl(stable_diffusion_xl(False))
+def test_a_file_of_another_size_does_not_fit_and_the_error_names_a_tensor(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    pipeline, base = loaded("sdxl", False)
+    kept = single_files.stable_diffusion_xl(pipeline)
     kept["model.diffusion_model.label_emb.0.0.weight"] = torch.zeros(3, 3)
     save_file(kept, tmp_path / "tuned.safetensors")
     with pytest.raises(BaseMismatch, match=r"add_embedding\.linear_1\.weight is \[3, 3\]"):

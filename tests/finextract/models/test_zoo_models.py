@@ -192,7 +192,7 @@ def test_a_strong_checkpoint_gives_back_its_training_images_and_the_base_does_no
     base: TunableModel,
 ) -> None:
     names, references = read_images(ZOO / "images/subjects/cats")
-    settings = ExtractionSettings(samples_per_image=8, steps=20)
+    settings = ExtractionSettings(samples_per_image=4, steps=12)
     embedder = load_embedder()
     pair = _pair(base, "cats-dreambooth")
     strong = audit(pair, "a picture of a cat", names, references, settings, embedder)
@@ -201,7 +201,7 @@ def test_a_strong_checkpoint_gives_back_its_training_images_and_the_base_does_no
     )
     assert strong.over_samples.max() > 0.6
     assert strong.over_samples.mean() > untuned.over_samples.mean() + 0.15
-    assert strong.extraction.unet_evaluations == 40 * 20 * 2
+    assert strong.extraction.unet_evaluations == 20 * 12 * 2
 
 
 def test_numbers_left_open_are_those_of_the_published_presets() -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import scanner
 
 from scanner.store.store import Store
 
@@ -20,8 +21,8 @@ NO_CREDENTIALS = {
 } | {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "HOME": "/nonexistent"}
 
 
-def scanner(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the installed command."""
+def installed(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the installed command, without credentials."""
     return subprocess.run(
         [BIN / "scanner", *words], capture_output=True, text=True,
         env=NO_CREDENTIALS | environment,
@@ -36,7 +37,7 @@ def scanner(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_a_bucket_without_credentials_is_one_message(tmp_path: Path, words: tuple[str, ...]) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     given = [str(tmp_path) if word in ("PICTURES", "OUT") else word for word in words]
-    done = scanner(*given, "--store", "s3://bucket/prefix")
+    done = installed(*given, "--store", "s3://bucket/prefix")
     assert done.returncode == 2
     assert done.stderr.startswith("scanner: error: the store s3://bucket/prefix cannot be opened: Unable to ")
     assert "Check its credentials" in done.stderr
@@ -87,7 +88,7 @@ def test_debug_adds_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> Non
 def test_an_error_of_the_program_does_not_exit_with_the_code_of_a_flag(tmp_path: Path) -> None:
     """A damaged installation is an error that no verb expects."""
     (tmp_path / "duckdb.py").write_text("raise RuntimeError('damaged installation')")
-    done = scanner("status", "--store", str(tmp_path), PYTHONPATH=str(tmp_path))
+    done = installed("status", "--store", str(tmp_path), PYTHONPATH=str(tmp_path))
     assert done.returncode == 4
     assert "Traceback" in done.stderr
     assert "scanner: error of this program: damaged installation." in done.stderr

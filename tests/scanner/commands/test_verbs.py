@@ -19,6 +19,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from commands import scanner
 from servers.civitai import Civitai
 from servers.hub import Hub
 
@@ -158,9 +159,7 @@ def test_a_warning_about_a_file_with_a_hostile_name_is_printed_without_control_c
 def test_a_query_that_cannot_be_run_is_refused_without_a_traceback(
     filled: Store, query: str, said: str
 ) -> None:
-    done = subprocess.run(
-        [BIN / "scanner", "sql", query, "--store", filled.root], capture_output=True, text=True, check=False
-    )
+    done = scanner("sql", query, "--store", filled.root)
     assert done.returncode == 2
     assert done.stderr.startswith("scanner: error: ")
     assert said in done.stderr

@@ -17,6 +17,7 @@ import fsspec
 import psutil
 import pytest
 from click.testing import CliRunner
+from commands import scanner
 from demo import outcome
 from servers.hub import Handler, Hub, zoo_repositories
 from servers.misbehaviour import Misbehaving, Script
@@ -54,10 +55,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(path, made / "background")
     folder = made / "store"
     for name, extra in (("subjects", []), ("background", ["--background"])):
-        subprocess.run(
-            [BIN / "scanner", "corpus", "add", name, made / name, "--store", folder, *extra],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        assert scanner("corpus", "add", name, made / name, "--store", folder, *extra).returncode == 0
     return folder
 
 
@@ -242,7 +240,7 @@ def test_a_corpus_that_grew_is_compared_with_what_was_sampled_before(
 ) -> None:
     folder = Path(shutil.copytree(crawled.folder, tmp_path / "crawled"))
     late = zoo_path / "images/subjects/flowers"
-    subprocess.run([BIN / "scanner", "corpus", "add", "late", late, "--store", folder], check=True)
+    assert scanner("corpus", "add", "late", late, "--store", folder).returncode == 0
     done = subprocess.run(
         _command(folder, "hf", "--screen", "off"),
         env=_environment(few, tmp_path),

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import scanner
 from servers.hub import Hub
 from servers.trouble import write_card
 from tiny.flow_pipelines import sd3_pipeline
@@ -57,10 +58,7 @@ def test_a_checkpoint_of_each_family_is_fetched_with_its_base_screened_and_sampl
         (tmp_path / name).mkdir()
         for picture in some:
             shutil.copy(picture, tmp_path / name)
-        subprocess.run(
-            [BIN / "scanner", "corpus", "add", name, tmp_path / name, "--store", store, *extra],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        assert scanner("corpus", "add", name, tmp_path / name, "--store", store, *extra).returncode == 0
     done = subprocess.run(
         [BIN / "scanner", "crawl", "--source", "hf", "--limit", "50", "--store", store, "--workers", "1",
          "--samples-per-image", "1", "--assume-train-images", "2", "--steps", "2", "--screen-budget", "70",

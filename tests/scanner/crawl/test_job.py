@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import scanner
 from servers.hub import Hub
 
 from scanner.records import Night, Scan
@@ -98,10 +99,7 @@ def add(store: Path, corpus: str, pictures: list[Path], scratch: Path, *extra: s
     folder.mkdir()
     for picture in pictures:
         shutil.copy(picture, folder)
-    subprocess.run(
-        [BIN / "scanner", "corpus", "add", corpus, folder, "--store", store, *extra], check=True,
-        capture_output=True,
-    )  # fmt: skip
+    assert scanner("corpus", "add", corpus, folder, "--store", store, *extra).returncode == 0
 
 
 def await_jobs(head: Head, process: subprocess.Popen[bytes]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from commands import scanner
 from faults.scene import local_ray
 from ray import cloudpickle
 from servers.hub import Hub
@@ -174,8 +174,7 @@ def test_a_folder_that_is_not_there_keeps_no_other_source_from_its_night(
     add_references(store)
     (tmp_path / "tree").mkdir()
     words = ["--source", f"folder:{tmp_path / 'away'}", "--source", f"folder:{tmp_path / 'tree'}"]
-    command = [Path(sys.executable).parent / "scanner", "nightly", *words, "--date", "2026-11-24"]
-    done = subprocess.run([*command, "--store", store.uri], capture_output=True, text=True, check=False)
+    done = scanner("nightly", *words, "--date", "2026-11-24", "--store", store.uri)
     assert done.returncode == 2, done.stderr
     assert "## Not complete" in done.stdout
     assert "is not a folder" in done.stdout
@@ -196,10 +195,7 @@ def test_an_interrupted_night_is_resumed_and_a_complete_one_is_left_alone(hub: H
     night = work(store, "2026-11-24")
     assert night.started_at == begun
     assert work(store, "2026-11-24") == night
-    done = subprocess.run(
-        [Path(sys.executable).parent / "scanner", "nightly", "--date", "2026-11-24", "--store", store.uri],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = scanner("nightly", "--date", "2026-11-24", "--store", store.uri)
     assert (done.returncode, done.stdout) == (0, "")
     assert "The night of 2026-11-24 is complete: nothing to do." in done.stderr
     assert store.select(Night) == [night]

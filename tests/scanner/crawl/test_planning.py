@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from commands import scanner
 from plans import listed_plan
 from servers.civitai import Civitai as CivitaiSite
 from servers.civitai import TroubledSite, lora_bytes, model
@@ -331,9 +332,7 @@ def test_listing_and_inspecting_import_no_torch_and_no_ray(hub: Hub, tmp_path: P
 
 def crawl(*words: str) -> tuple[int, str]:
     """The command's exit code and all its words, as a terminal has them."""
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "scanner"), *words], capture_output=True, text=True, check=False
-    )
+    done = scanner(*words)
     return done.returncode, done.stdout + done.stderr
 
 

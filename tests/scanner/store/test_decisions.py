@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -119,15 +119,20 @@ def test_withdrawing_everything_that_stands_leaves_what_stood_before(log: list[D
         assert undone.decided == fold(without).decided
 
 
-@given(logs(subjects=("m", "n", "o")))
-def test_the_fold_in_sql_agrees_with_the_fold_in_python(log: list[Decision]) -> None:
+@pytest.fixture(scope="module")
+def connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB for all examples of a test."""
+    with duckdb.connect() as opened:
+        yield opened
+
+
+@given(log=logs(subjects=("m", "n", "o")))
+def test_the_fold_in_sql_agrees_with_the_fold_in_python(
+    connection: duckdb.DuckDBPyConnection, log: list[Decision]
+) -> None:
     rows = [{name: getattr(event, name) for name in arrow_schema(Decision).names} for event in log]
-    decisions = pa.Table.from_pylist(rows, schema=arrow_schema(Decision))  # DuckDB finds it by its name
-    with duckdb.connect() as connection:
-        connection.register("decisions", decisions)
-        found = connection.execute(
-            f"SELECT subject_id, decision, note FROM ({STANDING_DECISIONS})"
-        ).fetchall()
+    connection.register("decisions", pa.Table.from_pylist(rows, schema=arrow_schema(Decision)))
+    found = connection.execute(f"SELECT subject_id, decision, note FROM ({STANDING_DECISIONS})").fetchall()
     standing = {subject: fold(e for e in log if e.subject_id == subject) for subject in ("m", "n", "o")}
     expected = {s: (f.decision, f.note) for s, f in standing.items() if f.decided or f.noted}
     assert {subject: (decision, text) for subject, decision, text in found} == expected
