@@ -68,7 +68,7 @@ def measure(manifest: Path, results: Path, samples_per_image: int, steps: int, o
                 "seconds": round(time.perf_counter() - start, 1),
             }  # fmt: skip
             kept = manifest.parent / "embeddings" / f"{entry['path']} {arm}.npz"
-            kept.parent.mkdir(exist_ok=True)
+            kept.parent.mkdir(exist_ok=True, parents=True)
             np.savez_compressed(
                 kept,
                 samples=result.extraction.embeddings.astype(np.float16),
