@@ -476,10 +476,10 @@ def family_zoos(zoo: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def zoo_hub(zoo: Path, port: int = 0, families: bool = False) -> Iterator[Hub]:
+def zoo_hub(zoo: Path, port: int = 0, families: bool = False, without: Collection[str] = ()) -> Iterator[Hub]:
     """A hub, not yet serving, of the zoo and of the troublesome entries, whose folder goes with the block.
 
-    `families`: the zoos of further families too.
+    `families`: the zoos of further families too. `without`: repositories that it does not have.
     """
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from servers.trouble import troublesome_repositories
@@ -488,7 +488,7 @@ def zoo_hub(zoo: Path, port: int = 0, families: bool = False) -> Iterator[Hub]:
         repositories = zoo_repositories(zoo) | troublesome_repositories(zoo, Path(folder))
         for further in family_zoos(zoo) if families else ():
             repositories |= zoo_repositories(further)
-        yield Hub(repositories, port=port)
+        yield Hub({repo: path for repo, path in repositories.items() if repo not in without}, port=port)
 
 
 def main() -> None:
