@@ -6,7 +6,6 @@ path.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import tempfile
@@ -54,11 +53,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process ends long before the other."""
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path.name not in LONGEST, -tests[item.path]))
-
-
-def pytest_collection_finish() -> None:
-    """Python's garbage collector leaves alone what was imported, which takes it seconds to look through."""
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -112,8 +112,8 @@ def test_a_file_in_the_original_names_is_read_in_every_precision(
     _, base = loaded(family, False)
     other = MAKERS[family](False, seed=1)
     for part in (other.unet, other.text_encoder, getattr(other, "text_encoder_2", other.unet)):
-        for name, tensor in part.state_dict().items():
-            part.state_dict()[name].copy_(tensor.to(dtype).to(tensor.dtype))
+        for tensor in part.state_dict().values():
+            tensor.copy_(tensor.to(dtype).to(tensor.dtype))
     kept = {
         k: t.to(dtype).contiguous() for k, t in getattr(single_files, MAKERS[family].__name__)(other).items()
     }
