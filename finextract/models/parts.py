@@ -6,22 +6,19 @@ pooled width. Knows no model family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from finextract.errors import BaseMismatch, CorruptWeights
-from finextract.pipeline_folder import refuse_pickles
+from finextract.errors import BaseMismatch
 from finextract.sharing import copy_sharing, replace_tensors
+from finextract.single_files import DENOISER_PREFIX, VAE_PREFIXES
 from finextract.text import first_line
 
-_ORIGINAL_PREFIX = "model.diffusion_model."
-_OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.")  # beside the transformer in a single file
+_OTHER_PARTS = (*VAE_PREFIXES, "text_encoders.")  # beside the transformer in a single file
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,17 @@ class LatentModel:
             if weights.get(component) or component == self.components[0]:
                 load_into(module, weights.get(component, {}))
 
+    def load_vae(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the VAE's weights by those of one file in the original names. Raises BaseMismatch."""
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        inner = {k: t for k, t in weights.items() if k.startswith(VAE_PREFIXES)}
+        try:
+            named: dict[str, Tensor] = convert_ldm_vae_checkpoint(inner, self.vae.config)
+        except (KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise BaseMismatch(f"its VAE lacks {first_line(error)}, which the base model has") from error
+        load_into(self.vae, named)
+
 
 def image_factor(vae: Any) -> int:
     """How many pixels, in each direction, one latent stands for."""
@@ -135,20 +143,6 @@ def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
     tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = tokens.input_ids
     return ids
-
-
-@contextmanager
-def loading(folder: Path, components: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The options with which a component of a pipeline folder is loaded: safetensors only, from disk only.
-
-    Raises PickledWeights where a component's weights are pickles, and CorruptWeights for whatever diffusers
-    and transformers raise within the block.
-    """
-    refuse_pickles(folder, components)
-    try:
-        yield {"use_safetensors": True, "local_files_only": True}
-    except Exception as error:  # they raise errors of any class for a damaged folder
-        raise CorruptWeights(f"{folder.name} cannot be loaded as a pipeline: {first_line(error)}.") from error
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -195,7 +189,7 @@ def converted(
     `convert` is diffusers' converter, which takes the tensors that it knows out of its argument. Raises
     BaseMismatch where tensors are missing or left over: those of another model, or of a quantised file.
     """
-    inner = inner_keys(weights, _ORIGINAL_PREFIX) or {
+    inner = inner_keys(weights, DENOISER_PREFIX) or {
         key: tensor for key, tensor in weights.items() if not key.startswith(_OTHER_PARTS)
     }
     inner = {key: tensor.half() if _is_eighth(tensor) else tensor for key, tensor in inner.items()}

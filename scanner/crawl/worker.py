@@ -294,17 +294,13 @@ class Scanner:
         """The base model; the last one stays loaded for the checkpoints that share it."""
         import torch
 
-        from finextract.models.loading import gpu_precision, load_base, load_base_file
+        from finextract.models.loading import gpu_precision, load_base
 
         if self._base is None or self._base[0] != base:
             self._base = None  # released before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            dtype = gpu_precision(base.folder) if device.type == "cuda" else torch.float32
-            if base.weights is None:
-                model = load_base(base.folder, device, dtype)
-            else:
-                model = load_base_file(base.folder, base.weights, device, dtype)
-            self._base = (base, model)
+            dtype = gpu_precision(base.model) if device.type == "cuda" else torch.float32
+            self._base = (base, load_base(base.model, device, dtype, base.parts))
         return self._base[1]
 
 
