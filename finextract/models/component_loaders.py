@@ -19,6 +19,7 @@ from finextract.single_files import PUBLISHED, SingleFile, supplies
 from finextract.support import component_class
 from finextract.text import first_line
 
+_DENOISERS = ("unet", "transformer")
 _ZERO_TERMINAL = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al., WACV 2024
 
 
@@ -28,6 +29,11 @@ class ComponentLoader(Protocol):
     @property
     def name(self) -> str:
         """What messages call the pipeline."""
+        ...
+
+    @property
+    def offloads(self) -> bool:
+        """Whether components other than the denoiser stay on the CPU, see `LatentModel.using`."""
         ...
 
     def config(self, path: str) -> dict[str, Any]:
@@ -57,9 +63,9 @@ class ComponentLoader(Protocol):
 class FolderLoader:
     """The components of a diffusers pipeline folder. A ComponentLoader."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, *, offloads: bool = False) -> None:
         self._folder, self._device = folder, device
-        self.name = folder.name
+        self.name, self.offloads = folder.name, offloads
 
     def config(self, path: str) -> dict[str, Any]:
         """A configuration file of the folder."""
@@ -78,7 +84,7 @@ class FolderLoader:
                 self._folder, subfolder=component, use_safetensors=True, local_files_only=True,
                 **{precision: dtype}, **options,
             )  # fmt: skip
-            return module.to(self._device).eval().requires_grad_(False)
+            return module.to(_place(component, self._device, self.offloads)).eval().requires_grad_(False)
 
     def tokenizer(self, component: str, cls: Any) -> Any:
         """A tokenizer with the vocabulary of its subfolder."""
@@ -97,8 +103,17 @@ class FileLoader:
     folder of the same family, which supplies what the file lacks.
     """
 
-    def __init__(self, name: str, found: SingleFile, parts: Path | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        name: str,
+        found: SingleFile,
+        parts: Path | None,
+        device: torch.device,
+        *,
+        offloads: bool = False,
+    ) -> None:
         self.name, self._found, self._parts, self._device = name, found, parts, device
+        self.offloads = offloads
         configurations = PUBLISHED / found.published if found.published else parts
         assert configurations is not None, "loading refuses a file of no published shape without parts"
         self._folder = configurations
@@ -125,7 +140,10 @@ class FileLoader:
         if component not in self._found.holds:
             return self._supplier().module(component, cls, dtype, **options)
         with _damage_named(self.name):
-            return _without_values(cls, self.config(f"{component}/config.json"), dtype, self._device, options)
+            config = self.config(f"{component}/config.json")
+            return _without_values(
+                cls, config, dtype, _place(component, self._device, self.offloads), options
+            )
 
     def tokenizer(self, component: str, cls: Any) -> Any:
         """A tokenizer of `parts`, or CLIP's with the vocabulary that comes with the program."""
@@ -142,7 +160,7 @@ class FileLoader:
 
     def _supplier(self) -> FolderLoader:
         assert self._parts is not None, "loading refuses a file that lacks something without parts"
-        return FolderLoader(self._parts, self._device)
+        return FolderLoader(self._parts, self._device, offloads=self.offloads)
 
 
 @contextmanager
@@ -154,6 +172,11 @@ def _damage_named(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # they raise errors of any class
         raise CorruptWeights(f"{name} cannot be loaded as a pipeline: {first_line(error)}.") from error
+
+
+def _place(component: str, device: torch.device, offloads: bool) -> torch.device:
+    """Where a component is between its uses."""
+    return torch.device("cpu") if offloads and component not in _DENOISERS else device
 
 
 def _scheduler(name: str, config: dict[str, Any], cls: Any) -> Any:

@@ -58,7 +58,10 @@ class Flux(LatentModel):
         length = parts.prompt_length(self.tokenizer, self.text_encoder)
         clip = parts.token_ids(self.tokenizer, prompt, length).to(self.device)
         t5 = parts.token_ids(self.tokenizer_2, prompt, T5_TOKENS).to(self.device)
-        return TextStates(self.text_encoder_2(t5)[0], self.text_encoder(clip).pooler_output)
+        with self.using(self.text_encoder_2):
+            sequence = self.text_encoder_2(t5)[0]
+        with self.using(self.text_encoder):
+            return TextStates(sequence, self.text_encoder(clip).pooler_output)
 
     def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
         """v_theta(x_t, t, c): latents [N, C, H, W], both sides even -> velocity [N, C, H, W]."""
@@ -124,6 +127,7 @@ def load(loader: ComponentLoader, dtype: torch.dtype) -> Flux:
     scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
     tokens = (vae.config.sample_size // parts.image_factor(vae) // 2) ** 2
     return Flux(
+        offloads=loader.offloads,
         transformer=loader.module("transformer", diffusers.FluxTransformer2DModel, dtype),
         text_encoder=loader.module("text_encoder", CLIPTextModel, dtype, attn_implementation="sdpa"),
         text_encoder_2=loader.module("text_encoder_2", T5EncoderModel, dtype),

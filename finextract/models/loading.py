@@ -20,6 +20,7 @@ from torch import Tensor
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
+from finextract.gpu_needs import need_of
 from finextract.metadata.local_files import read_object
 from finextract.models import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from finextract.models.base import CopiedPair, Pair, TunableModel
@@ -63,6 +64,17 @@ def gpu_precision(base: Path) -> torch.dtype:
     return torch.bfloat16 if family in _NEED_BFLOAT16 else torch.float16
 
 
+def is_tight(device: torch.device, family: Family) -> bool:
+    """Whether a GPU has less free memory than the scans of a family need with all components on it.
+
+    Text encoders and VAE then stay on the CPU between their uses. What is computed with them does not change.
+    """
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return free < need_of(family).gib * 1024**3
+
+
 def load_pair(
     base: Path,
     tuned: Path,
@@ -99,7 +111,7 @@ def load_base(
             f"{base.name} is a pipeline of the family {family}, which has no loader.",
             ReasonCode.UNSUPPORTED_FAMILY,
         )
-    return FAMILIES[family](FolderLoader(base, device), dtype)
+    return FAMILIES[family](FolderLoader(base, device, offloads=is_tight(device, family)), dtype)
 
 
 def _load_file(file: Path, parts: Path | None, device: torch.device, dtype: torch.dtype) -> TunableModel:
@@ -149,7 +161,8 @@ def fill_base(
 
     Raises what `load_base` raises.
     """
-    model = FAMILIES[found.family](FileLoader(name, found, parts, device), dtype)
+    loader = FileLoader(name, found, parts, device, offloads=is_tight(device, found.family))
+    model = FAMILIES[found.family](loader, dtype)
     try:
         if "vae" in found.holds:
             model.load_vae(weights)

@@ -6,7 +6,8 @@ pooled width. Knows no model family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,7 @@ class LatentModel:
     """What the models of all families share. A family adds its other parts, and the rest of TunableModel."""
 
     vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
+    offloads: bool = False  # text encoders and VAE are on the CPU, and on the device while they are used
 
     components: ClassVar[tuple[str, ...]]  # what fine-tuning changes; the denoiser first
     layout: ClassVar[torch.memory_format] = torch.preserve_format  # of latents and images
@@ -56,12 +58,25 @@ class LatentModel:
         found = {name: getattr(self, name) for name in self.components}
         return {name: module for name, module in found.items() if module is not None}
 
+    @contextmanager
+    def using(self, module: nn.Module) -> Iterator[None]:
+        """A text encoder or the VAE is on the device within the block."""
+        if not self.offloads:
+            yield
+            return
+        module.to(self.device)
+        try:
+            yield
+        finally:
+            module.to("cpu")
+
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
         config = self.vae.config
         latents = latents.to(self.vae.dtype, memory_format=self.layout)
-        images = self.vae.decode(latents / config.scaling_factor + _shift(config)).sample
+        with self.using(self.vae):
+            images = self.vae.decode(latents / config.scaling_factor + _shift(config)).sample
         result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
         return result
 
@@ -69,8 +84,9 @@ class LatentModel:
     def encode(self, images: Tensor) -> Tensor:
         """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
         config = self.vae.config
-        pixels = images.to(self.vae.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
-        encoded = self.vae.encode(pixels)
+        pixels = images.to(self.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
+        with self.using(self.vae):
+            encoded = self.vae.encode(pixels)
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         result: Tensor = ((latents - _shift(config)) * config.scaling_factor).to(self.dtype)
         return result

@@ -38,7 +38,8 @@ class StableDiffusion(UNetModel):
     def condition(self, prompt: str) -> Tensor:
         """The text encoder's last hidden states for a prompt, [1, L, D]; a longer prompt is cut."""
         ids = token_ids(self.tokenizer, prompt, prompt_length(self.tokenizer, self.text_encoder))
-        states: Tensor = self.text_encoder(ids.to(self.device))[0]
+        with self.using(self.text_encoder):
+            states: Tensor = self.text_encoder(ids.to(self.device))[0]
         return states
 
     def predict(self, x: Tensor, t: float, conditioning: Tensor) -> Tensor:

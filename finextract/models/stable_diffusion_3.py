@@ -63,7 +63,8 @@ class StableDiffusion3(LatentModel):
             t5 = clip.new_zeros(1, T5_TOKENS, self.transformer.config.joint_attention_dim)
         else:
             ids = parts.token_ids(self.tokenizer_3, prompt, T5_TOKENS)
-            t5 = self.text_encoder_3(ids.to(self.device))[0].to(clip.dtype)
+            with self.using(self.text_encoder_3):
+                t5 = self.text_encoder_3(ids.to(self.device))[0].to(clip.dtype)
         clip = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return TextStates(torch.cat([clip, t5], dim=1), torch.cat([pooled_l, pooled_g], dim=-1))
 
@@ -74,7 +75,8 @@ class StableDiffusion3(LatentModel):
         """
         length = parts.prompt_length(self.tokenizer, encoder)
         ids = parts.token_ids(tokenizer, prompt, length)
-        states = encoder(ids.to(self.device), output_hidden_states=True)
+        with self.using(encoder):
+            states = encoder(ids.to(self.device), output_hidden_states=True)
         return states.hidden_states[-2], states.text_embeds
 
     def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
@@ -124,6 +126,7 @@ def load(loader: ComponentLoader, dtype: torch.dtype) -> StableDiffusion3:
     scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
     tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
     return StableDiffusion3(
+        offloads=loader.offloads,
         transformer=transformer,
         text_encoder=clip_l,
         text_encoder_2=clip_g,

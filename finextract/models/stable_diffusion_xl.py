@@ -50,7 +50,8 @@ class StableDiffusionXL(UNetModel):
             (self.tokenizer_2, self.text_encoder_2),
         ):
             ids = token_ids(tokenizer, prompt, prompt_length(tokenizer, encoder))
-            encoded = encoder(ids.to(self.device), output_hidden_states=True)
+            with self.using(encoder):
+                encoded = encoder(ids.to(self.device), output_hidden_states=True)
             states.append(encoded.hidden_states[-2])
         found = TextStates(torch.cat(states, dim=-1), encoded.text_embeds)
         if not prompt and self.zeros_for_empty_prompt:
