@@ -53,6 +53,16 @@ def why_unsupported_folder(folder: Path) -> Reason | None:
     return why_unsupported_configs(family, configs, folder.name)
 
 
+def why_unsupported_parts(folder: Path, family: Family) -> Reason | None:
+    """Why the components in a folder do not serve a single file of a family; None where they do.
+
+    The folder may lack any component. Raises CorruptWeights for a configuration file that cannot be read.
+    """
+    bounds = SUPPORTED_FAMILIES[family].bounds
+    there = {file: read_config(folder, file) for file in bounds if (folder / file).is_file()}
+    return why_unsupported_configs(family, there, folder.name, partial=True)
+
+
 def family_of_folder(folder: Path) -> Family:
     """The supported family of a diffusers pipeline folder, or "unknown". Raises CorruptWeights."""
     index = read_config(folder, "model_index.json")

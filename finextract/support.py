@@ -102,7 +102,7 @@ SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
             "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
         },
         predictions=frozenset({_FLOW}),
-        single_file_bases=frozenset(),
+        single_file_bases=_ORIGINAL_FILE,
         optional=frozenset({"text_encoder_3", "tokenizer_3"}),
         pipelines=frozenset(
             f"StableDiffusion3{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "PAG", "PAGImg2Img")
@@ -122,7 +122,7 @@ SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
             "vae": frozenset({"AutoencoderKL"}),
         },
         predictions=frozenset({_FLOW}),
-        single_file_bases=frozenset(),
+        single_file_bases=_ORIGINAL_FILE,
         pipelines=frozenset({"FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"}),
         unstated_prediction=_FLOW,
         denoiser="transformer",
@@ -251,13 +251,16 @@ def why_unsupported_pipeline(
 
 
 def why_unsupported_configs(
-    family: Family, configs: Mapping[str, Mapping[str, Any]], where: str
+    family: Family, configs: Mapping[str, Mapping[str, Any]], where: str, *, partial: bool = False
 ) -> Reason | None:
     """Why the configuration files of a supported family's pipeline are refused; None where they are not.
 
-    `configs` maps the files that `SupportedFamily.bounds` names to their contents, all of them untrusted.
+    `configs` maps the files that `SupportedFamily.bounds` names to their contents, all of them untrusted. Of
+    a `partial` folder a file that is left out is not asked for.
     """
-    refused = why_refused(SUPPORTED_FAMILIES[family].bounds, configs, where)
+    bounds = SUPPORTED_FAMILIES[family].bounds
+    asked = {file: fields for file, fields in bounds.items() if not partial or file in configs}
+    refused = why_refused(asked, configs, where)
     if refused is None:
         return None
     return Reason(

@@ -1,82 +1,126 @@
 """Bytes and operations of each model family at full size, counted on models that take no memory.
 
-    python tests/family_costs.py          # prints the table of docs/scale.md
+    python tests/family_costs.py          # prints both tables of docs/scale.md
 
 Operations are those of one evaluation of the denoiser for one picture of the model's own size, 2 for a
-multiply-add, as torch's own counter has them.
+multiply-add, as torch's own counter has them. The memory of activations is that of the tensors which exist at
+the same time, at most, while a model of fake tensors runs; a GPU needs a little more, for what its kernels
+and its allocator take.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import tried_formats  # noqa: E402
-from tiny import full_size  # noqa: E402
-from tiny.flow_configs import CLIP_G, CLIP_L, CLIP_L_PROJECTED, T5, TRANSFORMERS, VAE  # noqa: E402
+from tiny.full_size import made_on  # noqa: E402
+
+from finextract.gpu_needs import GPU_NEEDS  # noqa: E402
+from finextract.single_files import published_config  # noqa: E402
 
 NAMES = {
-    "sd1": "Stable Diffusion 1.5, 512 x 512", "sd2": "Stable Diffusion 2.1, 768 x 768",
+    "sd1": "Stable Diffusion 1.5, 512 x 512", "sd2-v": "Stable Diffusion 2.1, 768 x 768",
     "sdxl": "SDXL, 1024 x 1024", "sd3-medium": "Stable Diffusion 3 medium, 1024 x 1024",
     "sd35-medium": "Stable Diffusion 3.5 medium, 1024 x 1024",
     "sd35-large": "Stable Diffusion 3.5 large, 1024 x 1024", "flux-dev": "FLUX.1 dev, 1024 x 1024",
     "flux-schnell": "FLUX.1 schnell, 1024 x 1024",
 }  # fmt: skip
+# The largest model of each family, which its worker's share is told by.
+LARGEST = {"sd1": "sd1", "sd2": "sd2-v", "sdxl": "sdxl", "sd3": "sd35-large", "flux": "flux-dev"}
+CONTEXT_GIB = 1.0  # of CUDA, its libraries, and what the allocator leaves unused; assumed
+GIB = 1024**3
 
 
-def meta(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, device="meta")
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made within take at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._known.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
-def with_unet(family: str) -> tuple[dict[str, nn.Module], Callable[[], object]]:
-    modules = full_size.parts(family)
-    unet: Any = modules["unet"]
-    side, width = unet.config.sample_size, unet.config.cross_attention_dim
-    added = {"text_embeds": meta(1, 1280), "time_ids": meta(1, 6)} if family == "sdxl" else None
-    return {**modules, "vae": full_size.vae(family)}, lambda: unet(
-        meta(1, 4, side, side), meta(1), encoder_hidden_states=meta(1, 77, width), added_cond_kwargs=added
-    )
+def modules_of(name: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The modules of a published pipeline, without values."""
+    import diffusers
+    import transformers
+
+    with made_on(device, dtype):
+        found: dict[str, Any] = {}
+        for component, entry in published_config(name, "model_index.json").items():
+            if component.startswith(("unet", "transformer", "vae")):
+                config = published_config(name, f"{component}/config.json")
+                upcast = component == "vae" and config.get("force_upcast")
+                with made_on(device, torch.float32 if upcast else dtype):
+                    found[component] = getattr(diffusers, entry[1]).from_config(config)
+            elif component.startswith("text_encoder"):
+                cls = getattr(transformers, entry[1])
+                config = published_config(name, f"{component}/config.json")
+                found[component] = cls(cls.config_class(**config))
+    return found
 
 
-def with_transformer(name: str) -> tuple[dict[str, nn.Module], Callable[[], object]]:
-    from diffusers import AutoencoderKL
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        T5Config,
-        T5EncoderModel,
-    )
+def evaluation(name: str, denoiser: Any, count: int, device: str, dtype: torch.dtype) -> Callable[[], Any]:
+    """One evaluation of the denoiser for `count` pictures of its own size."""
 
-    with torch.device("meta"):
-        transformer: Any = tried_formats.full_transformer(name)
-        modules = {"denoiser": transformer, "t5": T5EncoderModel(T5Config(**T5)),
-                   "vae": AutoencoderKL.from_config(VAE)}  # fmt: skip
-        if name.startswith("flux"):
-            modules["clip"] = CLIPTextModel(CLIPTextConfig(**CLIP_L))
-        else:
-            for key, config in (("clip", CLIP_L_PROJECTED), ("clip_2", CLIP_G)):
-                modules[key] = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+    def new(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, device=device, dtype=dtype)
+
+    config = denoiser.config
     if name.startswith("flux"):
-        guidance = meta(1) if transformer.config.guidance_embeds else None
-        return modules, lambda: transformer(
-            hidden_states=meta(1, 64 * 64, 64), timestep=meta(1), guidance=guidance,
-            encoder_hidden_states=meta(1, 512, 4096), pooled_projections=meta(1, 768), txt_ids=meta(512, 3),
-            img_ids=meta(64 * 64, 3),
+        return lambda: denoiser(
+            hidden_states=new(count, 64 * 64, 64), timestep=new(count), txt_ids=new(512, 3),
+            guidance=new(count) if config.guidance_embeds else None, img_ids=new(64 * 64, 3),
+            encoder_hidden_states=new(count, 512, 4096), pooled_projections=new(count, 768),
         )  # fmt: skip
-    return modules, lambda: transformer(
-        hidden_states=meta(1, 16, 128, 128), timestep=meta(1), encoder_hidden_states=meta(1, 333, 4096),
-        pooled_projections=meta(1, 2048),
-    )  # fmt: skip
+    if name.startswith("sd3"):
+        return lambda: denoiser(
+            hidden_states=new(count, 16, 128, 128), timestep=new(count), pooled_projections=new(count, 2048),
+            encoder_hidden_states=new(count, 333, 4096),
+        )  # fmt: skip
+    side, width = config.sample_size, config.cross_attention_dim
+    added = {"text_embeds": new(count, 1280), "time_ids": new(count, 6)} if name == "sdxl" else None
+    return lambda: denoiser(
+        new(count, 4, side, side),
+        new(1),
+        encoder_hidden_states=new(count, 77, width),
+        added_cond_kwargs=added,
+    )
+
+
+def decoding(vae: Any, count: int) -> Callable[[], Any]:
+    """The decoding of `count` pictures of the model's own size."""
+    side, channels = vae.config.sample_size // 8, vae.config.latent_channels
+    return lambda: vae.decode(torch.zeros(count, channels, side, side, device="cuda", dtype=vae.dtype))
 
 
 def gigabytes(*modules: nn.Module) -> float:
@@ -84,20 +128,47 @@ def gigabytes(*modules: nn.Module) -> float:
     return 2 * sum(p.numel() for module in modules for p in module.parameters()) / 1e9
 
 
-def main() -> None:
+def peak_gib(run: Callable[[], object]) -> float:
+    """The most GiB of new tensors that exist at the same time."""
+    with torch.inference_mode(), Peak() as peak:
+        run()
+    return peak.most / GIB
+
+
+def costs() -> None:
+    """Bytes of the components, and operations."""
     print("| model | denoiser | text encoders | VAE | one evaluation |\n|---|---|---|---|---|")
     for name, title in NAMES.items():
-        modules, evaluate = (with_transformer if name in TRANSFORMERS else with_unet)(name)
-        denoiser = modules.get("denoiser", modules.get("unet"))
-        assert denoiser is not None
-        texts = [m for m in modules.values() if m is not denoiser and m is not modules["vae"]]
+        modules = modules_of(name, "meta", torch.float32)
+        denoiser = modules.get("transformer") or modules["unet"]
+        texts = [m for key, m in modules.items() if key.startswith("text_encoder")]
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            evaluate()
+            evaluation(name, denoiser, 1, "meta", torch.float32)()
         print(
             f"| {title} | {gigabytes(denoiser):.2f} GB | {gigabytes(*texts):.2f} GB | "
             f"{gigabytes(modules['vae']):.2f} GB | {counter.get_total_flops() / 1e12:.2f} TFLOP |"
         )
 
 
+def needs() -> None:
+    """GiB that a worker needs of a GPU."""
+    print("\n| family | weights, both models | batch | its evaluation | decoding it | needed | one picture |")
+    print("|---|---|---|---|---|---|---|")
+    for family, name in LARGEST.items():
+        dtype = torch.bfloat16 if family in ("sd3", "flux") else torch.float16
+        batch = GPU_NEEDS[family].batch_size
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            modules = modules_of(name, "cuda", dtype)
+            denoiser, vae = modules.get("transformer") or modules["unet"], modules.pop("vae")
+            once = sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters()) / GIB
+            weights = 2 * once + sum(p.numel() * p.element_size() for p in vae.parameters()) / GIB
+            run = [peak_gib(evaluation(name, denoiser, n, "cuda", dtype)) for n in (1, batch)]
+            decoded = [peak_gib(decoding(vae, n)) for n in (1, batch)]
+        one, all_ = (weights + max(pair) + CONTEXT_GIB for pair in zip(run, decoded, strict=True))
+        numbers = (weights, batch, run[1], decoded[1], all_, one)
+        print(f"| {family}, as {name} | " + " | ".join(f"{n:.1f}" for n in numbers) + " |", flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    costs()
+    needs()

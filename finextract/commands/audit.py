@@ -27,8 +27,9 @@ from finextract.text import for_terminal
 @click.option("--train-images", required=True, type=click.Path(path_type=Path), metavar="DIR",
               help="The images that the checkpoint was trained on.")  # fmt: skip
 @with_options(BACKGROUND, *SAMPLING, *OUTPUT)
-def audit(checkpoint: Path, base: Path, train_images: Path, background: Path | None, out: Path | None,
-          as_json: bool, debug: bool, **options: Any) -> None:  # fmt: skip
+def audit(checkpoint: Path, base: Path, base_parts: Path | None, train_images: Path,
+          background: Path | None, out: Path | None, as_json: bool, debug: bool,
+          **options: Any) -> None:  # fmt: skip
     """Tell what CHECKPOINT gives back of its training images, and what its losses show.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Two answers, side
@@ -47,7 +48,9 @@ def audit(checkpoint: Path, base: Path, train_images: Path, background: Path | N
 
     names, references = read_images(train_images)
     null = [picture_of(file) for file in picture_files(background)] if background else []
-    pair, caption, settings, embedder = prepare_extraction(checkpoint, base, options, len(references))
+    pair, caption, settings, embedder = prepare_extraction(
+        checkpoint, base, base_parts, options, len(references)
+    )
     folder = new_folder(out, checkpoint, "audit")
     training = local_training(checkpoint)
     examination = MembershipSettings(

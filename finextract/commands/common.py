@@ -25,8 +25,11 @@ type Option = Callable[[Command], Command]
 
 PAIR: tuple[Option, ...] = (
     click.argument("checkpoint", type=click.Path(path_type=Path)),
-    click.option("--base", required=True, type=click.Path(path_type=Path), metavar="DIR",
-                 help="The base model: a diffusers pipeline folder."),
+    click.option("--base", required=True, type=click.Path(path_type=Path), metavar="DIR|FILE",
+                 help="The base model: a diffusers pipeline folder, or one .safetensors file."),
+    click.option("--base-parts", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+                 help="A pipeline folder of the base's family with what a base of one file lacks: VAE, text "
+                      "encoders, T5's tokenizer.  [default: none]"),
 )  # fmt: skip
 SAMPLING: tuple[Option, ...] = (
     click.option("--caption", metavar="TEXT",
@@ -79,7 +82,7 @@ def of_run(checkpoint: Path, base: Path) -> dict[str, str]:
 
 
 def prepare_extraction(
-    checkpoint: Path, base: Path, options: dict[str, Any], num_train_images: int
+    checkpoint: Path, base: Path, base_parts: Path | None, options: dict[str, Any], num_train_images: int
 ) -> tuple[Pair, str, ExtractionSettings, Embedder]:
     """Loads what an extraction needs, and says on stderr what it will do."""
     from finextract.extract import ExtractionSettings
@@ -88,7 +91,7 @@ def prepare_extraction(
 
     caption = caption_for(checkpoint, options.pop("caption"))
     settings = ExtractionSettings(**options)
-    pair = load(base, checkpoint)
+    pair = load(base, checkpoint, base_parts)
     settings.guidance(pair.kind)  # refuses numbers that cannot be used, before anything is sampled
     click.echo(f"caption ({caption.origin}): {caption.text!r}", err=True)
     if caption.exceeds_clip:
@@ -99,7 +102,7 @@ def prepare_extraction(
     return pair, caption.text, settings, embedder
 
 
-def load(base: Path, checkpoint: Path) -> Pair:
+def load(base: Path, checkpoint: Path, base_parts: Path | None = None) -> Pair:
     """Loads a pair without the libraries' own progress bars and messages, and says on stderr where it is."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -108,7 +111,7 @@ def load(base: Path, checkpoint: Path) -> Pair:
 
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    pair = load_pair(base, checkpoint)
+    pair = load_pair(base, checkpoint, parts=base_parts)
     click.echo(f"{pair.kind} weights on {pair.tuned.device}", err=True)
     return pair
 

@@ -25,8 +25,8 @@ from finextract.commands.common import (
 @click.option("--num-train-images", required=True, type=click.IntRange(1), metavar="N0",
               help="How many images the checkpoint was trained on, roughly.")  # fmt: skip
 @with_options(*OUTPUT)
-def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | None, as_json: bool, debug: bool,
-            **options: Any) -> None:  # fmt: skip
+def extract(checkpoint: Path, base: Path, base_parts: Path | None, num_train_images: int,
+            out: Path | None, as_json: bool, debug: bool, **options: Any) -> None:  # fmt: skip
     """Extract candidate training images from CHECKPOINT, without knowing any of them.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Writes the
@@ -35,7 +35,9 @@ def extract(checkpoint: Path, base: Path, num_train_images: int, out: Path | Non
     from finextract.extract import extract_all as run
     from finextract.results import new_folder, save_image, save_result
 
-    pair, caption, settings, embedder = prepare_extraction(checkpoint, base, options, num_train_images)
+    pair, caption, settings, embedder = prepare_extraction(
+        checkpoint, base, base_parts, options, num_train_images
+    )
     folder = new_folder(out, checkpoint, "extract")
     result = run(pair, caption, num_train_images, settings, embedder, partial(Progress(), "sampling"))
     rows = []

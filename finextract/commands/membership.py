@@ -43,8 +43,9 @@ MAX_ROWS = 40  # for people; those that stood out are always shown
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
               help="Seed of the noise.")  # fmt: skip
 @with_options(*OUTPUT)
-def membership(checkpoint: Path, base: Path, images: Path, background: Path | None, caption: str,
-               budget: int | None, alpha: float, seed: int, as_json: bool, debug: bool) -> None:  # fmt: skip
+def membership(checkpoint: Path, base: Path, base_parts: Path | None, images: Path,
+               background: Path | None, caption: str, budget: int | None, alpha: float,
+               seed: int, as_json: bool, debug: bool) -> None:  # fmt: skip
     """Tell which pictures of a folder CHECKPOINT was trained on.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Compares how well
@@ -66,7 +67,7 @@ def membership(checkpoint: Path, base: Path, images: Path, background: Path | No
             f"{shared:,} of the background are among the pictures to ask about, and left out", err=True
         )
     training = local_training(checkpoint)
-    pair = load(base, checkpoint)
+    pair = load(base, checkpoint, base_parts)
     if training.mirrored:
         click.echo("the training mirrored images: mirror images are no part of the comparison", err=True)
     settings = MembershipSettings(

@@ -153,10 +153,14 @@ class TunableModel(Model, Protocol):
         """
         ...
 
+    def load_vae(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the autoencoder's weights by those of such a file. Raises BaseMismatch."""
+        ...
+
     def with_measured_prediction(self) -> Self:
         """This model, with a solver for what its weights predict, which is measured.
 
-        For a base that is one file: its key names do not tell, and the scheduler is that of another pipeline.
+        For a base that is one file and does not state it.
         """
         ...
 

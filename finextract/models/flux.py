@@ -1,31 +1,28 @@
 """FLUX.1 dev and schnell: a transformer over packed latents and T5's tokens, CLIP's pooled state, a KL VAE.
 
 Black Forest Labs (2024). N = samples, C, H, W = channels, height and width of the latents, L = text
-positions, D = text width, P = pooled width. Loads safetensors only, from local folders only. Prompts are
-encoded, and latents packed, as diffusers' FluxPipeline does.
+positions, D = text width, P = pooled width. Prompts are encoded, and latents packed, as diffusers'
+FluxPipeline does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from finextract.models import parts
+from finextract.models.component_loaders import ComponentLoader
 from finextract.models.parts import LatentModel, TextStates
 from finextract.sampling import TRAINED_TIMES, FlowEuler
+from finextract.single_files import TEXT_ENCODER_PREFIXES
 from finextract.weights.kinds import Family
 
 T5_TOKENS = 512
-# The text encoders in a single file that holds them -> their prefix.
-_SINGLE_FILE_PREFIXES = {
-    "text_encoder": "text_encoders.clip_l.transformer.",
-    "text_encoder_2": "text_encoders.t5xxl.transformer.",
-}
+_SINGLE_FILE_PREFIXES = TEXT_ENCODER_PREFIXES["flux"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,10 @@ class Flux(LatentModel):
         clip = parts.token_ids(self.tokenizer, prompt, length).to(self.device)
         length = min(T5_TOKENS, self.tokenizer_2.model_max_length)
         t5 = parts.token_ids(self.tokenizer_2, prompt, length).to(self.device)
-        return TextStates(self.text_encoder_2(t5)[0], self.text_encoder(clip).pooler_output)
+        with self.using(self.text_encoder_2):
+            sequence = self.text_encoder_2(t5)[0]
+        with self.using(self.text_encoder):
+            return TextStates(sequence, self.text_encoder(clip).pooler_output)
 
     def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
         """v_theta(x_t, t, c): latents [N, C, H, W], both sides even -> velocity [N, C, H, W]."""
@@ -90,7 +90,7 @@ class Flux(LatentModel):
         return unpacked(velocity, height, width)
 
     def load_single_file(self, weights: dict[str, Tensor]) -> None:
-        """Replaces the weights by those of one file in Black Forest Labs' own names; its VAE is not used.
+        """Replaces the weights by those of one file in Black Forest Labs' own names, but the VAE.
 
         Raises BaseMismatch.
         """
@@ -101,6 +101,7 @@ class Flux(LatentModel):
         }
         for component, prefix in _SINGLE_FILE_PREFIXES.items():
             converted[component] = parts.inner_keys(weights, prefix)
+        converted["text_encoder"].pop("text_projection.weight", None)  # ComfyUI writes one; nothing uses it
         self.load_components(converted)
 
 
@@ -122,33 +123,24 @@ def _places(height: int, width: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(torch.zeros(1, device=device), rows.float(), columns.float())
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Flux:
-    """Loads a diffusers pipeline folder of this family.
+def load(loader: ComponentLoader, dtype: torch.dtype) -> Flux:
+    """Loads a pipeline of this family.
 
     Raises PickledWeights where its weights are pickles, CorruptWeights where a part is missing or damaged.
     """
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-    with parts.loading(folder, ("transformer", *_SINGLE_FILE_PREFIXES, "vae")) as options:
-        transformer = diffusers.FluxTransformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype, **options
-        )
-        clip = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", dtype=dtype, attn_implementation="sdpa", **options
-        )
-        t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_2", dtype=dtype, **options)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-        t5_tokenizer = T5TokenizerFast.from_pretrained(folder, subfolder="tokenizer_2", local_files_only=True)
-        vae = parts.load_vae(folder, dtype, options)
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
-            folder, subfolder="scheduler", local_files_only=True
-        )
-        tokens = (vae.config.sample_size // parts.image_factor(vae) // 2) ** 2
-        solver = FlowEuler.of_scheduler(scheduler.config, tokens, to_last_time=False)
-    for module in (transformer, clip, t5, vae):
-        module.to(device).eval().requires_grad_(False)
+    vae = parts.vae_of(loader, dtype)
+    scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
+    tokens = (vae.config.sample_size // parts.image_factor(vae) // 2) ** 2
     return Flux(
-        transformer=transformer, text_encoder=clip, text_encoder_2=t5, tokenizer=tokenizer,
-        tokenizer_2=t5_tokenizer, vae=vae, solver=solver,
-    )  # fmt: skip
+        offloads=loader.offloads,
+        transformer=loader.module("transformer", diffusers.FluxTransformer2DModel, dtype),
+        text_encoder=loader.module("text_encoder", CLIPTextModel, dtype, attn_implementation="sdpa"),
+        text_encoder_2=loader.module("text_encoder_2", T5EncoderModel, dtype),
+        tokenizer=loader.tokenizer("tokenizer", CLIPTokenizer),
+        tokenizer_2=loader.tokenizer("tokenizer_2", T5TokenizerFast),
+        vae=vae,
+        solver=FlowEuler.of_scheduler(scheduler.config, tokens, to_last_time=False),
+    )

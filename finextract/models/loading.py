@@ -1,13 +1,15 @@
 """A base model and a model tuned from it, loaded side by side. Safetensors only; nothing is unpickled.
 
-`load_pair(base, tuned)` reads the tuned weights as full weights (a diffusers folder, one file with the
-original key names, a UNet or transformer file) or as an adapter, and returns both models.
+`load_pair(base, tuned)` reads the base from a diffusers folder or a single file, and the tuned weights as
+full weights (a diffusers folder, one file with the original key names, a UNet or transformer file) or as an
+adapter, and returns both models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,22 +20,29 @@ from torch import Tensor
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
+from finextract.gpu_needs import need_of
 from finextract.metadata.local_files import read_object
 from finextract.models import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from finextract.models.base import CopiedPair, Pair, TunableModel
+from finextract.models.component_loaders import ComponentLoader, FileLoader, FolderLoader
 from finextract.models.learned_words import LearnedWord, parse_words
-from finextract.pipeline_folder import family_of_folder, why_unsupported_folder
+from finextract.pipeline_folder import family_of_folder, why_unsupported_folder, why_unsupported_parts
 from finextract.reasons import ReasonCode
-from finextract.support import (
-    describe,
-    why_unsupported,
+from finextract.single_files import (
+    SingleFile,
+    lacks,
+    single_file,
+    states_velocity,
+    supplies,
+    why_no_base,
 )
+from finextract.support import describe, why_unsupported
 from finextract.text import first_line
 from finextract.weights.embedding_keys import embeddings_beside
 from finextract.weights.files import component_paths, find_weights
 from finextract.weights.formats import Family, classify, read_header, settled
 
-type LoadFamily = Callable[[Path, torch.device, torch.dtype], TunableModel]  # of a diffusers pipeline folder
+type LoadFamily = Callable[[ComponentLoader, torch.dtype], TunableModel]
 # The loader of each family in finextract.support.SUPPORTED_FAMILIES.
 FAMILIES: Mapping[Family, LoadFamily] = {
     "sd1": stable_diffusion.load,
@@ -48,48 +57,124 @@ FAMILIES: Mapping[Family, LoadFamily] = {
 _NEED_BFLOAT16: frozenset[Family] = frozenset({"sd3", "flux"})
 
 
-def gpu_precision(folder: Path) -> torch.dtype:
-    """The half precision in which a GPU computes with the models of a pipeline folder: bfloat16 or float16.
+def gpu_precision(base: Path) -> torch.dtype:
+    """The half precision in which a GPU computes with a base model: bfloat16 or float16.
 
-    Raises CorruptWeights where its configuration cannot be read.
+    Raises CorruptWeights or PickledWeights where its configuration, or its header, cannot be read.
     """
-    return torch.bfloat16 if family_of_folder(folder) in _NEED_BFLOAT16 else torch.float16
+    family = classify(read_header(base)).family if base.is_file() else family_of_folder(base)
+    return torch.bfloat16 if family in _NEED_BFLOAT16 else torch.float16
+
+
+def is_tight(device: torch.device, family: Family) -> bool:
+    """Whether a GPU has less free memory than the scans of a family need with all components on it.
+
+    Text encoders and VAE then stay on the CPU between their uses. What is computed with them does not change.
+    """
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return free < need_of(family).gib * 1024**3
 
 
 def load_pair(
-    base: Path, tuned: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    base: Path,
+    tuned: Path,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    parts: Path | None = None,
 ) -> Pair:
-    """Loads a diffusers pipeline folder and weights tuned from it, by default onto the GPU if there is one.
+    """Loads a base model and weights tuned from it, by default onto the GPU if there is one.
 
-    Raises a CheckpointError (finextract.errors) that says what is wrong with either.
+    `base` and `parts` are those of `load_base`. Raises a CheckpointError (finextract.errors) that says what
+    is wrong with either.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return tune(load_base(base, device, dtype), tuned)
+    return tune(load_base(base, device, dtype, parts), tuned)
 
 
-def load_base(folder: Path, device: torch.device, dtype: torch.dtype) -> TunableModel:
-    """Loads a diffusers pipeline folder with the loader of its model family.
+def load_base(
+    base: Path, device: torch.device, dtype: torch.dtype, parts: Path | None = None
+) -> TunableModel:
+    """Loads a diffusers pipeline folder, or a single file, with the loader of its model family.
 
-    Raises UnsupportedWeights where no supported family fits, CorruptWeights for a missing or damaged file,
-    PickledWeights for weights without safetensors.
+    `parts` is a folder of the same family with what a single file lacks, as `SingleFile.lacking` names it.
+    Raises UnsupportedWeights where no supported family fits or something is lacking, CorruptWeights for a
+    missing or damaged file, PickledWeights for weights without safetensors, BaseMismatch where a single file
+    has other layers than the pipeline whose configuration it gets.
     """
-    if (why := why_unsupported_folder(folder)) is not None:
+    if base.is_file():
+        return _load_file(base, parts, device, dtype)
+    if (why := why_unsupported_folder(base)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
-    family = family_of_folder(folder)
+    family = family_of_folder(base)
     if family not in FAMILIES:
         raise UnsupportedWeights(
-            f"{folder.name} is a pipeline of the family {family}, which has no loader.",
+            f"{base.name} is a pipeline of the family {family}, which has no loader.",
             ReasonCode.UNSUPPORTED_FAMILY,
         )
-    return FAMILIES[family](folder, device, dtype)
+    return FAMILIES[family](FolderLoader(base, device, offloads=is_tight(device, family)), dtype)
 
 
-def load_base_file(folder: Path, weights: Path, device: torch.device, dtype: torch.dtype) -> TunableModel:
-    """A base model that is one file; `folder` is a pipeline of its family and has what the file lacks.
+def _load_file(file: Path, parts: Path | None, device: torch.device, dtype: torch.dtype) -> TunableModel:
+    """A base model that is one file. What its weights predict is measured where it does not state it."""
+    header = read_header(file)
+    if (why := why_no_base(header, file.name)) is not None:
+        raise UnsupportedWeights(why.sentence, why.reason_code)
+    found = single_file(header)
+    _check_parts(file, found, parts)
+    model = fill_base(file.name, found, _load_state(file), parts, device, dtype)
+    if found.velocity is None:
+        model = model.with_measured_prediction()
+        measured: bool | None = getattr(model.solver, "predicts_velocity", None)
+        if found.published == "sd2" and measured:  # its pictures are larger
+            found = replace(found, published="sd2-v", velocity=True)
+            return fill_base(file.name, found, _load_state(file), parts, device, dtype)
+    return model
 
-    What the weights predict is measured. Raises what `load_base` and `tune` raise.
+
+def _check_parts(file: Path, found: SingleFile, parts: Path | None) -> None:
+    """Raises UnsupportedWeights where `parts` does not supply what a single file lacks, or is refused."""
+    missing = tuple(c for c in found.lacking if parts is None or not supplies(parts, c))
+    if not found.published and parts is None:
+        raise UnsupportedWeights(
+            f"{file.name} has the layers of no published model of its family, so its configuration is not "
+            "known. Pass --base-parts with a pipeline folder that has it.",
+            ReasonCode.BASE_UNAVAILABLE,
+        )
+    if missing:
+        raise UnsupportedWeights(lacks(file.name, found, missing), ReasonCode.BASE_UNAVAILABLE)
+    if parts is None:
+        return
+    why = why_unsupported_parts(parts, found.family) if found.published else why_unsupported_folder(parts)
+    if why is not None:
+        raise UnsupportedWeights(why.sentence, why.reason_code)
+
+
+def fill_base(
+    name: str,
+    found: SingleFile,
+    weights: dict[str, Tensor],
+    parts: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TunableModel:
+    """The base model of the tensors of a single file, which `found` describes and `name` names.
+
+    Raises what `load_base` raises.
     """
-    return _tuned(load_base(folder, device, dtype), weights).tuned.with_measured_prediction()
+    loader = FileLoader(name, found, parts, device, offloads=is_tight(device, found.family))
+    model = FAMILIES[found.family](loader, dtype)
+    try:
+        if "vae" in found.holds:
+            model.load_vae(weights)
+        model.load_single_file(weights)
+    except BaseMismatch as error:
+        whose = found.pipeline if found.published or parts is None else parts.name
+        raise BaseMismatch(
+            f"{name} does not fit the configuration of {whose}, which its layers resemble: {error}."
+        ) from error
+    return model
 
 
 def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
@@ -107,13 +192,10 @@ def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
 def _check_prediction(base: TunableModel, path: Path) -> None:
     """Raises BaseMismatch where a file states a prediction of the velocity and its base has one of the noise.
 
-    Or the other way round. Trainers state it in `modelspec.prediction_type`, and full weights that predict
-    the velocity may have a tensor `v_pred`.
+    Or the other way round.
     """
-    header = read_header(path)
-    stated = header.metadata.get("modelspec.prediction_type", "").lower()
-    velocity = "v_pred" in header.tensors or stated in ("v", "v_prediction")
-    if not velocity and stated not in ("epsilon", "eps"):
+    velocity = states_velocity(read_header(path))
+    if velocity is None:
         return
     theirs = getattr(base.solver, "predicts_velocity", velocity)
     if theirs != velocity:

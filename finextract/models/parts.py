@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from finextract.errors import BaseMismatch, CorruptWeights
+from finextract.errors import BaseMismatch
+from finextract.models.component_loaders import ComponentLoader
 from finextract.models.learned_words import LearnedWord, learn
-from finextract.pipeline_folder import read_config, refuse_pickles
 from finextract.sharing import copy_sharing, replace_tensors
+from finextract.single_files import DENOISER_PREFIX, VAE_PREFIXES
 from finextract.support import component_class
 from finextract.text import first_line
 from finextract.weights.kinds import Family
 
-_ORIGINAL_PREFIX = "model.diffusion_model."
-_OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.")  # beside the transformer in a single file
+_OTHER_PARTS = (*VAE_PREFIXES, "text_encoders.")  # beside the transformer in a single file
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class LatentModel:
     """What the models of all families share. A family adds its other parts, and the rest of TunableModel."""
 
     vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
+    offloads: bool = False  # text encoders and VAE are on the CPU, and on the device while they are used
 
     components: ClassVar[tuple[str, ...]]  # what fine-tuning changes; the denoiser first
     encoders: ClassVar[Mapping[str, str]]  # what files of embeddings call the text encoders -> components
@@ -68,12 +68,25 @@ class LatentModel:
         found = {name: getattr(self, name) for name in self.components}
         return {name: module for name, module in found.items() if module is not None}
 
+    @contextmanager
+    def using(self, module: nn.Module) -> Iterator[None]:
+        """A text encoder or the VAE is on the device within the block."""
+        if not self.offloads:
+            yield
+            return
+        module.to(self.device)
+        try:
+            yield
+        finally:
+            module.to("cpu")
+
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
         config = self.vae.config
         latents = latents.to(self.vae.dtype, memory_format=self.layout)
-        images = self.vae.decode(latents / config.scaling_factor + _shift(config)).sample
+        with self.using(self.vae):
+            images = self.vae.decode(latents / config.scaling_factor + _shift(config)).sample
         result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
         return result
 
@@ -81,8 +94,9 @@ class LatentModel:
     def encode(self, images: Tensor) -> Tensor:
         """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
         config = self.vae.config
-        pixels = images.to(self.vae.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
-        encoded = self.vae.encode(pixels)
+        pixels = images.to(self.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
+        with self.using(self.vae):
+            encoded = self.vae.encode(pixels)
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         result: Tensor = ((latents - _shift(config)) * config.scaling_factor).to(self.dtype)
         return result
@@ -99,7 +113,8 @@ class LatentModel:
 
     def copy_for_tuning(self) -> Self:
         """The same model with modules of its own, which share their tensors until they are replaced."""
-        return replace(self, **{name: copy_sharing(module) for name, module in self._modules.items()})
+        copies: dict[str, Any] = {name: copy_sharing(module) for name, module in self._modules.items()}
+        return replace(self, **copies)
 
     def with_words(self, words: Sequence[LearnedWord]) -> Self:
         """This model with learned words in its text encoders. For a copy: its own encoders are changed.
@@ -124,6 +139,17 @@ class LatentModel:
         for component, module in self._modules.items():
             if weights.get(component) or component == self.components[0]:
                 load_into(module, weights.get(component, {}))
+
+    def load_vae(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the VAE's weights by those of one file in the original names. Raises BaseMismatch."""
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        inner = {k: t for k, t in weights.items() if k.startswith(VAE_PREFIXES)}
+        try:
+            named: dict[str, Tensor] = convert_ldm_vae_checkpoint(inner, self.vae.config)
+        except (KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise BaseMismatch(f"its VAE lacks {first_line(error)}, which the base model has") from error
+        load_into(self.vae, named)
 
 
 def image_factor(vae: Any) -> int:
@@ -156,27 +182,12 @@ def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
     return ids
 
 
-def load_vae(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
-    """The VAE of a pipeline folder of a flow family, in the precision that it needs. See `vae_dtype`."""
+def vae_of(loader: ComponentLoader, dtype: torch.dtype) -> Any:
+    """The VAE of a pipeline of a flow family, in the precision that it needs. See `vae_dtype`."""
     import diffusers
 
-    vae_class = getattr(diffusers, component_class(read_config(folder, "model_index.json"), "vae"))
-    precision = vae_dtype(read_config(folder, "vae/config.json"), dtype)
-    return vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=precision, **options)
-
-
-@contextmanager
-def loading(folder: Path, components: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The options with which a component of a pipeline folder is loaded: safetensors only, from disk only.
-
-    Raises PickledWeights where a component's weights are pickles, and CorruptWeights for whatever diffusers
-    and transformers raise within the block.
-    """
-    refuse_pickles(folder, components)
-    try:
-        yield {"use_safetensors": True, "local_files_only": True}
-    except Exception as error:  # they raise errors of any class for a damaged folder
-        raise CorruptWeights(f"{folder.name} cannot be loaded as a pipeline: {first_line(error)}.") from error
+    vae_class = getattr(diffusers, component_class(loader.config("model_index.json"), "vae"))
+    return loader.module("vae", vae_class, vae_dtype(loader.config("vae/config.json"), dtype))
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -223,7 +234,7 @@ def converted(
     `convert` is diffusers' converter, which takes the tensors that it knows out of its argument. Raises
     BaseMismatch where tensors are missing or left over: those of another model, or of a quantised file.
     """
-    inner = inner_keys(weights, _ORIGINAL_PREFIX) or {
+    inner = inner_keys(weights, DENOISER_PREFIX) or {
         key: tensor for key, tensor in weights.items() if not key.startswith(_OTHER_PARTS)
     }
     inner = {key: tensor.half() if _is_eighth(tensor) else tensor for key, tensor in inner.items()}

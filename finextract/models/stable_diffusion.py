@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from finextract.models.component_loaders import ComponentLoader
 from finextract.models.parts import prompt_length, token_ids
 from finextract.models.unet import (
     UNetModel,
@@ -21,9 +21,10 @@ from finextract.models.unet import (
     open_clip_of_single_file,
     unet_of_single_file,
 )
+from finextract.single_files import TEXT_ENCODER_PREFIXES
 from finextract.weights.kinds import Family
 
-_OPEN_CLIP = "cond_stage_model.model."  # the text encoder of Stable Diffusion 2.x in its original key names
+_OPEN_CLIP = TEXT_ENCODER_PREFIXES["sd2"]["text_encoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class StableDiffusion(UNetModel):
     def condition(self, prompt: str) -> Tensor:
         """The text encoder's last hidden states for a prompt, [1, L, D]; a longer prompt is cut."""
         ids = token_ids(self.tokenizer, prompt, prompt_length(self.tokenizer, self.text_encoder))
-        states: Tensor = self.text_encoder(ids.to(self.device))[0]
+        with self.using(self.text_encoder):
+            states: Tensor = self.text_encoder(ids.to(self.device))[0]
         return states
 
     def predict(self, x: Tensor, t: float, conditioning: Tensor) -> Tensor:
@@ -68,8 +70,8 @@ class StableDiffusion(UNetModel):
         self.load_components({"unet": unet_of_single_file(weights, self.unet), "text_encoder": text_encoder})
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-    """Loads a diffusers pipeline folder of this family. See `finextract.models.unet.load_parts`."""
+def load(loader: ComponentLoader, dtype: torch.dtype) -> StableDiffusion:
+    """Loads a pipeline of this family. See `finextract.models.unet.load_parts`."""
     from transformers import CLIPTextModel
 
-    return StableDiffusion(**load_parts(folder, device, dtype, {"text_encoder": CLIPTextModel}))
+    return StableDiffusion(**load_parts(loader, dtype, {"text_encoder": CLIPTextModel}))

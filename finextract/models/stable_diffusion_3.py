@@ -1,33 +1,27 @@
 """Stable Diffusion 3 and 3.5: three text encoders, a transformer over image and text tokens, a KL VAE.
 
-Esser et al. (ICML 2024). N = samples, L = text positions, D = text width, P = pooled width. Loads safetensors
-only, from local folders only. Prompts are encoded as diffusers' StableDiffusion3Pipeline encodes them.
+Esser et al. (ICML 2024). N = samples, L = text positions, D = text width, P = pooled width. Prompts are
+encoded as diffusers' StableDiffusion3Pipeline encodes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from finextract.models import parts
+from finextract.models.component_loaders import ComponentLoader
 from finextract.models.parts import LatentModel, TextStates
-from finextract.pipeline_folder import read_config
 from finextract.sampling import FlowEuler
-from finextract.support import component_class
+from finextract.single_files import TEXT_ENCODER_PREFIXES
 from finextract.weights.kinds import Family
 
 T5_TOKENS = 256
-# The text encoders in a single file that holds them -> their prefix.
-_SINGLE_FILE_PREFIXES = {
-    "text_encoder": "text_encoders.clip_l.transformer.",
-    "text_encoder_2": "text_encoders.clip_g.transformer.",
-    "text_encoder_3": "text_encoders.t5xxl.transformer.",
-}
+_SINGLE_FILE_PREFIXES = TEXT_ENCODER_PREFIXES["sd3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +76,8 @@ class StableDiffusion3(LatentModel):
         else:
             length = min(T5_TOKENS, self.tokenizer_3.model_max_length)
             ids = parts.token_ids(self.tokenizer_3, prompt, length)
-            t5 = self.text_encoder_3(ids.to(self.device))[0].to(clip.dtype)
+            with self.using(self.text_encoder_3):
+                t5 = self.text_encoder_3(ids.to(self.device))[0].to(clip.dtype)
         clip = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return TextStates(torch.cat([clip, t5], dim=1), torch.cat([pooled_l, pooled_g], dim=-1))
 
@@ -93,7 +88,8 @@ class StableDiffusion3(LatentModel):
         """
         length = parts.prompt_length(self.tokenizer, encoder)
         ids = parts.token_ids(tokenizer, prompt, length)
-        states = encoder(ids.to(self.device), output_hidden_states=True)
+        with self.using(encoder):
+            states = encoder(ids.to(self.device), output_hidden_states=True)
         return states.hidden_states[-2], states.text_embeds
 
     def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
@@ -107,7 +103,7 @@ class StableDiffusion3(LatentModel):
         return velocity
 
     def load_single_file(self, weights: dict[str, Tensor]) -> None:
-        """Replaces the weights by those of one file in Stability's own names; its VAE is not used.
+        """Replaces the weights by those of one file in Stability's own names, but the VAE.
 
         Raises BaseMismatch.
         """
@@ -122,46 +118,34 @@ class StableDiffusion3(LatentModel):
         self.load_components(converted)
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion3:
-    """Loads a diffusers pipeline folder of this family.
+def load(loader: ComponentLoader, dtype: torch.dtype) -> StableDiffusion3:
+    """Loads a pipeline of this family.
 
     Raises PickledWeights where its weights are pickles, CorruptWeights where a part is missing or damaged.
     """
     import diffusers
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-    index = read_config(folder, "model_index.json")
-    with_t5 = bool(component_class(index, "text_encoder_3"))
-    with parts.loading(folder, ("transformer", *_SINGLE_FILE_PREFIXES, "vae")) as options:
-        transformer = diffusers.SD3Transformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype, **options
-        )
-        clip_l, clip_g = (
-            CLIPTextModelWithProjection.from_pretrained(
-                folder, subfolder=name, dtype=dtype, attn_implementation="sdpa", **options
-            )
-            for name in ("text_encoder", "text_encoder_2")
-        )
-        tokenizer_l, tokenizer_g = (
-            CLIPTokenizer.from_pretrained(folder, subfolder=name, local_files_only=True)
-            for name in ("tokenizer", "tokenizer_2")
-        )
-        t5 = t5_tokenizer = None
-        if with_t5:
-            t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_3", dtype=dtype, **options)
-            t5_tokenizer = T5TokenizerFast.from_pretrained(
-                folder, subfolder="tokenizer_3", local_files_only=True
-            )
-        vae = parts.load_vae(folder, dtype, options)
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
-            folder, subfolder="scheduler", local_files_only=True
-        )
-        tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
-        solver = FlowEuler.of_scheduler(scheduler.config, tokens)
-    for module in (transformer, clip_l, clip_g, t5, vae):
-        if module is not None:
-            module.to(device).eval().requires_grad_(False)
+    transformer = loader.module("transformer", diffusers.SD3Transformer2DModel, dtype)
+    clip_l, clip_g = (
+        loader.module(name, CLIPTextModelWithProjection, dtype, attn_implementation="sdpa")
+        for name in ("text_encoder", "text_encoder_2")
+    )
+    t5 = t5_tokenizer = None
+    if loader.has("text_encoder_3"):
+        t5 = loader.module("text_encoder_3", T5EncoderModel, dtype)
+        t5_tokenizer = loader.tokenizer("tokenizer_3", T5TokenizerFast)
+    scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
+    tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
     return StableDiffusion3(
-        transformer=transformer, text_encoder=clip_l, text_encoder_2=clip_g, text_encoder_3=t5,
-        tokenizer=tokenizer_l, tokenizer_2=tokenizer_g, tokenizer_3=t5_tokenizer, vae=vae, solver=solver,
-    )  # fmt: skip
+        offloads=loader.offloads,
+        transformer=transformer,
+        text_encoder=clip_l,
+        text_encoder_2=clip_g,
+        text_encoder_3=t5,
+        tokenizer=loader.tokenizer("tokenizer", CLIPTokenizer),
+        tokenizer_2=loader.tokenizer("tokenizer_2", CLIPTokenizer),
+        tokenizer_3=t5_tokenizer,
+        vae=parts.vae_of(loader, dtype),
+        solver=FlowEuler.of_scheduler(scheduler.config, tokens),
+    )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from finextract.models.component_loaders import ComponentLoader
 from finextract.models.parts import TextStates, prompt_length, token_ids
 from finextract.models.unet import (
     UNetModel,
@@ -22,10 +22,10 @@ from finextract.models.unet import (
     open_clip_of_single_file,
     unet_of_single_file,
 )
-from finextract.pipeline_folder import read_config
+from finextract.single_files import TEXT_ENCODER_PREFIXES
 from finextract.weights.kinds import Family
 
-_OPEN_CLIP = "conditioner.embedders.1.model."  # the second text encoder in the original key names
+_OPEN_CLIP = TEXT_ENCODER_PREFIXES["sdxl"]["text_encoder_2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,8 @@ class StableDiffusionXL(UNetModel):
             (self.tokenizer_2, self.text_encoder_2),
         ):
             ids = token_ids(tokenizer, prompt, prompt_length(tokenizer, encoder))
-            encoded = encoder(ids.to(self.device), output_hidden_states=True)
+            with self.using(encoder):
+                encoded = encoder(ids.to(self.device), output_hidden_states=True)
             states.append(encoded.hidden_states[-2])
         found = TextStates(torch.cat(states, dim=-1), encoded.text_embeds)
         if not prompt and self.zeros_for_empty_prompt:
@@ -93,12 +94,10 @@ class StableDiffusionXL(UNetModel):
         })  # fmt: skip
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusionXL:
-    """Loads a diffusers pipeline folder of this family. See `finextract.models.unet.load_parts`."""
+def load(loader: ComponentLoader, dtype: torch.dtype) -> StableDiffusionXL:
+    """Loads a pipeline of this family. See `finextract.models.unet.load_parts`."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-    zeros = read_config(folder, "model_index.json").get("force_zeros_for_empty_prompt", True)
-    return StableDiffusionXL(
-        **load_parts(folder, device, dtype, encoders), zeros_for_empty_prompt=zeros is not False
-    )
+    zeros = loader.config("model_index.json").get("force_zeros_for_empty_prompt", True)
+    return StableDiffusionXL(**load_parts(loader, dtype, encoders), zeros_for_empty_prompt=zeros is not False)

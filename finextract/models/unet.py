@@ -1,13 +1,12 @@
 """What the families with a UNet share: Stable Diffusion 1.x and 2.x, and SDXL. Latents of a VAE, DDIM steps.
 
-N = samples, L = text positions, D = text width. Loads safetensors only, from local folders only.
+N = samples, L = text positions, D = text width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.untrusted import whole_of
 from finextract.models.base import Conditioning
-from finextract.models.parts import LatentModel, image_factor, loading
-from finextract.pipeline_folder import read_config
+from finextract.models.component_loaders import ComponentLoader
+from finextract.models.parts import LatentModel, image_factor
 from finextract.reasons import ReasonCode
 from finextract.sampling import DDIM, initial_noise
 from finextract.support import component_class
@@ -73,9 +72,9 @@ class UNetModel(LatentModel):
 
 
 def load_parts(
-    folder: Path, device: torch.device, dtype: torch.dtype, text_encoders: Mapping[str, type[Any]]
+    loader: ComponentLoader, dtype: torch.dtype, text_encoders: Mapping[str, type[Any]]
 ) -> dict[str, Any]:
-    """The UNet, the VAE, the solver, the text encoders and their tokenizers of a diffusers pipeline folder.
+    """The UNet, the VAE, the solver, the text encoders and their tokenizers of a pipeline.
 
     `text_encoders` maps their components to their classes; the tokenizer of "text_encoder_2" is
     "tokenizer_2". The safety checker and custom code are never loaded. A VAE whose configuration says that
@@ -86,34 +85,20 @@ def load_parts(
     import diffusers
     from transformers import CLIPTokenizer
 
-    vae_class = getattr(diffusers, component_class(read_config(folder, "model_index.json"), "vae"))
-    scheduler = read_config(folder, "scheduler/scheduler_config.json")
-    upcast = dtype == torch.float16 and read_config(folder, "vae/config.json").get("force_upcast")
-    with loading(folder, ("unet", "vae", *text_encoders)) as options:
-        parts = {
-            "unet": diffusers.UNet2DConditionModel.from_pretrained(
-                folder, subfolder="unet", torch_dtype=dtype, **options
-            ),
-            "vae": vae_class.from_pretrained(
-                folder, subfolder="vae", torch_dtype=torch.float32 if upcast else dtype, **options
-            ),
-        }
-        for name, encoder in text_encoders.items():
-            parts[name] = encoder.from_pretrained(
-                folder, subfolder=name, dtype=dtype, attn_implementation="sdpa", **options
-            )
-        for module in parts.values():
-            module.to(device).eval().requires_grad_(False)
-        parts["unet"].to(memory_format=UNetModel.layout)
-        for name in text_encoders:
-            tokenizer = name.replace("text_encoder", "tokenizer")
-            parts[tokenizer] = CLIPTokenizer.from_pretrained(
-                folder, subfolder=tokenizer, local_files_only=True
-            )
-        noise = diffusers.DDIMScheduler.from_config(
-            {k: v for k, v in scheduler.items() if k not in ("_class_name", "_diffusers_version")}
-        )
-    return {**parts, "solver": _solver(folder.name, scheduler, noise)}
+    vae_class = getattr(diffusers, component_class(loader.config("model_index.json"), "vae"))
+    scheduler = loader.config("scheduler/scheduler_config.json")
+    upcast = dtype == torch.float16 and loader.config("vae/config.json").get("force_upcast")
+    parts = {
+        "unet": loader.module("unet", diffusers.UNet2DConditionModel, dtype),
+        "vae": loader.module("vae", vae_class, torch.float32 if upcast else dtype),
+    }
+    parts["unet"].to(memory_format=UNetModel.layout)
+    for name, encoder in text_encoders.items():
+        parts[name] = loader.module(name, encoder, dtype, attn_implementation="sdpa")
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        parts[tokenizer] = loader.tokenizer(tokenizer, CLIPTokenizer)
+    noise = loader.scheduler(diffusers.DDIMScheduler)
+    return {**parts, "solver": _solver(loader.name, scheduler, noise), "offloads": loader.offloads}
 
 
 def _solver(where: str, scheduler: Mapping[str, Any], noise: Any) -> DDIM:

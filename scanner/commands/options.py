@@ -135,8 +135,8 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     }),
     (("--gpus-per-worker",), {
         "type": GpuShare(0), "metavar": "N",
-        "help": "The GPUs of a scan: 0.5 for half of one, 0 for a CPU core.  [default: a part by its memory; "
-        "on a cluster without a GPU workers wait for a node that has one]",
+        "help": "The GPUs of a scan: 0.5 for half of one, 0 for a CPU core.  [default: a part, by "
+        "its memory and the model family; on a cluster without a GPU workers wait for a node that has one]",
     }),
 )  # fmt: skip
 _SCAN_SETTINGS = ("samples_per_image", "assumed_train_images", "steps", "guidance_scale", "correction",

@@ -9,7 +9,7 @@
 
 Loading a base takes a worker far longer than loading a checkpoint that was tuned from it. A worker therefore
 stays with its base while checkpoints of that base are waiting, and then takes the base that has the most
-waiting checkpoints for each worker on it.
+waiting checkpoints for each worker on it. It takes those of the model families alone that it has a GPU for.
 """
 
 from __future__ import annotations
@@ -35,47 +35,65 @@ class State(StrEnum):
     DONE = "done"  # it has its verdict
 
 
+type Group = tuple[str | None, str]  # base and family
+
+
 class Schedule:
-    """Checkpoints by base, and the base that each worker took last."""
+    """Checkpoints by base and family, and the group that each worker took last."""
 
     def __init__(self, todo: Iterable[Planned] = ()) -> None:
-        self._queues: dict[str | None, deque[Planned]] = {}
+        self._queues: dict[Group, deque[Planned]] = {}
         self._size = 0
-        self._base_of: dict[Hashable, str | None] = {}  # worker -> base
+        self._families: Counter[str] = Counter()
+        self._group_of: dict[Hashable, Group] = {}  # worker -> group
         for planned in todo:
             self.add(planned)
 
     def __len__(self) -> int:
         return self._size
 
-    def take(self, worker: Hashable, count: int = 1) -> Sequence[Planned]:
-        """Removes and returns up to `count` checkpoints of one base for a worker; none where none is left."""
-        if not self._size:
+    def families(self) -> Counter[str]:
+        """How many checkpoints of each family are left."""
+        return self._families
+
+    def take(
+        self, worker: Hashable, count: int = 1, families: Container[str] | None = None
+    ) -> Sequence[Planned]:
+        """Removes and returns up to `count` checkpoints of one base for a worker; none where none is left.
+
+        Those of `families` alone, where that is given.
+        """
+        group = self._group_of.get(worker)
+        if group not in self._queues or (families is not None and group[1] not in families):
+            self._group_of.pop(worker, None)
+            group = self._busiest(families)
+        if group is None:
             return ()
-        base = self._base_of.get(worker)
-        if worker not in self._base_of or base not in self._queues:
-            self._base_of.pop(worker, None)
-            base = self._busiest()
-        queue = self._queues[base]
+        queue = self._queues[group]
         taken = [queue.popleft() for _ in range(min(count, len(queue)))]
         if not queue:
-            del self._queues[base]
+            del self._queues[group]
         self._size -= len(taken)
-        self._base_of[worker] = base
+        self._families[group[1]] -= len(taken)
+        if not self._families[group[1]]:
+            del self._families[group[1]]
+        self._group_of[worker] = group
         return taken
 
     def add(self, planned: Planned) -> None:
         """Adds a checkpoint, the last of its base."""
-        self._queues.setdefault(planned.base, deque()).append(planned)
+        self._queues.setdefault((planned.base, planned.family), deque()).append(planned)
         self._size += 1
+        self._families[planned.family] += 1
 
     def forget(self, worker: Hashable) -> None:
         """Removes a worker that has ended."""
-        self._base_of.pop(worker, None)
+        self._group_of.pop(worker, None)
 
-    def _busiest(self) -> str | None:
-        workers = Counter(self._base_of.values())
-        return max(self._queues, key=lambda base: len(self._queues[base]) / (1 + workers[base]))
+    def _busiest(self, families: Container[str] | None) -> Group | None:
+        workers = Counter(self._group_of.values())
+        fitting = (group for group in self._queues if families is None or group[1] in families)
+        return max(fitting, key=lambda g: len(self._queues[g]) / (1 + workers[g]), default=None)
 
 
 class Backlog:
@@ -118,12 +136,16 @@ class Backlog:
         else:
             self._wait(planned)
 
-    def take(self, worker: Hashable, count: int) -> Sequence[Planned]:
-        """Up to `count` waiting checkpoints of one base for a worker.
+    def families(self) -> Counter[str]:
+        """How many checkpoints of each family are waiting."""
+        return self._waiting.families()
+
+    def take(self, worker: Hashable, count: int, families: Container[str] | None = None) -> Sequence[Planned]:
+        """Up to `count` waiting checkpoints of one base for a worker, of `families` alone where it is given.
 
         They are CLAIMED until the caller passes each to `enqueue`, `hold_elsewhere` or `finish`.
         """
-        taken = self._waiting.take(worker, count)
+        taken = self._waiting.take(worker, count, families)
         for planned in taken:
             self._set(planned.checkpoint_id, State.CLAIMED)
         return taken
@@ -151,13 +173,16 @@ class Backlog:
         """The checkpoint that a worker scans."""
         return self._running.get(worker)
 
-    def steal(self, worker: Hashable, *, keep: Container[str] = ()) -> None:
+    def steal(
+        self, worker: Hashable, *, keep: Container[str] = (), among: Container[Hashable] | None = None
+    ) -> None:
         """Moves the last checkpoint of the longest queue of another worker into this worker's queue.
 
         So no checkpoint waits for one worker while another is idle. The only claim of a worker that is about
-        to begin is left to it, and so is a checkpoint whose id is in `keep`.
+        to begin is left to it, and so is a checkpoint whose id is in `keep`. The other worker is one of
+        `among`, where that is given.
         """
-        others = [other for other in self._queues if other != worker]
+        others = [o for o in self._queues if o != worker and (among is None or o in among)]
         longest = max(others, key=lambda other: len(self._queues[other]), default=None)
         if longest is None or len(self._queues[longest]) <= (0 if longest in self._running else 1):
             return

@@ -176,7 +176,7 @@ class _Crawl:
             self.backlog.wake(more_to_come=self.listing)
             if not pool.workers:
                 self._grow(pool)
-            for worker in pool.workers:
+            for worker in list(pool.workers):
                 if worker.is_idle:
                     self._give_work(pool, worker)
             busy = any(not worker.is_idle for worker in pool.workers)
@@ -193,32 +193,40 @@ class _Crawl:
 
     def _grow(self, pool: WorkerPool) -> None:
         left = self.outcomes.progress.total - self.outcomes.progress.done
-        pool.grow(most=int(max(1, min(left, self._budget.workers))))
+        pool.grow(int(max(1, min(left, self._budget.workers))), self.backlog.families())
 
     def _give_work(self, pool: WorkerPool, worker: WorkerHandle) -> None:
         if not self.backlog.queue(worker):
-            self._claim(worker)
+            self._claim(pool, worker)
         if not self.backlog.queue(worker):
-            self.backlog.steal(worker, keep=pool.fetched_elsewhere(worker))
+            alike = {other for other in pool.workers if other.share == worker.share}
+            self.backlog.steal(worker, keep=pool.fetched_elsewhere(worker), among=alike)
         if self._budget.is_spent:
             self.backlog.give_back(worker)
         while self.backlog.queue(worker):
             checkpoint = self.backlog.start(worker)
             if self.outcomes.is_leased(checkpoint):
                 pool.start(worker, checkpoint)
-                self._claim(worker)
+                self._claim(pool, worker)
                 return
             self.backlog.hold_elsewhere(Planned.of(self.backlog.stop(worker)))  # taken over meanwhile
+        if pool.is_in_the_way(worker, self.backlog.families()):
+            self._remove(pool, worker)
 
-    def _claim(self, worker: WorkerHandle) -> None:
-        """Fills a worker's queue with checkpoints that no other crawl holds or has finished."""
+    def _claim(self, pool: WorkerPool, worker: WorkerHandle) -> None:
+        """Fills a worker's queue with checkpoints that no other crawl holds or has finished.
+
+        They are of the families whose scans the worker's share of a GPU is enough for.
+        """
+        families = pool.families_for(worker, self.backlog.families())
         count = 1 + min(MAX_CLAIMS, max(CLAIMS, int(CLAIMS_S / max(worker.seconds, 1e-3))))
         while (
             self.backlog[State.WAITING]
             and len(self.backlog.queue(worker)) < 1 + CLAIMS
             and not self._budget.is_spent
         ):
-            taken = self.backlog.take(worker, count)
+            if not (taken := self.backlog.take(worker, count, families)):
+                break
             for row in (self.backlog.row(p.checkpoint_id) for p in taken):
                 if row is not None:  # leased before, for an attempt that failed or a worker that ended
                     self.backlog.enqueue(worker, row)

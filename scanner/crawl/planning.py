@@ -18,10 +18,10 @@ from scanner.store.store import Store
 # The view `checkpoints` has one row of weights that two sources have: here each source's own row counts.
 OF_SOURCE = """
 WITH placed AS (
-    SELECT checkpoint_id, base, inspection_status, listed_at FROM all_checkpoints WHERE source = ?
+    SELECT checkpoint_id, base, family, inspection_status, listed_at FROM all_checkpoints WHERE source = ?
     QUALIFY row_number() OVER (PARTITION BY repo, revision, file ORDER BY listed_at DESC) = 1
 )
-SELECT checkpoint_id, base, inspection_status FROM placed WHERE inspection_status <> 'unknown'
+SELECT checkpoint_id, base, family, inspection_status FROM placed WHERE inspection_status <> 'unknown'
 QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY listed_at DESC) = 1 ORDER BY checkpoint_id"""
 
 
@@ -31,11 +31,15 @@ class Planned(NamedTuple):
     checkpoint_id: str
     base: str | None
     inspection_status: InspectionStatus
+    family: str = "unknown"
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Planned:
         """The part of a checkpoint's row that a plan keeps."""
-        return cls(checkpoint.checkpoint_id, _shared(checkpoint.base), checkpoint.inspection_status)
+        return cls(
+            checkpoint.checkpoint_id, _shared(checkpoint.base), checkpoint.inspection_status,
+            sys.intern(checkpoint.family),
+        )  # fmt: skip
 
 
 class Plan:
@@ -86,8 +90,9 @@ class Plan:
         rows = store.query_arrow(OF_SOURCE, [source])
         plan = cls.begin(store, config_id, ())
         for batch in rows.to_batches():
-            for id_, base, status in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                plan._planned[id_] = Planned(id_, _shared(base), InspectionStatus(status))
+            columns = (column.to_pylist() for column in batch.columns)
+            for id_, base, family, status in zip(*columns, strict=True):
+                plan._planned[id_] = Planned(id_, _shared(base), InspectionStatus(status), sys.intern(family))
         plan._listed, plan._complete = rows.num_rows, True
         return plan
 

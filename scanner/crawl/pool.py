@@ -1,8 +1,9 @@
 """The workers of a crawl as Ray actors: as many as there is room for, replaced when they die.
 
 A worker holds a `scanner.crawl.worker.Scanner`. It takes a GPU, or a part of one where its memory allows
-several workers. On this machine it takes a CPU core where there is no GPU. On a cluster it never does
-so by itself: workers then wait for a node with a GPU, which is the demand that Ray's autoscaler acts on.
+several workers, and scans checkpoints of the families alone that need no larger share. On this machine it
+takes a CPU core where there is no GPU. On a cluster it never does so by itself: workers then wait for a node
+with a GPU, which is the demand that Ray's autoscaler acts on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,19 +20,14 @@ from finextract.reasons import ReasonCode
 from scanner.crawl.cluster import connected, is_cluster
 from scanner.crawl.code import version_reader
 from scanner.crawl.fetchers import Fetchers
+from scanner.crawl.gpu_shares import share_of_gpu
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import NoWorkers, StoreError
 from scanner.records import Checkpoint
 from scanner.store.leases import LeaseLost
 from scanner.text import first_line
 
-# GiB of a GPU by Ray's name of its type. A GPU of another type is taken by one worker alone.
-GPU_GIB = {"T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "A100-80G": 80, "L40S": 48, "H100": 80,
-           "H200": 141, "B200": 192}  # fmt: skip
-# GiB that a worker needs by model family: the pair in half precision and a batch of 32 at 512x512. Estimated.
-WORKER_GIB = {"sd1": 12}
 MAX_FAILED_STARTS = 5  # of workers, in a row
-MAX_PER_GPU = 4  # workers; more would only wait for each other
 MAX_WAITING = 8  # workers of a cluster that wait for a node, at any time
 NODE_DEATH = re.compile(r"node (has )?(died|been terminated|was terminated)|its node|preempt", re.IGNORECASE)
 # What the memory monitor of Ray says. Other messages name the OOM killer as one possible cause.
@@ -61,6 +57,7 @@ class WorkerHandle:
     """One actor, as the driver sees it. References are Ray's."""
 
     actor: Any
+    share: float = 0.0  # the GPUs that it takes
     starting: Any = None  # reference of its start, until it can be given work
     version: Any = None  # reference of the version of this program in its process
     node: str = ""  # the id of its node, once that was asked for
@@ -103,6 +100,7 @@ class WorkerPool:
         self._gpus_per_worker = gpus_per_worker  # 0 = CPU cores; None = by what there is
         self._tell = tell  # gets a sentence where Ray does not start at once, or no node has a GPU
         self._told = False  # that no node has a GPU
+        self._shares: dict[str, float] = {}  # by family
         self._connection = contextlib.ExitStack()
         self.workers: list[WorkerHandle] = []
         self._failed_starts = 0  # since the last successful one
@@ -118,31 +116,38 @@ class WorkerPool:
                 self._ray.kill(worker.actor)
             self._fetchers.end()
 
-    @property
-    def room(self) -> int:
-        """The number of workers: as the user gave it, or as the nodes that are there hold.
+    def has_room(self, share: float) -> bool:
+        """Whether there is room for one more worker of a share: as the user gave it, or as the nodes hold.
 
-        On a cluster up to MAX_WAITING more, so that an autoscaler sees how many nodes would be of use.
+        On a cluster for up to MAX_WAITING more, so that an autoscaler sees how many nodes would be of use.
         """
         if self._wanted:
-            return self._wanted
-        share, has = self._gpu_share(), self._ray.cluster_resources()
-        now = int(int(has.get("GPU", 0)) / share) if share else int(has.get("CPU", 0))
-        if not self._on_cluster:
-            return max(1, now)
-        return max(now, sum(not worker.is_waiting for worker in self.workers)) + MAX_WAITING
+            return len(self.workers) < self._wanted
+        has, each = self._ray.cluster_resources(), share or 1.0  # GPUs, or CPU cores
+        there = int(has.get("GPU" if share else "CPU", 0))
+        used = sum(worker.share or 1.0 for worker in self.workers)
+        room = max(there, each)
+        if self._on_cluster:
+            placed = sum(worker.share or 1.0 for worker in self.workers if not worker.is_waiting)
+            room = max(there, placed) + MAX_WAITING * each
+        return used + each <= room + 1e-6
 
     @property
     def num_waiting(self) -> int:
         """Workers that wait for a node of a cluster; on this machine a worker begins to start at once."""
         return sum(worker.is_waiting for worker in self.workers) if self._on_cluster else 0
 
-    def _gpu_share(self) -> float:
-        """The GPUs that a worker takes, often a part of one; 0 where workers take CPU cores.
+    def share(self, family: str) -> float:
+        """The GPUs that a worker for a family takes, often a part of one; 0 where workers take CPU cores.
 
         A part is told by the memory of the smallest type of GPU in the cluster. Where none is there yet, its
-        type is not known, and a worker takes a whole one.
+        type is not known, and a worker takes a whole one. `grow` looks at the cluster anew.
         """
+        if family not in self._shares:
+            self._shares[family] = self._share(family)
+        return self._shares[family]
+
+    def _share(self, family: str) -> float:
         if self._gpus_per_worker is not None:
             return self._gpus_per_worker
         has = self._ray.cluster_resources()
@@ -150,33 +155,66 @@ class WorkerPool:
             return 0
         kinds = [name.removeprefix("accelerator_type:") for name in has
                  if name.startswith("accelerator_type:")]  # fmt: skip
-        need = max(WORKER_GIB.values())  # a worker may be given any of them
-        least = min((GPU_GIB.get(kind, need) for kind in kinds), default=need)
-        return 1 / max(1, min(MAX_PER_GPU, least // need))
+        return share_of_gpu(family, kinds)
 
-    def grow(self, most: int) -> None:
-        """Starts workers until there is no room for more, or there are `most`.
+    def families_for(self, worker: WorkerHandle, waiting: Mapping[str, int]) -> list[str]:
+        """The families that a worker takes: those that need its share, else those that need less.
 
-        Of workers that wait for a node, no more than are of use are kept: each may be a node to pay for.
+        `waiting` is the number of checkpoints that wait, by family.
         """
-        waiting = [worker for worker in self.workers if worker.is_waiting]
-        for worker in waiting[max(0, most - (len(self.workers) - len(waiting))) :]:
-            self.dismiss(worker)
-        share = self._gpu_share()
+        exact = [family for family in waiting if self.share(family) == worker.share]
+        return exact or [family for family in waiting if self.share(family) < worker.share]
+
+    def grow(self, most: int, waiting: Mapping[str, int]) -> None:
+        """Starts workers until there is no room for more, there are `most`, or no more are of use.
+
+        `waiting` is the number of checkpoints that wait, by family. The families that need the smallest share
+        of a GPU come first. Of workers that wait for a node, no more than are of use are kept: each may be a
+        node to pay for.
+        """
+        self._shares.clear()
+        useful: dict[float, int] = {}  # share -> checkpoints
+        for family, count in waiting.items():
+            share = self.share(family)
+            useful[share] = useful.get(share, 0) + count
+        for worker in [worker for worker in self.workers if worker.is_waiting][::-1]:
+            if len(self.workers) > most or (useful and worker.share < min(useful)):
+                self.dismiss(worker)
+        present = {worker.share for worker in self.workers}
+        alike = len(present | useful.keys()) == 1  # then any worker may take what another one has claimed
+        for share in sorted(useful or (present if alike else ())):
+            self._tell_of_gpus(share)
+            while len(self.workers) < most and self.has_room(share):
+                free = sum(w.share == share and w.answer is None for w in self.workers)
+                if not alike and free >= useful[share]:
+                    break
+                self._start_worker(share)
+
+    def is_in_the_way(self, worker: WorkerHandle, waiting: Mapping[str, int]) -> bool:
+        """Whether an idle worker holds the room of one with a larger share, and nothing waits for itself.
+
+        `waiting` is the number of checkpoints that wait, by family.
+        """
+        shares = [self.share(family) for family in waiting]
+        return bool(shares) and worker.share < min(shares) and not self.has_room(min(shares))
+
+    def _tell_of_gpus(self, share: float) -> None:
+        """Tells once that workers wait for a GPU."""
         if share and not self._told and not self._ray.cluster_resources().get("GPU"):
             self._told = True
             self._tell(
                 "No node of the cluster has a GPU yet: workers wait until one has.\n"
                 "For a cluster that never has one, pass --gpus-per-worker 0."
             )
-        while len(self.workers) < min(self.room, most):
-            remote: Any = self._ray.remote(self._worker_class)
-            actor = remote.options(
-                num_gpus=share, num_cpus=0 if share else 1, max_restarts=0, max_task_retries=0,
-                max_concurrency=2,
-            ).remote(replace(self._task, gpus=share))  # fmt: skip
-            version = actor.__ray_call__.remote(version_reader())
-            self.workers.append(WorkerHandle(actor, starting=actor.ready.remote(), version=version))
+
+    def _start_worker(self, share: float) -> None:
+        remote: Any = self._ray.remote(self._worker_class)
+        actor = remote.options(
+            num_gpus=share, num_cpus=0 if share else 1, max_restarts=0, max_task_retries=0,
+            max_concurrency=2,
+        ).remote(replace(self._task, gpus=share))  # fmt: skip
+        version = actor.__ray_call__.remote(version_reader())
+        self.workers.append(WorkerHandle(actor, share, actor.ready.remote(), version))
 
     def start(self, worker: WorkerHandle, checkpoint: Checkpoint) -> None:
         """Has an idle worker scan a checkpoint."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finextract.framing import framings_for, variants_for
+from finextract.gpu_needs import need_of
 from finextract.metadata.training import pictures_of_json
 from scanner.config import ScanConfig
 from scanner.crawl.logs import LOGGER
@@ -69,6 +70,7 @@ class Screen:
         training = pictures_of_json(checkpoint.training)
         settings = MembershipSettings(
             budget=self._config.screen_budget,
+            batch_size=2 * need_of(checkpoint.family).batch_size,
             alpha=self._config.alpha,
             noise_seed=self._config.seed,
             framings=framings_for(training, pair.base.image_size),

@@ -136,6 +136,7 @@ def list_and_inspect(
     source = open_source(options)
     with _store_of(options, dry_run) as store:
         query = _query(options, store, source)
+        _tell_what_it_lacks(options, observer)
         observer.message(f"listing {source.name} (at most {query.limit} entries) ...")
         plan = Plan(
             list_batches(source, store, query, base_given=options.base is not None, write=False)
@@ -272,6 +273,7 @@ def _task(options: CrawlOptions, store: Store, source: Source, observer: Observe
     from scanner.crawl.worker import Task
     from scanner.hubs.base_models import local_base
 
+    _tell_what_it_lacks(options, observer)
     cores = os.cpu_count() or 1
     return Task(
         store=store.uri,
@@ -286,6 +288,13 @@ def _task(options: CrawlOptions, store: Store, source: Source, observer: Observe
         allow_pickle=options.allow_pickle,
         threads=0 if options.ray_address or not options.workers else max(1, cores // options.workers),
     )
+
+
+def _tell_what_it_lacks(options: CrawlOptions, observer: Observer) -> None:
+    from scanner.hubs.base_fetcher import what_it_lacks
+
+    if (sentence := what_it_lacks(options.base)) is not None:
+        observer.message(sentence)
 
 
 def _query(options: CrawlOptions, store: Store, source: Source) -> Query:

@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finextract.errors import CheckpointError
+from finextract.gpu_needs import need_of
+from finextract.reasons import ReasonCode
 from scanner.config import DESCRIPTOR, ScanConfig, default_cache
 from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of
+from scanner.crawl.gpu_shares import why_too_small
 from scanner.crawl.logs import LOGGER, logged
 from scanner.crawl.samples import earlier_candidates
 from scanner.crawl.screening import Screen
@@ -40,7 +43,6 @@ from scanner.store.leases import LeaseLost, Leases, lease_key
 from scanner.store.patience import CRAWL_S, Patience
 from scanner.store.store import Store
 
-BATCH_SIZE = 32  # samples at once, until memory turns out to be too small
 CUDA_EXIT_CODE = 70  # of a process whose CUDA context cannot be used any more
 
 
@@ -102,7 +104,7 @@ class Scanner:
         self._embedder: SscdEmbedder | None = None
         self._threads = task.threads
         self._base: tuple[BaseFiles, Any] | None = None
-        self._batch_size = BATCH_SIZE  # smaller after the memory was too small
+        self._batch_sizes: dict[str, int] = {}  # by family, where the memory was too small for the usual
         self._attempt: Attempt | None = None
 
     @cached_property
@@ -191,6 +193,8 @@ class Scanner:
 
         config = self._task.config
         attempt.facts.update(caption=checkpoint.caption, base=checkpoint.base)
+        if (why := _why_no_gpu(checkpoint.family)) is not None:
+            raise Unavailable(why, ReasonCode.OUT_OF_MEMORY)
         corpora = self._corpora  # references that cannot be read are an error now, not after the sampling
         with attempt.enter("fetch"):
             files = fetched(self._source, self._bases, checkpoint, self._downloads(keep=False))
@@ -241,7 +245,7 @@ class Scanner:
             candidates_per_image=config.candidates_per_image,
             steps=config.steps,
             seed=config.seed,
-            batch_size=self._batch_size,
+            batch_size=self._batch_sizes.get(checkpoint.family, need_of(checkpoint.family).batch_size),
         )
         guidance = settings.guidance(pair.kind)
         LOGGER.info(
@@ -259,7 +263,7 @@ class Scanner:
                 settings,
                 self._embedder,
             )
-        self._batch_size = result.settings.batch_size
+        batch_size = self._batch_sizes[checkpoint.family] = result.settings.batch_size
         for stage in ("embed", "cliques"):
             attempt.seconds[stage] = result.seconds[stage]
             attempt.seconds["sample"] -= result.seconds[stage]
@@ -270,7 +274,7 @@ class Scanner:
         )
         LOGGER.info(
             "%d samples, %d candidates, batches of %d", result.num_samples, len(result.candidates),
-            self._batch_size,
+            batch_size,
         )  # fmt: skip
         return result
 
@@ -294,17 +298,13 @@ class Scanner:
         """The base model; the last one stays loaded for the checkpoints that share it."""
         import torch
 
-        from finextract.models.loading import gpu_precision, load_base, load_base_file
+        from finextract.models.loading import gpu_precision, load_base
 
         if self._base is None or self._base[0] != base:
             self._base = None  # released before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            dtype = gpu_precision(base.folder) if device.type == "cuda" else torch.float32
-            if base.weights is None:
-                model = load_base(base.folder, device, dtype)
-            else:
-                model = load_base_file(base.folder, base.weights, device, dtype)
-            self._base = (base, model)
+            dtype = gpu_precision(base.model) if device.type == "cuda" else torch.float32
+            self._base = (base, load_base(base.model, device, dtype, base.parts))
         return self._base[1]
 
 
@@ -327,6 +327,12 @@ def devices() -> list[tuple[str, int]]:
 
     found = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return [(torch.cuda.get_device_name(n), torch.cuda.get_device_properties(n).total_memory) for n in found]
+
+
+def _why_no_gpu(family: str) -> str | None:
+    """Why the GPU of this process is too small for a family; None where it is not, or there is none."""
+    found = devices()
+    return why_too_small(family, found[0][1], found[0][0]) if found else None
 
 
 def _device_name() -> str:

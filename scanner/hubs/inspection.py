@@ -19,12 +19,12 @@ from finextract.metadata.prompts import exceeds_clip
 from finextract.metadata.sidecar_files import parse_sidecar_files
 from finextract.pipeline_folder import family_of_folder
 from finextract.reasons import Reason, ReasonCode
+from finextract.single_files import why_no_base
 from finextract.support import (
     FAMILY_NAMES,
     KIND_NAMES,
     describe,
     why_unsupported,
-    why_unsupported_base,
 )
 from finextract.weights.adapter_keys import context_width
 from finextract.weights.formats import Header, WeightsKind, classify, settled
@@ -203,7 +203,7 @@ def check_supported(kind: WeightsKind, where: str, base: str | None = None) -> N
 
 def check_base(header: Header, where: str) -> None:
     """Raises Skipped for a single file that cannot be the base of what can be scanned."""
-    if (found := why_unsupported_base(classify(header), where)) is not None:
+    if (found := why_no_base(header, where)) is not None:
         raise Skipped(found.sentence, found.reason_code)
 
 

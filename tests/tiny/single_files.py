@@ -1,13 +1,18 @@
-"""A pipeline of Stable Diffusion or SDXL as one file under the names of the models' own code."""
+"""A pipeline of Stable Diffusion as one file under the names of the models' own code."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from finextract.adapters.fused import whole_layer
+from finextract.weights.original_names import original_layers
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "zoo"))
 from _formats import _ldm_key
@@ -65,6 +70,31 @@ def open_clip_names(text_encoder: Any, prefix: str) -> dict[str, Tensor]:
     return named
 
 
+VAE_NAMES = (
+    (r"mid_block\.resnets\.0\.", "mid.block_1."), (r"mid_block\.resnets\.1\.", "mid.block_2."),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."), (r"attn_1\.group_norm", "attn_1.norm"),
+    (r"attn_1\.to_out\.0", "attn_1.proj_out"), (r"attn_1\.to_([qkv])", r"attn_1.\1"),
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)\.", r"down.\1.block.\2."),
+    (r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
+    (r"up_blocks\.(\d+)\.resnets\.(\d+)\.", r"up.\1.block.\2."),
+    (r"up_blocks\.(\d+)\.upsamplers\.0\.", r"up.\1.upsample."),
+    (r"conv_shortcut", "nin_shortcut"), (r"conv_norm_out", "norm_out"),
+)  # fmt: skip
+
+
+def vae_names(vae: Any, prefix: str = "first_stage_model.") -> dict[str, Tensor]:
+    """A KL autoencoder's tensors under the names of CompVis' code, whose upper levels count backwards."""
+    last, named = len(vae.config.block_out_channels) - 1, {}
+    for key, tensor in vae.state_dict().items():
+        name = key
+        for ours, theirs in VAE_NAMES:
+            name = re.sub(ours, theirs, name)
+        name = re.sub(r"\.up\.(\d+)\.", lambda found: f".up.{last - int(found[1])}.", name)
+        is_convolution = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
+        named[prefix + name] = tensor[:, :, None, None] if is_convolution else tensor
+    return named
+
+
 def stable_diffusion_2(pipeline: Any) -> dict[str, Tensor]:
     """Everything but the VAE; the text encoder has a last layer and a projection that no model here uses."""
     prefix = "cond_stage_model.model."
@@ -87,3 +117,38 @@ def stable_diffusion_xl(pipeline: Any) -> dict[str, Tensor]:
         **open_clip_names(pipeline.text_encoder_2, second),
         f"{second}logit_scale": torch.zeros(()),
     }
+
+
+def sd3_names(state: dict[str, Tensor], layers: list[str]) -> dict[str, Tensor]:
+    """A transformer of Stable Diffusion 3 in Stability's own names."""
+    made = {"pos_embed": state["pos_embed.pos_embed"]}
+    for original, target in original_layers(layers).items():
+        for part in ("weight", "bias"):
+            named: Any = {
+                layer: SimpleNamespace(weight=state[f"{layer.removeprefix('transformer.')}.{part}"])
+                for layer in target.layers
+            }
+            made[f"{original}.{part}"] = whole_layer(named, target)[0].clone()
+    sides = {"attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
+             "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
+             "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k"}  # fmt: skip
+    for key, tensor in state.items():
+        block, _, rest = key.removeprefix("transformer_blocks.").partition(".")
+        if (side := sides.get(rest.removesuffix(".weight"))) is not None:
+            made[f"joint_blocks.{block}.{side}.weight"] = tensor
+    return made
+
+
+def stable_diffusion_3(pipeline: Any) -> dict[str, Tensor]:
+    """Everything, with the prefixes that a file of all components has."""
+    layers = [f"transformer.{name}" for name, _ in pipeline.transformer.named_modules()]
+    transformer = sd3_names(dict(pipeline.transformer.state_dict()), layers)
+    named = {f"model.diffusion_model.{key}": tensor for key, tensor in transformer.items()}
+    for name, prefix in {
+        "text_encoder": "text_encoders.clip_l.transformer.",
+        "text_encoder_2": "text_encoders.clip_g.transformer.",
+        "text_encoder_3": "text_encoders.t5xxl.transformer.",
+    }.items():
+        if (encoder := getattr(pipeline, name)) is not None:
+            named |= {prefix + key: tensor for key, tensor in encoder.state_dict().items()}
+    return {**named, **vae_names(pipeline.vae)}

@@ -24,9 +24,10 @@ class HuggingFaceBases:
         self._client = HubClient(endpoint)
         self._entries: dict[str, dict[str, Any]] = {}  # OWNER/NAME -> the hub's entry
 
-    def fetch(self, base: str, downloads: DownloadCache) -> Path:
+    def fetch(self, base: str, downloads: DownloadCache, components: tuple[str, ...] = COMPONENTS) -> Path:
         """The diffusers folder of the base OWNER/NAME: a copy in the cache, of one commit.
 
+        Of other components than `components` it has the small files alone.
         Raises Skipped where there is no such base or it cannot be used, Unavailable where the hub or the
         disk fails.
         """
@@ -52,9 +53,10 @@ class HuggingFaceBases:
                 f"the hub states no valid commit of its base {base}. Pass --base with another copy of it.",
                 ReasonCode.BASE_UNAVAILABLE,
             )
-        folder = downloads.cache / "bases" / base.replace("/", "--") / revision
+        name = revision if components == COMPONENTS else f"{revision}.parts"
+        folder = downloads.cache / "bases" / base.replace("/", "--") / name
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = pipeline_files(files, "", COMPONENTS)
+        wanted = pipeline_files(files, "", components)
         with locked(folder / ".lock"):
             small = [w for w in wanted if not w.path.endswith(".safetensors")]
             download_files(self._client, base, revision, small, folder, downloads, stays=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny.flow_pipelines import SIDE, flux_pipeline, sd3_pipeline
+from tiny.single_files import sd3_names as under_original_names
 from torch import Tensor
 
-from finextract.adapters.fused import whole_layer
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights
@@ -23,7 +21,6 @@ from finextract.guidance import DIRECT, Guidance
 from finextract.models.flux import Flux
 from finextract.models.loading import gpu_precision, load_base, load_pair, tune
 from finextract.models.stable_diffusion_3 import StableDiffusion3
-from finextract.weights.original_names import original_layers
 
 CPU = torch.device("cpu")
 PIPELINES = {"sd3": sd3_pipeline, "flux": flux_pipeline}
@@ -43,26 +40,6 @@ def changed(module: torch.nn.Module) -> dict[str, Tensor]:
     torch.manual_seed(1)
     state = module.state_dict()
     return {key: t + 0.1 * torch.randn_like(t) if t.is_floating_point() else t for key, t in state.items()}
-
-
-def under_original_names(state: dict[str, Tensor], layers: list[str]) -> dict[str, Tensor]:
-    """A transformer of Stable Diffusion 3 in Stability's own names."""
-    made = {"pos_embed": state["pos_embed.pos_embed"]}
-    for original, target in original_layers(layers).items():
-        for part in ("weight", "bias"):
-            named: Any = {
-                layer: SimpleNamespace(weight=state[f"{layer.removeprefix('transformer.')}.{part}"])
-                for layer in target.layers
-            }
-            made[f"{original}.{part}"] = whole_layer(named, target)[0].clone()
-    sides = {"attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
-             "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
-             "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k"}  # fmt: skip
-    for key, tensor in state.items():
-        block, _, rest = key.removeprefix("transformer_blocks.").partition(".")
-        if (side := sides.get(rest.removesuffix(".weight"))) is not None:
-            made[f"joint_blocks.{block}.{side}.weight"] = tensor
-    return made
 
 
 @pytest.mark.parametrize("family", PIPELINES)

@@ -24,6 +24,17 @@ def test_a_worker_stays_with_its_base_until_nothing_of_it_is_left() -> None:
     assert schedule.take("w") == ()
 
 
+def test_a_worker_takes_the_families_alone_that_it_has_a_gpu_for() -> None:
+    backlog = Backlog()
+    for number, family in enumerate(("sd1", "flux", "sd1", "flux")):
+        backlog.add(Planned(f"{number}", "one base", InspectionStatus.READY, family))
+    assert backlog.families() == {"sd1": 2, "flux": 2}
+    assert [p.checkpoint_id for p in backlog.take("small", 9, {"sd1"})] == ["0", "2"]
+    assert backlog.families() == {"flux": 2}
+    assert backlog.take("small", 9, {"sd1"}) == ()
+    assert [p.checkpoint_id for p in backlog.take("large", 9)] == ["1", "3"]
+
+
 def test_workers_spread_over_the_bases_by_what_is_left_of_each() -> None:
     schedule = Schedule(planned("a" * 9 + "b" * 3))
     first = [schedule.take(worker)[0].base for worker in ("u", "v", "w")]
@@ -247,3 +258,12 @@ class BacklogMachine(RuleBasedStateMachine):
 
 
 TestBacklogMachine = BacklogMachine.TestCase
+
+
+def test_nothing_is_stolen_from_a_worker_with_another_share_of_a_gpu() -> None:
+    backlog, _ = backlog_of("aaa")
+    claim(backlog, "large", 3)
+    backlog.steal("small", among={"other"})
+    assert not backlog.queue("small")
+    backlog.steal("small", among={"large"})
+    assert len(backlog.queue("small")) == 1

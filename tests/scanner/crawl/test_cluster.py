@@ -138,7 +138,7 @@ def test_a_worker_with_another_version_of_this_program_is_refused(
     own: Own, store: Store, tmp_path: Path
 ) -> None:
     with WorkerPool(task(store, tmp_path / "cache"), address=None, workers=1, worker_class=Quick) as pool:
-        pool.grow(most=1)
+        pool.grow(1, {"sd1": 1})
         with pytest.raises(
             NoWorkers, match=r"a node has another version of this program: .*, and this machine"
         ):

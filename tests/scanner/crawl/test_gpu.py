@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ import ray
 from faults.scene import local_ray
 from ray import cloudpickle
 from servers.hub import Hub
-from stub_worker import Quick, task
+from stub_worker import Quick, ended, task
 
-from scanner.crawl import engine
-from scanner.crawl import pool as pool
+from finextract.reasons import ReasonCode
+from scanner.crawl import engine, gpu_shares, worker
 from scanner.crawl.attempt import Attempt
 from scanner.crawl.engine import crawl
+from scanner.crawl.gpu_shares import MAX_PER_GPU, why_too_small
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerPool
 from scanner.crawl.progress import Observer, Progress
@@ -67,12 +69,16 @@ class ReallyPoisoned(Poisoned):
     real = True
 
 
-def plan_of_one(store: Store) -> Plan:
-    row = Checkpoint(
-        checkpoint_id="a", source="hf", repo="o/a", revision="", file="", url="", sha256=None, size_bytes=1,
-        kind="lora", family="sd1", base="b", caption="", num_train_images=None, license=None, created_at=None,
-        listed_at=now(), raw="{}", inspection_status=InspectionStatus.READY,
+def row_of(checkpoint_id: str, family: str) -> Checkpoint:
+    return Checkpoint(
+        checkpoint_id=checkpoint_id, source="hf", repo=f"o/{checkpoint_id}", revision="", file="", url="",
+        sha256=None, size_bytes=1, kind="lora", family=family, base=family, caption="", num_train_images=None,
+        license=None, created_at=None, listed_at=now(), raw="{}", inspection_status=InspectionStatus.READY,
     )  # fmt: skip
+
+
+def plan_of_one(store: Store) -> Plan:
+    row = row_of("a", "sd1")
     store.append([row])
     return Plan(planned=[Planned.of(row)])
 
@@ -95,15 +101,52 @@ def test_as_many_workers_share_a_gpu_as_its_memory_allows_and_one_takes_a_kind_t
     store: Store, tmp_path: Path, labelled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with WorkerPool(hf_task(store, tmp_path), address=None, workers=None, worker_class=Quick) as there:
-        assert there.room == pool.MAX_PER_GPU == 4
-        there.grow(most=10)
+        there.grow(10, {"sd1": 20})
         ray.get([worker.starting for worker in there.workers], timeout=120)
-        assert len(there.workers) == 4
+        assert len(there.workers) == MAX_PER_GPU == 4
         assert ray.available_resources().get("GPU", 0) == 0
-        monkeypatch.setitem(pool.GPU_GIB, "H100", 30)
-        assert there.room == 2
-        monkeypatch.delitem(pool.GPU_GIB, "H100")
-        assert there.room == 1
+        assert [there.share(family) for family in ("sd1", "flux", "unknown")] == [0.25, 1.0, 1.0]
+        monkeypatch.setitem(gpu_shares.GPU_GIB, "H100", 30)
+        assert there.share("sd1") == 0.5
+        monkeypatch.delitem(gpu_shares.GPU_GIB, "H100")
+        assert there.share("sd1") == 1.0
+
+
+class Sharing(Quick):
+    """A worker that writes how many GPUs it takes."""
+
+    def scan(self, checkpoint: Checkpoint) -> Scan:
+        time.sleep(0.2)
+        facts = {"device": f"{self.task.gpus:g} of {os.getpid()}"}
+        return ended(self.task, checkpoint, Verdict.NOTHING_FOUND, "", self.store, **facts)
+
+
+def test_scans_of_small_families_share_a_gpu_and_one_of_a_large_family_gets_a_whole_one(
+    store: Store, tmp_path: Path, labelled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TICK_S", 0.3)
+    families = ["sd1", "flux", "sd1", "sdxl", "sd1", "flux", "sdxl", "sd1"]
+    rows = [row_of(f"{n}", family) for n, family in enumerate(families)]
+    store.append(rows)
+    counts = crawl(
+        hf_task(store, tmp_path), Plan(planned=[Planned.of(row) for row in rows]), store, worker_class=Sharing
+    )
+    assert counts == {Verdict.NOTHING_FOUND: 8}
+    took = {scan.checkpoint_id: str(scan.device).split(" of ") for scan in store.select(Scan)}
+    shares = {(family, took[f"{n}"][0]) for n, family in enumerate(families)}
+    assert shares == {("sd1", "0.25"), ("sdxl", "0.333333"), ("flux", "1")}
+    assert len({process for _, process in took.values()}) <= 4 + 2 + 1, "no more than are of use"
+
+
+def test_a_gpu_that_is_too_small_for_a_family_is_told_before_anything_is_fetched(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "devices", lambda: [("T4", 15 * 1024**3)])
+    scan = Scanner(hf_task(store, tmp_path)).scan(row_of("a", "flux"))
+    assert (scan.verdict, scan.reason_code, scan.seconds) == (Verdict.FAILED, ReasonCode.OUT_OF_MEMORY, {})
+    assert scan.reason.startswith("a scan of flux needs ")
+    assert "the T4 of this node has 15 GiB" in scan.reason
+    assert why_too_small("sd1", 15 * 1024**3, "T4") is why_too_small("unknown", 1, "T4") is None
 
 
 @pytest.mark.parametrize("kind", [Poisoned, pytest.param(ReallyPoisoned, marks=pytest.mark.gpu)])

@@ -1,4 +1,4 @@
-"""Bases of one file, as most of Civitai's are: found, fetched, and laid over a folder that lends the rest.
+"""Bases of one file, as most of Civitai's are: found and fetched, with what they lack from a pipeline.
 
 The zoo's own base in its single-file form is the base here: kohya headers in the zoo tell its SHA256.
 """
@@ -19,13 +19,14 @@ from servers.civitai import file_entry, lora_bytes, model
 from servers.hub import Hub
 from servers.trouble import lora_shapes, small_tensors, write_safetensors
 
+from finextract.single_files import SingleFile
 from scanner.config import ScanConfig
 from scanner.crawl.worker import Scanner, SscdEmbedder, Task
 from scanner.errors import Skipped, Unavailable
 from scanner.hashing import sha256_of
-from scanner.hubs import addresses, http
+from scanner.hubs import addresses, base_fetcher, http
 from scanner.hubs.base import Query
-from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
+from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles, what_it_lacks
 from scanner.hubs.base_models import SD15
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.civitai.source import CivitaiSource
@@ -124,8 +125,25 @@ def test_a_base_of_one_file_may_be_given(models: Path, lender: Hub, tmp_path: Pa
     file = models / "Stable-diffusion/renamed.safetensors"
     with DownloadCache(tmp_path / "cache") as downloads:
         base = BaseFetcher(str(file)).fetch(str(file), downloads)
-    assert base.weights == file
-    assert (base.folder / "tokenizer/vocab.json").is_file()
+    assert base.model == file
+    assert base.parts is not None
+    assert (base.parts / "tokenizer/vocab.json").is_file()
+    assert (base.parts / "vae/diffusion_pytorch_model.safetensors").is_file()
+    assert not list(base.parts.glob("unet/*.safetensors")), "the file has it"
+
+
+def test_a_base_of_one_file_with_all_components_needs_no_hub(
+    models: Path, lender: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = models / "Stable-diffusion/renamed.safetensors"
+    assert str(what_it_lacks(str(file))).endswith(f"taken from {SD15}, downloaded once by each node.")
+    whole = SingleFile("sd1", "sd1", frozenset({"unet", "text_encoder", "vae"}), None)
+    monkeypatch.setattr(base_fetcher, "single_file", lambda header: whole)
+    with DownloadCache(tmp_path / "cache") as downloads:
+        assert BaseFetcher().fetch(str(file), downloads) == BaseFiles(file)
+        assert BaseFetcher(SD15).fetch(str(file), downloads) == BaseFiles(file)
+    assert not lender.requests
+    assert what_it_lacks(str(file)) is what_it_lacks(SD15) is what_it_lacks(None) is None
 
 
 def test_a_file_that_is_no_whole_model_is_refused_as_a_base(tmp_path: Path, lender: Hub) -> None:
@@ -169,9 +187,9 @@ def test_a_base_on_civitai_is_downloaded_once_and_takes_the_rest_from_stable_dif
         with DownloadCache(tmp_path / "cache") as downloads:
             fetched.append(BaseFetcher().fetch("civitai:2@20", downloads))
     assert fetched[0] == fetched[1]
-    assert fetched[0].weights is not None
-    assert fetched[0].weights.read_bytes() == base_bytes
-    assert sha256_of(fetched[0].folder / "vae/diffusion_pytorch_model.safetensors")
+    assert fetched[0].model.read_bytes() == base_bytes
+    assert fetched[0].parts is not None
+    assert sha256_of(fetched[0].parts / "vae/diffusion_pytorch_model.safetensors")
     whole = [h for _, _, path, h in site.requests if "/store/20/" in path and "Range" not in h]
     assert len(whole) == 1
 
@@ -181,7 +199,7 @@ def test_the_given_base_supplies_what_a_base_of_one_file_lacks(
 ) -> None:
     with DownloadCache(tmp_path / "cache") as downloads:
         base = BaseFetcher(str(zoo_path / "base")).fetch("civitai:2@20", downloads)
-    assert base.folder == zoo_path / "base"
+    assert base.parts == zoo_path / "base"
 
 
 def test_a_version_on_civitai_that_cannot_be_a_base_is_refused_before_it_is_downloaded(
