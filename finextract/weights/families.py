@@ -96,7 +96,6 @@ _OWN_LAYERS = (
 )  # fmt: skip
 _ANY_OWN_LAYER = re.compile("|".join(dict.fromkeys(own for _, own, _, _ in _OWN_LAYERS)))
 _SD3_WIDTHS = (1536, 2432)  # 3 medium and 3.5 medium, 3.5 large
-_JOINT_ATTENTION = re.compile(r"attn_|(?:x|context)_block_attn_")
 # A layer of SD3's blocks -> input and output width, in widths of the model; 0 where variants differ.
 _SD3_LAYERS = (
     (r"(?:x|context)_block_attn2?_qkv", 1, 3),
@@ -109,6 +108,11 @@ _SD3_LAYERS = (
     (r"ff(?:_context)?_net_2", 4, 1),
     (r"norm1(?:_context)?_linear", 1, 0),
 )
+# Family -> the names of its blocks, their layers, and the least width of a published model.
+_SMALL = {
+    "sd3": (frozenset({"joint_blocks", "transformer_blocks"}), _SD3_LAYERS, min(_SD3_WIDTHS)),
+    "flux": (frozenset(name for pair in _STREAMS for name in pair), _FLUX_LAYERS, _W),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,10 @@ def transformer_origin(layers: Mapping[str, Layer], named: Origin | None) -> Ori
     for double, single in _STREAMS:
         if blocks.keys() <= {double, single} and _all_match(inside, _FLUX_LAYERS):
             return _like_flux(blocks.get(double, -1), blocks.get(single, -1), plain, named)
-    return named if named is not None and _is_small(inside, named.family) else Origin("unknown")
+    small = tuple(family for family in _SMALL if _is_small(blocks.keys(), inside, family))
+    if named is not None:
+        return named if named.family in small else Origin("unknown")
+    return Origin(small[0]) if len(small) == 1 else Origin("unknown", fits=small)
 
 
 def _like_flux(double: int, single: int, names: Iterable[str], named: Origin | None) -> Origin:
@@ -191,14 +198,12 @@ def _like_flux(double: int, single: int, names: Iterable[str], named: Origin | N
     return Origin("unknown", f"{', '.join(first)} or {last}" if first else last, families)
 
 
-def _is_small(inside: Iterable[tuple[str, Layer]], family: str) -> bool:
+def _is_small(blocks: Iterable[str], inside: Iterable[tuple[str, Layer]], family: str) -> bool:
     """Whether layers have the names that a family has, and are narrower than in any published model of it."""
-    known = {"sd3": (_SD3_LAYERS, min(_SD3_WIDTHS)), "flux": (_FLUX_LAYERS, _W)}.get(family)
-    if known is None:
-        return False
-    names = [re.compile(pattern) for pattern, _, _ in known[0]]
-    return all(
-        any(pattern.fullmatch(name) for pattern in names) and 0 < min(filter(None, widths)) < known[1]
+    known, layers, published = _SMALL[family]
+    names = [re.compile(pattern) for pattern, _, _ in layers]
+    return known.issuperset(blocks) and all(
+        any(pattern.fullmatch(name) for pattern in names) and 0 < min(filter(None, widths)) < published
         for name, layer in inside
         if any(widths := (layer.width_in, layer.width_out))
     )
@@ -233,16 +238,7 @@ def _all_match(inside: Iterable[tuple[str, Layer]], known: Iterable[tuple[str, i
 
 
 def _is_sd3(inside: list[tuple[str, Layer]]) -> bool:
-    """Whether the blocks are those of Stable Diffusion 3, or of a smaller model of its shape.
-
-    No other model here has such blocks in a smaller width.
-    """
-    smaller = {
-        layer.width_in
-        for name, layer in inside
-        if _JOINT_ATTENTION.match(name) and 0 < layer.width_in < min(_SD3_WIDTHS)
-    }
     return any(
         _all_match(inside, [(pattern, wide * width, out * width) for pattern, wide, out in _SD3_LAYERS])
-        for width in (*_SD3_WIDTHS, *smaller)
+        for width in _SD3_WIDTHS
     )

@@ -23,7 +23,7 @@ from finextract.support import (
     why_unsupported_configs,
     why_unsupported_pipeline,
 )
-from finextract.weights.formats import ADAPTER_KINDS, Family, Kind, Style, WeightsKind
+from finextract.weights.kinds import ADAPTER_KINDS, Family, Kind, Style, WeightsKind
 
 SAFETY = {
     "feature_extractor": ["transformers", "CLIPImageProcessor"],

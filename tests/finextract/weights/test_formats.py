@@ -33,6 +33,7 @@ from finextract.weights.formats import (
     classify,
     parse_header,
     read_header,
+    settled,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -387,20 +388,22 @@ def test_the_words_that_ai_toolkit_and_onetrainer_have_for_a_family_are_known(
 
 
 @pytest.mark.parametrize(
-    ("layer", "wide", "out", "family"),
+    ("layer", "wide", "out", "stated", "family"),
     [
-        ("transformer.transformer_blocks.0.attn.to_q", 128, 128, "sd3"),
-        ("transformer.transformer_blocks.0.attn.to_q", 2048, 2048, "unknown"),
-        ("transformer.transformer_blocks.0.attn.to_q", 128, 384, "unknown"),
-        ("transformer.transformer_blocks.0.attn1.to_q", 128, 128, "unknown"),
-        ("diffusion_model.joint_blocks.0.x_block.attn.qkv", 128, 384, "sd3"),
+        ("transformer.transformer_blocks.0.attn.to_q", 128, 128, "sd3", "sd3"),
+        ("transformer.transformer_blocks.0.attn.to_q", 128, 128, "flux", "flux"),
+        ("transformer.transformer_blocks.0.attn.to_q", 128, 128, "sd1", "unknown"),
+        ("transformer.transformer_blocks.0.attn.to_q", 4096, 4096, "sd3", "unknown"),
+        ("transformer.transformer_blocks.0.attn1.to_q", 128, 128, "sd3", "unknown"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", 128, 128, "sd3", "flux"),
+        ("diffusion_model.joint_blocks.0.x_block.attn.qkv", 128, 384, "flux", "sd3"),
     ],
 )
-def test_an_adapter_of_a_smaller_model_of_the_shape_of_stable_diffusion_3_is_of_that_family(
-    layer: str, wide: int, out: int, family: str
+def test_an_adapter_of_a_small_transformer_is_of_the_stated_bases_family_where_its_layers_fit(
+    layer: str, wide: int, out: int, stated: str, family: str
 ) -> None:
     shapes = {f"{layer}.lora_A.weight": (4, wide), f"{layer}.lora_B.weight": (out, 4)}
-    assert classify(header_of(shapes)).family == family
+    assert settled(classify(header_of(shapes)), [stated]).family == family
 
 
 @pytest.mark.parametrize("width", [3072, 4096, 6144])
