@@ -199,6 +199,10 @@ def origin_of(header: Header) -> Origin:
 def _by_names(header: Header, layers: Mapping[str, Layer], named: Origin | None) -> Origin:
     """The origin of an adapter of a UNet whose shapes do not show the width of the text embeddings."""
     widths = {name: layer.width_out or layer.width_in for name, layer in layers.items()}
+    for key, tensor in header.tensors.items():  # LyCORIS' (IA)3: one number for each output, or each input
+        layer = key.removesuffix(_IA3_WEIGHT)
+        if layer != key and f"{layer}.on_input" in header.tensors:
+            widths[layer] = math.prod(tensor.shape)
     fitting = fitting_families(widths, header.metadata.get("ss_v2"))
     if named is not None:
         agree = named.family in fitting or named.family == "unknown" or not fitting

@@ -22,9 +22,18 @@ from finextract.weights.headers import (
     parse_header,
     read_header,
 )
-from finextract.weights.kinds import Family, Kind, Style, TuningKind, WeightsKind, settled
+from finextract.weights.kinds import (
+    ADAPTER_KINDS,
+    Family,
+    Kind,
+    Style,
+    TuningKind,
+    WeightsKind,
+    settled,
+)
 
 __all__ = [
+    "ADAPTER_KINDS",
     "MAX_HEADER_BYTES",
     "PICKLE_SUFFIXES",
     "Family",
