@@ -12,18 +12,19 @@ from dataclasses import dataclass
 class GpuNeed:
     """What the scans of a model family need."""
 
-    gib: int  # of GPU memory: both models, the largest batch, the CUDA context
-    least_gib: int  # with which a scan still works, one picture at a time
-    batch_size: int  # samples at once, until memory turns out to be too small
+    gib: int  # of GPU memory: both models with nothing in common, the screen's batch, the CUDA context
+    least_gib: int  # with text encoders and VAE on the GPU only while they are used, and a batch of one
+    batch_size: int  # samples at once, until memory turns out to be too small; the screen takes twice as many
 
 
-# Stable Diffusion 3 is counted as 3.5 large, because a family is all that is known before a file is opened.
+# A family is all that is known before a file is opened: `gib` of Stable Diffusion 3 is that of 3.5 large, and
+# `least_gib` that of 3 medium.
 GPU_NEEDS = {
-    "sd1": GpuNeed(12, 6, 32),
-    "sd2": GpuNeed(16, 8, 16),
-    "sdxl": GpuNeed(26, 18, 8),
-    "sd3": GpuNeed(64, 58, 8),
-    "flux": GpuNeed(76, 68, 4),
+    "sd1": GpuNeed(10, 6, 32),
+    "sd2": GpuNeed(12, 6, 16),
+    "sdxl": GpuNeed(20, 14, 16),
+    "sd3": GpuNeed(60, 18, 8),
+    "flux": GpuNeed(70, 55, 4),
 }
 _LARGEST = max(GPU_NEEDS.values(), key=lambda need: need.gib)
 

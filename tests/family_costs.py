@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tiny.full_size import made_on  # noqa: E402
 
 from finextract.gpu_needs import GPU_NEEDS  # noqa: E402
+from finextract.models.parts import PIXELS_AT_ONCE  # noqa: E402
 from finextract.single_files import published_config  # noqa: E402
 
 NAMES = {
@@ -40,6 +41,7 @@ NAMES = {
 }  # fmt: skip
 # The largest model of each family, which its worker's share is told by.
 LARGEST = {"sd1": "sd1", "sd2": "sd2-v", "sdxl": "sdxl", "sd3": "sd35-large", "flux": "flux-dev"}
+SMALLEST = {"sd3": "sd3-medium"}
 CONTEXT_GIB = 1.0  # of CUDA, its libraries, and what the allocator leaves unused; assumed
 GIB = 1024**3
 
@@ -117,10 +119,20 @@ def evaluation(name: str, denoiser: Any, count: int, device: str, dtype: torch.d
     )
 
 
-def decoding(vae: Any, count: int) -> Callable[[], Any]:
-    """The decoding of `count` pictures of the model's own size."""
-    side, channels = vae.config.sample_size // 8, vae.config.latent_channels
-    return lambda: vae.decode(torch.zeros(count, channels, side, side, device="cuda", dtype=vae.dtype))
+def decoding(vae: Any) -> Callable[[], Any]:
+    """The decoding of as many pictures of the model's own size as the VAE takes at once."""
+    side, channels = vae.config.sample_size, vae.config.latent_channels
+    shape = (max(1, PIXELS_AT_ONCE // side**2), channels, side // 8, side // 8)
+    return lambda: vae.decode(torch.zeros(shape, device="cuda", dtype=vae.dtype))
+
+
+def denoiser_of(modules: dict[str, Any]) -> Any:
+    return modules.get("transformer") or modules["unet"]
+
+
+def gibibytes(module: nn.Module) -> float:
+    """In the precision that it has."""
+    return sum(p.numel() * p.element_size() for p in module.parameters()) / GIB
 
 
 def gigabytes(*modules: nn.Module) -> float:
@@ -140,7 +152,7 @@ def costs() -> None:
     print("| model | denoiser | text encoders | VAE | one evaluation |\n|---|---|---|---|---|")
     for name, title in NAMES.items():
         modules = modules_of(name, "meta", torch.float32)
-        denoiser = modules.get("transformer") or modules["unet"]
+        denoiser = denoiser_of(modules)
         texts = [m for key, m in modules.items() if key.startswith("text_encoder")]
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             evaluation(name, denoiser, 1, "meta", torch.float32)()
@@ -152,20 +164,29 @@ def costs() -> None:
 
 def needs() -> None:
     """GiB that a worker needs of a GPU."""
-    print("\n| family | weights, both models | batch | its evaluation | decoding it | needed | one picture |")
+    print("\n| family | both models | batch | evaluating it | decoding | needed | at least |")
     print("|---|---|---|---|---|---|---|")
     for family, name in LARGEST.items():
         dtype = torch.bfloat16 if family in ("sd3", "flux") else torch.float16
-        batch = GPU_NEEDS[family].batch_size
+        batch = 2 * GPU_NEEDS[family].batch_size  # that of the screen, the larger one
         with FakeTensorMode(allow_non_fake_inputs=True):
+            modules = modules_of(SMALLEST.get(family, name), "cuda", dtype)
+            least = 2 * gibibytes(denoiser_of(modules)) + max(
+                [gibibytes(m) for key, m in modules.items() if key.startswith("text_encoder")]
+                + [gibibytes(modules["vae"]) + peak_gib(decoding(modules["vae"]))]
+            )
             modules = modules_of(name, "cuda", dtype)
-            denoiser, vae = modules.get("transformer") or modules["unet"], modules.pop("vae")
-            once = sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters()) / GIB
-            weights = 2 * once + sum(p.numel() * p.element_size() for p in vae.parameters()) / GIB
-            run = [peak_gib(evaluation(name, denoiser, n, "cuda", dtype)) for n in (1, batch)]
-            decoded = [peak_gib(decoding(vae, n)) for n in (1, batch)]
-        one, all_ = (weights + max(pair) + CONTEXT_GIB for pair in zip(run, decoded, strict=True))
-        numbers = (weights, batch, run[1], decoded[1], all_, one)
+            denoiser, vae = denoiser_of(modules), modules["vae"]
+            weights = 2 * sum(map(gibibytes, modules.values())) - gibibytes(vae)
+            run, decoded = peak_gib(evaluation(name, denoiser, batch, "cuda", dtype)), peak_gib(decoding(vae))
+        numbers = (
+            weights,
+            batch,
+            run,
+            decoded,
+            weights + max(run, decoded) + CONTEXT_GIB,
+            least + CONTEXT_GIB,
+        )
         print(f"| {family}, as {name} | " + " | ".join(f"{n:.1f}" for n in numbers) + " |", flush=True)
 
 

@@ -23,6 +23,7 @@ from finextract.support import component_class
 from finextract.text import first_line
 from finextract.weights.kinds import Family
 
+PIXELS_AT_ONCE = 1 << 20  # that a VAE decodes or encodes
 _OTHER_PARTS = (*VAE_PREFIXES, "text_encoders.")  # beside the transformer in a single file
 
 
@@ -52,7 +53,7 @@ class LatentModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the denoiser's weights are."""
         device: torch.device = next(self._modules[self.components[0]].parameters()).device
         return device
 
@@ -61,6 +62,11 @@ class LatentModel:
         """The precision of the denoiser's weights."""
         dtype: torch.dtype = next(self._modules[self.components[0]].parameters()).dtype
         return dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample's latents at the model's own image size."""
+        raise NotImplementedError
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -83,23 +89,32 @@ class LatentModel:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
-        config = self.vae.config
-        latents = latents.to(self.vae.dtype, memory_format=self.layout)
+        config, images = self.vae.config, []
         with self.using(self.vae):
-            images = self.vae.decode(latents / config.scaling_factor + _shift(config)).sample
-        result: Tensor = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        return result
+            for some in latents.split(self._at_once):
+                some = some.to(self.vae.dtype, memory_format=self.layout)
+                decoded = self.vae.decode(some / config.scaling_factor + _shift(config)).sample
+                images.append(((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+        return torch.cat(images)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
-        config = self.vae.config
-        pixels = images.to(self.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
+        config, latents = self.vae.config, []
         with self.using(self.vae):
-            encoded = self.vae.encode(pixels)
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        result: Tensor = ((latents - _shift(config)) * config.scaling_factor).to(self.dtype)
-        return result
+            for some in images.split(self._at_once):
+                pixels = some.to(self.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
+                encoded = self.vae.encode(pixels)
+                found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+                latents.append(((found - _shift(config)) * config.scaling_factor).to(self.dtype))
+        return torch.cat(latents)
+
+    @property
+    def _at_once(self) -> int:
+        """How many pictures the VAE takes at once; it needs far more memory for one than the denoiser."""
+        factor = image_factor(self.vae)
+        _, height, width = self.latent_shape
+        return max(1, PIXELS_AT_ONCE // (height * width * factor**2))
 
     def layers(self) -> dict[str, nn.Module]:
         """The linear, convolutional and normalisation layers that have a weight, "unet.mid_block...."."""

@@ -144,11 +144,11 @@ def test_every_kind_and_family_can_be_described_and_judged() -> None:
 
 def test_only_a_whole_model_in_the_original_key_names_can_be_a_base_of_one_file() -> None:
     assert why_unsupported_base(WeightsKind("full", "sd1", "ldm", True), "a") is None
-    flux = why_unsupported_base(WeightsKind("full", "flux", "ldm", True, "dev"), "a")
-    assert flux is not None
-    assert (
-        "only a full checkpoint of Stable Diffusion 1.x, Stable Diffusion 2 or SDXL can be" in flux.sentence
-    )
+    assert why_unsupported_base(WeightsKind("full", "flux", "ldm", True, "dev"), "a") is None
+    fill = why_unsupported_base(WeightsKind("full", "flux", "ldm", True, "fill"), "a")
+    assert fill is not None
+    assert "only a full checkpoint of Stable Diffusion 1.x, " in fill.sentence
+    assert "Stable Diffusion 3 or FLUX can be" in fill.sentence
     found = why_unsupported_base(WeightsKind("lora", "sd1", "kohya", False), "a")
     assert found is not None
     assert found.reason_code is ReasonCode.BASE_UNAVAILABLE

@@ -40,7 +40,7 @@ def generated() -> list[str]:
     """Strings of letters, signs and known words in random order."""
     chance, (vocabulary, _) = random.Random(0), clip_vocabulary()
     words = [w.removesuffix("</w>") for w in list(vocabulary)[512:49_000:7] if w.isascii()]
-    signs = "abcdefghijklmnopqrstuvwxyz0123456789 '-,.;:()!?&/éßñäж水🎨"
+    signs = "abcdefghijklmnopqrstuvwxyz0123456789 '-,.;:()!?/éßñäж水🎨"
     return [
         "".join(chance.choice(signs) for _ in range(60)) + " " + " ".join(chance.sample(words, 8))
         for _ in range(100)

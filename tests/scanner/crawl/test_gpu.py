@@ -125,6 +125,7 @@ def test_scans_of_small_families_share_a_gpu_and_one_of_a_large_family_gets_a_wh
     store: Store, tmp_path: Path, labelled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "TICK_S", 0.3)
+    monkeypatch.setitem(gpu_shares.GPU_GIB, "H100", 40)
     families = ["sd1", "flux", "sd1", "sdxl", "sd1", "flux", "sdxl", "sd1"]
     rows = [row_of(f"{n}", family) for n, family in enumerate(families)]
     store.append(rows)
@@ -134,7 +135,7 @@ def test_scans_of_small_families_share_a_gpu_and_one_of_a_large_family_gets_a_wh
     assert counts == {Verdict.NOTHING_FOUND: 8}
     took = {scan.checkpoint_id: str(scan.device).split(" of ") for scan in store.select(Scan)}
     shares = {(family, took[f"{n}"][0]) for n, family in enumerate(families)}
-    assert shares == {("sd1", "0.25"), ("sdxl", "0.333333"), ("flux", "1")}
+    assert shares == {("sd1", "0.25"), ("sdxl", "0.5"), ("flux", "1")}
     assert len({process for _, process in took.values()}) <= 4 + 2 + 1, "no more than are of use"
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import tried_formats
+from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from tiny import full_size, single_files
 from tiny.flow_configs import TRANSFORMERS
@@ -22,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from finextract import single_files as shown
 from finextract.errors import BaseMismatch, UnsupportedWeights
 from finextract.models import component_loaders
+from finextract.models.component_loaders import FileLoader
 from finextract.models.loading import fill_base, gpu_precision, load_base
 from finextract.single_files import published_config, single_file
 from finextract.weights.headers import Header, TensorInfo
@@ -93,14 +96,13 @@ def test_stable_diffusion_3_without_t5_or_its_vocabulary_has_no_t5(tmp_path: Pat
 # --- what comes with the program
 
 
-def text_names(name: str, full: bool) -> dict[str, Tensor]:
+@cache
+def text_names(name: str) -> dict[str, Tensor]:
     """The text encoders of a published pipeline, as a single file holds them, in full size and on meta."""
     family = single_file(header_of(denoiser_names(name))).family
     found: dict[str, Tensor] = {}
     with META:
         for component, prefix in shown.TEXT_ENCODER_PREFIXES[family].items():
-            if not full and component == "text_encoder_3":
-                continue
             config = published_config(name, f"{component}/config.json")
             if family in ("sd2", "sdxl") and component != ("text_encoder" if family == "sdxl" else ""):
                 size = "ViT-H-14" if family == "sd2" else "ViT-bigG-14"
@@ -116,6 +118,7 @@ def text_names(name: str, full: bool) -> dict[str, Tensor]:
     return found
 
 
+@cache
 def denoiser_names(name: str) -> dict[str, Tensor]:
     if name in TRANSFORMERS:
         shapes = tried_formats.transformer_names(name)
@@ -147,7 +150,7 @@ STATED = {"sd2": "epsilon", "sd2-v": "v"}
 def test_a_full_size_file_fills_the_published_pipeline_that_it_was_made_from(
     name: str, tmp_path: Path
 ) -> None:
-    weights = {**denoiser_names(name), **text_names(name, full=True), **vae_names(name)}
+    weights = {**denoiser_names(name), **text_names(name), **vae_names(name)}
     found = single_file(header_of(weights, **{"modelspec.prediction_type": STATED.get(name, "")}))
     assert found.published == name
     flux = name.startswith("flux")
@@ -156,7 +159,9 @@ def test_a_full_size_file_fills_the_published_pipeline_that_it_was_made_from(
     assert set(found.wanted) == t5
     for component in t5:
         t5_tokenizer().save_pretrained(tmp_path / component)
-    model: Any = fill_base(name, found, weights, tmp_path if t5 else None, META, torch.bfloat16)
+    dtype = torch.float16 if name == "sdxl" else torch.bfloat16
+    model: Any = fill_base(name, found, weights, tmp_path if t5 else None, META, dtype)
+    assert model.vae.dtype == (torch.float32 if name == "sdxl" or found.family in ("sd3", "flux") else dtype)
     assert model.latent_shape[1:] == {"sd1": (64, 64), "sd2": (64, 64), "sd2-v": (96, 96)}.get(
         name, (128, 128)
     )
@@ -166,24 +171,25 @@ def test_a_full_size_file_fills_the_published_pipeline_that_it_was_made_from(
         assert model.text_encoder_3 is not None
 
 
-def test_a_file_that_states_a_schedule_without_a_signal_at_its_end_gets_it(tmp_path: Path) -> None:
-    weights = {**denoiser_names("sdxl"), **text_names("sdxl", full=True), **vae_names("sdxl")}
-    plain = fill_base("a", single_file(header_of(weights)), dict(weights), None, META, torch.float16)
-    weights["v_pred"] = torch.zeros(0)
-    velocity = fill_base("a", single_file(header_of(weights)), dict(weights), None, META, torch.float16)
-    weights["ztsnr"] = torch.zeros(0)
-    terminal = fill_base("a", single_file(header_of(weights)), dict(weights), None, META, torch.float16)
-    solvers: list[Any] = [m.solver for m in (plain, velocity, terminal)]
-    assert [s.predicts_velocity for s in solvers] == [False, True, True]
-    assert [s.trailing for s in solvers] == [False, False, True]
-    assert [s.alphas_cumprod[-1] > 1e-4 for s in solvers] == [True, True, False]
-    assert plain.vae.dtype == torch.float32, "it overflows in float16"  # type: ignore[attr-defined]
+def test_a_file_that_states_a_schedule_without_a_signal_at_its_end_gets_it() -> None:
+    names = denoiser_names("sdxl")
+    for added, expected in (
+        ((), ("epsilon", "leading", False)),
+        (("v_pred",), ("v_prediction", "leading", False)),
+        (("v_pred", "ztsnr"), ("v_prediction", "trailing", True)),
+    ):
+        found = single_file(header_of({**names, **dict.fromkeys(added, torch.zeros(0))}))
+        loader = FileLoader("a", found, None, CPU)
+        config = loader.config("scheduler/scheduler_config.json")
+        terminal = config.get("rescale_betas_zero_snr", False)
+        assert (config["prediction_type"], config["timestep_spacing"], terminal) == expected
+        assert (loader.scheduler(DDIMScheduler).alphas_cumprod[-1] < 1e-4) == terminal
 
 
 def test_a_stable_diffusion_2_that_is_measured_to_predict_the_velocity_makes_larger_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = stable_diffusion_2(True)  # with random weights, whose prediction is nothing like the noise
+    pipe = stable_diffusion_2(False)  # with random weights, whose prediction is nothing like the noise
     for name, side in (("sd2", 8), ("sd2-v", 12)):
         pipe.unet.register_to_config(sample_size=side)
         pipe.save_pretrained(tmp_path / "published" / name)
@@ -241,7 +247,7 @@ def test_the_schedule_of_edm_has_no_solver(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_parts_that_states_code_is_refused(tmp_path: Path) -> None:
-    weights = {**denoiser_names("sd1"), **text_names("sd1", full=True)}
+    weights = {**denoiser_names("sd1"), **text_names("sd1")}
     file = tmp_path / "pruned.safetensors"
     fake_file(file, weights)
     (tmp_path / "parts/vae").mkdir(parents=True)
@@ -252,7 +258,7 @@ def test_a_folder_of_parts_that_states_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_with_other_layers_is_refused_with_the_layer_and_the_pipeline() -> None:
-    weights = {**denoiser_names("flux-dev"), **text_names("flux-dev", full=True), **vae_names("flux-dev")}
+    weights = {**denoiser_names("flux-dev"), **text_names("flux-dev"), **vae_names("flux-dev")}
     weights["model.diffusion_model.scaled_fp8"] = torch.empty(2, device="meta")
     found = single_file(header_of(weights))
     assert found.published == "flux-dev"
