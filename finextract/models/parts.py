@@ -91,7 +91,7 @@ class LatentModel:
         """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
         config, images = self.vae.config, []
         with self.using(self.vae):
-            for some in latents.split(self._at_once):
+            for some in torch.split(latents, self._at_once):
                 some = some.to(self.vae.dtype, memory_format=self.layout)
                 decoded = self.vae.decode(some / config.scaling_factor + _shift(config)).sample
                 images.append(((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
@@ -102,7 +102,7 @@ class LatentModel:
         """RGB images uint8 [N, 3, H', W'] -> their latents [N, C, H, W], as a trainer scales them."""
         config, latents = self.vae.config, []
         with self.using(self.vae):
-            for some in images.split(self._at_once):
+            for some in torch.split(images, self._at_once):
                 pixels = some.to(self.device, self.vae.dtype, memory_format=self.layout) / 127.5 - 1
                 encoded = self.vae.encode(pixels)
                 found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
