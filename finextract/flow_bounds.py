@@ -1,7 +1,8 @@
-"""What the configuration files of Stable Diffusion 3 and FLUX.1 pipelines may state. Imports no torch.
+"""What the configuration files of pipelines of the flow families may state. Imports no torch.
 
 The largest values are those of the published models: Stable Diffusion 3.5 large with CLIP-L, CLIP-G and
-T5-XXL, and FLUX.1 with CLIP-L and T5-XXL. Smaller models of the same shape are of the families too.
+T5-XXL, FLUX.1 with CLIP-L and T5-XXL, and Chroma with T5-XXL. Smaller models of the same shape are of the
+families too.
 """
 
 from __future__ import annotations
@@ -112,4 +113,18 @@ FLUX_BOUNDS: Bounds = {
     "scheduler/scheduler_config.json": _SCHEDULER,
     "tokenizer/tokenizer_config.json": _CLIP_TOKENIZER,
     "tokenizer_2/tokenizer_config.json": _T5_TOKENIZER,
+}
+_FLUX_TRANSFORMER = FLUX_BOUNDS["transformer/config.json"]
+CHROMA_BOUNDS: Bounds = {
+    "transformer/config.json": {
+        **{name: bound for name, bound in _FLUX_TRANSFORMER.items() if name != "pooled_projection_dim"},
+        "_class_name": names_of("ChromaTransformer2DModel"),
+        "approximator_num_channels": Bound(4, 64),
+        "approximator_hidden_dim": Bound(1, 5120),
+        "approximator_layers": Bound(1, 5),
+    },
+    "text_encoder/config.json": _T5,
+    "vae/config.json": _FLUX_VAE,
+    "scheduler/scheduler_config.json": {k: v for k, v in _SCHEDULER.items() if k != "use_beta_sigmas"},
+    "tokenizer/tokenizer_config.json": _T5_TOKENIZER,
 }

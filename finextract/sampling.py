@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
 from finextract.errors import RequestError
@@ -122,6 +124,7 @@ class DDIM:
         return float(self.alphas_cumprod[max(int(t), 0)])
 
 
+_BETA = 0.6  # both parameters of the beta distribution, as diffusers has them
 TRAINED_TIMES = 1000  # of every flow model: t = 1000 sigma
 
 
@@ -137,6 +140,7 @@ class FlowEuler:
     shift: float = 1.0  # sigma -> shift sigma / (1 + (shift - 1) sigma): above 1, more steps near the noise
     last_sigma: float | None = 0.001  # the last before shifting; None is 1 / steps, as FLUX.1 is sampled
     terminal: float | None = None  # the last after shifting; None where it is not stretched to a value
+    beta: bool = False  # between the first and the last as a beta distribution has them (Lee et al. 2024)
 
     @classmethod
     def of_scheduler(
@@ -148,17 +152,17 @@ class FlowEuler:
         diffusers samples Stable Diffusion 3; otherwise 1 / steps, as it samples FLUX.1. A dynamic shift is
         exp(mu), or mu itself where the scheduler says "linear"; mu is a linear function of the tokens.
         """
-        terminal = config.get("shift_terminal") or None
+        terminal, beta = config.get("shift_terminal") or None, bool(config.get("use_beta_sigmas"))
         if config.get("use_dynamic_shifting"):
             low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
             least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
             mu = least + (most - least) * (image_tokens - low) / (high - low)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-            return cls(shift, 1 / TRAINED_TIMES if to_last_time else None, terminal)
+            return cls(shift, 1 / TRAINED_TIMES if to_last_time else None, terminal, beta)
         shift = config.get("shift", 1.0)
         # The scheduler's own range of sigmas is shifted already, and set_timesteps shifts it once more.
         last = _shifted(1 / TRAINED_TIMES, shift) if to_last_time else None
-        return cls(shift, last, terminal)
+        return cls(shift, last, terminal, beta)
 
     def timesteps(self, steps: int) -> tuple[float, ...]:
         """`steps` + 1 times, descending from 1000 to 0. Raises RequestError for more than 1000 steps."""
@@ -170,6 +174,9 @@ class FlowEuler:
         if self.terminal is not None and steps > 1:
             stretch = (1 - self.terminal) / (1 - sigmas[-1])
             sigmas = [1 - (1 - sigma) * stretch for sigma in sigmas]
+        if self.beta and steps > 1:
+            quantiles = beta_distribution.ppf(np.linspace(1, 0, steps), _BETA, _BETA)
+            sigmas = [sigmas[-1] + float(q) * (sigmas[0] - sigmas[-1]) for q in quantiles]
         return (*(TRAINED_TIMES * sigma for sigma in sigmas), 0.0)
 
     def step(self, x: Tensor, prediction: Tensor, t: float, next_t: float) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finextract.bounds import SD1_BOUNDS, SD2_BOUNDS, SDXL_BOUNDS, Bounds, why_refused
-from finextract.flow_bounds import FLUX_BOUNDS, SD3_BOUNDS
+from finextract.flow_bounds import CHROMA_BOUNDS, FLUX_BOUNDS, SD3_BOUNDS
 from finextract.reasons import Reason, ReasonCode
 from finextract.weights.adapter_keys import by_context
 from finextract.weights.formats import Family, Kind, Style, WeightsKind
@@ -22,6 +22,7 @@ FAMILY_NAMES = {
     "sdxl": "SDXL",
     "sd3": "Stable Diffusion 3",
     "flux": "FLUX",
+    "chroma": "Chroma",
 }
 KIND_NAMES = {
     "full": "weights",
@@ -129,6 +130,20 @@ SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
         variants=frozenset({"", "dev", "schnell"}),
         bounds=FLUX_BOUNDS,
     ),
+    "chroma": SupportedFamily(
+        components={
+            "transformer": frozenset({"ChromaTransformer2DModel"}),
+            "text_encoder": frozenset({"T5EncoderModel"}),
+            "tokenizer": _T5_TOKENIZERS,
+            "vae": frozenset({"AutoencoderKL"}),
+        },
+        predictions=frozenset({_FLOW}),
+        single_file_bases=frozenset(),
+        pipelines=frozenset({"ChromaPipeline", "ChromaImg2ImgPipeline"}),
+        unstated_prediction=_FLOW,
+        denoiser="transformer",
+        bounds=CHROMA_BOUNDS,
+    ),
 }
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
 NEUTRAL_COMPONENTS = frozenset({"scheduler", "safety_checker", "feature_extractor"})
@@ -142,7 +157,7 @@ INPUT_FIELDS = (
 def describe(kind: WeightsKind) -> str:
     """What weights are, for people: "SDXL weights (refiner)", "LyCORIS weights (LoHa)"."""
     name = KIND_NAMES[kind.kind]
-    if kind.kind == "unet" and (kind.family in ("sd3", "flux") or kind.model not in ("", "Kolors")):
+    if kind.kind == "unet" and (kind.family in ("sd3", "flux", "chroma") or kind.model not in ("", "Kolors")):
         name = "transformer weights"
     if kind.is_adapter or kind.kind in ("full", "unet"):
         name = " ".join(filter(None, (FAMILY_NAMES.get(kind.family) or kind.model, name)))

@@ -358,7 +358,7 @@ for _name, _cls, _options, _says in (
     ("fibo", "BriaFiboTransformer2DModel", FLUX, ("unet", "unknown", D, "FIBO")),
     ("ovis", "OvisImageTransformer2DModel", FLUX, ("unet", "unknown", D, "Ovis")),
     ("longcat", "LongCatImageTransformer2DModel", FLUX, ("unet", "unknown", D, "LongCat")),
-    ("chroma", "ChromaTransformer2DModel", FLUX, ("unet", "unknown", D, "Chroma")),
+    ("chroma", "ChromaTransformer2DModel", FLUX, ("unet", "chroma", D, "")),
     ("mochi", "MochiTransformer3DModel", {"num_layers": 2}, ("unet", "unknown", D, "Mochi")),
     ("stable-audio", "StableAudioDiTModel", {"num_layers": 1}, ("unet", "unknown", D, "Stable Audio")),
     ("flux-controlnet", "FluxControlNetModel", FLUX, ("controlnet", "unknown", "unknown", "")),
@@ -698,7 +698,7 @@ tried("lora-hunyuan-video-kohya", OURS, "lora", "unknown", "kohya", "")(
         ".alpha",
     )
 )
-tried("lora-chroma-kohya", OURS, "lora", "unknown", "kohya", "Chroma")(
+tried("lora-chroma-kohya", OURS, "lora", "chroma", "kohya", "")(
     lambda: (
         pairs(*KOHYA, {"lora_unet_double_blocks_0_img_attn_qkv": (3072, 9216)}, ".alpha"),
         {"ss_base_model_version": "chroma"},
@@ -838,7 +838,7 @@ def table_row(name: str) -> str:
     says = (
         "refused: a pickle" if kind == "pickle" else f"{kind}, {family}" + (f", {detail}" if detail else "")
     )
-    known = family in ("sd1", "sd2", "sdxl", "sd3", "flux")
+    known = family in ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
     plain = not detail or family in ("sd3", "flux")
     adapter = kind in ("lora", "dora", "lycoris")
     scans = known and (adapter or (kind in ("full", "unet") and plain))

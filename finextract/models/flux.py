@@ -85,7 +85,7 @@ class Flux(LatentModel):
             encoder_hidden_states=conditioning.sequence.expand(n, -1, -1),
             pooled_projections=conditioning.pooled.expand(n, -1),
             txt_ids=torch.zeros(conditioning.sequence.shape[1], 3, device=x.device),
-            img_ids=_places(height // 2, width // 2, x.device),
+            img_ids=image_places(height // 2, width // 2, x.device),
         ).sample
         return unpacked(velocity, height, width)
 
@@ -117,7 +117,7 @@ def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     return nn.functional.pixel_shuffle(squares, 2)
 
 
-def _places(height: int, width: int, device: torch.device) -> Tensor:
+def image_places(height: int, width: int, device: torch.device) -> Tensor:
     """(0, row, column) of each image token, float32 [height * width, 3], for the rotary embedding."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     return torch.cartesian_prod(torch.zeros(1, device=device), rows.float(), columns.float())

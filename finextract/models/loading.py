@@ -22,7 +22,7 @@ from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.gpu_needs import need_of
 from finextract.metadata.local_files import read_object
-from finextract.models import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from finextract.models import chroma, flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from finextract.models.base import CopiedPair, Pair, TunableModel
 from finextract.models.component_loaders import ComponentLoader, FileLoader, FolderLoader
 from finextract.models.learned_words import LearnedWord, parse_words
@@ -50,11 +50,12 @@ FAMILIES: Mapping[Family, LoadFamily] = {
     "sdxl": stable_diffusion_xl.load,
     "sd3": stable_diffusion_3.load,
     "flux": flux.load,
+    "chroma": chroma.load,
 }
 
 
 # Families whose activations are beyond the range of float16.
-_NEED_BFLOAT16: frozenset[Family] = frozenset({"sd3", "flux"})
+_NEED_BFLOAT16: frozenset[Family] = frozenset({"sd3", "flux", "chroma"})
 
 
 def gpu_precision(base: Path) -> torch.dtype:

@@ -22,7 +22,7 @@ _NAMES = (
     ("stable-diffusion-v3", "sd3", ""),
     ("flux1", "flux", ""), ("flux-1", "flux", ""), ("flux.1", "flux", ""),
     ("flux2", "unknown", "FLUX.2"), ("flux-2", "unknown", "FLUX.2"), ("flux.2", "unknown", "FLUX.2"),
-    ("bria", "unknown", "Bria"), ("chroma", "unknown", "Chroma"), ("fibo", "unknown", "FIBO"),
+    ("bria", "unknown", "Bria"), ("chroma", "chroma", ""), ("fibo", "unknown", "FIBO"),
     ("kolors", "unknown", "Kolors"), ("longcat", "unknown", "LongCat"), ("mochi", "unknown", "Mochi"),
     ("ovis", "unknown", "Ovis"), ("qwen", "unknown", "Qwen-Image"),
     ("stable-audio", "unknown", "Stable Audio"),
@@ -70,7 +70,7 @@ _LIKE_FLUX = {
     "FLUX.2": (5, 0, re.compile(_BUT_ATTENTION)),
     "Qwen-Image": (60, 0, re.compile(f"{_BUT_ATTENTION}|_attn_(?:qkv|proj)$")),
 }
-_FAMILY_OF_MODEL = {"FLUX.1": "flux"}
+_FAMILY_OF_MODEL = {"FLUX.1": "flux", "Chroma": "chroma"}
 # Layers that one of those models has alone: its name, and the widths where the name alone does not show it.
 _OWN_LAYERS = (
     ("Chroma", r"distilled_guidance_layer", 0, 0),
@@ -112,6 +112,7 @@ _SD3_LAYERS = (
 _SMALL = {
     "sd3": (frozenset({"joint_blocks", "transformer_blocks"}), _SD3_LAYERS, min(_SD3_WIDTHS)),
     "flux": (frozenset(name for pair in _STREAMS for name in pair), _FLUX_LAYERS, _W),
+    "chroma": (frozenset(name for pair in _STREAMS for name in pair), _FLUX_LAYERS, _W),
 }
 
 
@@ -159,7 +160,7 @@ def transformer_origin(layers: Mapping[str, Layer], named: Origin | None) -> Ori
         search = re.compile(own).search
         for name, layer in telling:
             if (not wide or (layer.width_in, layer.width_out) == (wide, out)) and search(name):
-                return _agreed(Origin("unknown", model), named)
+                return _agreed(origin_of_model(model), named)
     blocks: dict[str, int] = {}
     inside: list[tuple[str, Layer]] = []
     for name, layer in plain.items():
@@ -179,6 +180,12 @@ def transformer_origin(layers: Mapping[str, Layer], named: Origin | None) -> Ori
     return Origin(small[0]) if len(small) == 1 else Origin("unknown", fits=small)
 
 
+def origin_of_model(model: str) -> Origin:
+    """The origin of weights that are for a model of this name."""
+    family = _FAMILY_OF_MODEL.get(model)
+    return Origin("unknown", model) if family is None else Origin(family)
+
+
 def _like_flux(double: int, single: int, names: Iterable[str], named: Origin | None) -> Origin:
     """The origin of layers with FLUX.1's names and widths; `double`, `single` number the last blocks."""
     names = list(names)
@@ -189,10 +196,11 @@ def _like_flux(double: int, single: int, names: Iterable[str], named: Origin | N
         and single < singles
         and not (lacks and any(lacks.search(_within(n)) for n in names))
     ]
-    if "FLUX.1" in fitting and (fitting == ["FLUX.1"] or (named is not None and named.family == "flux")):
-        return _agreed(Origin("flux"), named)
+    origins = [origin_of_model(model) for model in fitting]
+    if len(origins) == 1:
+        return _agreed(origins[0], named)
     if named is not None:
-        return named if named.family == "unknown" else Origin("unknown")
+        return named if named in origins or named.family == "unknown" else Origin("unknown")
     *first, last = fitting or [""]
     families = tuple(_FAMILY_OF_MODEL[model] for model in fitting if model in _FAMILY_OF_MODEL)
     return Origin("unknown", f"{', '.join(first)} or {last}" if first else last, families)

@@ -14,6 +14,7 @@ from typing import cast
 
 from finextract.weights import adapter_keys
 from finextract.weights.embedding_keys import parse_embedding_key
+from finextract.weights.families import origin_of_model
 from finextract.weights.headers import (
     MAX_HEADER_BYTES,
     PICKLE_SUFFIXES,
@@ -60,7 +61,7 @@ _CONTROLNET = re.compile(
     r"(?:^|\.)(?:control_model|controlnet\w*|zero_convs|input_hint_block|pos_embed_input)\."
 )
 _POOLED = "time_text_embed.text_embedder.linear_1.weight"
-# Transformers of diffusers that are of no family here: name, a key, and its shape where others have the key.
+# Transformers of diffusers with a layer of their own: name, a key, and its shape where others have the key.
 _OTHER_TRANSFORMERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("Chroma", "distilled_guidance_layer.in_proj.weight", ()),
     ("FLUX.2", "double_stream_modulation_img.linear.weight", ()),
@@ -187,7 +188,7 @@ def _original_flux(keys: Mapping[str, TensorInfo], text: bool) -> WeightsKind:
     if any("_stream_modulation" in k for k in keys):
         return WeightsKind("full", "unknown", "ldm", text, model="FLUX.2")
     if any(k.startswith("distilled_guidance_layer.") for k in keys):
-        return WeightsKind("full", "unknown", "ldm", text, model="Chroma")
+        return WeightsKind("full", "chroma", "ldm", text)
     embeds_text = _shape(keys, "txt_in.weight") == (3072, 4096) and "vector_in.in_layer.weight" in keys
     if not embeds_text or _shape(keys, "double_blocks.0.img_attn.qkv.weight") != (9216, 3072):
         return WeightsKind("full", "unknown", "ldm", text)
@@ -225,12 +226,13 @@ def _diffusers_model(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
 
 
 def _like_a_family(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
-    """A transformer of diffusers that is of no family here, by a layer that it alone has."""
+    """A transformer of diffusers that was built like another one, by a layer that it alone has."""
     if not any(k.startswith(_FIRST_BLOCKS) for k in keys):
         return None
     for model, key, shape in _OTHER_TRANSFORMERS:
         if key in keys and (not shape or keys[key].shape == shape):
-            return WeightsKind("unet", "unknown", "diffusers", False, model=model)
+            origin = origin_of_model(model)
+            return WeightsKind("unet", cast(Family, origin.family), "diffusers", False, model=origin.model)
     return None
 
 

@@ -63,8 +63,9 @@ def _styles(component: str, components: Collection[str], name: str) -> Iterator[
     yield f"base_model.model.{name}"
     for start in _KOHYA_STARTS.get(component, (component,)):
         yield f"{start}_{name.replace('.', '_')}"
-    if component == "text_encoder_2" and "text_encoder_3" not in components:
-        yield f"lora_te3_{name.replace('.', '_')}"  # FLUX's T5 has the number that it has in SD3
+    last = max((c for c in components if c.startswith("text_encoder")), default="")
+    if component == last and "transformer" in components:
+        yield f"lora_te3_{name.replace('.', '_')}"  # a T5 has the number that it has in SD3
     if component in _DENOISERS:
         yield name
         yield f"diffusion_model.{name}"

@@ -1,4 +1,4 @@
-"""The layers of FLUX.1 and Stable Diffusion 3 under the names of their own code, which many adapters have.
+"""The layers of FLUX.1, Chroma and Stable Diffusion 3 under their own codes' names, which many adapters have.
 
 Black Forest Labs' and Stability's code keep several layers of diffusers in one: the rows of "qkv" are those
 of to_q, to_k and to_v, one after another. Works on names alone and imports no torch.
@@ -51,6 +51,14 @@ _FLUX_OUTSIDE: _Names = {
     "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
     "final_layer.linear": ("proj_out",),
     "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    # Chroma's, which has neither of the modulations above nor the embeddings of time, text and guidance.
+    "distilled_guidance_layer.in_proj": ("distilled_guidance_layer.in_proj",),
+    "distilled_guidance_layer.out_proj": ("distilled_guidance_layer.out_proj",),
+    **{
+        f"distilled_guidance_layer.layers.{i}.{original}": (f"distilled_guidance_layer.layers.{i}.{own}",)
+        for i in range(5)
+        for original, own in (("in_layer", "linear_1"), ("out_layer", "linear_2"))
+    },
 }
 _SD3_BLOCK: _Names = {
     "x_block.attn.qkv": _QKV,

@@ -57,6 +57,7 @@ _FAMILIES = {
         "black-forest-labs/FLUX.1-Krea-dev",
         "black-forest-labs/FLUX.1-Kontext-dev",
     ),
+    "chroma": ("lodestones/Chroma1-HD", "lodestones/Chroma1-Base"),
 }
 _FAMILY_OF = {base.lower(): family for family, bases in _FAMILIES.items() for base in bases}
 _GATED = {

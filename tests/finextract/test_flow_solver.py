@@ -24,6 +24,8 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     },
     "a linear dynamic shift": {"use_dynamic_shifting": True, "time_shift_type": "linear"},
     "a terminal": {"shift": 2.0, "shift_terminal": 0.1},
+    "beta sigmas": {"shift": 1.0, "use_beta_sigmas": True},
+    "shifted beta sigmas": {"use_dynamic_shifting": True, "use_beta_sigmas": True},
     "a dynamic shift and a terminal": {"use_dynamic_shifting": True, "shift_terminal": 0.02},
 }  # fmt: skip
 

@@ -109,7 +109,7 @@ LORA = ("LoRA",)
         (WeightsKind("lycoris", "sd1", "kohya", False, "X", ("LoRA", "X")), ReasonCode.UNSUPPORTED_KIND),
         (WeightsKind("lora", "unknown", "kohya", False, "", LORA), ReasonCode.UNKNOWN_FAMILY),
         (
-            WeightsKind("lora", "unknown", "kohya", False, "", LORA, "Chroma"),
+            WeightsKind("lora", "unknown", "kohya", False, "", LORA, "Kolors"),
             ReasonCode.UNSUPPORTED_FAMILY,
         ),
         (WeightsKind("lora", "flux", "kohya", False, "", LORA), None),
@@ -188,7 +188,7 @@ def test_a_pipeline_with_other_components_is_refused(index: dict[str, Any], word
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert words in found.sentence
-    known = "Stable Diffusion 1.x, Stable Diffusion 2, SDXL, Stable Diffusion 3 and FLUX"
+    known = "Stable Diffusion 1.x, Stable Diffusion 2, SDXL, Stable Diffusion 3, FLUX and Chroma"
     assert found.sentence.endswith(f"only pipelines of {known} can be scanned so far.")
 
 

@@ -43,6 +43,7 @@ FAMILIES = (
     (r"SDXL .+|Pony|Illustrious|NoobAI", "sdxl"),
     (r"SD 3(\.5( .+)?)?", "sd3"),
     (r"Flux\.1 .+", "flux"),
+    (r"Chroma", "chroma"),
 )
 # The bases of the site's own trainer as (model, version), and the HuggingFace repositories of some versions.
 TRAINER_BASES = {

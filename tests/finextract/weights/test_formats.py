@@ -347,8 +347,8 @@ FLUX_ATTENTION = {
         ("flux.1_kontext", "flux", ""),
         ("Flux.1-dev/lora", "flux", ""),
         ("Flux.1-fill-dev/lora", "flux", ""),
-        ("chroma", "unknown", "Chroma"),
-        ("Chroma1/lora", "unknown", "Chroma"),
+        ("chroma", "chroma", ""),
+        ("Chroma1/lora", "chroma", ""),
         ("Flux.2/lora", "unknown", "FLUX.2"),
         ("hunyuan_video", "unknown", "Hunyuan"),
         ("zimage", "unknown", "Z-Image"),
@@ -460,7 +460,6 @@ QKV = {"double_blocks.0.img_attn.qkv.weight": (9216, 3072)}
     ("shapes", "kind", "model"),
     [
         ({**QKV, "double_stream_modulation_img.lin.weight": (18432, 3072)}, "full", "FLUX.2"),
-        ({**QKV, "distilled_guidance_layer.in_proj.weight": (5120, 64)}, "full", "Chroma"),
         ({**QKV, "txt_in.weight": (3072, 3584)}, "full", ""),  # LongCat
         ({**QKV, "controlnet_blocks.0.weight": (3072, 3072)}, "controlnet", ""),  # XLabs
         ({**QKV, "input_hint_block.0.weight": (16, 3, 3, 3)}, "controlnet", ""),
@@ -472,6 +471,11 @@ def test_files_with_the_keys_of_flux_and_a_layer_of_another_model_are_not_flux(
 ) -> None:
     found = classify(header_of(shapes))
     assert (found.kind, found.family, found.model) == (kind, "unknown", model)
+
+
+def test_a_file_with_the_keys_of_flux_and_the_guidance_layer_of_chroma_is_one_of_chroma() -> None:
+    found = classify(header_of({**QKV, "distilled_guidance_layer.in_proj.weight": (5120, 64)}))
+    assert (found.kind, found.family, found.style) == ("full", "chroma", "ldm")
 
 
 def test_an_adapter_of_kolors_is_not_one_of_sdxl_where_its_metadata_name_it() -> None:

@@ -1,0 +1,152 @@
+"""Chroma against diffusers' own pipeline with tiny random weights, and its keys in full size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import tried_formats
+from safetensors.torch import save_file
+from tiny import chroma as tiny
+from tiny.flow_configs import T5
+from tiny.flow_pipelines import SIDE
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import T5Config, T5EncoderModel
+
+from finextract.errors import BaseMismatch
+from finextract.guidance import model_guidance
+from finextract.models import parts
+from finextract.models.chroma import Chroma
+from finextract.models.flux import packed, unpacked
+from finextract.models.loading import gpu_precision, load_base, tune
+from finextract.sampling import FlowEuler, initial_noise, sample_latents
+from finextract.weights.adapter_keys import parse_key
+from finextract.weights.formats import Header, TensorInfo, classify
+from finextract.weights.original_names import file_layers, original_layers
+
+PROMPT = "a red house beside the sea, painted in Oil!"
+STEPS = 5
+
+
+@pytest.fixture(scope="module", params=tiny.SCHEDULERS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """diffusers' pipeline, and our model of the folder that it saves."""
+    pipeline = tiny.pipeline(request.param)
+    folder = tmp_path_factory.mktemp("chroma") / "base"
+    pipeline.save_pretrained(folder)
+    assert gpu_precision(folder) == torch.bfloat16
+    return pipeline, load_base(folder, torch.device("cpu"), torch.float32)
+
+
+def theirs_sampled(pipeline: Any, noise: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    made = pipeline(
+        prompt=[PROMPT] * len(noise), negative_prompt=[""] * len(noise), height=SIDE, width=SIDE,
+        num_inference_steps=STEPS, guidance_scale=guidance_scale, latents=packed(noise), output_type="latent",
+    ).images  # fmt: skip
+    return unpacked(made, *noise.shape[2:])
+
+
+def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@torch.inference_mode()
+def test_a_trajectory_is_that_of_the_pipeline_alone_and_under_guidance(both: tuple[Any, Any]) -> None:
+    """Model guidance with tuned = base is the pipeline's classifier-free guidance."""
+    pipeline, model = both
+    noise = initial_noise([3, 4], model.latent_shape)
+    words, empty = model.condition(PROMPT), model.condition("")
+    alone = sample_latents(lambda x, t: model.predict(x, t, words), noise, model.solver, STEPS)
+    assert far(alone, theirs_sampled(pipeline, noise, 1.0)) < 1e-5
+
+    def guided(x: torch.Tensor, t: float) -> torch.Tensor:
+        return model_guidance(model.predict(x, t, empty), model.predict(x, t, words), 3.0)
+
+    latents = sample_latents(guided, noise, model.solver, STEPS)
+    assert far(latents, theirs_sampled(pipeline, noise, 3.0)) < 1e-5
+    assert model.decode(latents).shape == (2, 3, SIDE, SIDE)
+    assert model.encode(model.decode(latents)).shape[1:] == model.latent_shape
+
+
+def full_size() -> Chroma:
+    with torch.device("meta"):
+        return Chroma(
+            transformer=diffusers.ChromaTransformer2DModel(**tiny.TRANSFORMER),
+            text_encoder=T5EncoderModel(T5Config(**T5)), tokenizer=None, vae=None, solver=FlowEuler(),
+        )  # fmt: skip
+
+
+def test_every_tensor_of_the_published_file_fits_a_parameter_of_the_full_model() -> None:
+    keys, model = tiny.original_names(), full_size()
+    for prefix in ("", "model.diffusion_model."):
+        file = {f"{prefix}{k}": torch.empty(s, device="meta") for k, s in keys.items()}
+        kind = classify(Header({}, {k: TensorInfo("BF16", tuple(t.shape)) for k, t in file.items()}, 0))
+        assert (kind.kind, kind.family, kind.style, kind.detail) == ("full", "chroma", "ldm", "")
+        model.load_single_file(file)
+    with pytest.raises(BaseMismatch, match="it has scaled_fp8"):
+        model.load_single_file(
+            {**{k: torch.empty(s, device="meta") for k, s in keys.items()}, "scaled_fp8": torch.empty(2)}
+        )
+    placed = {name for target in original_layers(model.layers()).values() for name in target.layers}
+    assert placed == {n for n in model.layers() if n.startswith("transformer.")}
+
+
+def test_every_layer_of_an_adapter_is_one_of_the_full_models_layers() -> None:
+    layers = full_size().layers()
+    names = file_layers(layers)
+    t5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    assert names[t5].layers == ("text_encoder.encoder.block.0.layer.0.SelfAttention.q",)
+    for adapter in ("lora-chroma-diffusers", "lora-chroma-kohya", "lora-chroma-kohya-unnamed"):
+        shapes = tried_formats.read(adapter)["tensors"]
+        for key, shape in shapes.items():
+            parsed = parse_key(key)
+            assert parsed is not None, key
+            weights = [layers[name].weight for name in names[parsed.layer].layers]
+            if parsed.part == "lora_down":
+                assert all(weight.shape[1:].numel() == shape[1] for weight in weights), key
+            elif parsed.part == "lora_up":
+                assert sum(len(weight) for weight in weights) == shape[0], key
+
+
+def test_an_adapter_is_merged_and_the_unnamed_one_is_settled_by_its_base(
+    both: tuple[Any, Any], tmp_path: Path
+) -> None:
+    _, base = both
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    path = tmp_path / "a.safetensors"
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(1, 32), f"{layer}.lora_B.weight": torch.ones(32, 1)}, path,
+        {"ss_base_model_version": "chroma"},
+    )  # fmt: skip
+    tuned: Any = tune(base, path).tuned
+    own, shared = (m.transformer.transformer_blocks[0].attn.to_q.weight for m in (tuned, base))
+    torch.testing.assert_close(own, shared + 1)
+    assert tuned.transformer.x_embedder.weight is base.transformer.x_embedder.weight
+
+
+@torch.inference_mode()
+def test_on_a_gpu_no_operation_mixes_devices_or_precisions() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = Chroma(**tiny.components(), solver=FlowEuler())
+        for module, dtype in (
+            (model.transformer, torch.bfloat16), (model.text_encoder, torch.bfloat16),
+            (model.vae, parts.vae_dtype(model.vae.config, torch.bfloat16)),
+        ):  # fmt: skip
+            for part in module.modules():
+                for named in (part._parameters, part._buffers):
+                    for name, tensor in named.items():
+                        if tensor is not None:
+                            kept = dtype if tensor.is_floating_point() else tensor.dtype
+                            moved = torch.empty(tensor.shape, dtype=kept, device="cuda")
+                            weight = isinstance(tensor, torch.nn.Parameter)
+                            named[name] = torch.nn.Parameter(moved, False) if weight else moved  # type: ignore[assignment]
+        words = model.condition("a red house")
+        x = torch.empty(2, *model.latent_shape, device="cuda", dtype=torch.bfloat16)
+        velocity = model.predict(x, 900.0, words)
+        assert (velocity.shape, velocity.device.type, velocity.dtype) == (x.shape, "cuda", torch.bfloat16)
+        assert model.decode(velocity).device.type == "cpu"
