@@ -10,11 +10,11 @@ from typing import Any
 from finextract.errors import CorruptWeights, PickledWeights
 from finextract.reasons import Reason
 from finextract.support import (
-    SUPPORTED_FAMILIES,
     family_of_pipeline,
     why_unsupported_configs,
     why_unsupported_pipeline,
 )
+from finextract.supported_families import SUPPORTED_FAMILIES
 from finextract.text import first_line
 from finextract.weights.formats import Family
 from finextract.weights.headers import PICKLE_SUFFIXES

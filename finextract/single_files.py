@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from finextract.reasons import Reason, ReasonCode
-from finextract.support import SUPPORTED_FAMILIES, why_unsupported_base
+from finextract.support import why_unsupported_base
+from finextract.supported_families import SUPPORTED_FAMILIES
 from finextract.weights.files import component_paths
 from finextract.weights.formats import Family, Header, WeightsKind, classify
 

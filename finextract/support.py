@@ -7,23 +7,14 @@ import no torch, so that a listing can be judged before any weights are download
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from finextract.bounds import SD1_BOUNDS, SD2_BOUNDS, SDXL_BOUNDS, Bounds, why_refused
-from finextract.flow_bounds import CHROMA_BOUNDS, FLUX_BOUNDS, SD3_BOUNDS
+from finextract.bounds import why_refused
 from finextract.reasons import Reason, ReasonCode
+from finextract.supported_families import FAMILY_NAMES, SUPPORTED_FAMILIES, SupportedFamily
 from finextract.weights.adapter_keys import by_context
-from finextract.weights.formats import Family, Kind, Style, WeightsKind
+from finextract.weights.formats import Family, Kind, WeightsKind
 
-FAMILY_NAMES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2",
-    "sdxl": "SDXL",
-    "sd3": "Stable Diffusion 3",
-    "flux": "FLUX",
-    "chroma": "Chroma",
-}
 KIND_NAMES = {
     "full": "weights",
     "unet": "UNet weights",
@@ -38,30 +29,6 @@ KIND_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SupportedFamily:
-    """The checkpoints, pipelines and single files that the loader of a model family can load."""
-
-    components: Mapping[str, frozenset[str]]  # of its diffusers pipeline -> the classes that are loaded
-    predictions: frozenset[str]  # `prediction_type` of the scheduler
-    single_file_bases: frozenset[tuple[Kind, Style]]  # single files that can be a base model
-    optional: frozenset[str] = frozenset()  # of the components, those that a pipeline may lack
-    pipelines: frozenset[str] = frozenset()  # classes of pipelines whose models need no image; empty: any
-    unstated_prediction: str = "epsilon"  # what is predicted where the scheduler does not say it
-    denoiser: str = "unet"  # the component that predicts
-    inputs: Mapping[str, object] = field(default_factory=dict)  # those of INPUT_FIELDS that are set -> value
-    variants: frozenset[str] = frozenset({""})  # `WeightsKind.detail` of full weights
-    bounds: Bounds = field(default_factory=dict)  # of the configuration files of its pipeline
-
-
-_SD_COMPONENTS: Mapping[str, frozenset[str]] = {
-    "unet": frozenset({"UNet2DConditionModel"}),
-    "text_encoder": frozenset({"CLIPTextModel"}),
-    "tokenizer": frozenset({"CLIPTokenizer"}),
-    "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
-}
-_NOISE_OR_VELOCITY = frozenset({"epsilon", "v_prediction"})
-_ORIGINAL_FILE: frozenset[tuple[Kind, Style]] = frozenset({("full", "ldm")})
 # Kinds of full weights that can be scanned, as messages list them.
 SUPPORTED_KINDS: Mapping[Kind, str] = {"full": "full checkpoints", "unet": "UNets, transformers"}
 # The algorithms of adapters that can be scanned, as `WeightsKind.algorithms` names them. A file may have
@@ -74,77 +41,6 @@ SUPPORTED_ALGORITHMS: frozenset[str] = frozenset(
 )  # fmt: skip
 # The adapters that can be scanned, as messages list them.
 _ADAPTERS = ("LoRA", "DoRA", "LyCORIS weights")
-_T5_TOKENIZERS = frozenset({"T5Tokenizer", "T5TokenizerFast"})
-_FLOW = "flow_prediction"  # a velocity; no scheduler of diffusers states it
-# finextract.models.loading has the loader of each family.
-SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
-    "sd1": SupportedFamily(_SD_COMPONENTS, _NOISE_OR_VELOCITY, _ORIGINAL_FILE, bounds=SD1_BOUNDS),
-    "sd2": SupportedFamily(_SD_COMPONENTS, _NOISE_OR_VELOCITY, _ORIGINAL_FILE, bounds=SD2_BOUNDS),
-    "sdxl": SupportedFamily(
-        {
-            **_SD_COMPONENTS,
-            "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
-            "tokenizer_2": frozenset({"CLIPTokenizer"}),
-        },
-        _NOISE_OR_VELOCITY,
-        _ORIGINAL_FILE,
-        inputs={"addition_embed_type": "text_time"},
-        bounds=SDXL_BOUNDS,
-    ),
-    "sd3": SupportedFamily(
-        components={
-            "transformer": frozenset({"SD3Transformer2DModel"}),
-            "text_encoder": frozenset({"CLIPTextModelWithProjection"}),
-            "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
-            "text_encoder_3": frozenset({"T5EncoderModel"}),
-            "tokenizer": frozenset({"CLIPTokenizer"}),
-            "tokenizer_2": frozenset({"CLIPTokenizer"}),
-            "tokenizer_3": _T5_TOKENIZERS,
-            "vae": frozenset({"AutoencoderKL", "AutoencoderTiny"}),
-        },
-        predictions=frozenset({_FLOW}),
-        single_file_bases=_ORIGINAL_FILE,
-        optional=frozenset({"text_encoder_3", "tokenizer_3"}),
-        pipelines=frozenset(
-            f"StableDiffusion3{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "PAG", "PAGImg2Img")
-        ),
-        unstated_prediction=_FLOW,
-        denoiser="transformer",
-        variants=frozenset({"", "3 medium", "3.5 medium", "3.5 large"}),
-        bounds=SD3_BOUNDS,
-    ),
-    "flux": SupportedFamily(
-        components={
-            "transformer": frozenset({"FluxTransformer2DModel"}),
-            "text_encoder": frozenset({"CLIPTextModel"}),
-            "text_encoder_2": frozenset({"T5EncoderModel"}),
-            "tokenizer": frozenset({"CLIPTokenizer"}),
-            "tokenizer_2": _T5_TOKENIZERS,
-            "vae": frozenset({"AutoencoderKL"}),
-        },
-        predictions=frozenset({_FLOW}),
-        single_file_bases=_ORIGINAL_FILE,
-        pipelines=frozenset({"FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"}),
-        unstated_prediction=_FLOW,
-        denoiser="transformer",
-        variants=frozenset({"", "dev", "schnell"}),
-        bounds=FLUX_BOUNDS,
-    ),
-    "chroma": SupportedFamily(
-        components={
-            "transformer": frozenset({"ChromaTransformer2DModel"}),
-            "text_encoder": frozenset({"T5EncoderModel"}),
-            "tokenizer": _T5_TOKENIZERS,
-            "vae": frozenset({"AutoencoderKL"}),
-        },
-        predictions=frozenset({_FLOW}),
-        single_file_bases=frozenset(),
-        pipelines=frozenset({"ChromaPipeline", "ChromaImg2ImgPipeline"}),
-        unstated_prediction=_FLOW,
-        denoiser="transformer",
-        bounds=CHROMA_BOUNDS,
-    ),
-}
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
 NEUTRAL_COMPONENTS = frozenset({"scheduler", "safety_checker", "feature_extractor"})
 # Fields of a denoiser's config.json that add an input to the latents, the time and the text embeddings.

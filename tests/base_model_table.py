@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finextract.support import SUPPORTED_FAMILIES
+from finextract.supported_families import SUPPORTED_FAMILIES
 from finextract.weights.families import named_origin
 from finextract.weights.formats import Family
 from scanner.hubs.base_models import family_of_base, gate

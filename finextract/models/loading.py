@@ -43,7 +43,7 @@ from finextract.weights.files import component_paths, find_weights
 from finextract.weights.formats import Family, classify, read_header, settled
 
 type LoadFamily = Callable[[ComponentLoader, torch.dtype], TunableModel]
-# The loader of each family in finextract.support.SUPPORTED_FAMILIES.
+# The loader of each family in finextract.supported_families.SUPPORTED_FAMILIES.
 FAMILIES: Mapping[Family, LoadFamily] = {
     "sd1": stable_diffusion.load,
     "sd2": stable_diffusion.load,

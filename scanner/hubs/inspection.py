@@ -21,11 +21,11 @@ from finextract.pipeline_folder import family_of_folder
 from finextract.reasons import Reason, ReasonCode
 from finextract.single_files import why_no_base
 from finextract.support import (
-    FAMILY_NAMES,
     KIND_NAMES,
     describe,
     why_unsupported,
 )
+from finextract.supported_families import FAMILY_NAMES
 from finextract.weights.adapter_keys import context_width
 from finextract.weights.formats import Header, WeightsKind, classify, settled
 from scanner.errors import Skipped

@@ -12,9 +12,7 @@ from tiny.flow_configs import TRANSFORMERS, model_index, pipeline_configs
 from finextract import support
 from finextract.reasons import ReasonCode
 from finextract.support import (
-    FAMILY_NAMES,
     SUPPORTED_ALGORITHMS,
-    SUPPORTED_FAMILIES,
     component_class,
     describe,
     family_of_pipeline,
@@ -23,6 +21,7 @@ from finextract.support import (
     why_unsupported_configs,
     why_unsupported_pipeline,
 )
+from finextract.supported_families import FAMILY_NAMES, SUPPORTED_FAMILIES
 from finextract.weights.kinds import ADAPTER_KINDS, Family, Kind, Style, WeightsKind
 
 SAFETY = {

@@ -395,7 +395,8 @@ def test_the_words_that_ai_toolkit_and_onetrainer_have_for_a_family_are_known(
         ("transformer.transformer_blocks.0.attn.to_q", 128, 128, "sd1", "unknown"),
         ("transformer.transformer_blocks.0.attn.to_q", 4096, 4096, "sd3", "unknown"),
         ("transformer.transformer_blocks.0.attn1.to_q", 128, 128, "sd3", "unknown"),
-        ("transformer.single_transformer_blocks.0.attn.to_q", 128, 128, "sd3", "flux"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", 128, 128, "sd3", "unknown"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", 128, 128, "chroma", "chroma"),
         ("diffusion_model.joint_blocks.0.x_block.attn.qkv", 128, 384, "flux", "sd3"),
     ],
 )
