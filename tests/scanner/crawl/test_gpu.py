@@ -23,7 +23,7 @@ from finextract.reasons import ReasonCode
 from scanner.crawl import engine, gpu_shares, worker
 from scanner.crawl.attempt import Attempt
 from scanner.crawl.engine import crawl
-from scanner.crawl.gpu_shares import MAX_PER_GPU, why_too_small
+from scanner.crawl.gpu_shares import MAX_PER_GPU, share_of_gpu, why_too_small
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.pool import WorkerPool
 from scanner.crawl.progress import Observer, Progress
@@ -98,7 +98,7 @@ def hf_task(store: Store, tmp_path: Path) -> Task:
 
 
 def test_as_many_workers_share_a_gpu_as_its_memory_allows_and_one_takes_a_kind_that_is_not_known(
-    store: Store, tmp_path: Path, labelled: None, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, labelled: None
 ) -> None:
     with WorkerPool(hf_task(store, tmp_path), address=None, workers=None, worker_class=Quick) as there:
         there.grow(10, {"sd1": 20})
@@ -106,10 +106,8 @@ def test_as_many_workers_share_a_gpu_as_its_memory_allows_and_one_takes_a_kind_t
         assert len(there.workers) == MAX_PER_GPU == 4
         assert ray.available_resources().get("GPU", 0) == 0
         assert [there.share(family) for family in ("sd1", "flux", "unknown")] == [0.25, 1.0, 1.0]
-        monkeypatch.setitem(gpu_shares.GPU_GIB, "H100", 30)
-        assert there.share("sd1") == 0.5
-        monkeypatch.delitem(gpu_shares.GPU_GIB, "H100")
-        assert there.share("sd1") == 1.0
+    assert share_of_gpu("sd1", ["H100", "A10G"]) == 0.5, "that of the smallest type"
+    assert share_of_gpu("sd1", ["H100", "Tomorrow"]) == share_of_gpu("sd1", ()) == 1.0
 
 
 class Sharing(Quick):
