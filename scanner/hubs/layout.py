@@ -112,10 +112,9 @@ def pipeline_weights(paths: Iterable[str], components: tuple[str, ...] = TUNED) 
     A variant's mark (".fp16") is not kept. Empty where the denoiser has none.
     """
     paths = list(paths)
-    weights = {c: component_files(paths, c) for c in components}
-    if not any(weights[c] for c in DENOISERS):
+    if not any(component_files(paths, c) for c in DENOISERS):
         return {}
-    return {path: kept for component in weights.values() for path, kept in component.items()}
+    return {path: kept for c in components for path, kept in component_files(paths, c).items()}
 
 
 def pipeline_configs(paths: Iterable[str]) -> list[str]:

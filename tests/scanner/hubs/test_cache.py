@@ -112,7 +112,7 @@ def test_a_checkpoint_is_removed_after_its_scan_and_its_base_is_kept(
     cache = tmp_path / "cache"
     with hub:
         with files_of(hub, source, inspected(source), cache) as files:
-            weights, base = files.weights, files.base.folder
+            weights, base = files.weights, files.base.model
             assert sha256_of(weights) == sha256_of(repos["o/tuned"] / FILE)
             assert (base / "model_index.json").is_file()
         assert not weights.exists()
@@ -337,7 +337,7 @@ def test_a_base_that_another_worker_fetches_again_never_misses_a_file(
     """The other worker may be loading it at that moment, and would find the base damaged."""
 
     def fetch() -> Path:
-        return BaseFetcher(hub_endpoint=hub.url).fetch("lab/base", DownloadCache(tmp_path / "cache")).folder
+        return BaseFetcher(hub_endpoint=hub.url).fetch("lab/base", DownloadCache(tmp_path / "cache")).model
 
     def watch() -> None:
         while not done.is_set():

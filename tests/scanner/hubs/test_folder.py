@@ -99,7 +99,7 @@ def test_a_local_base_overrules_every_card(tree: Path, zoo_path: Path, tmp_path:
 def test_a_base_on_the_hub_serves_a_local_checkpoint(hub: Hub, zoo_path: Path, tmp_path: Path) -> None:
     base = json.loads((zoo_path / "zoo.json").read_text())["base_repo"]
     fetched = BaseFetcher().fetch(base, DownloadCache(tmp_path / "cache"))
-    assert sha256_of(fetched.folder / UNET) == sha256_of(zoo_path / "base" / UNET)
+    assert sha256_of(fetched.model / UNET) == sha256_of(zoo_path / "base" / UNET)
 
 
 def test_a_pickled_checkpoint_is_skipped_with_a_reason(tree: Path) -> None:

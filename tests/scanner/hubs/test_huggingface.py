@@ -345,7 +345,7 @@ def test_a_base_is_downloaded_once_even_by_two_at_once(serve: Serve, tmp_path: P
     folders: list[Path] = []
 
     def ask() -> None:
-        folders.append(BaseFetcher().fetch("lab/base", DownloadCache(tmp_path / "cache")).folder)
+        folders.append(BaseFetcher().fetch("lab/base", DownloadCache(tmp_path / "cache")).model)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
