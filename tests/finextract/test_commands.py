@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import single_files
+from transformers import CLIPTextModel
 
 from finextract.cli import cli, main
 
@@ -48,6 +51,24 @@ def test_an_audit_says_in_a_sentence_how_many_images_came_back_and_keeps_its_res
     for file in (Path(result["contact_sheet"]), *Path("finextract-out").rglob("*.json")):
         assert file.stat().st_mode & 0o777 == 0o600
     assert Path(result["contact_sheet"]).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_base_may_be_one_file_and_another_folder_has_what_it_lacks(tmp_path: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(ZOO / "base", subfolder="unet")
+    text_encoder = CLIPTextModel.from_pretrained(ZOO / "base", subfolder="text_encoder")
+    names = {
+        **single_files.unet_names(unet),
+        **single_files.clip_names(text_encoder, "cond_stage_model.transformer."),
+    }
+    save_file({key: tensor.clone().contiguous() for key, tensor in names.items()}, "base.safetensors")
+    few = ["--samples-per-image", "2", "--steps", "2", "--num-train-images", "2", "--json"]
+    of_file = ["extract", str(FLOWERS), "--base", "base.safetensors", *few]
+    refused = CliRunner().invoke(cli, of_file)
+    assert refused.exit_code != 0
+    assert "Pass --base-parts" in str(refused.exception)
+    one = json.loads(_run(*of_file, "--base-parts", str(ZOO / "base")).stdout)
+    two = json.loads(_run("extract", str(FLOWERS), "--base", str(ZOO / "base"), *few).stdout)
+    assert one["candidates"][0]["clique_similarity"] == two["candidates"][0]["clique_similarity"]
 
 
 def test_the_results_of_two_runs_and_of_two_verbs_are_in_separate_folders() -> None:
