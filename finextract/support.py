@@ -53,7 +53,9 @@ INPUT_FIELDS = (
 def describe(kind: WeightsKind) -> str:
     """What weights are, for people: "SDXL weights (refiner)", "LyCORIS weights (LoHa)"."""
     name = KIND_NAMES[kind.kind]
-    if kind.kind == "unet" and (kind.family in ("sd3", "flux", "chroma") or kind.model not in ("", "Kolors")):
+    family = SUPPORTED_FAMILIES.get(kind.family)
+    is_transformer = family.denoiser == "transformer" if family else kind.model not in ("", "Kolors")
+    if kind.kind == "unet" and is_transformer:
         name = "transformer weights"
     if kind.is_adapter or kind.kind in ("full", "unet"):
         name = " ".join(filter(None, (FAMILY_NAMES.get(kind.family) or kind.model, name)))

@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
 
-from membership_study import CPU, ZOO, null_of, picture, subjects  # noqa: E402
+from membership_study import CPU, ZOO, auc, null_of, picture, subjects  # noqa: E402
 from servers.hub import family_zoos  # noqa: E402
 
 from finextract.framing import VARIANTS  # noqa: E402
@@ -85,12 +85,6 @@ def measured() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def auc(members: Any, others: Any) -> float:
-    """The share of pairs in which the member's value is higher."""
-    difference = np.subtract.outer(np.ravel(members), np.ravel(others))
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
-
-
 def table() -> None:
     """AUC by family, strength and time, of log-ratios and of margins against those of the background."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -101,7 +95,9 @@ def table() -> None:
     for (family, strength), rows in groups.items():
         for value in ("log_ratio", "margin"):
             cells = [
-                np.mean([auc(r["trained"][value][i], r["background"][value][i]) for r in rows])
+                np.mean(
+                    [auc(*(np.array(r[kind][value][i]) for kind in ("trained", "background"))) for r in rows]
+                )
                 for i in range(len(TIMES))
             ]
             print(

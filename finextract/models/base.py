@@ -154,7 +154,7 @@ class TunableModel(Model, Protocol):
         ...
 
     def load_vae(self, weights: Mapping[str, Tensor]) -> None:
-        """Replaces the autoencoder's weights by those of such a file. Raises BaseMismatch."""
+        """Replaces the VAE's weights by those of a single file. Raises BaseMismatch."""
         ...
 
     def with_measured_prediction(self) -> Self:

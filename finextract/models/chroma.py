@@ -1,8 +1,7 @@
 """Chroma: FLUX.1's transformer without pooled state and guidance, T5's tokens with a mask, a KL VAE.
 
 Lodestone Rock (2025). N = samples, C, H, W = channels, height and width of the latents, L = text positions,
-D = text width. Loads safetensors only, from local folders only. Prompts are encoded, masked and latents
-packed as diffusers' ChromaPipeline does.
+D = text width. Prompts are encoded and masked, and latents packed, as diffusers' ChromaPipeline does.
 """
 
 from __future__ import annotations
@@ -16,9 +15,15 @@ from torch import Tensor
 
 from finextract.models import parts
 from finextract.models.component_loaders import ComponentLoader
-from finextract.models.flux import T5_TOKENS, image_places, packed, unpacked
-from finextract.models.parts import LatentModel
-from finextract.sampling import TRAINED_TIMES, FlowEuler
+from finextract.models.packed_latents import (
+    T5_TOKENS,
+    PackedModel,
+    image_places,
+    load_packed,
+    packed,
+    unpacked,
+)
+from finextract.sampling import TRAINED_TIMES
 from finextract.weights.kinds import Family
 
 _SINGLE_FILE_PREFIX = "text_encoders.t5xxl.transformer."
@@ -33,13 +38,11 @@ class MaskedText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chroma(LatentModel):
+class Chroma(PackedModel):
     """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
 
-    transformer: Any  # diffusers.ChromaTransformer2DModel
     text_encoder: Any  # transformers.T5EncoderModel
     tokenizer: Any  # transformers.T5TokenizerFast
-    solver: FlowEuler
 
     components: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder")  # what fine-tuning changes
     encoders: ClassVar[Mapping[str, str]] = {"t5": "text_encoder"}
@@ -49,28 +52,17 @@ class Chroma(LatentModel):
         """The model family."""
         return "chroma"
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one sample's latents at the model's own image size, which is that of its VAE."""
-        height, width = (side // parts.image_factor(self.vae) for side in self.image_size)
-        return self.transformer.config.in_channels // 4, height, width
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images that the model is made for."""
-        side: int = self.vae.config.sample_size
-        return side, side
-
     @torch.inference_mode()
     def condition(self, prompt: str) -> MaskedText:
         """T5's states for a prompt, without attention to padding; a longer prompt is cut."""
+        length = parts.t5_length(self.tokenizer, T5_TOKENS)
         tokens = self.tokenizer(
-            prompt, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
+            prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         attended = tokens.attention_mask.to(self.device)
         with self.using(self.text_encoder):
             states = self.text_encoder(tokens.input_ids.to(self.device), attention_mask=attended)[0]
-        places = torch.arange(T5_TOKENS, device=self.device)[None]
+        places = torch.arange(length, device=self.device)[None]
         return MaskedText(states, (places <= attended.sum(dim=1, keepdim=True)).to(states.dtype))
 
     def predict(self, x: Tensor, t: float, conditioning: MaskedText) -> Tensor:
@@ -113,14 +105,8 @@ def load(loader: ComponentLoader, dtype: torch.dtype) -> Chroma:
     import diffusers
     from transformers import T5EncoderModel, T5TokenizerFast
 
-    vae = parts.vae_of(loader, dtype)
-    scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
-    tokens = (vae.config.sample_size // parts.image_factor(vae) // 2) ** 2
     return Chroma(
-        offloads=loader.offloads,
-        transformer=loader.module("transformer", diffusers.ChromaTransformer2DModel, dtype),
+        **load_packed(loader, dtype, diffusers.ChromaTransformer2DModel),
         text_encoder=loader.module("text_encoder", T5EncoderModel, dtype),
         tokenizer=loader.tokenizer("tokenizer", T5TokenizerFast),
-        vae=vae,
-        solver=FlowEuler.of_scheduler(scheduler.config, tokens, to_last_time=False),
     )

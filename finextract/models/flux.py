@@ -12,29 +12,34 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finextract.models import parts
 from finextract.models.component_loaders import ComponentLoader
-from finextract.models.parts import LatentModel, TextStates
-from finextract.sampling import TRAINED_TIMES, FlowEuler
+from finextract.models.packed_latents import (
+    T5_TOKENS,
+    PackedModel,
+    image_places,
+    load_packed,
+    packed,
+    unpacked,
+)
+from finextract.models.parts import TextStates
+from finextract.sampling import TRAINED_TIMES
 from finextract.single_files import TEXT_ENCODER_PREFIXES
 from finextract.weights.kinds import Family
 
-T5_TOKENS = 512
 _SINGLE_FILE_PREFIXES = TEXT_ENCODER_PREFIXES["flux"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flux(LatentModel):
+class Flux(PackedModel):
     """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
 
-    transformer: Any  # diffusers.FluxTransformer2DModel
     text_encoder: Any  # transformers.CLIPTextModel: CLIP-L
     text_encoder_2: Any  # transformers.T5EncoderModel
     tokenizer: Any  # transformers.CLIPTokenizer
     tokenizer_2: Any  # transformers.T5TokenizerFast
-    solver: FlowEuler
     guidance: float = 1.0  # what dev's guidance embedding is given, in the base and in the tuned model
 
     components: ClassVar[tuple[str, ...]] = (
@@ -48,24 +53,12 @@ class Flux(LatentModel):
         """The model family."""
         return "flux"
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one sample's latents at the model's own image size, which is that of its VAE."""
-        height, width = (side // parts.image_factor(self.vae) for side in self.image_size)
-        return self.transformer.config.in_channels // 4, height, width
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images that the model is made for."""
-        side: int = self.vae.config.sample_size
-        return side, side
-
     @torch.inference_mode()
     def condition(self, prompt: str) -> TextStates:
         """The text encoders' states for a prompt; a longer prompt is cut."""
         length = parts.prompt_length(self.tokenizer, self.text_encoder)
         clip = parts.token_ids(self.tokenizer, prompt, length).to(self.device)
-        length = min(T5_TOKENS, self.tokenizer_2.model_max_length)
+        length = parts.t5_length(self.tokenizer_2, T5_TOKENS)
         t5 = parts.token_ids(self.tokenizer_2, prompt, length).to(self.device)
         with self.using(self.text_encoder_2):
             sequence = self.text_encoder_2(t5)[0]
@@ -105,24 +98,6 @@ class Flux(LatentModel):
         self.load_components(converted)
 
 
-def packed(latents: Tensor) -> Tensor:
-    """Each 2 x 2 square of latents as one token: [N, C, H, W] -> [N, H/2 * W/2, 4C]."""
-    return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
-
-
-def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The latents [N, C, height, width] of tokens [N, height/2 * width/2, 4C]."""
-    n, _, channels = tokens.shape
-    squares = tokens.transpose(1, 2).reshape(n, channels, height // 2, width // 2)
-    return nn.functional.pixel_shuffle(squares, 2)
-
-
-def image_places(height: int, width: int, device: torch.device) -> Tensor:
-    """(0, row, column) of each image token, float32 [height * width, 3], for the rotary embedding."""
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    return torch.cartesian_prod(torch.zeros(1, device=device), rows.float(), columns.float())
-
-
 def load(loader: ComponentLoader, dtype: torch.dtype) -> Flux:
     """Loads a pipeline of this family.
 
@@ -131,16 +106,10 @@ def load(loader: ComponentLoader, dtype: torch.dtype) -> Flux:
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-    vae = parts.vae_of(loader, dtype)
-    scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
-    tokens = (vae.config.sample_size // parts.image_factor(vae) // 2) ** 2
     return Flux(
-        offloads=loader.offloads,
-        transformer=loader.module("transformer", diffusers.FluxTransformer2DModel, dtype),
+        **load_packed(loader, dtype, diffusers.FluxTransformer2DModel),
         text_encoder=loader.module("text_encoder", CLIPTextModel, dtype, attn_implementation="sdpa"),
         text_encoder_2=loader.module("text_encoder_2", T5EncoderModel, dtype),
         tokenizer=loader.tokenizer("tokenizer", CLIPTokenizer),
         tokenizer_2=loader.tokenizer("tokenizer_2", T5TokenizerFast),
-        vae=vae,
-        solver=FlowEuler.of_scheduler(scheduler.config, tokens, to_last_time=False),
     )

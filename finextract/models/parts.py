@@ -69,6 +69,13 @@ class LatentModel:
         raise NotImplementedError
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model is made for."""
+        factor = image_factor(self.vae)
+        _, height, width = self.latent_shape
+        return height * factor, width * factor
+
+    @property
     def _modules(self) -> dict[str, nn.Module]:
         """The components that the model has."""
         found = {name: getattr(self, name) for name in self.components}
@@ -112,9 +119,8 @@ class LatentModel:
     @property
     def _at_once(self) -> int:
         """How many pictures the VAE takes at once; it needs far more memory for one than the denoiser."""
-        factor = image_factor(self.vae)
-        _, height, width = self.latent_shape
-        return max(1, PIXELS_AT_ONCE // (height * width * factor**2))
+        height, width = self.image_size
+        return max(1, PIXELS_AT_ONCE // (height * width))
 
     def layers(self) -> dict[str, nn.Module]:
         """The linear, convolutional and normalisation layers that have a weight, "unet.mid_block...."."""
@@ -179,11 +185,6 @@ def _shift(config: Any) -> float:
     return shift
 
 
-def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """The precision of a VAE: float32 where its configuration asks for it, as those of SD3 and FLUX.1 do."""
-    return torch.float32 if config.get("force_upcast", True) else dtype
-
-
 def prompt_length(tokenizer: Any, text_encoder: Any) -> int:
     """The number of tokens to which a CLIP text encoder's prompts are padded or cut."""
     length: int = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
@@ -197,12 +198,31 @@ def token_ids(tokenizer: Any, prompt: str, length: int) -> Tensor:
     return ids
 
 
-def vae_of(loader: ComponentLoader, dtype: torch.dtype) -> Any:
-    """The VAE of a pipeline of a flow family, in the precision that it needs. See `vae_dtype`."""
+def t5_length(tokenizer: Any, most: int) -> int:
+    """The number of tokens to which a T5's prompts are padded or cut.
+
+    That of its pipeline, `most`, or fewer where the tokenizer says so, as that of a small model does.
+    """
+    length: int = min(most, tokenizer.model_max_length)
+    return length
+
+
+def vae_of(loader: ComponentLoader, precision: torch.dtype) -> Any:
+    """The VAE of a pipeline, of the class that its index names."""
     import diffusers
 
     vae_class = getattr(diffusers, component_class(loader.config("model_index.json"), "vae"))
-    return loader.module("vae", vae_class, vae_dtype(loader.config("vae/config.json"), dtype))
+    return loader.module("vae", vae_class, precision)
+
+
+def flow_vae_of(loader: ComponentLoader, dtype: torch.dtype) -> Any:
+    """The VAE of a pipeline of a flow family, in the precision that it needs. See `vae_dtype`."""
+    return vae_of(loader, vae_dtype(loader.config("vae/config.json"), dtype))
+
+
+def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
+    """The precision of a VAE: float32 where its configuration asks for it, as those of SD3 and FLUX.1 do."""
+    return torch.float32 if config.get("force_upcast", True) else dtype
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:

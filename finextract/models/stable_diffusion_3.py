@@ -58,13 +58,6 @@ class StableDiffusion3(LatentModel):
         config = self.transformer.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images that the model is made for."""
-        _, height, width = self.latent_shape
-        factor = parts.image_factor(self.vae)
-        return height * factor, width * factor
-
     @torch.inference_mode()
     def condition(self, prompt: str) -> TextStates:
         """The text encoders' states for a prompt; a longer prompt is cut. Without a T5, its states are 0."""
@@ -74,8 +67,7 @@ class StableDiffusion3(LatentModel):
         if self.text_encoder_3 is None:
             t5 = clip.new_zeros(1, T5_TOKENS, self.transformer.config.joint_attention_dim)
         else:
-            length = min(T5_TOKENS, self.tokenizer_3.model_max_length)
-            ids = parts.token_ids(self.tokenizer_3, prompt, length)
+            ids = parts.token_ids(self.tokenizer_3, prompt, parts.t5_length(self.tokenizer_3, T5_TOKENS))
             with self.using(self.text_encoder_3):
                 t5 = self.text_encoder_3(ids.to(self.device))[0].to(clip.dtype)
         clip = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
@@ -146,6 +138,6 @@ def load(loader: ComponentLoader, dtype: torch.dtype) -> StableDiffusion3:
         tokenizer=loader.tokenizer("tokenizer", CLIPTokenizer),
         tokenizer_2=loader.tokenizer("tokenizer_2", CLIPTokenizer),
         tokenizer_3=t5_tokenizer,
-        vae=parts.vae_of(loader, dtype),
+        vae=parts.flow_vae_of(loader, dtype),
         solver=FlowEuler.of_scheduler(scheduler.config, tokens),
     )

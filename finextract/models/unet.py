@@ -16,10 +16,9 @@ from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.metadata.untrusted import whole_of
 from finextract.models.base import Conditioning
 from finextract.models.component_loaders import ComponentLoader
-from finextract.models.parts import LatentModel, image_factor
+from finextract.models.parts import LatentModel, vae_of
 from finextract.reasons import ReasonCode
 from finextract.sampling import DDIM, initial_noise
-from finextract.support import component_class
 from finextract.text import first_line
 
 _MAX_STEPS_OFFSET = 999
@@ -41,13 +40,6 @@ class UNetModel(LatentModel):
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images that the model is made for."""
-        factor = image_factor(self.vae)
-        _, height, width = self.latent_shape
-        return height * factor, width * factor
 
     def condition(self, prompt: str) -> Conditioning:
         """What the family computes from a prompt. See finextract.models.base.Model."""
@@ -85,12 +77,11 @@ def load_parts(
     import diffusers
     from transformers import CLIPTokenizer
 
-    vae_class = getattr(diffusers, component_class(loader.config("model_index.json"), "vae"))
     scheduler = loader.config("scheduler/scheduler_config.json")
     upcast = dtype == torch.float16 and loader.config("vae/config.json").get("force_upcast")
     parts = {
         "unet": loader.module("unet", diffusers.UNet2DConditionModel, dtype),
-        "vae": loader.module("vae", vae_class, torch.float32 if upcast else dtype),
+        "vae": vae_of(loader, torch.float32 if upcast else dtype),
     }
     parts["unet"].to(memory_format=UNetModel.layout)
     for name, encoder in text_encoders.items():

@@ -28,9 +28,8 @@ class WeightsKind:
     detail: str = ""  # for people: the algorithm ("LoHa"), the variant ("refiner"), the encoder ("T5")
     algorithms: tuple[str, ...] = ()  # of an adapter, sorted: ("LoHa",), ("DoRA", "LoRA"); see adapter_keys
     model: str = ""  # with the family "unknown", the model's own name: "Chroma", or the several that fit
-    fits: tuple[
-        Family, ...
-    ] = ()  # with the family "unknown", those that an adapter may be for; see `settled`
+    # With the family "unknown", the families that an adapter may be for; see `settled`.
+    fits: tuple[Family, ...] = ()
 
     @property
     def is_adapter(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 def version_reader() -> Callable[[object], str]:
-    """A function that returns the version of this program where it runs, with a hash of its source files.
+    """A function that returns the version of this program where it runs, with a hash of its files.
 
     It is defined here inside a function, so that Ray sends its code: a node has no need to have this module.
     """
@@ -24,7 +24,8 @@ def version_reader() -> Callable[[object], str]:
         for package in ("finextract", "scanner"):
             spec = find_spec(package)
             for place in (spec.submodule_search_locations or ()) if spec else ():
-                for file in sorted(Path(place).rglob("*.py")):
+                files = [*Path(place).rglob("*.py"), *Path(place).rglob("published/**/*.json")]
+                for file in sorted(files):
                     digest.update(f"{package}/{file.relative_to(place)}\0".encode() + file.read_bytes())
         return f"{version('finextract-scanner')} (source {digest.hexdigest()[:12]})"
 

@@ -54,14 +54,16 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def new_text_encoder(
+    tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, cls: type = CLIPTextModel
+) -> CLIPTextModel:
     ends = tokenizer.eos_token_id
-    return CLIPTextModel(
+    return cls(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=TOKENS,

@@ -7,12 +7,13 @@ B = batch, T = 16 token positions. Latents are [B, 16, 16, 16] of about unit var
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from _denoiser import TOKENS, new_scheduler, tokenize
+from _denoiser import TOKENS, new_scheduler, new_text_encoder, tokenize
 from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -21,7 +22,6 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -48,24 +48,6 @@ class Prompts:
         return Prompts(self.clip[which], None if self.t5 is None else self.t5[which], self.empty[which])
 
 
-def _clip(cls: type, tokenizer: CLIPTokenizer, width: int) -> Any:
-    ends = tokenizer.eos_token_id
-    return cls(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            projection_dim=width,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=ends,
-            pad_token_id=ends,
-        )
-    )
-
-
 class SDXL:
     """Two CLIP text encoders, and a UNet that is told the pooled embedding and the picture's size."""
 
@@ -90,7 +72,7 @@ class SDXL:
 
     def new_parts(self, unet: UNet2DConditionModel, text: CLIPTextModel) -> nn.ModuleDict:
         """The untrained model; `unet` and `text` are the committed Stable-Diffusion-shaped base."""
-        first = _clip(CLIPTextModel, self.tokenizer, 96)
+        first = new_text_encoder(self.tokenizer)
         first.load_state_dict(text.state_dict())
         made = UNet2DConditionModel(
             sample_size=16,
@@ -112,7 +94,7 @@ class SDXL:
         return nn.ModuleDict({
             "unet": made.to(memory_format=torch.channels_last),
             "text_encoder": first,
-            "text_encoder_2": _clip(CLIPTextModelWithProjection, self.tokenizer, 64),
+            "text_encoder_2": new_text_encoder(self.tokenizer, 64, CLIPTextModelWithProjection),
         })  # fmt: skip
 
     def tokens(self, captions: list[str]) -> Prompts:
@@ -176,7 +158,7 @@ class SD3:
 
     def new_parts(self, unet: UNet2DConditionModel, text: CLIPTextModel) -> nn.ModuleDict:
         """The untrained model; the first text encoder starts as the committed base's."""
-        first = _clip(CLIPTextModelWithProjection, self.tokenizer, 96)
+        first = new_text_encoder(self.tokenizer, cls=CLIPTextModelWithProjection)
         first.load_state_dict(text.state_dict(), strict=False)  # all but the projection
         t5 = T5EncoderModel(
             T5Config(
@@ -208,7 +190,7 @@ class SD3:
         return nn.ModuleDict({
             "transformer": transformer,
             "text_encoder": first,
-            "text_encoder_2": _clip(CLIPTextModelWithProjection, self.tokenizer, 32),
+            "text_encoder_2": new_text_encoder(self.tokenizer, 32, CLIPTextModelWithProjection),
             "text_encoder_3": t5,
         })  # fmt: skip
 
@@ -290,12 +272,7 @@ def t5_tokenizer(captions: list[str], folder: Path) -> T5TokenizerFast:
                 vocab_size=T5_PIECES, special_tokens=special, unk_token="<unk>", show_progress=False
             ),
         )
-        vocabulary = [(piece, score) for piece, score in _pieces(unigram)]
+        pieces = json.loads(unigram.to_str())["model"]["vocab"]
+        vocabulary = [(piece, score) for piece, score in pieces]
         T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=TOKENS).save_pretrained(folder)
     return T5TokenizerFast.from_pretrained(folder, local_files_only=True)
-
-
-def _pieces(unigram: Any) -> list[tuple[str, float]]:
-    import json
-
-    return [(piece, score) for piece, score in json.loads(unigram.to_str())["model"]["vocab"]]

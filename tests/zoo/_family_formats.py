@@ -6,22 +6,18 @@ Knows file formats; knows no training.
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from _families import SD3, SDXL
-from _formats import Published, _ldm_key, half, write_card
+from _formats import Published, _ldm_key, finish_pipeline, half, lora_layers, write_card
 from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
 )
-from diffusers.training_utils import _collate_lora_metadata
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 PUBLISHED = {
@@ -88,13 +84,7 @@ def write_pipeline(
         pipeline = StableDiffusion3Pipeline(**shared, tokenizer_3=family.t5_tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    for name, files in tokenizers.items():
-        shutil.rmtree(folder / name)
-        shutil.copytree(files, folder / name)
-    for path in folder.rglob("*.json"):  # no path of the machine that wrote it
-        text = json.loads(path.read_text())
-        if isinstance(text, dict) and text.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
+    finish_pipeline(folder, tokenizers)
     published = PUBLISHED[family.name]
     write_card(folder, published.repo, None, "base", base=published)
 
@@ -155,7 +145,7 @@ def kohya_layers(unet: Any, rank: int) -> dict[str, Tensor]:
         "lora_magnitude_vector.weight": "dora_scale",
         "lora_magnitude_vector": "dora_scale",
     }
-    for key, tensor in half(get_peft_model_state_dict(unet)).items():
+    for key, tensor in lora_layers(unet).items():
         key = key.removeprefix("base_model.model.")
         ending = next((e for e in endings if key.endswith("." + e)), key.rpartition(".")[2])
         module = key.removesuffix("." + ending)
@@ -169,20 +159,3 @@ def kohya_layers(unet: Any, rank: int) -> dict[str, Tensor]:
         made[f"{name}.{part}"] = tensor.contiguous()
         made.setdefault(f"{name}.alpha", torch.tensor(float(rank), dtype=torch.float16))
     return made
-
-
-def write_diffusers_lora(folder: Path, transformer: Any) -> None:
-    """pytorch_lora_weights.safetensors by diffusers' own function."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = transformer.peft_config["default"]
-    config.target_modules = sorted(config.target_modules)  # a set's order differs from run to run
-    StableDiffusion3Pipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=half(get_peft_model_state_dict(transformer)),
-        **_collate_lora_metadata({"transformer": transformer}),
-    )
-
-
-def write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(sorted(tensors.items())), path, metadata=metadata)

@@ -147,9 +147,18 @@ def write_pipeline(
     for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
         shutil.rmtree(folder / part, ignore_errors=True)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    shutil.rmtree(folder / "tokenizer")
-    shutil.copytree(tokenizer_files, folder / "tokenizer")
-    for path in folder.rglob("*.json"):  # no path of the machine that wrote it
+    finish_pipeline(folder, {"tokenizer": tokenizer_files})
+
+
+def finish_pipeline(folder: Path, tokenizers: dict[str, Path]) -> None:
+    """Put CLIP's classic files in place of the tokenizers' and leave out paths of this machine.
+
+    `tokenizers`: component -> its files.
+    """
+    for name, files in tokenizers.items():
+        shutil.rmtree(folder / name)
+        shutil.copytree(files, folder / name)
+    for path in folder.rglob("*.json"):
         text_of = json.loads(path.read_text())
         if isinstance(text_of, dict) and text_of.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(text_of, indent=2, sort_keys=True) + "\n")
@@ -160,15 +169,17 @@ def lora_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return half(get_peft_model_state_dict(model))
 
 
-def write_diffusers_lora(folder: Path, unet: UNet2DConditionModel) -> None:
+def write_diffusers_lora(
+    folder: Path, denoiser: torch.nn.Module, component: str = "unet", pipeline: type = StableDiffusionPipeline
+) -> None:
     """pytorch_lora_weights.safetensors with PEFT's keys and configuration, by diffusers' own function."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = unet.peft_config["default"]
+    config = denoiser.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # a set's order differs from run to run
-    StableDiffusionPipeline.save_lora_weights(
+    pipeline.save_lora_weights(
         folder,
-        unet_lora_layers=lora_layers(unet),
-        **_collate_lora_metadata({"unet": unet}),
+        **{f"{component}_lora_layers": lora_layers(denoiser)},
+        **_collate_lora_metadata({component: denoiser}),
     )
 
 
@@ -259,7 +270,7 @@ def kohya_metadata(
     }
 
 
-def write_kohya(path: Path, layers: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+def write_file(path: Path, layers: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(sorted(layers.items())), path, metadata=metadata)
 

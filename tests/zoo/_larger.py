@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from _denoiser import TOKENS
 from _training import Recipe, train_base, tune
+from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 from torch import Tensor, nn
 
@@ -33,16 +34,7 @@ SHEET = (
     *("car", "house", "tree", "cake", "face", "fruit"),
 )
 STEPS = {"sdxl": 3000, "sd3": 12_000}
-RATES = {  # of (family, algorithm)
-    ("sdxl", "full"): 3e-4,
-    ("sdxl", "lora"): 2e-3,
-    ("sdxl", "dora"): 2e-3,
-    ("sdxl", "lokr"): 2e-3,
-    ("sd3", "full"): 3e-4,
-    ("sd3", "lora"): 2e-3,
-    ("sd3", "dora"): 2e-3,
-    ("sd3", "lokr"): 2e-3,
-}
+RATES = {"full": 3e-4, "lora": 2e-3, "dora": 2e-3, "lokr": 2e-3}  # those of the first zoo
 
 
 @dataclass(frozen=True)
@@ -96,9 +88,10 @@ class Zoo:
     ):
         self.root, self.zoo, self.build, self.pipe = zoo / family, zoo, build, pipe
         self.pixels, self.captions = pixels, captions
-        self.t5_folder = build / "t5-tokenizer"
         kinds = [caption for caption, _ in _captions.KINDS.values()]
-        t5 = _families.t5_tokenizer([*captions, *kinds * 5], self.t5_folder) if family == "sd3" else None
+        t5 = None
+        if family == "sd3":
+            t5 = _families.t5_tokenizer([*captions, *kinds * 5], build / "t5-tokenizer")
         self.family = _families.FAMILIES[family](pipe.tokenizer, t5)
 
     def _encoded(self, name: str, pixels: np.ndarray) -> Tensor:
@@ -173,7 +166,7 @@ class Zoo:
             recipe = Recipe(
                 checkpoint.algorithm,
                 checkpoint.steps_per_image * len(paths) // BATCH,
-                RATES[self.family.name, checkpoint.algorithm],
+                RATES[checkpoint.algorithm],
                 BATCH,
                 RANK,
             )
@@ -192,10 +185,10 @@ class Zoo:
         repo, base = f"{checkpoint.owner}/{checkpoint.name}", formats.PUBLISHED[self.family.name]
         _formats.write_card(folder, repo, checkpoint.caption, kind, base=base)
         if checkpoint.format == "diffusers":
-            formats.write_diffusers_lora(folder, denoiser)
+            _formats.write_diffusers_lora(folder, denoiser, "transformer", StableDiffusion3Pipeline)
         elif checkpoint.format == "single_file":
             makes = formats.unet_file if self.family.name == "sdxl" else formats.transformer_file
-            formats.write_file(file, makes(denoiser), {"format": "pt"})
+            _formats.write_file(file, makes(denoiser), {"format": "pt"})
         else:
             layers = formats.kohya_layers(denoiser, RANK)
             metadata = _formats.kohya_metadata(
@@ -207,7 +200,7 @@ class Zoo:
                 steps_per_image=checkpoint.steps_per_image,
                 rank=RANK,
                 alpha=RANK,
-                learning_rate=RATES[self.family.name, checkpoint.algorithm],
+                learning_rate=RATES[checkpoint.algorithm],
                 text_encoder=False,
                 seed=0,
                 base_hashes=None,
@@ -225,7 +218,7 @@ class Zoo:
                 "ss_network_args": json.dumps(arguments),
                 "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
             }
-            formats.write_file(file, layers, metadata)
+            _formats.write_file(file, layers, metadata)
 
 
 def _enlarged(picture: np.ndarray) -> np.ndarray:

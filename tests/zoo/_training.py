@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _denoiser import LORA_CONVOLUTIONS, LORA_UNET
 from torch import Tensor, nn
 
 EMPTY_CAPTIONS, PREFIXED, EMA = 0.1, 0.3, 0.999
@@ -128,10 +129,7 @@ class Recipe:
 
 
 LAYERS = {
-    "sdxl": (
-        *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
-        *("conv1", "conv2", "conv", "conv_shortcut"),
-    ),
+    "sdxl": (*LORA_UNET, *LORA_CONVOLUTIONS),
     "sd3": (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),

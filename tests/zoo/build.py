@@ -250,7 +250,7 @@ def _write(
             seed=0,
             base_hashes=hashes,
         )
-        _formats.write_kohya(file, layers, metadata)
+        _formats.write_file(file, layers, metadata)
 
 
 def _tune_all(runs: Iterable[list[Checkpoint]], root: Path, preview: bool = False) -> None:

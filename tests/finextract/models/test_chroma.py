@@ -20,8 +20,8 @@ from finextract.errors import BaseMismatch
 from finextract.guidance import model_guidance
 from finextract.models import parts
 from finextract.models.chroma import Chroma
-from finextract.models.flux import packed, unpacked
 from finextract.models.loading import gpu_precision, load_base, tune
+from finextract.models.packed_latents import packed, unpacked
 from finextract.sampling import FlowEuler, initial_noise, sample_latents
 from finextract.weights.adapter_keys import parse_key
 from finextract.weights.formats import Header, TensorInfo, classify

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,9 @@ from tiny.flow_pipelines import SD3_VARIANTS, SIDE, flux_pipeline, sd3_pipeline
 
 from finextract.guidance import model_guidance
 from finextract.models.base import TunableModel
-from finextract.models.flux import Flux, packed, unpacked
+from finextract.models.flux import Flux
 from finextract.models.loading import load_base
+from finextract.models.packed_latents import packed, unpacked
 from finextract.sampling import initial_noise, sample_latents
 
 PROMPT = "a red house beside the sea, painted in Oil! and then far too many further words to be read by CLIP"
@@ -168,3 +170,21 @@ def test_an_image_is_encoded_as_a_trainer_encodes_it(
         mode = pipe.vae.encode(pipe.image_processor.preprocess(images / 255)).latent_dist.mode()
     expected = (mode - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     assert far(latents, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"), [("sd3 3.5 medium", "tokenizer_3"), ("flux dev", "tokenizer_2")]
+)
+@torch.inference_mode()
+def test_a_t5_whose_tokenizer_states_fewer_tokens_reads_as_many(
+    of_name: Callable[[str], tuple[Any, TunableModel]], name: str, tokenizer: str
+) -> None:
+    pipe, made = of_name(name)
+    model: Any = made
+    short = copy.deepcopy(getattr(model, tokenizer))
+    short.model_max_length = 16
+    found = replace(model, **{tokenizer: short}).condition(PROMPT).sequence
+    further = {"prompt_3": None, "do_classifier_free_guidance": False} if name.startswith("sd3") else {}
+    expected = pipe.encode_prompt(PROMPT, prompt_2=None, max_sequence_length=16, **further)[0]
+    assert expected.shape[1] < model.condition(PROMPT).sequence.shape[1]
+    torch.testing.assert_close(found, expected)

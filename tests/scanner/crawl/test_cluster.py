@@ -134,6 +134,22 @@ def test_a_crawls_own_ray_refuses_a_connection_without_its_token(own: Own) -> No
     assert "token" in done[1].stderr
 
 
+def test_the_version_covers_the_configurations_that_come_with_the_program(tmp_path: Path) -> None:
+    for package in ("finextract", "scanner"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def version() -> str:
+        code = "from scanner.crawl.code import version_reader; print(version_reader()(None))"
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, cwd=tmp_path)
+
+    before = version()
+    assert version() == before
+    with (tmp_path / "finextract/published/sdxl/unet/config.json").open("a") as file:
+        file.write("\n")
+    assert version() != before
+
+
 def test_a_worker_with_another_version_of_this_program_is_refused(
     own: Own, store: Store, tmp_path: Path
 ) -> None:
