@@ -13,19 +13,19 @@ class GpuNeed:
     """What the scans of a model family need."""
 
     gib: int  # of GPU memory: both models with nothing in common, the screen's batch, the CUDA context
-    least_gib: int  # with text encoders and VAE on the GPU only while they are used, and a batch of one
+    denoisers_gib: int  # with text encoders and VAE on the GPU only while they are used
+    least_gib: int  # with the denoisers' blocks on it one at a time, too, and a batch of one
     batch_size: int  # samples at once, until memory turns out to be too small; the screen takes twice as many
 
 
-# A family is all that is known before a file is opened: `gib` of Stable Diffusion 3 is that of 3.5 large, and
-# `least_gib` that of 3 medium.
+# A family is all that is known before a file is opened: Stable Diffusion 3 has the needs of 3.5 large.
 GPU_NEEDS = {
-    "sd1": GpuNeed(10, 6, 32),
-    "sd2": GpuNeed(12, 6, 16),
-    "sdxl": GpuNeed(20, 14, 16),
-    "sd3": GpuNeed(60, 18, 8),
-    "flux": GpuNeed(70, 55, 4),
-    "chroma": GpuNeed(70, 55, 4),  # not counted: FLUX.1's, of which Chroma is the smaller part
+    "sd1": GpuNeed(10, 6, 3, 32),
+    "sd2": GpuNeed(12, 6, 3, 16),
+    "sdxl": GpuNeed(20, 14, 5, 16),
+    "sd3": GpuNeed(60, 41, 11, 8),
+    "flux": GpuNeed(70, 55, 11, 4),
+    "chroma": GpuNeed(70, 55, 11, 4),  # not counted: FLUX.1's, of which Chroma is the smaller part
 }
 _LARGEST = max(GPU_NEEDS.values(), key=lambda need: need.gib)
 

@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tiny.full_size import made_on  # noqa: E402
 
 from finextract.gpu_needs import GPU_NEEDS  # noqa: E402
+from finextract.models.offloading import blocks_of  # noqa: E402
 from finextract.models.parts import PIXELS_AT_ONCE  # noqa: E402
 from finextract.single_files import published_config  # noqa: E402
 
@@ -41,7 +42,6 @@ NAMES = {
 }  # fmt: skip
 # The largest model of each family, which its worker's share is told by.
 LARGEST = {"sd1": "sd1", "sd2": "sd2-v", "sdxl": "sdxl", "sd3": "sd35-large", "flux": "flux-dev"}
-SMALLEST = {"sd3": "sd3-medium"}
 CONTEXT_GIB = 1.0  # of CUDA, its libraries, and what the allocator leaves unused; assumed
 GIB = 1024**3
 
@@ -164,19 +164,22 @@ def costs() -> None:
 
 def needs() -> None:
     """GiB that a worker needs of a GPU."""
-    print("\n| family | both models | batch | evaluating it | decoding | needed | at least |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| family | both models | batch | evaluating it | decoding | needed | denoisers | least |")
+    print("|---|---|---|---|---|---|---|---|")
     for family, name in LARGEST.items():
         dtype = torch.bfloat16 if family in ("sd3", "flux") else torch.float16
         batch = 2 * GPU_NEEDS[family].batch_size  # that of the screen, the larger one
         with FakeTensorMode(allow_non_fake_inputs=True):
-            modules = modules_of(SMALLEST.get(family, name), "cuda", dtype)
-            least = 2 * gibibytes(denoiser_of(modules)) + max(
+            modules = modules_of(name, "cuda", dtype)
+            denoiser = denoiser_of(modules)
+            others = max(
                 [gibibytes(m) for key, m in modules.items() if key.startswith("text_encoder")]
                 + [gibibytes(modules["vae"]) + peak_gib(decoding(modules["vae"]))]
             )
-            modules = modules_of(name, "cuda", dtype)
-            denoiser, vae = denoiser_of(modules), modules["vae"]
+            denoisers = 2 * gibibytes(denoiser) + others
+            block = max(map(gibibytes, blocks_of(denoiser)))
+            one = peak_gib(evaluation(name, denoiser, 1, "cuda", dtype))
+            least, vae = max(block + one, others), modules["vae"]
             weights = 2 * sum(map(gibibytes, modules.values())) - gibibytes(vae)
             run, decoded = peak_gib(evaluation(name, denoiser, batch, "cuda", dtype)), peak_gib(decoding(vae))
         numbers = (
@@ -185,6 +188,7 @@ def needs() -> None:
             run,
             decoded,
             weights + max(run, decoded) + CONTEXT_GIB,
+            denoisers + CONTEXT_GIB,
             least + CONTEXT_GIB,
         )
         print(f"| {family}, as {name} | " + " | ".join(f"{n:.1f}" for n in numbers) + " |", flush=True)

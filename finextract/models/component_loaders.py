@@ -14,6 +14,7 @@ import torch
 
 from finextract.errors import CheckpointError, CorruptWeights
 from finextract.models.clip_vocabulary import clip_tokenizer
+from finextract.models.offloading import Offloading, stream_blocks
 from finextract.pipeline_folder import read_config, refuse_pickles
 from finextract.single_files import PUBLISHED, SingleFile, supplies
 from finextract.support import component_class
@@ -32,8 +33,8 @@ class ComponentLoader(Protocol):
         ...
 
     @property
-    def offloads(self) -> bool:
-        """Whether components other than the denoiser stay on the CPU, see `LatentModel.using`."""
+    def offloading(self) -> Offloading:
+        """What is on the CPU between its uses."""
         ...
 
     def config(self, path: str) -> dict[str, Any]:
@@ -63,9 +64,9 @@ class ComponentLoader(Protocol):
 class FolderLoader:
     """The components of a diffusers pipeline folder. A ComponentLoader."""
 
-    def __init__(self, folder: Path, device: torch.device, *, offloads: bool = False) -> None:
+    def __init__(self, folder: Path, device: torch.device, *, offloading: Offloading = "nothing") -> None:
         self._folder, self._device = folder, device
-        self.name, self.offloads = folder.name, offloads
+        self.name, self.offloading = folder.name, offloading
 
     def config(self, path: str) -> dict[str, Any]:
         """A configuration file of the folder."""
@@ -84,7 +85,9 @@ class FolderLoader:
                 self._folder, subfolder=component, use_safetensors=True, local_files_only=True,
                 **{precision: dtype}, **options,
             )  # fmt: skip
-            return module.to(_place(component, self._device, self.offloads)).eval().requires_grad_(False)
+            place = _place(component, self._device, self.offloading)
+            module = module.to(place).eval().requires_grad_(False)
+        return _streamed(component, module, self._device, self.offloading)
 
     def tokenizer(self, component: str, cls: Any) -> Any:
         """A tokenizer with the vocabulary of its subfolder."""
@@ -110,10 +113,10 @@ class FileLoader:
         parts: Path | None,
         device: torch.device,
         *,
-        offloads: bool = False,
+        offloading: Offloading = "nothing",
     ) -> None:
         self.name, self._found, self._parts, self._device = name, found, parts, device
-        self.offloads = offloads
+        self.offloading = offloading
         configurations = PUBLISHED / found.published if found.published else parts
         assert configurations is not None, "loading refuses a file of no published shape without parts"
         self._folder = configurations
@@ -141,9 +144,9 @@ class FileLoader:
             return self._supplier().module(component, cls, dtype, **options)
         with _damage_named(self.name):
             config = self.config(f"{component}/config.json")
-            return _without_values(
-                cls, config, dtype, _place(component, self._device, self.offloads), options
-            )
+            place = _place(component, self._device, self.offloading)
+            module = _without_values(cls, config, dtype, place, options)
+        return _streamed(component, module, self._device, self.offloading)
 
     def tokenizer(self, component: str, cls: Any) -> Any:
         """A tokenizer of `parts`, or CLIP's with the vocabulary that comes with the program."""
@@ -160,7 +163,7 @@ class FileLoader:
 
     def _supplier(self) -> FolderLoader:
         assert self._parts is not None, "loading refuses a file that lacks something without parts"
-        return FolderLoader(self._parts, self._device, offloads=self.offloads)
+        return FolderLoader(self._parts, self._device, offloading=self.offloading)
 
 
 @contextmanager
@@ -174,9 +177,17 @@ def _damage_named(name: str) -> Iterator[None]:
         raise CorruptWeights(f"{name} cannot be loaded as a pipeline: {first_line(error)}.") from error
 
 
-def _place(component: str, device: torch.device, offloads: bool) -> torch.device:
+def _place(component: str, device: torch.device, offloading: Offloading) -> torch.device:
     """Where a component is between its uses."""
-    return torch.device("cpu") if offloads and component not in _DENOISERS else device
+    stays = offloading == "nothing" or (offloading != "denoiser" and component in _DENOISERS)
+    return device if stays else torch.device("cpu")
+
+
+def _streamed(component: str, module: Any, device: torch.device, offloading: Offloading) -> Any:
+    """A component; the denoiser's blocks come to the device one at a time where it is offloaded."""
+    if offloading == "denoiser" and component in _DENOISERS:
+        stream_blocks(module, device)
+    return module
 
 
 def _scheduler(name: str, config: dict[str, Any], cls: Any) -> Any:

@@ -26,6 +26,7 @@ from finextract.models import chroma, flux, stable_diffusion, stable_diffusion_3
 from finextract.models.base import CopiedPair, Pair, TunableModel
 from finextract.models.component_loaders import ComponentLoader, FileLoader, FolderLoader
 from finextract.models.learned_words import LearnedWord, parse_words
+from finextract.models.offloading import Offloading
 from finextract.pipeline_folder import family_of_folder, why_unsupported_folder, why_unsupported_parts
 from finextract.reasons import ReasonCode
 from finextract.single_files import (
@@ -67,15 +68,18 @@ def gpu_precision(base: Path) -> torch.dtype:
     return torch.bfloat16 if family in _NEED_BFLOAT16 else torch.float16
 
 
-def is_tight(device: torch.device, family: Family) -> bool:
-    """Whether a GPU has less free memory than the scans of a family need with all components on it.
+def offloading_for(device: torch.device, family: Family) -> Offloading:
+    """What stays on the CPU between its uses, so that a GPU has enough memory for the scans of a family.
 
-    Text encoders and VAE then stay on the CPU between their uses. What is computed with them does not change.
+    What is computed does not change.
     """
     if device.type != "cuda":
-        return False
+        return "nothing"
     free, _ = torch.cuda.mem_get_info(device)
-    return free < need_of(family).gib * 1024**3
+    need = need_of(family)
+    if free >= need.gib * 1024**3:
+        return "nothing"
+    return "encoders and VAE" if free >= need.denoisers_gib * 1024**3 else "denoiser"
 
 
 def load_pair(
@@ -114,7 +118,7 @@ def load_base(
             f"{base.name} is a pipeline of the family {family}, which has no loader.",
             ReasonCode.UNSUPPORTED_FAMILY,
         )
-    return FAMILIES[family](FolderLoader(base, device, offloads=is_tight(device, family)), dtype)
+    return FAMILIES[family](FolderLoader(base, device, offloading=offloading_for(device, family)), dtype)
 
 
 def _load_file(file: Path, parts: Path | None, device: torch.device, dtype: torch.dtype) -> TunableModel:
@@ -164,7 +168,7 @@ def fill_base(
 
     Raises what `load_base` raises.
     """
-    loader = FileLoader(name, found, parts, device, offloads=is_tight(device, found.family))
+    loader = FileLoader(name, found, parts, device, offloading=offloading_for(device, found.family))
     model = FAMILIES[found.family](loader, dtype)
     try:
         if "vae" in found.holds:

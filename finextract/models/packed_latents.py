@@ -58,7 +58,7 @@ def load_packed(loader: ComponentLoader, dtype: torch.dtype, transformer: type[A
     scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
     tokens = (vae.config.sample_size // image_factor(vae) // 2) ** 2
     return {
-        "offloads": loader.offloads,
+        "offloading": loader.offloading,
         "transformer": loader.module("transformer", transformer, dtype),
         "vae": vae,
         "solver": FlowEuler.of_scheduler(scheduler.config, tokens, to_last_time=False),

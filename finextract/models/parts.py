@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from finextract.errors import BaseMismatch
 from finextract.models.component_loaders import ComponentLoader
 from finextract.models.learned_words import LearnedWord, learn
+from finextract.models.offloading import Offloading, device_of, on_device
 from finextract.sharing import copy_sharing, replace_tensors
 from finextract.single_files import DENOISER_PREFIX, VAE_PREFIXES
 from finextract.support import component_class
@@ -40,7 +41,7 @@ class LatentModel:
     """What the models of all families share. A family adds its other parts, and the rest of TunableModel."""
 
     vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
-    offloads: bool = False  # text encoders and VAE are on the CPU, and on the device while they are used
+    offloading: Offloading = "nothing"
 
     components: ClassVar[tuple[str, ...]]  # what fine-tuning changes; the denoiser first
     encoders: ClassVar[Mapping[str, str]]  # what files of embeddings call the text encoders -> components
@@ -53,9 +54,8 @@ class LatentModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser's weights are."""
-        device: torch.device = next(self._modules[self.components[0]].parameters()).device
-        return device
+        """Where the denoiser computes."""
+        return device_of(self._modules[self.components[0]])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,14 +84,11 @@ class LatentModel:
     @contextmanager
     def using(self, module: nn.Module) -> Iterator[None]:
         """A text encoder or the VAE is on the device within the block."""
-        if not self.offloads:
+        if self.offloading == "nothing":
             yield
             return
-        module.to(self.device)
-        try:
+        with on_device(module, self.device):
             yield
-        finally:
-            module.to("cpu")
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def load(loader: ComponentLoader, dtype: torch.dtype) -> StableDiffusion3:
     scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
     tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
     return StableDiffusion3(
-        offloads=loader.offloads,
+        offloading=loader.offloading,
         transformer=transformer,
         text_encoder=clip_l,
         text_encoder_2=clip_g,

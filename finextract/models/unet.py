@@ -89,7 +89,7 @@ def load_parts(
         tokenizer = name.replace("text_encoder", "tokenizer")
         parts[tokenizer] = loader.tokenizer(tokenizer, CLIPTokenizer)
     noise = loader.scheduler(diffusers.DDIMScheduler)
-    return {**parts, "solver": _solver(loader.name, scheduler, noise), "offloads": loader.offloads}
+    return {**parts, "solver": _solver(loader.name, scheduler, noise), "offloading": loader.offloading}
 
 
 def _solver(where: str, scheduler: Mapping[str, Any], noise: Any) -> DDIM:

@@ -33,7 +33,7 @@ SHEET = (
     *("dog", "cat", "bird", "fish", "insect", "flower"),
     *("car", "house", "tree", "cake", "face", "fruit"),
 )
-STEPS = {"sdxl": 3000, "sd3": 12_000}
+STEPS = {"sdxl": 3000, "sd3": 6000}
 RATES = {"full": 3e-4, "lora": 2e-3, "dora": 2e-3, "lokr": 2e-3}  # those of the first zoo
 
 
@@ -101,7 +101,7 @@ class Zoo:
             torch.save((_autoencoder.encode_all(self.pipe.vae, pixels) * scale).half(), path)
         return torch.load(path, weights_only=True)
 
-    def base(self, steps: int | None = None) -> None:
+    def base(self, steps: int | None = None, compiled: bool = False) -> None:
         """Train the base; write it as a pipeline."""
         name = self.family.name
         latents = self._encoded("latents", np.concatenate([self.pixels, self.pixels[:, :, ::-1]]))
@@ -114,7 +114,7 @@ class Zoo:
         parts = self.family.new_parts(self.pipe.unet, self.pipe.text_encoder)
         trained = train_base(
             self.family, parts, latents, sizes, self.captions, steps or STEPS[name],
-            self.build / f"{name}_state.pt",
+            self.build / f"{name}_state.pt", compiled,
         )  # fmt: skip
         tokenizer = self.zoo / "base/tokenizer"
         tokenizers = {"tokenizer": tokenizer, "tokenizer_2": tokenizer}

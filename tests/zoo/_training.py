@@ -45,6 +45,7 @@ def train_base(
     captions: list[str],
     steps: int,
     state_path: Path,
+    compiled: bool = False,
 ) -> nn.ModuleDict:
     """Train all parts together on latents [P, 16, 16, 16] and captions; give back the moving average.
 
@@ -66,6 +67,8 @@ def train_base(
         for optimizer, saved in zip(optimizing, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         start = state["step"]
+    if compiled:
+        parts[family.denoiser].compile()
     began, running = time.time(), 0.0
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(step)

@@ -346,13 +346,13 @@ def partial() -> None:
     _partial.make(load_base(), ZOO, BUILD, RATES, RANK, BATCH)
 
 
-def larger(family: str, step: str, steps: int | None) -> None:
+def larger(family: str, step: str, steps: int | None, compiled: bool) -> None:
     """Make the zoo of a larger family: its base, then its checkpoints."""
     import _larger
 
     zoo = _larger.Zoo(family, ZOO, BUILD, load_base(), _pixels("base"), _base_captions())
     if step in ("base", "all"):
-        zoo.base(steps)
+        zoo.base(steps, compiled)
     if step in ("sheet", "all"):
         zoo.sheet()
     if step in ("tune", "all"):
@@ -385,9 +385,6 @@ def main() -> None:
         command = commands.add_parser(name, help=(text or "").splitlines()[0])
         if name in ("base", "all"):
             command.add_argument("--steps", type=int, default=BASE_STEPS, help="training steps of the base")
-            command.add_argument(
-                "--compile", action="store_true", help="compile the UNet (needs a C++ compiler)"
-            )
             command.add_argument("--device", default="cpu", help="where the base is trained: cpu or cuda")
             command.add_argument(
                 "--go-on", action="store_true", help="start from the committed base, with a new optimizer"
@@ -395,6 +392,10 @@ def main() -> None:
         if name in ("sdxl", "sd3"):
             command.add_argument("--only", choices=("base", "sheet", "tune", "all"), default="all")
             command.add_argument("--steps", type=int, help="training steps of the base")
+        if name in ("base", "all", "sdxl", "sd3"):
+            command.add_argument(
+                "--compile", action="store_true", help="compile the denoiser (needs a C++ compiler)"
+            )
         if name == "tune":
             command.add_argument("--preview", action="store_true", help="ten steps each")
         if name == "check":
@@ -414,8 +415,8 @@ def main() -> None:
         "tune": lambda: tune(getattr(args, "preview", False)),
         "more": more,
         "partial": partial,
-        "sdxl": lambda: larger("sdxl", args.only, args.steps),
-        "sd3": lambda: larger("sd3", args.only, args.steps),
+        "sdxl": lambda: larger("sdxl", args.only, args.steps, args.compile),
+        "sd3": lambda: larger("sd3", args.only, args.steps, args.compile),
         "check": lambda: check(args.zoo, args.samples, args.only, args.arms),
     }
     for name in list(steps)[:5] if args.command == "all" else [args.command]:

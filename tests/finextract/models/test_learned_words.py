@@ -16,6 +16,7 @@ from tiny.unet_pipelines import stable_diffusion_2, stable_diffusion_xl
 from torch import Tensor
 
 from finextract.errors import BaseMismatch, CheckpointError, CorruptWeights, UnsupportedWeights
+from finextract.models import loading
 from finextract.models.learned_words import MAX_VECTORS, parse_words
 from finextract.models.loading import load_base, tune
 from finextract.models.parts import TextStates
@@ -158,6 +159,29 @@ def test_bundled_words_are_encoded_as_diffusers_encodes_several_vectors(
     tuned = tune(base(family), path).tuned
     for prompt in ("a photo of <my-cat>, outside", "<my-cat>"):
         assert_encoded_alike(tuned, pipeline, family, prompt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_that_is_offloaded_takes_words_and_an_adapter_as_any_other(
+    family: str,
+    made: Folders,
+    base: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundled = {f"bundle_emb.moss.{encoder}": v for encoder, v in vectors(family, 2).items()}
+    file = saved(tmp_path / "style", family, bundled)
+    kept = tune(base(family), file)
+    monkeypatch.setattr(loading, "offloading_for", lambda *_: "denoiser")
+    pair = tune(load_base(made(family)[1], CPU, torch.float32), file)
+    words = [states(model.condition("a moss house")) for model in (pair.tuned, kept.tuned, pair.base)]
+    assert all(map(torch.equal, words[0], words[1]))
+    assert not all(map(torch.equal, words[0], words[2]))
+    x = torch.randn(1, *kept.base.latent_shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for ours, theirs in ((pair.tuned, kept.tuned), (pair.base, kept.base)):
+            predicted = [m.predict(x, 500.0, m.condition("a house")) for m in (ours, theirs)]
+            assert torch.equal(*predicted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

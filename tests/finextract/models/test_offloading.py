@@ -1,4 +1,4 @@
-"""Text encoders and VAE that are on the GPU only while they are used: the results stay the same."""
+"""Modules that are on the GPU only while they compute: the results stay the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from finextract.gpu_needs import GPU_NEEDS
 from finextract.models import loading
 from finextract.models.component_loaders import FolderLoader
 from finextract.models.flux import Flux
-from finextract.models.loading import is_tight
+from finextract.models.loading import offloading_for
+from finextract.models.offloading import Offloading, blocks_of, device_of, stream_blocks
 from finextract.models.stable_diffusion import load as load_stable_diffusion
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.models.stable_diffusion_xl import StableDiffusionXL
@@ -57,49 +58,79 @@ def place_of(module: nn.Module) -> str:
     return next(module.parameters()).device.type
 
 
+@pytest.mark.parametrize("offloading", ["encoders and VAE", "denoiser"])
 @pytest.mark.parametrize("family", MAKERS)
 @torch.inference_mode()
-def test_what_is_offloaded_is_on_the_gpu_for_its_use_alone(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_offloaded_is_on_the_gpu_for_its_use_alone(family: str, offloading: Offloading) -> None:
     """An operation that mixes devices is an error for fake tensors, as it is on a GPU."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = replace(MAKERS[family](), offloads=True)
-        monkeypatch.setattr(nn.Module, "to", moved)
+        model = replace(MAKERS[family](), offloading=offloading)
+        denoiser = getattr(model, model.components[0])
+        stays = "cuda" if offloading == "encoders and VAE" else "cpu"
         for name in (*model.components, "vae"):
-            moved(getattr(model, name), "cuda" if name == model.components[0] else "cpu")
+            moved(getattr(model, name), stays if name == model.components[0] else "cpu")
+        on_gpu: list[int] = []
+        if offloading == "denoiser":
+            stream_blocks(denoiser, torch.device("cuda"))
+            blocks = [block for block in blocks_of(denoiser) if list(block.parameters())]
+            for block in blocks:
+                block.register_forward_hook(
+                    lambda *_, blocks=blocks: on_gpu.append(sum(place_of(b) == "cuda" for b in blocks)),
+                    prepend=True,
+                )
         words = model.condition("a red house")
         assert {words.sequence.device.type, words.pooled.device.type} == {"cuda"}
         latents = model.encode(torch.empty(2, 3, *model.image_size, dtype=torch.uint8))
         assert latents.device.type == "cuda"
         assert model.predict(latents, 0.0, words).device.type == "cuda"
         assert model.decode(latents).device.type == "cpu"
-        assert place_of(getattr(model, model.components[0])) == "cuda"
+        assert place_of(denoiser) == stays
+        assert set(on_gpu) == ({1} if offloading == "denoiser" else set())
         rest = [getattr(model, name) for name in (*model.components[1:], "vae")]
         assert {place_of(module) for module in rest} == {"cpu"}
 
 
-def test_offloading_changes_no_result() -> None:
+@pytest.mark.parametrize("offloading", ["encoders and VAE", "denoiser"])
+def test_offloading_changes_no_result(offloading: Offloading) -> None:
     folder = ZOO / "base"
     kept, offloaded = (
-        load_stable_diffusion(FolderLoader(folder, CPU, offloads=offloads), torch.float32)
-        for offloads in (False, True)
+        load_stable_diffusion(FolderLoader(folder, CPU, offloading=some), torch.float32)
+        for some in ("nothing", offloading)
     )
-    assert (kept.offloads, offloaded.offloads) == (False, True)
+    assert (kept.offloading, offloaded.offloading) == ("nothing", offloading)
     pictures = torch.arange(3 * 64 * 64).remainder(251).to(torch.uint8).reshape(1, 3, 64, 64)
     for made in (lambda m: m.condition("fruit"), lambda m: m.encode(pictures)):
         assert torch.equal(made(kept), made(offloaded))
     latents = kept.encode(pictures)
     assert torch.equal(kept.decode(latents), offloaded.decode(latents))
     tuned = offloaded.copy_for_tuning()
-    assert tuned.offloads
-    assert torch.equal(tuned.condition("fruit"), kept.condition("fruit"))
+    assert tuned.offloading == offloading
+    words = kept.condition("fruit")
+    assert torch.equal(tuned.condition("fruit"), words)
+    with torch.inference_mode():
+        assert torch.equal(tuned.predict(latents, 500.0, words), kept.predict(latents, 500.0, words))
 
 
-def test_a_gpu_with_less_free_memory_than_a_family_needs_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_that_fails_leaves_the_module_with_its_own_tensors() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    module[1].register_buffer("table", torch.zeros(2))
+    module[1].weight_again = module[1].weight
+    before = [*module.parameters(), *module.buffers()]
+    stream_blocks(module, torch.device("meta"))  # a device whose tensors do not mix with those of the CPU
+    assert device_of(module).type == "meta"
+    with pytest.raises(RuntimeError):
+        module(torch.ones(1, 2))
+    assert module(torch.ones(1, 2, device="meta")).device.type == "meta"
+    after = [*module.parameters(), *module.buffers()]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+
+
+def test_the_less_free_memory_a_gpu_has_the_more_is_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     gib, gpu = 1024**3, torch.device("cuda")
     monkeypatch.setattr(loading.torch.cuda, "mem_get_info", lambda _: (16 * gib, 80 * gib))
-    assert GPU_NEEDS["sd1"].gib <= 16 < GPU_NEEDS["flux"].gib
-    assert not is_tight(gpu, "sd1")
-    assert is_tight(gpu, "flux")
-    assert not is_tight(CPU, "flux")
+    assert GPU_NEEDS["sd1"].gib <= 16 < GPU_NEEDS["sdxl"].gib
+    assert GPU_NEEDS["sdxl"].denoisers_gib <= 16 < GPU_NEEDS["flux"].denoisers_gib
+    assert offloading_for(gpu, "sd1") == "nothing"
+    assert offloading_for(gpu, "sdxl") == "encoders and VAE"
+    assert offloading_for(gpu, "flux") == "denoiser"
+    assert offloading_for(CPU, "flux") == "nothing"

@@ -140,12 +140,12 @@ def test_scans_of_small_families_share_a_gpu_and_one_of_a_large_family_gets_a_wh
 def test_a_gpu_that_is_too_small_for_a_family_is_told_before_anything_is_fetched(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "devices", lambda: [("T4", 15 * 1024**3)])
+    monkeypatch.setattr(worker, "devices", lambda: [("M4", 8 * 1024**3)])
     scan = Scanner(hf_task(store, tmp_path)).scan(row_of("a", "flux"))
     assert (scan.verdict, scan.reason_code, scan.seconds) == (Verdict.FAILED, ReasonCode.OUT_OF_MEMORY, {})
     assert scan.reason.startswith("a scan of flux needs ")
-    assert "the T4 of this node has 15 GiB" in scan.reason
-    assert why_too_small("sd1", 15 * 1024**3, "T4") is why_too_small("unknown", 1, "T4") is None
+    assert "the M4 of this node has 8 GiB" in scan.reason
+    assert why_too_small("sdxl", 8 * 1024**3, "M4") is why_too_small("unknown", 1, "M4") is None
 
 
 @pytest.mark.parametrize("kind", [Poisoned, pytest.param(ReallyPoisoned, marks=pytest.mark.gpu)])
