@@ -1,7 +1,8 @@
 """At which time does a loss show best what was trained on? Asked for the base of each family of the zoo.
 
     python tests/family_study.py run                    # appends what is missing to docs/families.jsonl
-    python tests/family_study.py table                  # prints the table of docs/membership.md
+    python tests/family_study.py weak                   # of weaker LoRA of the flow model, made for it
+    python tests/family_study.py table                  # prints the tables of docs/membership.md
 
 For each checkpoint and each of TIMES, the log-ratios of the pictures that it was trained on, of the other
 subjects' pictures and of pictures of the background; and the margins, in spreads of a picture's own variants,
@@ -15,11 +16,14 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
@@ -29,9 +33,11 @@ from servers.hub import family_zoos  # noqa: E402
 
 from finextract.framing import VARIANTS  # noqa: E402
 from finextract.losses import BaseCache, Losses, Query  # noqa: E402
+from finextract.models.base import CopiedPair, Pair  # noqa: E402
 from finextract.models.loading import load_base, tune  # noqa: E402
 
 RESULTS = ROOT.parent / "docs/families.jsonl"
+WEAK = (5, 10)  # steps an image
 TIMES = (50.0, 150.0, 250.0, 350.0, 450.0, 550.0, 650.0, 750.0, 850.0)
 BACKGROUND, MARGINS = 60, 10
 
@@ -54,30 +60,60 @@ def run() -> None:
         for row in checkpoints(zoo):
             if row["path"] in done:
                 continue
-            ratios = Losses(tune(base, row["file"]), 0, "", 64, shared)
-            found: dict[str, Any] = {}
-            for kind, files in (
-                ("trained", row["trained"]),
-                ("other subjects", [p for p in subjects() if p not in row["trained"]]),
-                ("background", null_of(row, BACKGROUND)),
-            ):
-                pictures = [picture(path) for path in files]
-                few = pictures[:MARGINS]
-                log_ratios, margins = [], []
-                for t in TIMES:
-                    log_ratios.append(ratios.log_ratios([Query(p, t=t) for p in pictures]))
-                    if kind != "other subjects":
-                        views = [ratios.log_ratios([Query(p, variant=v, t=t) for p in few]) for v in VARIANTS]
-                        spread = np.std(views, axis=0, ddof=1)
-                        margins.append((log_ratios[-1][: len(few)] - np.mean(views, axis=0)) / spread)
-                found[kind] = {
-                    "log_ratio": np.round(log_ratios, 3).tolist(),  # [T, P]
-                    "margin": np.round(margins, 2).tolist(),
-                }
-            facts = {key: row[key] for key in ("path", "kind", "steps_per_image", "split", "control")}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps({"family": family, **facts, **found}) + "\n")
-            print(family, row["path"], flush=True)
+            measure(family, tune(base, row["file"]), row, shared)
+
+
+def measure(family: str, pair: Pair, row: dict[str, Any], shared: BaseCache) -> None:
+    """Appends the line of one checkpoint."""
+    ratios = Losses(pair, 0, "", 64, shared)
+    found: dict[str, Any] = {}
+    for kind, files in (
+        ("trained", row["trained"]),
+        ("other subjects", [p for p in subjects() if p not in row["trained"]]),
+        ("background", null_of(row, BACKGROUND)),
+    ):
+        pictures = [picture(path) for path in files]
+        few = pictures[:MARGINS]
+        log_ratios, margins = [], []
+        for t in TIMES:
+            log_ratios.append(ratios.log_ratios([Query(p, t=t) for p in pictures]))
+            if kind != "other subjects":
+                views = [ratios.log_ratios([Query(p, variant=v, t=t) for p in few]) for v in VARIANTS]
+                spread = np.std(views, axis=0, ddof=1)
+                margins.append((log_ratios[-1][: len(few)] - np.mean(views, axis=0)) / spread)
+        found[kind] = {
+            "log_ratio": np.round(log_ratios, 3).tolist(),  # [T, P]
+            "margin": np.round(margins, 2).tolist(),
+        }
+    facts = {key: row[key] for key in ("path", "kind", "steps_per_image", "split", "control")}
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"family": family, **facts, **found}) + "\n")
+    print(family, row["path"], flush=True)
+
+
+def weak() -> None:
+    """Tunes the flow model on every subject for WEAK steps an image, and measures what has no line yet."""
+    sys.path.append(str(ZOO))
+    import _autoencoder
+    from _captions import SUBJECTS
+    from _larger import BATCH, RANK, RATES, Checkpoint, flow_zoo
+    from _training import Recipe
+    from _training import tune as train
+
+    done, zoo, shared = {row["path"] for row in measured()}, flow_zoo(), BaseCache()
+    parts, vae = zoo.load_base(), zoo.pipe.vae
+    base: Any = load_base(zoo.root / "base", CPU, torch.float32)
+    for subject, steps in product(SUBJECTS, WEAK):
+        made = Checkpoint(f"{subject}-lora-{steps}", "made", subject, "lora", "diffusers", steps)
+        row = made.row("sd3") | {"path": f"made/{made.name}", "untrained": []}
+        if row["path"] in done:
+            continue
+        row["trained"] = sorted((ZOO / made.images).glob("*.png"))
+        pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in row["trained"]])
+        latents = _autoencoder.encode_all(vae, pixels) * vae.config.scaling_factor
+        recipe = Recipe("lora", steps * len(pixels) // BATCH, RATES["lora"], BATCH, RANK)
+        tuned = train(zoo.family, parts, latents, made.caption, recipe)["transformer"].requires_grad_(False)
+        measure("sd3", CopiedPair(base, replace(base, transformer=tuned), "lora"), row, shared)
 
 
 def measured() -> list[dict[str, Any]]:
@@ -87,12 +123,17 @@ def measured() -> list[dict[str, Any]]:
 
 def table() -> None:
     """AUC by family, strength and time, of log-ratios and of margins against those of the background."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in measured():
-        groups[row["family"], "strong" if row["steps_per_image"] >= 200 else "weak"].append(row)
-    print("| family | strength | checkpoints | value | " + " | ".join(f"t {t:g}" for t in TIMES) + " |")
-    print("|---" * (4 + len(TIMES)) + "|")
-    for (family, strength), rows in groups.items():
+        split = row["split"] if row["path"].startswith("made/") else "all"
+        groups[row["family"], row["steps_per_image"], split].append(row)
+    print(
+        "| family | steps an image | split | checkpoints | value | "
+        + " | ".join(f"t {t:g}" for t in TIMES)
+        + " |"
+    )
+    print("|---" * (5 + len(TIMES)) + "|")
+    for (family, steps, split), rows in sorted(groups.items()):
         for value in ("log_ratio", "margin"):
             cells = [
                 np.mean(
@@ -101,7 +142,7 @@ def table() -> None:
                 for i in range(len(TIMES))
             ]
             print(
-                f"| {family} | {strength} | {len(rows)} | {value.replace('_', '-')} | "
+                f"| {family} | {steps} | {split} | {len(rows)} | {value.replace('_', '-')} | "
                 + " | ".join(f"{cell:.3f}" for cell in cells)
                 + " |"
             )
@@ -112,8 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=["run", "table"])
-    run() if parser.parse_args().action == "run" else table()
+    parser.add_argument("action", choices=["run", "weak", "table"])
+    {"run": run, "weak": weak, "table": table}[parser.parse_args().action]()
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ sys.path[:0] = [str(ROOT.parent), str(ROOT), str(ROOT / "zoo")]  # `finextract` 
 
 import _autoencoder  # noqa: E402
 import _families  # noqa: E402
+from _larger import flow_zoo  # noqa: E402
 from _training import BATCHES, Recipe, tune  # noqa: E402
 from diffusers.models.embeddings import TimestepEmbedding  # noqa: E402
 from membership_study import auc, null_of, picture  # noqa: E402
 
-from build import BUILD, ZOO, _base_captions, load_base  # noqa: E402
+from build import BUILD, ZOO  # noqa: E402
 from finextract.audit import audit, read_images  # noqa: E402
 from finextract.extract import ExtractionSettings  # noqa: E402
 from finextract.losses import BaseCache, Losses, Query  # noqa: E402
@@ -45,7 +46,7 @@ from finextract.sscd import load_embedder  # noqa: E402
 
 RESULTS = ROOT.parent / "docs/guidance-embedding.jsonl"
 DISTILLED = BUILD / "distilled.pt"
-STEPS, RATE = 1000, 3e-4  # of the distillation; the rate decays linearly to 0
+STEPS, RATE = 600, 3e-4  # of the distillation; the rate decays linearly to 0
 SCALES = (1.0, 5.0)
 TRAINED = AT = (1.0, 3.5)
 MODEL_GUIDANCE = 2.0  # w'
@@ -79,23 +80,15 @@ def with_guidance(parts: nn.ModuleDict) -> nn.ModuleDict:
     return made
 
 
-def flow_zoo() -> tuple[_families.SD3, nn.ModuleDict, Any]:
-    """The family, the parts of its base, and the first zoo's pipeline."""
-    import _larger
-
-    pipe = load_base()
-    zoo = _larger.Zoo("sd3", ZOO, BUILD, pipe, np.zeros((0, 64, 64, 3), np.uint8), _base_captions())
-    return zoo.family, zoo.load_base().requires_grad_(False), pipe
-
-
 def distil() -> None:
     """Teaches a copy the guided predictions of the base; keeps its transformer."""
-    family, teacher, _ = flow_zoo()
+    zoo = flow_zoo()
+    family, teacher = zoo.family, zoo.load_base().requires_grad_(False)
     student = with_guidance(teacher)
     transformer: Any = student["transformer"].requires_grad_(True)
     optimizer = torch.optim.AdamW(transformer.parameters(), RATE, betas=(0.9, 0.99), fused=True)
     latents = torch.load(BUILD / "latents.pt", weights_only=True)
-    captions = _base_captions()
+    captions = zoo.captions
     batch, began = BATCHES["sd3"], time.time()
     explained: list[float] = []
     for step in range(STEPS):
@@ -143,8 +136,9 @@ def noised(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 def run() -> None:
     """Tunes and samples every checkpoint that has no line yet."""
-    family, parts, pipe = flow_zoo()
-    student = with_guidance(parts)
+    zoo = flow_zoo()
+    family, vae = zoo.family, zoo.pipe.vae
+    student = with_guidance(zoo.load_base().requires_grad_(False))
     student["transformer"].load_state_dict(torch.load(DISTILLED, weights_only=True)["model"])
     pipeline: Any = load_pipeline(ZOO / "sd3/base", torch.device("cpu"), torch.float32)
     rows = {row["path"]: row for row in json.loads((ZOO / "sd3/zoo.json").read_text())["checkpoints"]}
@@ -154,7 +148,7 @@ def run() -> None:
         folder = (ZOO / "sd3" / row["train_images"]).resolve()
         names, references = read_images(folder)
         pixels = np.stack([np.asarray(image.convert("RGB")) for image in references])
-        latents = _autoencoder.encode_all(pipe.vae, pixels) * pipe.vae.config.scaling_factor
+        latents = _autoencoder.encode_all(vae, pixels) * vae.config.scaling_factor
         for trained_at in TRAINED:
             if (subject, trained_at) in done:
                 continue
