@@ -1,20 +1,22 @@
 """Z-Image and Z-Image Turbo: a transformer over one row of image and text tokens, Qwen3's states, a KL VAE.
 
 Alibaba's Z-Image team (2025). N = samples, C, H, W = channels, height and width of the latents, L = text
-positions, D = text width. Prompts are encoded as diffusers' ZImagePipeline does, in Qwen's own form of a chat.
+positions, D = text width. Prompts are encoded as diffusers' ZImagePipeline does, as a message of a chat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from finextract.errors import UnsupportedWeights
 from finextract.models import parts
 from finextract.models.component_loaders import ComponentLoader
+from finextract.models.learned_words import LearnedWord
 from finextract.models.parts import LatentModel, flow_vae_of, image_factor
 from finextract.sampling import TRAINED_TIMES, FlowEuler
 from finextract.weights.kinds import Family
@@ -34,7 +36,7 @@ class ZImage(LatentModel):
     solver: FlowEuler
 
     components: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder")  # what fine-tuning changes
-    encoders: ClassVar[Mapping[str, str]] = {"qwen3": "text_encoder"}
+    encoders: ClassVar[Mapping[str, str]] = {}  # no trainer is known to write embeddings for it
 
     @property
     def family(self) -> Family:
@@ -80,10 +82,17 @@ class ZImage(LatentModel):
         )[0]
         return -torch.stack(to_image).squeeze(2)
 
+    def with_words(self, words: Sequence[LearnedWord]) -> Self:
+        """Raises UnsupportedWeights."""
+        raise UnsupportedWeights(
+            f"the embedding {words[0].key[:120]!r} beside the adapter cannot be used: learned words are "
+            "known for no text encoder of Z-Image."
+        )
+
     def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Replaces the weights of the transformer, and of the text encoder where they are given.
 
-        A text encoder may be stored with the head that predicts words, which is not used. Raises BaseMismatch.
+        A text encoder may be stored with a head that predicts words, which is not used. Raises BaseMismatch.
         """
         text = weights.get("text_encoder", {})
         own = {key.removeprefix("model."): tensor for key, tensor in text.items() if key != "lm_head.weight"}

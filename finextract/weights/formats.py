@@ -164,7 +164,7 @@ def _original(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
         return WeightsKind("full", "sd3", "ldm", text, _sd3_variant(inner, "x_embedder.proj.weight"))
     if "double_blocks.0.img_attn.qkv.weight" in inner:
         return _original_flux(inner, text)
-    if _Z_IMAGE <= inner.keys():
+    if inner.keys() >= _Z_IMAGE:
         return WeightsKind("full", "z_image", "ldm", text)
     if any(k.startswith("input_blocks.") for k in inner):
         parts = ("time_embed.", "output_blocks.")

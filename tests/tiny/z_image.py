@@ -111,7 +111,7 @@ def original_names() -> dict[str, tuple[int, ...]]:
         "attention.qkv.weight": (3 * w, w), "attention.out.weight": (w, w), "attention.q_norm.weight": (128,),
         "attention.k_norm.weight": (128,), "feed_forward.w1.weight": (10240, w),
         "feed_forward.w2.weight": (w, 10240), "feed_forward.w3.weight": (10240, w),
-        **{f"{norm}.weight": (w,) for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")},
+        **{f"{of}_norm{i}.weight": (w,) for of in ("attention", "ffn") for i in (1, 2)},
     }  # fmt: skip
     modulated = {**block, "adaLN_modulation.0.weight": (4 * w, 256), "adaLN_modulation.0.bias": (4 * w,)}
     found: dict[str, tuple[int, ...]] = {
