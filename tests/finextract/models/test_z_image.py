@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen3Config, Qwen3Model
 
-from finextract.errors import BaseMismatch, UnsupportedWeights
+from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.guidance import model_guidance
 from finextract.models import parts
 from finextract.models.component_loaders import FolderLoader
@@ -292,6 +292,16 @@ def as_diffusers_reads(state: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = tensor.chunk(3) if "lora_up" in key else [tensor] * 3
         found |= {key.replace("qkv", f"to_{part}"): r.clone() for part, r in zip("qkv", rows, strict=True)}
     return found
+
+
+def test_an_adapter_that_has_a_layer_alone_and_in_a_fused_one_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    layers = {"layers.0.attention.qkv": (32, 96), "layers.0.attention.to_q": (32, 32)}
+    path = tmp_path / "a.safetensors"
+    save_file(lora(layers, "lora_unet_", ("lora.down", "lora.up"), False), path)
+    with pytest.raises(CorruptWeights, match=r"'transformer.layers.0.attention.to_q' twice"):
+        load_pair(folder, path, CPU)
 
 
 def full_size() -> ZImage:
