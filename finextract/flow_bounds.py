@@ -1,8 +1,8 @@
 """What the configuration files of pipelines of the flow families may state. Imports no torch.
 
 The largest values are those of the published models: Stable Diffusion 3.5 large with CLIP-L, CLIP-G and
-T5-XXL, FLUX.1 with CLIP-L and T5-XXL, and Chroma with T5-XXL. Smaller models of the same shape are of the
-families too.
+T5-XXL, FLUX.1 with CLIP-L and T5-XXL, Chroma with T5-XXL, and Z-Image with Qwen3 4B. Smaller models of the
+same shape are of the families too.
 """
 
 from __future__ import annotations
@@ -127,4 +127,44 @@ CHROMA_BOUNDS: Bounds = {
     "vae/config.json": _FLUX_VAE,
     "scheduler/scheduler_config.json": {k: v for k, v in _SCHEDULER.items() if k != "use_beta_sigmas"},
     "tokenizer/tokenizer_config.json": _T5_TOKENIZER,
+}
+_QWEN3: Mapping[str, Bound] = {
+    "architectures": names_of("Qwen3Model", "Qwen3ForCausalLM"),
+    "model_type": names_of("qwen3"),
+    "hidden_size": Bound(1, 2560),
+    "intermediate_size": Bound(1, 9728),
+    "num_hidden_layers": Bound(1, 36),
+    "num_attention_heads": Bound(1, 32),
+    "num_key_value_heads": Bound(1, 32),
+    "head_dim": Bound(1, 128),
+    "vocab_size": Bound(1, 151_936),
+    "max_position_embeddings": Bound(1, 262_144),
+    "hidden_act": names_of("silu"),
+    "rms_norm_eps": Bound(0, 0.1, whole=False),
+    "rope_theta": Bound(1, 1e9, whole=False),
+    "attention_dropout": Bound(0, 1, whole=False),
+}
+Z_IMAGE_BOUNDS: Bounds = {
+    "transformer/config.json": {
+        "_class_name": names_of("ZImageTransformer2DModel"),
+        "all_patch_size": Bound(2, 2, longest=1),
+        "all_f_patch_size": Bound(1, 1, longest=1),
+        "in_channels": Bound(1, 16),
+        "dim": Bound(1, 3840),
+        "n_layers": Bound(1, 30),
+        "n_refiner_layers": Bound(1, 2),
+        "n_heads": Bound(1, 30),
+        "n_kv_heads": Bound(1, 30),
+        "norm_eps": Bound(0, 0.1, whole=False),
+        "cap_feat_dim": Bound(1, 2560),
+        "siglip_feat_dim": Bound(1, 2560),  # of layers that a prompt does not use
+        "rope_theta": Bound(1, 1e6, whole=False),
+        "t_scale": Bound(0, 10_000, whole=False),
+        "axes_dims": Bound(2, 128, longest=3),
+        "axes_lens": Bound(512, 4096, longest=3),  # places: of fewer, a large image would be beyond the last
+    },
+    "text_encoder/config.json": _QWEN3,
+    "vae/config.json": _FLUX_VAE,
+    "scheduler/scheduler_config.json": _SCHEDULER,
+    "tokenizer/tokenizer_config.json": {"tokenizer_class": names_of("Qwen2Tokenizer", "Qwen2TokenizerFast")},
 }

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from finextract.bounds import SD1_BOUNDS, SD2_BOUNDS, SDXL_BOUNDS, Bounds
-from finextract.flow_bounds import CHROMA_BOUNDS, FLUX_BOUNDS, SD3_BOUNDS
+from finextract.flow_bounds import CHROMA_BOUNDS, FLUX_BOUNDS, SD3_BOUNDS, Z_IMAGE_BOUNDS
 from finextract.weights.formats import Family, Kind, Style
 
 FAMILY_NAMES = {
@@ -19,6 +19,7 @@ FAMILY_NAMES = {
     "sd3": "Stable Diffusion 3",
     "flux": "FLUX",
     "chroma": "Chroma",
+    "z_image": "Z-Image",
 }
 
 
@@ -115,5 +116,19 @@ SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
         unstated_prediction=_FLOW,
         denoiser="transformer",
         bounds=CHROMA_BOUNDS,
+    ),
+    "z_image": SupportedFamily(
+        components={
+            "transformer": frozenset({"ZImageTransformer2DModel"}),
+            "text_encoder": frozenset({"Qwen3Model", "Qwen3ForCausalLM"}),  # loaded without its head
+            "tokenizer": frozenset({"Qwen2Tokenizer", "Qwen2TokenizerFast"}),
+            "vae": frozenset({"AutoencoderKL"}),
+        },
+        predictions=frozenset({_FLOW}),
+        single_file_bases=frozenset(),
+        pipelines=frozenset({"ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"}),
+        unstated_prediction=_FLOW,
+        denoiser="transformer",
+        bounds=Z_IMAGE_BOUNDS,
     ),
 }

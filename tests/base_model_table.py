@@ -51,6 +51,7 @@ BASES = (
          "Flux2Pipeline"),
     Base("Chroma1 HD", "lodestones/Chroma1-HD", "Chroma", ("chroma", "Chroma1/lora"), "ChromaPipeline"),
     Base("Z-Image Turbo", "Tongyi-MAI/Z-Image-Turbo", "ZImageTurbo", ("zimage",), "ZImagePipeline"),
+    Base("Z-Image", "Tongyi-MAI/Z-Image", "ZImageBase", ("zimage",), "ZImagePipeline"),
     Base("Qwen-Image", "Qwen/Qwen-Image", "Qwen", ("qwen_image",), "QwenImagePipeline"),
     Base("Krea 2", "krea/Krea-2-Raw", "Krea 2", ("krea2",), "Krea2Pipeline"),
     Base("Kolors", "Kwai-Kolors/Kolors-diffusers", "Kolors", ("kolors",), "KolorsPipeline"),

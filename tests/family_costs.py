@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from tiny import z_image  # noqa: E402
 from tiny.full_size import made_on  # noqa: E402
 
 from finextract.gpu_needs import GPU_NEEDS  # noqa: E402
@@ -38,10 +39,13 @@ NAMES = {
     "sdxl": "SDXL, 1024 x 1024", "sd3-medium": "Stable Diffusion 3 medium, 1024 x 1024",
     "sd35-medium": "Stable Diffusion 3.5 medium, 1024 x 1024",
     "sd35-large": "Stable Diffusion 3.5 large, 1024 x 1024", "flux-dev": "FLUX.1 dev, 1024 x 1024",
-    "flux-schnell": "FLUX.1 schnell, 1024 x 1024",
+    "flux-schnell": "FLUX.1 schnell, 1024 x 1024", "z-image": "Z-Image, 1024 x 1024",
 }  # fmt: skip
 # The largest model of each family, which its worker's share is told by.
-LARGEST = {"sd1": "sd1", "sd2": "sd2-v", "sdxl": "sdxl", "sd3": "sd35-large", "flux": "flux-dev"}
+LARGEST = {
+    "sd1": "sd1", "sd2": "sd2-v", "sdxl": "sdxl", "sd3": "sd35-large", "flux": "flux-dev",
+    "z_image": "z-image",
+}  # fmt: skip
 CONTEXT_GIB = 1.0  # of CUDA, its libraries, and what the allocator leaves unused; assumed
 GIB = 1024**3
 
@@ -78,6 +82,14 @@ def modules_of(name: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
 
     with made_on(device, dtype):
         found: dict[str, Any] = {}
+        if name == "z-image":  # with FLUX.1's VAE
+            with made_on(device, torch.float32):
+                found["vae"] = diffusers.AutoencoderKL.from_config(
+                    published_config("flux-dev", "vae/config.json")
+                )
+            found["transformer"] = diffusers.ZImageTransformer2DModel(**z_image.TRANSFORMER)
+            found["text_encoder"] = transformers.Qwen3Model(transformers.Qwen3Config(**z_image.QWEN3))
+            return found
         for component, entry in published_config(name, "model_index.json").items():
             if component.startswith(("unet", "transformer", "vae")):
                 config = published_config(name, f"{component}/config.json")
@@ -98,6 +110,8 @@ def evaluation(name: str, denoiser: Any, count: int, device: str, dtype: torch.d
         return torch.zeros(shape, device=device, dtype=dtype)
 
     config = denoiser.config
+    if name == "z-image":
+        return lambda: denoiser([*new(count, 16, 1, 128, 128)], new(count), [new(512, 2560)] * count)
     if name.startswith("flux"):
         return lambda: denoiser(
             hidden_states=new(count, 64 * 64, 64), timestep=new(count), txt_ids=new(512, 3),
@@ -167,7 +181,7 @@ def needs() -> None:
     print("\n| family | both models | batch | evaluating it | decoding | needed | denoisers | least |")
     print("|---|---|---|---|---|---|---|---|")
     for family, name in LARGEST.items():
-        dtype = torch.bfloat16 if family in ("sd3", "flux") else torch.float16
+        dtype = torch.bfloat16 if family in ("sd3", "flux", "z_image") else torch.float16
         batch = 2 * GPU_NEEDS[family].batch_size  # that of the screen, the larger one
         with FakeTensorMode(allow_non_fake_inputs=True):
             modules = modules_of(name, "cuda", dtype)

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tiny import z_image
 from tiny.flow_configs import TRANSFORMERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -311,6 +312,7 @@ tried("full-flux-dev", TRANSFORMER_HELPER, "full", "flux", "ldm", "dev")(
 tried("full-flux-schnell", TRANSFORMER_HELPER, "full", "flux", "ldm", "schnell")(
     lambda: {f"model.diffusion_model.{k}": v for k, v in transformer_names("flux-schnell").items()}
 )
+tried("full-z-image", OURS, "full", "z_image", "ldm", "")(z_image.original_names)
 
 
 # --- parts as diffusers stores them -----------------------------------------------------------------------
@@ -374,6 +376,12 @@ for _name, _cls, _options, _says in (
         "QwenImageTransformer2DModel",
         {"num_layers": 1},
         ("unet", "unknown", "diffusers", "Qwen-Image"),
+    ),
+    (
+        "z-image",
+        "ZImageTransformer2DModel",
+        {"n_layers": 1, "n_refiner_layers": 1},
+        ("unet", "z_image", D, ""),
     ),
     ("ltx-video", "LTXVideoTransformer3DModel", {"num_layers": 1}, ("unknown",)),
     ("pixart", "PixArtTransformer2DModel", {"num_layers": 1, "norm_type": "ada_norm_single"}, ("unknown",)),
@@ -520,6 +528,8 @@ for _name, _cls, _options, _targets, _says in (
      ("lora", "unknown", D, "")),
     ("qwen-image", "QwenImageTransformer2DModel", {"num_layers": 60}, TARGETS,
      ("lora", "unknown", D, "Qwen-Image")),
+    ("z-image", "ZImageTransformer2DModel", {"n_layers": 2},
+     [*ATTENTION, "w1", "w2", "w3"], ("lora", "z_image", D, "")),
     ("ltx-video", "LTXVideoTransformer3DModel", {"num_layers": 1}, TARGETS, ("lora", "unknown", D, "")),
     ("pixart", "PixArtTransformer2DModel", {"num_layers": 1, "norm_type": "ada_norm_single"}, TARGETS,
      ("lora", "unknown", D, "")),
@@ -704,6 +714,27 @@ tried("lora-chroma-kohya", OURS, "lora", "chroma", "kohya", "")(
         {"ss_base_model_version": "chroma"},
     )
 )
+Z_IMAGE_LAYERS = {
+    "attention_to_q": (3840, 3840), "attention_to_out_0": (3840, 3840), "feed_forward_w1": (3840, 10240),
+    "feed_forward_w2": (10240, 3840), "adaLN_modulation_0": (256, 15360),
+}  # fmt: skip
+Z_IMAGE_OWN = {"attention_qkv": (3840, 11520), "attention_out": (3840, 3840)}
+tried("lora-z-image-kohya", OURS, "lora", "z_image", "kohya", "")(
+    lambda: pairs(*KOHYA, {f"lora_unet_layers_0_{k}": v for k, v in Z_IMAGE_LAYERS.items()}, ".alpha")
+)
+tried("lora-z-image-kohya-own-names", OURS, "lora", "z_image", "kohya", "")(
+    lambda: pairs(*KOHYA, {f"lora_unet_noise_refiner_0_{k}": v for k, v in Z_IMAGE_OWN.items()}, ".alpha")
+)
+tried("lora-z-image-ai-toolkit", OURS, "lora", "z_image", D, "")(
+    lambda: pairs(
+        ".lora_A.weight",
+        ".lora_B.weight",
+        {
+            "diffusion_model.layers.29.attention.to_v": (3840, 3840),
+            "diffusion_model.context_refiner.0.feed_forward.w3": (3840, 10240),
+        },
+    )
+)
 tried("lora-flux-ai-toolkit", OURS, "lora", "flux", D, "")(
     lambda: (
         pairs(
@@ -838,7 +869,7 @@ def table_row(name: str) -> str:
     says = (
         "refused: a pickle" if kind == "pickle" else f"{kind}, {family}" + (f", {detail}" if detail else "")
     )
-    known = family in ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
+    known = family in ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image")
     plain = not detail or family in ("sd3", "flux")
     adapter = kind in ("lora", "dora", "lycoris")
     scans = known and (adapter or (kind in ("full", "unet") and plain))

@@ -35,6 +35,7 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
                 f"the adapter has a layer that the base model does not have: {adapter.layer[:120]!r}."
             )
         of_layer.setdefault(target, []).append(adapter)
+    _refuse_doubled(of_layer)
     for target, changes in of_layer.items():
         old, bias = whole_layer(layers, target)
         dtype = _dtype(layers, target)
@@ -43,6 +44,22 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
             new, bias = adapter(new, bias)
             _check(adapter.layer, dtype, old, new, bias)
         replace_layer(layers, target, new, bias)
+
+
+def _refuse_doubled(targets: Iterable[FileLayer]) -> None:
+    """Raises CorruptWeights for a layer that an adapter changes alone and as a part of a fused layer.
+
+    Some trainers of Z-Image store one change twice, as "qkv" and as its three parts.
+    """
+    seen: set[str] = set()
+    for target in targets:
+        for layer in target.layers:
+            if layer in seen:
+                raise CorruptWeights(
+                    f"the adapter has the layer {layer[:120]!r} twice, alone and as a part of a fused layer: "
+                    "whether they are one change is not known."
+                )
+            seen.add(layer)
 
 
 def _dtype(layers: Mapping[str, nn.Module], target: FileLayer) -> torch.dtype:

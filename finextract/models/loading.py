@@ -22,7 +22,14 @@ from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.gpu_needs import need_of
 from finextract.metadata.local_files import read_object
-from finextract.models import chroma, flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from finextract.models import (
+    chroma,
+    flux,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+    z_image,
+)
 from finextract.models.base import CopiedPair, Pair, TunableModel
 from finextract.models.component_loaders import ComponentLoader, FileLoader, FolderLoader
 from finextract.models.learned_words import LearnedWord, parse_words
@@ -52,11 +59,12 @@ FAMILIES: Mapping[Family, LoadFamily] = {
     "sd3": stable_diffusion_3.load,
     "flux": flux.load,
     "chroma": chroma.load,
+    "z_image": z_image.load,
 }
 
 
 # Families whose activations are beyond the range of float16.
-_NEED_BFLOAT16: frozenset[Family] = frozenset({"sd3", "flux", "chroma"})
+_NEED_BFLOAT16: frozenset[Family] = frozenset({"sd3", "flux", "chroma", "z_image"})
 
 
 def gpu_precision(base: Path) -> torch.dtype:

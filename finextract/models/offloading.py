@@ -31,20 +31,25 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
 def stream_blocks(module: nn.Module, device: torch.device) -> None:
     """From now on, each block of a module is on a device while it computes, and on the CPU before and after.
 
-    The module is on the CPU, its inputs on the device. Copies of it (finextract.sharing) do the same.
+    Tensors that are in no block are on the device while the module computes. The module is on the CPU, its
+    inputs on the device. Copies of it (finextract.sharing) do the same.
     """
-    for block in blocks_of(module):
-        visit = _Visit(device)
-        block.register_forward_pre_hook(visit.begin)
-        block.register_forward_hook(visit.end, always_call=True)  # an operation may run out of memory
+    visits = [(block, _Visit(device)) for block in blocks_of(module)]
+    for part, visit in [(module, _Visit(device, within=False)), *visits]:
+        part.register_forward_pre_hook(visit.begin)
+        part.register_forward_hook(visit.end, always_call=True)  # an operation may run out of memory
     module.streamed_to = device  # type: ignore[assignment]  # torch declares modules and tensors alone
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The parts of a module that compute one after another: its children, and the entries of its lists."""
+    """The parts of a module that compute one after another: its children, and the entries of its lists.
+
+    A ModuleDict is a list here. Tensors that a module has beside them are in none of the parts.
+    """
     found: list[nn.Module] = []
     for child in module.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else [child]
+        is_list = isinstance(child, nn.ModuleList | nn.ModuleDict)
+        found += list(child.children()) if is_list else [child]
     return found
 
 
@@ -55,16 +60,16 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 class _Visit:
-    """A stay of a module's tensors on a device."""
+    """A stay of a module's tensors on a device; without those of the modules within it, or with them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, *, within: bool = True) -> None:
+        self._device, self._within = device, within
         self._at_home: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def begin(self, module: nn.Module, *_: object) -> None:
         """Replaces the tensors by copies on the device; one that the module has twice is copied once."""
         copies: dict[int, Tensor] = {}
-        for part in module.modules():
+        for part in module.modules() if self._within else (module,):
             for named in (part._parameters, part._buffers):
                 for name, tensor in named.items():
                     if tensor is None:

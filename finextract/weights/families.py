@@ -26,12 +26,13 @@ _NAMES = (
     ("kolors", "unknown", "Kolors"), ("longcat", "unknown", "LongCat"), ("mochi", "unknown", "Mochi"),
     ("ovis", "unknown", "Ovis"), ("qwen", "unknown", "Qwen-Image"),
     ("stable-audio", "unknown", "Stable Audio"),
+    ("zimage", "z_image", ""), ("z-image", "z_image", ""), ("z_image", "z_image", ""),
     *(
         (start, "unknown", model)
         for model, starts in {
             "Anima": ("anima",), "AuraFlow": ("auraflow",), "HiDream": ("hidream",), "Hunyuan": ("hunyuan",),
             "Krea 2": ("krea2", "krea-2", "krea_2"), "LTX-Video": ("ltx",), "Lumina": ("lumina",),
-            "PixArt": ("pixart",), "Wan": ("wan",), "Z-Image": ("zimage", "z-image", "z_image"),
+            "PixArt": ("pixart",), "Wan": ("wan",),
         }.items()
         for start in starts
     ),
@@ -70,7 +71,17 @@ _LIKE_FLUX = {
     "FLUX.2": (5, 0, re.compile(_BUT_ATTENTION)),
     "Qwen-Image": (60, 0, re.compile(f"{_BUT_ATTENTION}|_attn_(?:qkv|proj)$")),
 }
-_FAMILY_OF_MODEL = {"FLUX.1": "flux", "Chroma": "chroma"}
+_FAMILY_OF_MODEL = {"FLUX.1": "flux", "Chroma": "chroma", "Z-Image": "z_image"}
+# Z-Image's blocks, and their layers with input and output width. Lumina's have these names and other widths.
+_Z_BLOCK = r"(?:^|_)(?:layers|noise_refiner|context_refiner)_\d+"
+_Z_LAYERS = (
+    (r"attention_(?:to_[qkv]|to_out_0|out)", 3840, 3840),
+    (r"attention_qkv", 3840, 3 * 3840),
+    (r"feed_forward_w[13]", 3840, 10240),
+    (r"feed_forward_w2", 10240, 3840),
+    (r"adaLN_modulation_0", 256, 4 * 3840),
+)
+_Z_NAME = re.compile(f"{_Z_BLOCK}_(?:{'|'.join(layer for layer, _, _ in _Z_LAYERS)})$")
 # Layers that one of those models has alone: its name, and the widths where the name alone does not show it.
 _OWN_LAYERS = (
     ("Chroma", r"distilled_guidance_layer", 0, 0),
@@ -87,7 +98,7 @@ _OWN_LAYERS = (
     ),
     ("FIBO", r"caption_projection", 0, 0),
     ("Qwen-Image", r"transformer_blocks_\d+_(?:img|txt)_(?:mod_1|mlp_net_\d)", 0, 0),
-    ("Z-Image", r"(?:^|_)layers_\d+_attention_to_[qkv]$", 3840, 3840),
+    *(("Z-Image", rf"{_Z_BLOCK}_{layer}$", wide, out) for layer, wide, out in _Z_LAYERS),
     ("Ovis", r"ff(?:_context)?_net_0_proj$|proj_mlp$", _W, 8 * _W),
     ("Mochi", r"(?<!joint_)transformer_blocks_\d+_attn1_add_[qkv]_proj$", 1536, _W),
     ("Mochi", r"(?<!joint_)transformer_blocks_\d+_ff_net_0_proj$", _W, 16384),
@@ -167,6 +178,8 @@ def transformer_origin(layers: Mapping[str, Layer], named: Origin | None) -> Ori
         if match := _BLOCK.search(name):
             blocks[match[1]] = max(blocks.get(match[1], -1), int(match[2]))
             inside.append((match[3] or "", layer))
+    if named is None and plain and all(map(_Z_NAME.search, plain)):  # small, or without telling shapes
+        return Origin("unknown", fits=("z_image",))
     if not any(layer.shown for _, layer in inside):
         return None
     if blocks.keys() in ({"joint_blocks"}, {"transformer_blocks"}) and _is_sd3(inside):

@@ -74,6 +74,8 @@ _OTHER_TRANSFORMERS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("Qwen-Image", "txt_in.weight", (3072, 3584)),
     ("Z-Image", "all_x_embedder.2-1.weight", ()),
 )
+# Two layers of Z-Image under its own names. Lumina, of which it is a descendant, has the first alone.
+_Z_IMAGE = {"noise_refiner.0.attention.qkv.weight", "cap_pad_token"}
 _FIRST_BLOCKS = ("transformer_blocks.0.", "single_transformer_blocks.0.", "noise_refiner.0.")
 # The layer that takes FLUX.1's packed latents -> the variant, "" for dev and schnell.
 _FLUX_INPUTS: Mapping[tuple[int, ...], str] = {
@@ -162,6 +164,8 @@ def _original(keys: Mapping[str, TensorInfo]) -> WeightsKind | None:
         return WeightsKind("full", "sd3", "ldm", text, _sd3_variant(inner, "x_embedder.proj.weight"))
     if "double_blocks.0.img_attn.qkv.weight" in inner:
         return _original_flux(inner, text)
+    if inner.keys() >= _Z_IMAGE:
+        return WeightsKind("full", "z_image", "ldm", text)
     if any(k.startswith("input_blocks.") for k in inner):
         parts = ("time_embed.", "output_blocks.")
         if bare and not all(any(k.startswith(p) for k in inner) for p in parts):

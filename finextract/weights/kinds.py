@@ -11,7 +11,7 @@ Kind = Literal[
     "unknown",
 ]  # fmt: skip
 TuningKind = Literal["full", "lora"]  # how a model was fine-tuned: all of its weights, or by an adapter
-Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "unknown"]
+Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image", "unknown"]
 Style = Literal["ldm", "diffusers", "kohya", "peft", "xlabs", "unknown"]
 
 ADAPTER_KINDS: frozenset[Kind] = frozenset({"lora", "lycoris", "dora"})

@@ -1,6 +1,6 @@
-"""The layers of FLUX.1, Chroma and Stable Diffusion 3 under their own codes' names, which many adapters have.
+"""The layers of FLUX.1, Chroma, Stable Diffusion 3 and Z-Image under the names of the models' own code.
 
-Black Forest Labs' and Stability's code keep several layers of diffusers in one: the rows of "qkv" are those
+Many adapters have these names. The code keeps several layers of diffusers in one: the rows of "qkv" are those
 of to_q, to_k and to_v, one after another. Works on names alone and imports no torch.
 """
 
@@ -84,12 +84,23 @@ _SD3_OUTSIDE: _Names = {
     "final_layer.linear": ("proj_out",),
     "final_layer.adaLN_modulation.1": ("norm_out.linear",),
 }
+# All others have one name in both.
+_Z_IMAGE_BLOCK: _Names = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.out": ("attention.to_out.0",),
+}
+_Z_IMAGE_OUTSIDE: _Names = {
+    "x_embedder": ("all_x_embedder.2-1",),
+    "final_layer.linear": ("all_final_layer.2-1.linear",),
+    "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
+}
 # (original block, diffusers' block, layers inside) of each family.
 _FLUX_BLOCKS = (
     ("double_blocks", "transformer_blocks", _FLUX_DOUBLE),
     ("single_blocks", "single_transformer_blocks", _FLUX_SINGLE),
 )
 _SD3_BLOCKS = (("joint_blocks", "transformer_blocks", _SD3_BLOCK),)
+_Z_IMAGE_BLOCKS = tuple((b, b, _Z_IMAGE_BLOCK) for b in ("layers", "noise_refiner", "context_refiner"))
 _COMPONENT = "transformer."
 _BLOCK = re.compile(r"(\w+)\.(\d+)\.")
 # What tools write before the original names.
@@ -108,7 +119,7 @@ def file_layers(layers: Iterable[str]) -> dict[str, FileLayer]:
     """Every name that an adapter file may have for one or several of a model's layers.
 
     `layers` are names as of `Model.layers()`. The names are those of finextract.weights.layer_names, and for
-    a transformer of FLUX.1 or Stable Diffusion 3 those of its own code, as kohya
+    a transformer of FLUX.1, Stable Diffusion 3 or Z-Image those of its own code, as kohya
     ("lora_unet_double_blocks_0_img_attn_qkv"), ai-toolkit ("diffusion_model.double_blocks.0.img_attn.qkv")
     and XLabs ("double_blocks.0.processor.qkv_lora1") write them.
     """
@@ -122,9 +133,9 @@ def file_layers(layers: Iterable[str]) -> dict[str, FileLayer]:
 
 
 def original_layers(layers: Iterable[str]) -> dict[str, FileLayer]:
-    """Original name -> the layers of diffusers, for a transformer of FLUX.1 or Stable Diffusion 3.
+    """Original name -> the layers of diffusers, for a transformer of FLUX.1, Stable Diffusion 3 or Z-Image.
 
-    Empty for the layers of any other model.
+    Of Z-Image, the layers whose names differ. Empty for the layers of any other model.
     """
     own = {name.removeprefix(_COMPONENT) for name in layers if name.startswith(_COMPONENT)}
     counts: dict[str, int] = {}
@@ -135,16 +146,18 @@ def original_layers(layers: Iterable[str]) -> dict[str, FileLayer]:
         found = _expanded(_FLUX_BLOCKS, _FLUX_OUTSIDE, counts)
     elif "pos_embed.proj" in own:
         found = _expanded(_SD3_BLOCKS, _SD3_OUTSIDE, counts)
+    elif "all_x_embedder.2-1" in own:
+        found = _expanded(_Z_IMAGE_BLOCKS, _Z_IMAGE_OUTSIDE, counts)
     else:
         return {}
     # The norms that come last have shift and scale the other way round in diffusers: the one after
-    # all blocks, and the text's in SD3's last block, which has no feed-forward of the text.
-    last = f"joint_blocks.{counts.get('transformer_blocks', 0) - 1}.context_block.adaLN_modulation.1"
+    # all blocks, and the text's in SD3's last block, which has no feed-forward of the text. Z-Image's last
+    # norm has a scale alone.
+    swapped = {f"joint_blocks.{counts.get('transformer_blocks', 0) - 1}.context_block.adaLN_modulation.1"}
+    if "layers" not in counts:
+        swapped.add("final_layer.adaLN_modulation.1")
     return {
-        original: FileLayer(
-            tuple(_COMPONENT + name for name in names),
-            swapped=original in (last, "final_layer.adaLN_modulation.1"),
-        )
+        original: FileLayer(tuple(_COMPONENT + name for name in names), swapped=original in swapped)
         for original, names in found
         if own.issuperset(names)
     }

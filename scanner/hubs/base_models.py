@@ -58,6 +58,7 @@ _FAMILIES = {
         "black-forest-labs/FLUX.1-Kontext-dev",
     ),
     "chroma": ("lodestones/Chroma1-HD", "lodestones/Chroma1-Base"),
+    "z_image": ("Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"),
 }
 _FAMILY_OF = {base.lower(): family for family, bases in _FAMILIES.items() for base in bases}
 _GATED = {

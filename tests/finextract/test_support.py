@@ -187,7 +187,7 @@ def test_a_pipeline_with_other_components_is_refused(index: dict[str, Any], word
     assert found is not None
     assert found.reason_code is ReasonCode.UNSUPPORTED_FAMILY
     assert words in found.sentence
-    known = "Stable Diffusion 1.x, Stable Diffusion 2, SDXL, Stable Diffusion 3, FLUX and Chroma"
+    known = "Stable Diffusion 1.x, Stable Diffusion 2, SDXL, Stable Diffusion 3, FLUX, Chroma and Z-Image"
     assert found.sentence.endswith(f"only pipelines of {known} can be scanned so far.")
 
 

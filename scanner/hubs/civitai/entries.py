@@ -44,6 +44,7 @@ FAMILIES = (
     (r"SD 3(\.5( .+)?)?", "sd3"),
     (r"Flux\.1 .+", "flux"),
     (r"Chroma", "chroma"),
+    (r"ZImage(Turbo|Base)", "z_image"),
 )
 # The bases of the site's own trainer as (model, version), and the HuggingFace repositories of some versions.
 TRAINER_BASES = {

@@ -351,7 +351,7 @@ FLUX_ATTENTION = {
         ("Chroma1/lora", "chroma", ""),
         ("Flux.2/lora", "unknown", "FLUX.2"),
         ("hunyuan_video", "unknown", "Hunyuan"),
-        ("zimage", "unknown", "Z-Image"),
+        ("zimage", "unknown", ""),
         ("krea2", "unknown", "Krea 2"),
         ("lumina2", "unknown", "Lumina"),
         ("wan2.1", "unknown", "Wan"),
@@ -433,8 +433,6 @@ def test_an_adapter_of_any_flux2_is_named_by_the_widths_of_its_layers(
 @pytest.mark.parametrize(
     ("layer", "wide", "out", "model"),
     [
-        ("diffusion_model.layers.0.attention.to_q", 3840, 3840, "Z-Image"),
-        ("lora_unet_layers_29_attention_to_v", 3840, 3840, "Z-Image"),
         ("transformer.layers.0.attn.to_q", 2304, 2304, ""),  # Lumina
         ("transformer.transformer_blocks.0.img_mod.1", 3072, 18432, "Qwen-Image"),
         ("lora_unet_transformer_blocks_59_txt_mlp_net_2", 12288, 3072, "Qwen-Image"),
@@ -448,10 +446,46 @@ def test_an_adapter_of_a_model_with_layers_of_its_own_is_named(
     assert (found.kind, found.family, found.model) == ("lora", "unknown", model)
 
 
-def test_a_transformer_of_z_image_is_named() -> None:
-    keys = ("all_x_embedder.2-1.weight", "noise_refiner.0.attention.to_q.weight", "cap_pad_token")
-    found = classify(header_of(dict.fromkeys(keys, (3840, 3840))))
-    assert (found.kind, found.family, found.model) == ("unet", "unknown", "Z-Image")
+@pytest.mark.parametrize(
+    ("layer", "wide", "out"),
+    [
+        ("diffusion_model.layers.0.attention.to_q", 3840, 3840),
+        ("lora_unet_layers_29_attention_to_v", 3840, 3840),
+        ("lora_unet_layers_0_attention_qkv", 3840, 11520),
+        ("lora_transformer_context_refiner_1_feed_forward_w2", 10240, 3840),
+        ("base_model.model.noise_refiner.0.adaLN_modulation.0", 256, 15360),
+    ],
+)
+def test_an_adapter_of_z_image_is_known_by_a_layer_and_its_widths(layer: str, wide: int, out: int) -> None:
+    shapes = {f"{layer}.lora_A.weight": (4, wide), f"{layer}.lora_B.weight": (out, 4)}
+    assert classify(header_of(shapes)).family == "z_image"
+    assert classify(header_of(shapes, ss_base_model_version="zimage")).family == "z_image"
+    assert classify(header_of(shapes, ss_base_model_version="lumina2")).family == "unknown"
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"x.layers.0.attention.to_q.lokr_w1": (16, 16), "x.layers.0.attention.to_q.lokr_w2": (8, 8)},
+        {
+            "x.layers.0.attention.qkv.lora_A.weight": (4, 64),
+            "x.layers.0.attention.qkv.lora_B.weight": (192, 4),
+        },
+    ],
+)
+def test_an_adapter_with_the_names_of_z_image_and_no_telling_shape_is_settled_by_its_base(
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    found = classify(header_of({k.replace("x.", "diffusion_model."): v for k, v in shapes.items()}))
+    assert (found.family, found.fits) == ("unknown", ("z_image",))
+    assert settled(found, ["z_image"]).family == "z_image"
+    assert settled(found, ["sdxl", None]).family == "unknown"
+
+
+def test_a_file_of_lumina_with_the_names_of_z_image_is_not_one_of_z_image() -> None:
+    keys = {"noise_refiner.0.attention.qkv.weight": (3840, 2304), "cap_embedder.1.weight": (2304, 2304)}
+    assert classify(header_of(keys)).family == "unknown"
+    assert classify(header_of({**keys, "cap_pad_token": (1, 3840)})).family == "z_image"
 
 
 QKV = {"double_blocks.0.img_attn.qkv.weight": (9216, 3072)}

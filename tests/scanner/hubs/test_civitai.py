@@ -313,6 +313,7 @@ def test_an_entry_whose_early_or_paid_access_is_over_is_not_skipped(version: dic
         (("SDXL 0.9", "SDXL 1.0", "SDXL Lightning", "SDXL Turbo", "Pony", "Illustrious", "NoobAI"), "sdxl"),
         (("SD 3", "SD 3.5", "SD 3.5 Large Turbo", "SD 3.5 Medium"), "sd3"),
         (("Chroma",), "chroma"),
+        (("ZImageTurbo", "ZImageBase"), "z_image"),
         (("Flux.1 S", "Flux.1 D", "Flux.1 Krea", "Flux.1 Kontext"), "flux"),
         (
             ("Flux.2 D", "Pony V7", "SVD", "Stable Cascade", "Other", "", None, ["SD 1.5"]),
