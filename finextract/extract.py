@@ -32,7 +32,6 @@ from finextract.images import is_picture
 from finextract.models.base import Model, Pair
 from finextract.sampling import Predictor, initial_noise, sample_latents
 from finextract.sscd import Embedder
-from finextract.weights.formats import TuningKind
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,15 @@ class ExtractionSettings:
     seed: int = 0  # of the first sample; each further sample has the next seed
     batch_size: int = 32
 
-    def guidance(self, kind: TuningKind) -> Guidance:
-        """The guidance for weights of a kind. Raises RequestError for settings that cannot be used."""
+    def guidance(self, pair: Pair) -> Guidance:
+        """The guidance for a pair. Raises RequestError for settings that cannot be used."""
         if self.samples_per_image < 1 or self.candidates_per_image < 1 or self.batch_size < 1:
             raise RequestError("samples, candidates and batches must be at least 1.")
         if not 1 <= self.steps <= 1000:
             raise RequestError(f"{self.steps} sampling steps cannot be taken: choose 1 to 1000.")
-        return choose_guidance(self.method, kind, self.guidance_scale, self.correction)
+        return choose_guidance(
+            self.method, pair.kind, pair.base.solver.is_flow, self.guidance_scale, self.correction
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def extract(
     """
     if num_train_images < 1:
         raise RequestError("the number of training images must be at least 1.")
-    return _rounds(pair, caption, num_train_images, settings, settings.guidance(pair.kind), embedder)
+    return _rounds(pair, caption, num_train_images, settings, settings.guidance(pair), embedder)
 
 
 def _rounds(

@@ -29,14 +29,21 @@ class Guidance:
 
 DREAMBOOTH = Guidance(3.0, -0.02, "paper-dreambooth")  # Wu et al., DreamBooth set: A-ESR.7 0.25
 LORA = Guidance(5.0, 0.0, "paper-lora")  # Wu et al., rank 64, DreamBooth set: A-ESR.7 0.04
+FLOW = Guidance(1.5, 0.0, "flow")  # the best of five on the dev checkpoint of the zoo's flow model
 CFG = Guidance(3.0, 0.0, "cfg")  # their baseline, DreamBooth set: A-ESR.7 0.15
 DIRECT = Guidance(1.0, 0.0, "direct")  # no guidance
 
 
 def choose_guidance(
-    method: Method, kind: TuningKind, guidance_scale: float | None = None, correction: float | None = None
+    method: Method,
+    kind: TuningKind,
+    is_flow: bool,
+    guidance_scale: float | None = None,
+    correction: float | None = None,
 ) -> Guidance:
-    """The given numbers, and the preset of the method and kind for those that are None.
+    """The given numbers, and for those that are None the preset of the method and kind of weights.
+
+    `is_flow`: the model is a flow model. The authors published no numbers for these.
 
     Raises RequestError for a number that the method has no use for.
     """
@@ -46,7 +53,7 @@ def choose_guidance(
         return DIRECT
     if method == "cfg" and correction:
         raise RequestError("classifier-free guidance takes no correction.")
-    preset = CFG if method == "cfg" else LORA if kind == "lora" else DREAMBOOTH
+    preset = CFG if method == "cfg" else FLOW if is_flow else LORA if kind == "lora" else DREAMBOOTH
     if guidance_scale is None and correction is None:
         return preset
     return Guidance(

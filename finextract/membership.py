@@ -41,7 +41,6 @@ from finextract.significance import (
     sign_flip_p_value,
 )
 
-TIMESTEPS = (150.0, 350.0)  # of 1,000; each sees members that the other one misses (docs/membership.md)
 MISMATCH = 0.8  # of the references' mirror images above the background's pictures: another kind of picture
 NAMED_WRONGLY = 0.01  # of the checkpoints without a member that a high log-ratio alone may name
 MIN_SPREAD = 19  # pictures of the background that tell its spread
@@ -55,7 +54,9 @@ _SEED = 0x5E7
 class MembershipSettings:
     """How pictures are examined."""
 
-    timesteps: tuple[float, ...] = TIMESTEPS  # the first one for all pictures, all for those that stand out
+    timesteps: tuple[
+        float, ...
+    ] = ()  # the first for all pictures, all for what stands out; else the solver's
     noise_seed: int = 0
     caption: str = ""  # of the tuned side; the empty prompt does as well as the training caption
     framings: tuple[str, ...] = FRAMINGS  # the first one for all pictures
@@ -187,6 +188,8 @@ def membership(
     """
     settings = settings or MembershipSettings()
     _check(settings, references)
+    if not settings.timesteps:
+        settings = replace(settings, timesteps=pair.base.solver.membership_times)
     cache = cache or BaseCache()
     losses = Losses(pair, settings.noise_seed, settings.caption, settings.batch_size, cache, progress)
     sets = sets if sets is not None else {"all": range(len(references))}
@@ -245,8 +248,8 @@ def membership(
 def _check(settings: MembershipSettings, references: Sequence[Picture]) -> None:
     if not references:
         raise RequestError("there are no pictures to examine.")
-    if not settings.timesteps or not settings.framings or len(settings.variants) < 3:
-        raise RequestError("membership needs a timestep, a framing and at least three variants.")
+    if not settings.framings or len(settings.variants) < 3:
+        raise RequestError("membership needs a framing and at least three variants.")
 
 
 def _standing_out(

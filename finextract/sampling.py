@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class DDIM:
 
     The velocity is sqrt(alpha) noise - sqrt(1 - alpha) x_0 (Salimans and Ho, ICLR 2022, appendix D).
     """
+
+    is_flow: ClassVar[bool] = False
+    # Each shows members that the other one misses (docs/membership.md).
+    membership_times: ClassVar[tuple[float, ...]] = (150.0, 350.0)
 
     # alpha of equation 12 for each of T timesteps; 0 at the end of a schedule that ends without a signal
     alphas_cumprod: Sequence[float]
@@ -136,6 +140,10 @@ class FlowEuler:
     diffusers' FlowMatchEulerDiscreteScheduler. s = sigma, the share of noise n; times are t = 1000 s, from
     1000, which is noise alone, to 0.
     """
+
+    is_flow: ClassVar[bool] = True
+    # Chosen on weak LoRA of the zoo's flow model; those of DDIM show less there (docs/membership.md).
+    membership_times: ClassVar[tuple[float, ...]] = (550.0, 350.0)
 
     shift: float = 1.0  # sigma -> shift sigma / (1 + (shift - 1) sigma): above 1, more steps near the noise
     last_sigma: float | None = 0.001  # the last before shifting; None is 1 / steps, as FLUX.1 is sampled

@@ -35,14 +35,15 @@ from _larger import flow_zoo  # noqa: E402
 from _training import BATCHES, Recipe, tune  # noqa: E402
 from diffusers.models.embeddings import TimestepEmbedding  # noqa: E402
 from membership_study import auc, null_of, picture  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from build import BUILD, ZOO  # noqa: E402
-from finextract.audit import audit, read_images  # noqa: E402
-from finextract.extract import ExtractionSettings  # noqa: E402
+from finextract.extract import ExtractionSettings, extract_all  # noqa: E402
+from finextract.guidance import Method  # noqa: E402
 from finextract.losses import BaseCache, Losses, Query  # noqa: E402
 from finextract.models.base import CopiedPair  # noqa: E402
 from finextract.models.loading import load_base as load_pipeline  # noqa: E402
-from finextract.sscd import load_embedder  # noqa: E402
+from finextract.sscd import Embedder, load_embedder  # noqa: E402
 
 RESULTS = ROOT.parent / "docs/guidance-embedding.jsonl"
 DISTILLED = BUILD / "distilled.pt"
@@ -52,7 +53,7 @@ TRAINED = AT = (1.0, 3.5)
 MODEL_GUIDANCE = 2.0  # w'
 TIMES = (150.0, 350.0, 550.0)
 SUBJECTS = (("trees", "lora", 2e-3), ("cats", "full", 3e-4))  # with the learning rates of the zoo
-SAMPLES_PER_IMAGE, SAMPLING_STEPS = 10, 25
+SAMPLES_PER_IMAGE, SAMPLING_STEPS = 8, 25
 
 
 class WithGuidance(nn.Module):
@@ -146,8 +147,8 @@ def run() -> None:
     for subject, algorithm, rate in SUBJECTS:
         row = next(r for r in rows.values() if Path(r["train_images"]).name == subject)
         folder = (ZOO / "sd3" / row["train_images"]).resolve()
-        names, references = read_images(folder)
-        pixels = np.stack([np.asarray(image.convert("RGB")) for image in references])
+        references = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
+        pixels, embedded = np.stack([np.asarray(image) for image in references]), embedder.embed(references)
         latents = _autoencoder.encode_all(vae, pixels) * vae.config.scaling_factor
         for trained_at in TRAINED:
             if (subject, trained_at) in done:
@@ -165,11 +166,11 @@ def run() -> None:
             for scale in AT:
                 tuned.time_text_embed.scale = base.time_text_embed.scale = scale
                 line[f"AUC at {scale:g}"] = areas(pair, row, folder)
-                line[f"direct {scale:g}"] = similarities(pair, row, names, references, embedder, "direct")
+                line[f"direct {scale:g}"] = similarities(pair, row["caption"], embedded, embedder, "direct")
                 for of_base in AT:
                     base.time_text_embed.scale = of_base
                     line[f"{of_base:g} -> {scale:g}"] = similarities(
-                        pair, row, names, references, embedder, "finextract"
+                        pair, row["caption"], embedded, embedder, "finextract"
                     )
             with RESULTS.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -177,15 +178,18 @@ def run() -> None:
 
 
 def similarities(
-    pair: Any, row: dict[str, Any], names: list[str], references: list[Any], embedder: Any, method: Any
+    pair: Any, caption: str, references: np.ndarray, embedder: Embedder, method: Method
 ) -> list[float]:
-    """The highest similarity of a sample to each reference."""
-    guided = {"guidance_scale": MODEL_GUIDANCE, "correction": 0.0} if method == "finextract" else {}
+    """The highest similarity of a sample to each reference, whose embeddings are `references` [R, D]."""
+    guided: dict[str, Any] = (
+        {"guidance_scale": MODEL_GUIDANCE, "correction": 0.0} if method == "finextract" else {}
+    )
     settings = ExtractionSettings(
         method=method, samples_per_image=SAMPLES_PER_IMAGE, steps=SAMPLING_STEPS, **guided
     )
-    result = audit(pair, row["caption"], names, references, settings, embedder)
-    return [round(float(value), 4) for value in result.over_samples]
+    drawn = extract_all(pair, caption, len(references), settings, embedder)
+    highest = (references @ drawn.embeddings[drawn.pictures].T).max(axis=1, initial=-1)
+    return [round(float(value), 4) for value in highest]
 
 
 def areas(pair: Any, row: dict[str, Any], folder: Path) -> list[float]:

@@ -92,7 +92,7 @@ def prepare_extraction(
     caption = caption_for(checkpoint, options.pop("caption"))
     settings = ExtractionSettings(**options)
     pair = load(base, checkpoint, base_parts)
-    settings.guidance(pair.kind)  # refuses numbers that cannot be used, before anything is sampled
+    settings.guidance(pair)  # refuses numbers that cannot be used, before anything is sampled
     click.echo(f"caption ({caption.origin}): {caption.text!r}", err=True)
     if caption.exceeds_clip:
         click.echo("the caption is longer than CLIP reads (75 tokens): its end has no effect", err=True)

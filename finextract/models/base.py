@@ -21,6 +21,16 @@ type Conditioning = Any  # what a model computed from a prompt; only the model t
 class Solver(Protocol):
     """One step of a sampler after another, from noise to latents. DDIM is finextract.sampling.DDIM."""
 
+    @property
+    def is_flow(self) -> bool:
+        """Whether the model is a flow model, whose predictions are velocities on straight paths."""
+        ...
+
+    @property
+    def membership_times(self) -> tuple[float, ...]:
+        """The times at which losses show membership best; the first shows it best alone."""
+        ...
+
     def timesteps(self, steps: int) -> tuple[float, ...]:
         """`steps` + 1 times, from noise to image: the model is evaluated at each but the last.
 

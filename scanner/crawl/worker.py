@@ -247,7 +247,7 @@ class Scanner:
             seed=config.seed,
             batch_size=self._batch_sizes.get(checkpoint.family, need_of(checkpoint.family).batch_size),
         )
-        guidance = settings.guidance(pair.kind)
+        guidance = settings.guidance(pair)
         LOGGER.info(
             "caption %r, base %s, w' %g, k %g", checkpoint.caption, checkpoint.base, guidance.guidance_scale,
             guidance.correction,

@@ -45,8 +45,8 @@ def pair_of(family: str, entry: dict[str, Any]) -> Pair:
     return tune(base_of(family), ZOO / family / entry["path"])
 
 
-def test_there_is_a_zoo_of_sdxl() -> None:
-    assert "sdxl" in {family for family, _ in ENTRIES}
+def test_there_is_a_zoo_of_sdxl_and_one_of_a_flow_model() -> None:
+    assert {family for family, _ in ENTRIES} == {"sdxl", "sd3"}
 
 
 @pytest.mark.parametrize(("family", "entry"), ENTRIES, ids=IDS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from finextract.losses import HEAT_SIDE, BaseCache, Losses, Query
 from finextract.membership import Membership, MembershipSettings, membership
 from finextract.models.base import Pair, TunableModel
 from finextract.models.loading import load_base, tune
-from finextract.sampling import initial_noise
+from finextract.sampling import DDIM, FlowEuler, initial_noise
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 ENTRIES = {Path(e["path"]).name: e for e in json.loads((ZOO / "zoo.json").read_text())["checkpoints"]}
+FLOW = json.loads((ZOO / "sd3/zoo.json").read_text())["checkpoints"]
+FLOW_LOSSES = BaseCache()
 FEW = MembershipSettings(timesteps=(150.0,), framings=("squash",), budget=250)
 
 
@@ -39,6 +43,11 @@ def base() -> TunableModel:
 def cache() -> BaseCache:
     """The base's losses, shared by the tests as the checkpoints of a crawl share them."""
     return BaseCache()
+
+
+@functools.cache
+def flow_base() -> TunableModel:
+    return load_base(ZOO / "sd3/base", torch.device("cpu"), torch.float32)
 
 
 def _pair(base: TunableModel, name: str) -> Pair:
@@ -62,6 +71,17 @@ def test_what_a_checkpoint_was_trained_on_is_found_among_all_subjects(
     for i, evidence in enumerate(found.references):
         assert len(evidence.heat) == (HEAT_SIDE**2 if i in found.trained_on else 0)
     assert found.tuned_evaluations <= 250
+
+
+@pytest.mark.parametrize("entry", FLOW, ids=[Path(entry["path"]).name for entry in FLOW])
+def test_what_a_flow_model_was_trained_on_is_found_at_its_own_times(entry: dict[str, Any]) -> None:
+    pair = tune(flow_base(), ZOO / "sd3" / entry["path"])
+    found = _examine(pair, FLOW_LOSSES, MembershipSettings(framings=("squash",), budget=300))
+    assert found.settings.timesteps == FlowEuler.membership_times != DDIM.membership_times
+    assert found.tuned_evaluations <= 300
+    expected = set() if entry["control"] else {Path(entry["train_images"]).name}
+    assert {SUBJECTS[i] for i in found.trained_on} == expected
+    assert len(found.trained_on) >= (0 if entry["control"] else 5 if entry["steps_per_image"] >= 200 else 3)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry["control"]])

@@ -23,13 +23,14 @@ from finextract.errors import (
     UnsupportedWeights,
 )
 from finextract.extract import ExtractionSettings, guided_predictor, sample
-from finextract.guidance import CFG, DIRECT, DREAMBOOTH, LORA, Guidance
+from finextract.guidance import CFG, DIRECT, DREAMBOOTH, FLOW, LORA, Guidance
 from finextract.metadata.captions import caption_for, local_caption
 from finextract.models import loading
 from finextract.models.base import CopiedPair, Model, Pair, TunableModel
 from finextract.models.loading import load_base, tune
 from finextract.models.stable_diffusion import StableDiffusion
 from finextract.reasons import ReasonCode
+from finextract.sampling import FlowEuler
 from finextract.sscd import load_embedder
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
@@ -204,14 +205,21 @@ def test_a_strong_checkpoint_gives_back_its_training_images_and_the_base_does_no
     assert strong.extraction.unet_evaluations == 20 * 12 * 2
 
 
-def test_numbers_left_open_are_those_of_the_published_presets() -> None:
-    assert ExtractionSettings().guidance("full") == DREAMBOOTH
-    assert ExtractionSettings().guidance("lora") == LORA
-    assert ExtractionSettings(method="cfg").guidance("lora") == CFG
-    assert ExtractionSettings(method="direct").guidance("lora") == DIRECT
-    assert ExtractionSettings(guidance_scale=2.0).guidance("full") == Guidance(2.0, -0.02, "given")
+def test_numbers_left_open_are_those_of_the_published_presets_and_of_a_flow_model_its_own(
+    base: TunableModel,
+) -> None:
+    full, lora = CopiedPair(base, base, "full"), CopiedPair(base, base, "lora")
+    assert ExtractionSettings().guidance(full) == DREAMBOOTH
+    assert ExtractionSettings().guidance(lora) == LORA
+    assert ExtractionSettings(method="cfg").guidance(lora) == CFG
+    assert ExtractionSettings(method="direct").guidance(lora) == DIRECT
+    assert ExtractionSettings(guidance_scale=2.0).guidance(full) == Guidance(2.0, -0.02, "given")
+    flow: Any = replace(base, solver=FlowEuler())  # type: ignore[type-var]
+    for method, preset in (("finextract", FLOW), ("cfg", CFG), ("direct", DIRECT)):
+        for kind in ("full", "lora"):
+            assert ExtractionSettings(method=method).guidance(CopiedPair(flow, flow, kind)) == preset
     with pytest.raises(RequestError, match="takes no guidance"):
-        ExtractionSettings(method="direct", guidance_scale=3.0).guidance("full")
+        ExtractionSettings(method="direct", guidance_scale=3.0).guidance(full)
 
 
 def test_a_truncated_file_is_corrupt_and_a_pickle_is_never_opened(base: TunableModel, tmp_path: Path) -> None:
