@@ -163,6 +163,10 @@ class TunableModel(Model, Protocol):
         """
         ...
 
+    def as_trained(self, metadata: Mapping[str, str]) -> Self:
+        """This model, evaluated as the metadata of its weight file say that it was trained; untrusted."""
+        ...
+
     def load_vae(self, weights: Mapping[str, Tensor]) -> None:
         """Replaces the VAE's weights by those of a single file. Raises BaseMismatch."""
         ...

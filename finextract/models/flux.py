@@ -8,12 +8,13 @@ FluxPipeline does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from finextract.metadata.untrusted import number_of
 from finextract.models import parts
 from finextract.models.component_loaders import ComponentLoader
 from finextract.models.packed_latents import (
@@ -29,6 +30,7 @@ from finextract.sampling import TRAINED_TIMES
 from finextract.single_files import TEXT_ENCODER_PREFIXES
 from finextract.weights.kinds import Family
 
+MAX_GUIDANCE = 100.0  # that a file may state
 _SINGLE_FILE_PREFIXES = TEXT_ENCODER_PREFIXES["flux"]
 
 
@@ -40,7 +42,7 @@ class Flux(PackedModel):
     text_encoder_2: Any  # transformers.T5EncoderModel
     tokenizer: Any  # transformers.CLIPTokenizer
     tokenizer_2: Any  # transformers.T5TokenizerFast
-    guidance: float = 1.0  # what dev's guidance embedding is given, in the base and in the tuned model
+    guidance: float = 1.0  # the scale that dev's guidance embedding is given
 
     components: ClassVar[tuple[str, ...]] = (
         "transformer",
@@ -81,6 +83,11 @@ class Flux(PackedModel):
             img_ids=image_places(height // 2, width // 2, x.device),
         ).sample
         return unpacked(velocity, height, width)
+
+    def as_trained(self, metadata: Mapping[str, str]) -> Self:
+        """This model, with the guidance scale at which it was trained, as kohya's trainers state it."""
+        scale = number_of(metadata.get("ss_guidance_scale"), 0, MAX_GUIDANCE)
+        return self if scale is None else replace(self, guidance=scale)
 
     def load_single_file(self, weights: dict[str, Tensor]) -> None:
         """Replaces the weights by those of one file in Black Forest Labs' own names, but the VAE.

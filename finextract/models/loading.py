@@ -232,6 +232,7 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     if (why := why_unsupported(kind, path.name)) is not None:
         raise UnsupportedWeights(why.sentence, why.reason_code)
     state = _load_state(path)
+    model = model.as_trained(header.metadata)
     if kind.is_adapter:
         config = read_object(path.parent / "adapter_config.json")  # PEFT's; empty where there is none
         merge(model.layers(), parse_adapter(state, header.metadata, config))

@@ -144,6 +144,10 @@ class LatentModel:
         tokenizers: dict[str, Any] = learn({n: getattr(self, n) for n in names}, self.encoders, words)
         return replace(self, **tokenizers)
 
+    def as_trained(self, metadata: Mapping[str, str]) -> Self:
+        """This model; a family that is told how it was trained reads it there."""
+        return self
+
     def with_measured_prediction(self) -> Self:
         """This model; a family whose files do not tell what their weights predict measures it."""
         return self

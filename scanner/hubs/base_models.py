@@ -60,6 +60,8 @@ _FAMILIES = {
     "chroma": ("lodestones/Chroma1-HD", "lodestones/Chroma1-Base"),
     "z_image": ("Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"),
 }
+# Tags that the training scripts of diffusers write into a card.
+_TAGS = {"sd3-diffusers": "sd3", "sd3.5-diffusers": "sd3", "flux-diffusers": "flux"}
 _FAMILY_OF = {base.lower(): family for family, bases in _FAMILIES.items() for base in bases}
 _GATED = {
     base.lower() for base in (*_FAMILIES["sd3"], *_FAMILIES["flux"], "black-forest-labs/FLUX.2-dev")
@@ -128,6 +130,11 @@ def current_name(base: str) -> str:
 def family_of_base(base: str) -> str | None:
     """The family of a known base; None for any other."""
     return _FAMILY_OF.get(current_name(base).lower())
+
+
+def family_of_tag(tag: str) -> str | None:
+    """The family that a card's tag names; None for any other tag."""
+    return _TAGS.get(tag)
 
 
 def base_of_hash(sha256: str | None) -> str | None:

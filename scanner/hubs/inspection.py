@@ -35,6 +35,7 @@ from scanner.hubs.base_models import (
     base_of_hash,
     current_name,
     family_of_base,
+    family_of_tag,
     gate,
     is_repo,
 )
@@ -71,7 +72,10 @@ def refine(
     sidecar = parse_sidecar_files(sidecar_files or {})
     stated = _stated_bases(card, training, hint, sidecar)
     named = [base_of_hash(training.base_sha256) or "", *(name for _, name in stated)]
-    families = [_family_of(base), *map(family_of_base, named), checkpoint.family, _family_of(default_base)]
+    families = [
+        *(_family_of(base), *map(family_of_base, named), checkpoint.family, _family_of(default_base)),
+        *map(family_of_tag, card.tags),
+    ]
     kind = settled(classify(header), families)
     check_supported(kind, where, next((current_name(t) for _, t in stated if is_repo(t)), None))
     found = (BaseOrigin.GIVEN, base) if base else _resolve(kind, training, stated, base_by_hash)

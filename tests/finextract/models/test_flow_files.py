@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -251,3 +252,23 @@ def test_stable_diffusion_3_without_t5_can_be_tuned(tmp_path: Path) -> None:
     with torch.inference_mode():
         base, tuned = (m.predict(x, 500.0, m.condition("a cat")) for m in (pair.base, pair.tuned))
     assert not torch.allclose(base, tuned, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stated", "scale"), [("3.5", 3.5), ("0", 0.0), ("nan", 1.0), ("-1", 1.0), ("1e9", 1.0), (None, 1.0)]
+)
+def test_a_flux_lora_is_evaluated_at_the_guidance_scale_at_which_it_was_trained(
+    folders: dict[str, Path], tmp_path: Path, stated: str | None, scale: float
+) -> None:
+    base: Any = load_base(folders["flux"], CPU, torch.float32)
+    layer = "lora_unet_double_blocks_0_img_mlp_0"
+    shapes = {"lora_down.weight": (1, 32), "lora_up.weight": (128, 1)}
+    metadata = {"ss_base_model_version": "flux1"} | ({"ss_guidance_scale": stated} if stated else {})
+    (tmp_path / "lora").mkdir()
+    save_file(
+        {f"{layer}.{part}": torch.ones(shape) for part, shape in shapes.items()},
+        tmp_path / "lora/lora.safetensors",
+        metadata,
+    )
+    tuned: Any = tune(base, tmp_path / "lora").tuned
+    assert (tuned.guidance, base.guidance) == (scale, 1.0)

@@ -16,7 +16,7 @@ from servers.trouble import lora_shapes, sdxl_lora_shapes
 
 from finextract.metadata.cards import Card
 from finextract.reasons import ReasonCode
-from finextract.weights.formats import Header, TensorInfo
+from finextract.weights.formats import Header, TensorInfo, read_header
 from scanner.errors import Skipped
 from scanner.hubs.base_models import (
     MOVED,
@@ -81,6 +81,29 @@ def test_kohya_metadata_state_what_the_card_does_not() -> None:
     )
     found = refine(LISTED, told, Card())
     assert (found.caption, found.num_train_images, found.base) == ("sks", 5, "lab/base")
+
+
+@pytest.mark.parametrize(
+    ("tags", "stated", "family"),
+    [
+        (("lora", "sd3", "sd3-diffusers"), "lab/base", "sd3"),
+        (("sd3.5-large", "sd3.5-diffusers"), "lab/base", "sd3"),
+        (("flux", "flux-diffusers"), "lab/base", "flux"),
+        (("flux-diffusers",), "stabilityai/stable-diffusion-3.5-medium", "sd3"),
+        (("flux", "sd3"), "lab/base", None),
+        (("stable-diffusion-diffusers",), "lab/base", None),
+    ],
+)
+def test_the_tags_of_the_training_scripts_settle_a_family_where_no_known_base_does(
+    tags: tuple[str, ...], stated: str, family: str | None
+) -> None:
+    (entry,) = (ZOO / "sd3/checkpoints/trees-flow-lora").glob("*.safetensors")
+    card = replace(CARD, base_model=stated, tags=tags)
+    if family is None:
+        with pytest.raises(Skipped, match="its layers may be those of"):
+            refine(LISTED, read_header(entry), card)
+    else:
+        assert refine(LISTED, read_header(entry), card).family == family
 
 
 @pytest.mark.parametrize(
