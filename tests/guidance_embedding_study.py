@@ -34,10 +34,9 @@ import _families  # noqa: E402
 from _larger import flow_zoo  # noqa: E402
 from _training import BATCHES, Recipe, tune  # noqa: E402
 from diffusers.models.embeddings import TimestepEmbedding  # noqa: E402
-from membership_study import auc, null_of, picture  # noqa: E402
+from membership_study import ZOO, auc, null_of, picture  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from build import BUILD, ZOO  # noqa: E402
 from finextract.extract import ExtractionSettings, extract_all  # noqa: E402
 from finextract.guidance import Method  # noqa: E402
 from finextract.losses import BaseCache, Losses, Query  # noqa: E402
@@ -46,6 +45,7 @@ from finextract.models.loading import load_base as load_pipeline  # noqa: E402
 from finextract.sscd import Embedder, load_embedder  # noqa: E402
 
 RESULTS = ROOT.parent / "docs/guidance-embedding.jsonl"
+BUILD = ZOO / ".build"
 DISTILLED = BUILD / "distilled.pt"
 STEPS, RATE = 600, 3e-4  # of the distillation; the rate decays linearly to 0
 SCALES = (1.0, 5.0)

@@ -20,7 +20,13 @@ def whole_layer(layers: Mapping[str, nn.Module], target: FileLayer) -> tuple[Ten
 
     There is no bias where one of the layers has none. `layers` are those of `Model.layers()`.
     """
-    weights, biases = _tensors(layers, target, "weight"), _tensors(layers, target, "bias")
+    return whole_of(target, _tensors(layers, target, "weight"), _tensors(layers, target, "bias"))
+
+
+def whole_of(
+    target: FileLayer, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """The same of the layers' own weights, and of the biases of those that have one."""
     weight = _in_the_files_order(weights, target)
     return weight, _in_the_files_order(biases, target) if len(biases) == len(weights) else None
 
@@ -32,10 +38,14 @@ def replace_layer(
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
             continue
-        rows = _halves_swapped(value) if target.swapped else value
         lengths = [len(tensor) for tensor in _tensors(layers, target, name)]
-        for layer, part in zip(target.layers, torch.split(rows, lengths), strict=True):
+        for layer, part in zip(target.layers, rows_of(target, value, lengths), strict=True):
             replace_tensors(layers[layer], {name: part})
+
+
+def rows_of(target: FileLayer, whole: Tensor, lengths: Sequence[int]) -> tuple[Tensor, ...]:
+    """The rows of a whole weight or bias that each of the layers has, whose numbers of rows are `lengths`."""
+    return torch.split(_halves_swapped(whole) if target.swapped else whole, list(lengths))
 
 
 def _in_the_files_order(tensors: Sequence[Tensor], target: FileLayer) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from finextract.adapters.base import Adapter
 from finextract.adapters.fused import replace_layer, whole_layer
+from finextract.adapters.on_use import merge_on_use
 from finextract.errors import BaseMismatch, CorruptWeights
 from finextract.weights.original_names import FileLayer, file_layers
 
@@ -18,11 +19,13 @@ MAX_CHANGE = 100.0
 
 
 @torch.no_grad()
-def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
+def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter], *, on_use: bool = False) -> None:
     """Replaces each adapted layer's weight and bias by what its adapters make of them.
 
     `layers` are those of `Model.layers()`. All is computed in float32 (of a float64 layer in float64) and
-    cast to the layer's precision once. Merge into a copy: where an error is raised, some layers may be
+    cast to the layer's precision once. With `on_use` the layers keep their weights, and make the merged ones
+    of them anew, bit for bit the same, whenever they compute: slower, but a model needs no second copy of its
+    base's weights. Merge into a copy: where an error is raised, some layers may be
     changed already. Raises BaseMismatch for a layer that is unknown to the model or has another shape,
     CorruptWeights for weights that are not finite, or that the adapter changes beyond MAX_CHANGE.
     """
@@ -43,7 +46,10 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter]) -> None:
         for adapter in changes:
             new, bias = adapter(new, bias)
             _check(adapter.layer, dtype, old, new, bias)
-        replace_layer(layers, target, new, bias)
+        if on_use:
+            merge_on_use(layers, target, changes)
+        else:
+            replace_layer(layers, target, new, bias)
 
 
 def _refuse_doubled(targets: Iterable[FileLayer]) -> None:

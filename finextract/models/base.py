@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finextract.models.learned_words import LearnedWord
+from finextract.models.offloading import Offloading
 from finextract.weights.kinds import Family, TuningKind
 
 type Conditioning = Any  # what a model computed from a prompt; only the model that made it can read it
@@ -128,6 +129,11 @@ class TunableModel(Model, Protocol):
     @property
     def family(self) -> Family:
         """The model family, as `finextract.weights.kinds` names it."""
+        ...
+
+    @property
+    def offloading(self) -> Offloading:
+        """What is on the CPU between its uses, so that memory is enough."""
         ...
 
     @property

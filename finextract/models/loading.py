@@ -235,7 +235,8 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     model = model.as_trained(header.metadata)
     if kind.is_adapter:
         config = read_object(path.parent / "adapter_config.json")  # PEFT's; empty where there is none
-        merge(model.layers(), parse_adapter(state, header.metadata, config))
+        adapters = parse_adapter(state, header.metadata, config)
+        merge(model.layers(), adapters, on_use=model.offloading != "nothing")
         if words := [*parse_words(state, path.name), *_words_beside(path)]:
             model = model.with_words(words)
         return CopiedPair(base, model, kind.tuning)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from finextract.metadata.captions import local_caption
+from finextract.models import loading
 from finextract.models.base import Pair, TunableModel
 from finextract.models.loading import load_base, tune
 
@@ -67,6 +68,29 @@ def test_every_checkpoint_changes_the_denoiser_alone_and_its_caption_is_found(
     caption = local_caption(ZOO / family / entry["path"])
     assert caption is not None
     assert caption.text == entry["caption"]
+
+
+ADAPTERS = [(family, entry) for family, entry in ENTRIES if entry["kind"] == "lora"]
+
+
+@pytest.mark.parametrize(("family", "entry"), ADAPTERS, ids=[Path(e["path"]).name for _, e in ADAPTERS])
+def test_an_adapter_on_an_offloaded_base_needs_no_second_copy_and_predicts_the_same(
+    family: str, entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: Any = pair_of(family, entry).tuned
+    monkeypatch.setattr(loading, "offloading_for", lambda *_: "encoders and VAE")
+    base: Any = load_base(ZOO / family / "base", torch.device("cpu"), torch.float32)
+    tuned: Any = tune(base, ZOO / family / entry["path"]).tuned
+    own = "unet" if family == "sdxl" else "transformer"
+    of_base = {tensor.data_ptr() for tensor in getattr(base, own).parameters()}
+    assert {tensor.data_ptr() for tensor in getattr(tuned, own).parameters()} == of_base
+    x = torch.randn(2, *tuned.latent_shape, generator=torch.Generator().manual_seed(0))
+    states = tuned.condition(entry["caption"])
+    with torch.inference_mode():
+        found, before = (m.predict(x, 500.0, states) for m in (tuned, base))
+        assert torch.equal(found, kept.predict(x, 500.0, states))
+        assert not torch.equal(found, before)
+        assert torch.equal(before, base_of(family).predict(x, 500.0, states))
 
 
 @pytest.mark.parametrize(
