@@ -188,8 +188,7 @@ def membership(
     """
     settings = settings or MembershipSettings()
     _check(settings, references)
-    if not settings.timesteps:
-        settings = replace(settings, timesteps=pair.base.solver.membership_times)
+    settings = replace(settings, timesteps=settings.timesteps or pair.base.solver.membership_times)
     cache = cache or BaseCache()
     losses = Losses(pair, settings.noise_seed, settings.caption, settings.batch_size, cache, progress)
     sets = sets if sets is not None else {"all": range(len(references))}
