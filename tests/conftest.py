@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported is left out of garbage collection, which took a sixth of the time of the desk's tests."""
+    """What was imported is left out of garbage collection, a sixth of the time of some tests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 10)
