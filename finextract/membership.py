@@ -186,8 +186,7 @@ def membership(
     Deterministic: neither the cache nor the batch size change a result by more than rounding.
     Raises RequestError for settings that cannot be used, and what a picture's `open` raises.
     """
-    settings = settings or MembershipSettings()
-    _check(settings, references)
+    _check(settings := settings or MembershipSettings(), references)
     settings = replace(settings, timesteps=settings.timesteps or pair.base.solver.membership_times)
     cache = cache or BaseCache()
     losses = Losses(pair, settings.noise_seed, settings.caption, settings.batch_size, cache, progress)
