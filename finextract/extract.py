@@ -39,7 +39,7 @@ class ExtractionSettings:
     """How many samples an extraction draws, and how it guides them."""
 
     method: Method = "finextract"
-    guidance_scale: float | None = None  # None = the preset of the method and of the kind of weights
+    guidance_scale: float | None = None  # None = the preset of the method and the pair
     correction: float | None = None  # None = the preset
     samples_per_image: int = 50  # the paper draws 50 * N0 samples
     candidates_per_image: int = 1

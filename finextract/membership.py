@@ -32,22 +32,21 @@ from finextract.images import Picture as Picture
 from finextract.losses import BaseCache, Losses, Query
 from finextract.models.base import Pair
 from finextract.prefilter import prefilter
+from finextract.set_evidence import MIN_SET, set_evidence
+from finextract.set_evidence import SetEvidence as SetEvidence
 from finextract.significance import (
     benjamini_hochberg,
     conformal_p_values,
     highest_of_normal,
     self_null_p_values,
     share_above,
-    sign_flip_p_value,
 )
 
 MISMATCH = 0.8  # of the references' mirror images above the background's pictures: another kind of picture
 NAMED_WRONGLY = 0.01  # of the checkpoints without a member that a high log-ratio alone may name
 MIN_SPREAD = 19  # pictures of the background that tell its spread
 MIN_UNTOUCHED = 4  # references that were not trained on, to compare the background with
-MIN_SET = 6  # with fewer pictures no sign pattern is rare enough
 FEW = 20  # references that a budget lets pass to the second pass where no background tells them apart
-_SEED = 0x5E7
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,6 @@ class ReferenceEvidence:
 
 
 NOT_EXAMINED = ReferenceEvidence(None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class SetEvidence:
-    """What the pair's losses say about a set of references as a whole."""
-
-    name: str
-    num_pictures: int  # of the set that were compared with their variants
-    log_ratio: float  # their mean
-    margin: float  # the mean log-ratio less that of the pictures' first variants
-    low: float  # its 95 % bootstrap interval
-    high: float
-    p_value: float
-    q_value: float = 1.0
-    trained_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +170,8 @@ def membership(
     Deterministic: neither the cache nor the batch size change a result by more than rounding.
     Raises RequestError for settings that cannot be used, and what a picture's `open` raises.
     """
-    _check(settings := settings or MembershipSettings(), references)
+    settings = settings or MembershipSettings()
+    _check(settings, references)
     settings = replace(settings, timesteps=settings.timesteps or pair.base.solver.membership_times)
     cache = cache or BaseCache()
     losses = Losses(pair, settings.noise_seed, settings.caption, settings.batch_size, cache, progress)
@@ -223,7 +208,7 @@ def membership(
         for i in range(len(references))
     ]
     found_sets = [
-        _set_evidence(name, [ratio[i] for i in members], [variant_ratio[i] for i in members])
+        set_evidence(name, [ratio[i] for i in members], [variant_ratio[i] for i in members])
         for name, members in sampled.items()
         if len(members) >= MIN_SET
     ]
@@ -316,21 +301,6 @@ def _corrected(p: float, framing: str, tried: Sequence[str]) -> float:
     """
     others = len(tried) - 1
     return min(1.0, p * (1 if not others else 2 if framing == tried[0] else 2 * others))
-
-
-def _set_evidence(name: str, ratios: list[float], variants: list[float]) -> SetEvidence:
-    """A set's margin over its pictures' variants [N], with its bootstrap interval (Efron 1979).
-
-    The test is exact for mirror images. Moved pictures of a set that was not trained on have the higher
-    log-ratios (docs/membership.md), so with them it errs on the side of no claim.
-    """
-    differences = np.sort(np.array(ratios) - np.array(variants))  # the order of the set has no effect
-    rng = np.random.default_rng(_SEED)
-    means = differences[rng.integers(0, len(differences), (2000, len(differences)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    p = sign_flip_p_value(differences)
-    mean = float(differences.mean())
-    return SetEvidence(name, len(ratios), float(np.mean(ratios)), mean, float(low), float(high), p)
 
 
 def _answers(

@@ -30,7 +30,7 @@ DESCRIPTOR = "sscd_disc_mixup-int8"
 
 @dataclass(frozen=True, slots=True)
 class ScanConfig:
-    """How a checkpoint is scanned. None means the published preset for the checkpoint's kind.
+    """How a checkpoint is scanned. None means the preset for the checkpoint's kind, or of a flow model.
 
     A new field needs its line in `INTRODUCED`, with the value under which a scan gives the results that it
     gave before the field existed. Only a field that was introduced with None may ever be None.

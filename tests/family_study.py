@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of tests too
@@ -94,25 +93,19 @@ def measure(family: str, pair: Pair, row: dict[str, Any], shared: BaseCache) -> 
 def weak() -> None:
     """Tunes the flow model on every subject for WEAK steps an image, and measures what has no line yet."""
     sys.path.append(str(ZOO))
-    import _autoencoder
     from _captions import SUBJECTS
-    from _larger import BATCH, RANK, RATES, Checkpoint, flow_zoo
-    from _training import Recipe
-    from _training import tune as train
+    from _larger import Checkpoint, flow_zoo
 
     done, zoo, shared = {row["path"] for row in measured()}, flow_zoo(), BaseCache()
-    parts, vae = zoo.load_base(), zoo.pipe.vae
+    parts = zoo.load_base()
     base: Any = load_base(zoo.root / "base", CPU, torch.float32)
     for subject, steps in product(SUBJECTS, WEAK):
         made = Checkpoint(f"{subject}-lora-{steps}", "made", subject, "lora", "diffusers", steps)
         row = made.row("sd3") | {"path": f"made/{made.name}", "untrained": []}
         if row["path"] in done:
             continue
-        row["trained"] = sorted((ZOO / made.images).glob("*.png"))
-        pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in row["trained"]])
-        latents = _autoencoder.encode_all(vae, pixels) * vae.config.scaling_factor
-        recipe = Recipe("lora", steps * len(pixels) // BATCH, RATES["lora"], BATCH, RANK)
-        tuned = train(zoo.family, parts, latents, made.caption, recipe)["transformer"].requires_grad_(False)
+        row["trained"] = zoo.pictures(made)
+        tuned = zoo.tuned(made, parts)["transformer"].requires_grad_(False)
         measure("sd3", CopiedPair(base, replace(base, transformer=tuned), "lora"), row, shared)
 
 

@@ -29,10 +29,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT), str(ROOT / "zoo")]  # `finextract` is a folder of tests too
 
-import _autoencoder  # noqa: E402
 import _families  # noqa: E402
-from _larger import flow_zoo  # noqa: E402
-from _training import BATCHES, Recipe, tune  # noqa: E402
+from _larger import CHECKPOINTS, flow_zoo  # noqa: E402
+from _training import BATCHES  # noqa: E402
 from diffusers.models.embeddings import TimestepEmbedding  # noqa: E402
 from membership_study import ZOO, auc, null_of, picture  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -52,7 +51,7 @@ SCALES = (1.0, 5.0)
 TRAINED = AT = (1.0, 3.5)
 MODEL_GUIDANCE = 2.0  # w'
 TIMES = (150.0, 350.0, 550.0)
-SUBJECTS = (("trees", "lora", 2e-3), ("cats", "full", 3e-4))  # with the learning rates of the zoo
+STRONG = CHECKPOINTS["sd3"][:2]
 SAMPLES_PER_IMAGE, SAMPLING_STEPS = 8, 25
 
 
@@ -138,24 +137,19 @@ def noised(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 def run() -> None:
     """Tunes and samples every checkpoint that has no line yet."""
     zoo = flow_zoo()
-    family, vae = zoo.family, zoo.pipe.vae
     student = with_guidance(zoo.load_base().requires_grad_(False))
     student["transformer"].load_state_dict(torch.load(DISTILLED, weights_only=True)["model"])
-    pipeline: Any = load_pipeline(ZOO / "sd3/base", torch.device("cpu"), torch.float32)
-    rows = {row["path"]: row for row in json.loads((ZOO / "sd3/zoo.json").read_text())["checkpoints"]}
+    pipeline: Any = load_pipeline(zoo.root / "base", torch.device("cpu"), torch.float32)
     done, embedder = {(row["subject"], row["trained_at"]) for row in measured()}, load_embedder()
-    for subject, algorithm, rate in SUBJECTS:
-        row = next(r for r in rows.values() if Path(r["train_images"]).name == subject)
-        folder = (ZOO / "sd3" / row["train_images"]).resolve()
-        references = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
-        pixels, embedded = np.stack([np.asarray(image) for image in references]), embedder.embed(references)
-        latents = _autoencoder.encode_all(vae, pixels) * vae.config.scaling_factor
+    for checkpoint in STRONG:
+        subject, algorithm, caption = checkpoint.subject, checkpoint.algorithm, checkpoint.caption
+        paths = zoo.pictures(checkpoint)
+        embedded = embedder.embed([Image.open(path).convert("RGB") for path in paths])
         for trained_at in TRAINED:
             if (subject, trained_at) in done:
                 continue
             student["transformer"].time_text_embed.scale = trained_at
-            recipe = Recipe(algorithm, row["steps_per_image"] * len(pixels) // 5, rate)
-            tuned = tune(family, student, latents, row["caption"], recipe)["transformer"]
+            tuned = zoo.tuned(checkpoint, student)["transformer"]
             base = student["transformer"].eval()
             pair = CopiedPair(
                 replace(pipeline, transformer=base),
@@ -165,12 +159,12 @@ def run() -> None:
             line: dict[str, Any] = {"subject": subject, "algorithm": algorithm, "trained_at": trained_at}
             for scale in AT:
                 tuned.time_text_embed.scale = base.time_text_embed.scale = scale
-                line[f"AUC at {scale:g}"] = areas(pair, row, folder)
-                line[f"direct {scale:g}"] = similarities(pair, row["caption"], embedded, embedder, "direct")
+                line[f"AUC at {scale:g}"] = areas(pair, paths)
+                line[f"direct {scale:g}"] = similarities(pair, caption, embedded, embedder, "direct")
                 for of_base in AT:
                     base.time_text_embed.scale = of_base
                     line[f"{of_base:g} -> {scale:g}"] = similarities(
-                        pair, row["caption"], embedded, embedder, "finextract"
+                        pair, caption, embedded, embedder, "finextract"
                     )
             with RESULTS.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -192,19 +186,14 @@ def similarities(
     return [round(float(value), 4) for value in highest]
 
 
-def areas(pair: Any, row: dict[str, Any], folder: Path) -> list[float]:
+def areas(pair: Any, paths: list[Path]) -> list[float]:
     """AUC of the log-ratios, trained on against background, at each of TIMES."""
     losses = Losses(pair, 0, "", 64, BaseCache())
-    trained = [picture(path) for path in sorted(folder.glob("*.png"))]
-    others = [
-        picture(path) for path in null_of({"trained": sorted(folder.glob("*.png")), "untrained": []}, 60)
-    ]
-    return [
-        round(
-            float(auc(*(losses.log_ratios([Query(p, t=t) for p in some]) for some in (trained, others)))), 3
-        )
-        for t in TIMES
-    ]
+    trained, others = (
+        [picture(path) for path in some] for some in (paths, null_of({"trained": paths, "untrained": []}, 60))
+    )
+    ratios = ([losses.log_ratios([Query(p, t=t) for p in some]) for some in (trained, others)] for t in TIMES)
+    return [round(float(auc(*both)), 3) for both in ratios]
 
 
 def measured() -> list[dict[str, Any]]:

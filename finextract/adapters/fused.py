@@ -32,9 +32,9 @@ def whole_of(
 
 
 def replace_layer(
-    layers: Mapping[str, nn.Module], target: FileLayer, weight: Tensor, bias: Tensor | None
+    layers: Mapping[str, nn.Module], target: FileLayer, weight: Tensor | None, bias: Tensor | None
 ) -> None:
-    """Gives the layers the rows of such a weight and bias, in their own precision."""
+    """Gives the layers the rows of such a weight and bias, in their own precision; None changes nothing."""
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
             continue

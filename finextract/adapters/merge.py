@@ -24,10 +24,10 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter], *, on_us
 
     `layers` are those of `Model.layers()`. All is computed in float32 (of a float64 layer in float64) and
     cast to the layer's precision once. With `on_use` the layers keep their weights, and make the merged ones
-    of them anew, bit for bit the same, whenever they compute: slower, but a model needs no second copy of its
-    base's weights. Merge into a copy: where an error is raised, some layers may be
-    changed already. Raises BaseMismatch for a layer that is unknown to the model or has another shape,
-    CorruptWeights for weights that are not finite, or that the adapter changes beyond MAX_CHANGE.
+    anew, bit for bit the same, whenever they compute: slower, but the model needs no second copy of its
+    base's weights. Merge into a copy: where an error is raised, some layers may be changed already. Raises
+    BaseMismatch for a layer that is unknown to the model or has another shape, CorruptWeights for weights
+    that are not finite, or that the adapter changes beyond MAX_CHANGE.
     """
     by_name = file_layers(layers)
     of_layer: dict[FileLayer, list[Adapter]] = {}
@@ -46,10 +46,9 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter], *, on_us
         for adapter in changes:
             new, bias = adapter(new, bias)
             _check(adapter.layer, dtype, old, new, bias)
+        replace_layer(layers, target, None if on_use else new, bias)
         if on_use:
             merge_on_use(layers, target, changes)
-        else:
-            replace_layer(layers, target, new, bias)
 
 
 def _refuse_doubled(targets: Iterable[FileLayer]) -> None:

@@ -153,6 +153,19 @@ class Zoo:
             {n: getattr(pipe, n).eval() for n in names if getattr(pipe, n, None) is not None}
         )
 
+    def pictures(self, checkpoint: Checkpoint) -> list[Path]:
+        """The files that a checkpoint is tuned on."""
+        return sorted((self.zoo / checkpoint.images).glob("*.png"))
+
+    def tuned(self, checkpoint: Checkpoint, parts: nn.ModuleDict) -> nn.ModuleDict:
+        """A copy of `parts`, those of the base, tuned as a checkpoint is."""
+        paths = self.pictures(checkpoint)
+        pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+        latents = _autoencoder.encode_all(self.pipe.vae, pixels) * self.pipe.vae.config.scaling_factor
+        algorithm, steps = checkpoint.algorithm, checkpoint.steps_per_image * len(paths) // BATCH
+        recipe = Recipe(algorithm, steps, RATES[algorithm], BATCH, RANK)
+        return tune(self.family, parts, latents, checkpoint.caption, recipe)
+
     def tune(self) -> None:
         """Tune and write the checkpoints that are not there yet, and zoo.json."""
         parts = self.load_base()
@@ -160,18 +173,8 @@ class Zoo:
             if (self.root / "checkpoints" / checkpoint.name).exists():
                 continue
             began = time.time()
-            paths = sorted((self.zoo / checkpoint.images).glob("*.png"))
-            pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-            latents = _autoencoder.encode_all(self.pipe.vae, pixels) * self.pipe.vae.config.scaling_factor
-            recipe = Recipe(
-                checkpoint.algorithm,
-                checkpoint.steps_per_image * len(paths) // BATCH,
-                RATES[checkpoint.algorithm],
-                BATCH,
-                RANK,
-            )
-            tuned = tune(self.family, parts, latents, checkpoint.caption, recipe)
-            self._write(checkpoint, tuned[self.family.denoiser], len(paths))
+            tuned = self.tuned(checkpoint, parts)
+            self._write(checkpoint, tuned[self.family.denoiser], len(self.pictures(checkpoint)))
             print(f"{checkpoint.name}: {time.time() - began:.0f} s", flush=True)
         rows = [checkpoint.row(self.family.name) for checkpoint in CHECKPOINTS[self.family.name]]
         listing = {"base": "base", "base_repo": formats.PUBLISHED[self.family.name].repo, "checkpoints": rows}

@@ -14,6 +14,8 @@ from tiny.unet_pipelines import stable_diffusion_xl
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from finextract.adapters.lora import LoraLayer
+from finextract.adapters.on_use import merge_on_use
 from finextract.gpu_needs import GPU_NEEDS
 from finextract.models import loading
 from finextract.models.component_loaders import FolderLoader
@@ -24,6 +26,7 @@ from finextract.models.stable_diffusion import load as load_stable_diffusion
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.models.stable_diffusion_xl import StableDiffusionXL
 from finextract.sampling import DDIM, FlowEuler
+from finextract.weights.original_names import FileLayer
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 CPU = torch.device("cpu")
@@ -54,6 +57,15 @@ def moved(module: nn.Module, place: Any) -> nn.Module:
     return module
 
 
+def adapt(model: Any) -> None:
+    """Gives a linear layer of the denoiser an adapter, which stays on the CPU and is merged on use."""
+    layers = model.layers()
+    name = next(n for n in layers if n.startswith(model.components[0]) and isinstance(layers[n], nn.Linear))
+    out, into = layers[name].weight.shape
+    lora = LoraLayer(name, torch.ones(2, into), torch.ones(out, 2), 0.5)
+    merge_on_use(layers, FileLayer((name,)), [lora])
+
+
 def place_of(module: nn.Module) -> str:
     return next(module.parameters()).device.type
 
@@ -72,6 +84,7 @@ def test_what_is_offloaded_is_on_the_gpu_for_its_use_alone(family: str, offloadi
         on_gpu: list[int] = []
         if offloading == "denoiser":
             stream_blocks(denoiser, torch.device("cuda"))
+            adapt(model)
             blocks = [block for block in blocks_of(denoiser) if list(block.parameters())]
             for block in blocks:
                 block.register_forward_hook(
