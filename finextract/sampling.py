@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
 from finextract.errors import RequestError
@@ -183,7 +182,9 @@ class FlowEuler:
             stretch = (1 - self.terminal) / (1 - sigmas[-1])
             sigmas = [1 - (1 - sigma) * stretch for sigma in sigmas]
         if self.beta and steps > 1:
-            quantiles = beta_distribution.ppf(np.linspace(1, 0, steps), _BETA, _BETA)
+            from scipy.special import betaincinv
+
+            quantiles = betaincinv(_BETA, _BETA, np.linspace(1, 0, steps))
             sigmas = [sigmas[-1] + float(q) * (sigmas[0] - sigmas[-1]) for q in quantiles]
         return (*(TRAINED_TIMES * sigma for sigma in sigmas), 0.0)
 

@@ -61,14 +61,14 @@ def self_null_p_values(scores: Floats, variants: Floats) -> tuple[NDArray[np.flo
     of Student's distribution with V - 1 degrees of freedom: the chance that one further draw from the
     variants' distribution lies as high. Variants that are all alike give no evidence: p = 1. Needs V >= 2.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr
 
     count = variants.shape[1]
     spread = variants.std(axis=1, ddof=1).astype(np.float64) * np.sqrt(1 + 1 / count)
     margin = scores.astype(np.float64) - variants.mean(axis=1)
     known = spread > 1e-12
     statistic = np.divide(margin, spread, out=np.zeros(len(scores)), where=known)
-    return statistic, np.where(known, student.sf(statistic, count - 1), 1.0)
+    return statistic, np.where(known, stdtr(count - 1, -statistic), 1.0)
 
 
 def sign_flip_p_value(differences: Floats, flips: int = 99_999, seed: int = 0) -> float:
@@ -89,9 +89,9 @@ def highest_of_normal(count: int, share: float) -> float:
 
     Bonferroni's bound; for no values it is that of one.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    return float(norm.isf(share / max(1, count)))
+    return -float(ndtri(share / max(1, count)))
 
 
 def share_above(scores: Floats, null: Floats) -> float:
