@@ -8,9 +8,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-import tried_formats
 from safetensors.torch import save_file
 from tiny import chroma as tiny
+from tiny import no_numbers
+from tiny.checks import assert_adapter_fits, far, ones_of_rank_1
 from tiny.flow_configs import T5
 from tiny.flow_pipelines import SIDE
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,7 +24,6 @@ from finextract.models.chroma import Chroma
 from finextract.models.loading import gpu_precision, load_base, tune
 from finextract.models.packed_latents import packed, unpacked
 from finextract.sampling import FlowEuler, initial_noise, sample_latents
-from finextract.weights.adapter_keys import parse_key
 from finextract.weights.formats import Header, TensorInfo, classify
 from finextract.weights.original_names import file_layers, original_layers
 
@@ -47,12 +47,6 @@ def theirs_sampled(pipeline: Any, noise: torch.Tensor, guidance_scale: float) ->
         num_inference_steps=STEPS, guidance_scale=guidance_scale, latents=packed(noise), output_type="latent",
     ).images  # fmt: skip
     return unpacked(made, *noise.shape[2:])
-
-
-def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @torch.inference_mode()
@@ -98,19 +92,10 @@ def test_every_tensor_of_the_published_file_fits_a_parameter_of_the_full_model()
 
 def test_every_layer_of_an_adapter_is_one_of_the_full_models_layers() -> None:
     layers = full_size().layers()
-    names = file_layers(layers)
     t5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
-    assert names[t5].layers == ("text_encoder.encoder.block.0.layer.0.SelfAttention.q",)
+    assert file_layers(layers)[t5].layers == ("text_encoder.encoder.block.0.layer.0.SelfAttention.q",)
     for adapter in ("lora-chroma-diffusers", "lora-chroma-kohya", "lora-chroma-kohya-unnamed"):
-        shapes = tried_formats.read(adapter)["tensors"]
-        for key, shape in shapes.items():
-            parsed = parse_key(key)
-            assert parsed is not None, key
-            weights = [layers[name].weight for name in names[parsed.layer].layers]
-            if parsed.part == "lora_down":
-                assert all(weight.shape[1:].numel() == shape[1] for weight in weights), key
-            elif parsed.part == "lora_up":
-                assert sum(len(weight) for weight in weights) == shape[0], key
+        assert_adapter_fits(adapter, layers)
 
 
 def test_an_adapter_is_merged_and_the_unnamed_one_is_settled_by_its_base(
@@ -119,10 +104,7 @@ def test_an_adapter_is_merged_and_the_unnamed_one_is_settled_by_its_base(
     _, base = both
     layer = "transformer.transformer_blocks.0.attn.to_q"
     path = tmp_path / "a.safetensors"
-    save_file(
-        {f"{layer}.lora_A.weight": torch.ones(1, 32), f"{layer}.lora_B.weight": torch.ones(32, 1)}, path,
-        {"ss_base_model_version": "chroma"},
-    )  # fmt: skip
+    save_file(ones_of_rank_1(layer), path, {"ss_base_model_version": "chroma"})
     tuned: Any = tune(base, path).tuned
     own, shared = (m.transformer.transformer_blocks[0].attn.to_q.weight for m in (tuned, base))
     torch.testing.assert_close(own, shared + 1)
@@ -137,14 +119,7 @@ def test_on_a_gpu_no_operation_mixes_devices_or_precisions() -> None:
             (model.transformer, torch.bfloat16), (model.text_encoder, torch.bfloat16),
             (model.vae, parts.vae_dtype(model.vae.config, torch.bfloat16)),
         ):  # fmt: skip
-            for part in module.modules():
-                for named in (part._parameters, part._buffers):
-                    for name, tensor in named.items():
-                        if tensor is not None:
-                            kept = dtype if tensor.is_floating_point() else tensor.dtype
-                            moved = torch.empty(tensor.shape, dtype=kept, device="cuda")
-                            weight = isinstance(tensor, torch.nn.Parameter)
-                            named[name] = torch.nn.Parameter(moved, False) if weight else moved  # type: ignore[assignment]
+            no_numbers.moved(module, "cuda", dtype)
         words = model.condition("a red house")
         x = torch.empty(2, *model.latent_shape, device="cuda", dtype=torch.bfloat16)
         velocity = model.predict(x, 900.0, words)

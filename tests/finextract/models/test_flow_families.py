@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.checks import far
 from tiny.flow_pipelines import SD3_VARIANTS, SIDE, flux_pipeline, sd3_pipeline
 
 from finextract.guidance import model_guidance
@@ -64,12 +65,6 @@ def theirs_sampled(pipe: Any, noise: torch.Tensor, output: str, guidance_scale: 
     if is_flux and output == "latent":
         return unpacked(made, *noise.shape[2:])
     return made
-
-
-def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -15,9 +15,10 @@ import torch
 import tried_formats
 from diffusers.loaders import single_file_utils
 from tiny import no_numbers
+from tiny.checks import assert_adapter_fits
 from tiny.flow_configs import CLIP_G, CLIP_L, CLIP_L_PROJECTED, T5, TRANSFORMERS
 from tiny.flow_pipelines import flux_components, sd3_components
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     CLIPTextConfig,
@@ -33,7 +34,6 @@ from finextract.models import parts
 from finextract.models.flux import Flux
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.sampling import FlowEuler
-from finextract.weights.adapter_keys import parse_key
 from finextract.weights.original_names import FileLayer, file_layers, original_layers
 
 ADAPTERS = {
@@ -119,18 +119,7 @@ def test_a_file_of_another_model_is_refused(base: str, file: str) -> None:
 def test_every_layer_of_an_adapter_is_one_of_the_models_layers_with_fitting_widths(
     adapter: str, base: str
 ) -> None:
-    layers = full_size(base).layers()
-    names = file_layers(layers)
-    shapes = tried_formats.read(adapter)["tensors"]
-    assert shapes
-    for key, shape in shapes.items():
-        parsed = parse_key(key)
-        assert parsed is not None, key
-        weights = [layers[name].weight for name in names[parsed.layer].layers]
-        if parsed.part == "lora_down":
-            assert all(weight.shape[1:].numel() == shape[1] for weight in weights), key
-        elif parsed.part == "lora_up":
-            assert sum(len(weight) for weight in weights) == shape[0], key
+    assert_adapter_fits(adapter, full_size(base).layers())
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -169,23 +158,11 @@ def test_the_names_of_other_models_are_left_alone() -> None:
     assert file_layers(layers)["lora_unet_conv_in"] == FileLayer(("unet.conv_in",))
 
 
-def put(module: nn.Module, dtype: torch.dtype) -> None:
-    """What `module.to("cuda", dtype)` does, for tensors without contents, which torch cannot exchange."""
-    for part in module.modules():
-        for named in (part._parameters, part._buffers):
-            for name, tensor in named.items():
-                if tensor is not None:
-                    kept = dtype if tensor.is_floating_point() else tensor.dtype
-                    moved = torch.empty(tensor.shape, dtype=kept, device="cuda")
-                    is_weight = isinstance(tensor, nn.Parameter)
-                    named[name] = nn.Parameter(moved, requires_grad=False) if is_weight else moved
-
-
 def on_the_gpu(model: StableDiffusion3 | Flux, dtype: torch.dtype) -> StableDiffusion3 | Flux:
     """The model's modules on a CUDA device, as the loader puts them there: the VAE in its own precision."""
     for name in model.components:
-        put(getattr(model, name), dtype)
-    put(model.vae, parts.vae_dtype(model.vae.config, dtype))
+        no_numbers.moved(getattr(model, name), "cuda", dtype)
+    no_numbers.moved(model.vae, "cuda", parts.vae_dtype(model.vae.config, dtype))
     return model
 
 

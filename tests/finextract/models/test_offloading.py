@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny.flow_pipelines import flux_components, sd3_components
+from tiny.no_numbers import moved
 from tiny.unet_pipelines import stable_diffusion_xl
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,18 +44,6 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sd3": lambda: StableDiffusion3(**sd3_components(), solver=FlowEuler()),
     "flux": lambda: Flux(**flux_components(), solver=FlowEuler()),
 }
-
-
-def moved(module: nn.Module, place: Any) -> nn.Module:
-    """What `module.to(place)` does, for tensors without contents, which torch cannot exchange."""
-    for part in module.modules():
-        for named in (part._parameters, part._buffers):
-            for name, tensor in named.items():
-                if tensor is not None:
-                    new = torch.empty(tensor.shape, dtype=tensor.dtype, device=place)
-                    is_weight = isinstance(tensor, nn.Parameter)
-                    named[name] = nn.Parameter(new, requires_grad=False) if is_weight else new
-    return module
 
 
 def adapt(model: Any) -> None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 import tried_formats
 from safetensors.torch import save_file
+from tiny import no_numbers
 from tiny import z_image as tiny
+from tiny.checks import assert_adapter_fits, far, ones_of_rank_1
 from tiny.flow_pipelines import SIDE
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen3Config, Qwen3Model
 
@@ -28,7 +30,6 @@ from finextract.models.z_image import ZImage, framed, load
 from finextract.sampling import FlowEuler, initial_noise, sample_latents
 from finextract.single_files import published_config
 from finextract.support import family_of_pipeline, why_unsupported_configs, why_unsupported_pipeline
-from finextract.weights.adapter_keys import parse_key
 from finextract.weights.formats import Header, TensorInfo, classify
 from finextract.weights.original_names import file_layers, original_layers
 
@@ -68,12 +69,6 @@ def sampled(model: Any, noise: Tensor, prompt: str = PROMPT) -> Tensor:
     with torch.inference_mode():
         words = model.condition(prompt)
         return sample_latents(lambda x, t: model.predict(x, t, words), noise, model.solver, STEPS)
-
-
-def far(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @torch.inference_mode()
@@ -352,28 +347,7 @@ def test_every_layer_has_a_name_in_the_models_own_code() -> None:
 
 @pytest.mark.parametrize("adapter", [n for n in tried_formats.MAKERS if n.startswith("lora-z-image-")])
 def test_every_layer_of_an_adapter_is_one_of_the_full_models_layers(adapter: str) -> None:
-    layers = full_size().layers()
-    names = file_layers(layers)
-    for key, shape in tried_formats.read(adapter)["tensors"].items():
-        parsed = parse_key(key)
-        assert parsed is not None, key
-        weights = [layers[name].weight for name in names[parsed.layer].layers]
-        if parsed.part == "lora_down":
-            assert all(weight.shape[1:].numel() == shape[1] for weight in weights), key
-        elif parsed.part == "lora_up":
-            assert sum(len(weight) for weight in weights) == shape[0], key
-
-
-def on_fake_gpu(module: nn.Module, place: str, dtype: torch.dtype) -> None:
-    """What `module.to` does, for tensors without contents, which torch cannot exchange."""
-    for part in module.modules():
-        for named in (part._parameters, part._buffers):
-            for name, tensor in named.items():
-                if tensor is not None:
-                    kept = dtype if tensor.is_floating_point() and name != "inv_freq" else tensor.dtype
-                    moved = torch.empty(tensor.shape, dtype=kept, device=place)
-                    weight = isinstance(tensor, nn.Parameter)
-                    named[name] = nn.Parameter(moved, False) if weight else moved  # type: ignore[assignment]
+    assert_adapter_fits(adapter, full_size().layers())
 
 
 @pytest.mark.parametrize("offloading", ["nothing", "denoiser"])
@@ -386,7 +360,7 @@ def test_on_a_gpu_no_operation_mixes_devices_or_precisions(offloading: Any) -> N
             (model.transformer, torch.bfloat16), (model.text_encoder, torch.bfloat16),
             (model.vae, parts.vae_dtype(model.vae.config, torch.bfloat16)),
         ):  # fmt: skip
-            on_fake_gpu(module, place, dtype)
+            no_numbers.moved(module, place, dtype)
         if offloading == "denoiser":
             stream_blocks(model.transformer, torch.device("cuda"))
         words = model.condition("a red house")
@@ -417,9 +391,7 @@ def test_what_an_adapter_leaves_alone_is_shared_with_the_base(both: tuple[Any, A
     _, base = both
     path = tmp_path / "a.safetensors"
     layer = "transformer.layers.0.attention.to_q"
-    save_file(
-        {f"{layer}.lora_A.weight": torch.ones(1, 32), f"{layer}.lora_B.weight": torch.ones(32, 1)}, path,
-    )  # fmt: skip
+    save_file(ones_of_rank_1(layer), path)
     tuned: Any = tune(base, path).tuned  # nothing but the base says for which family the adapter is
     own, shared = (m.transformer.layers[0].attention.to_q.weight for m in (tuned, base))
     torch.testing.assert_close(own, shared + 1)
@@ -428,8 +400,7 @@ def test_what_an_adapter_leaves_alone_is_shared_with_the_base(both: tuple[Any, A
 
 def test_an_adapter_with_learned_words_is_refused(folder: Path, tmp_path: Path) -> None:
     layer, path = "transformer.layers.0.attention.to_q", tmp_path / "a.safetensors"
-    state = {f"{layer}.lora_A.weight": torch.ones(1, 32), f"{layer}.lora_B.weight": torch.ones(32, 1)}
-    save_file({**state, "bundle_emb.sks.string_to_param.*": torch.ones(2, 24)}, path)
+    save_file({**ones_of_rank_1(layer), "bundle_emb.sks.string_to_param.*": torch.ones(2, 24)}, path)
     with pytest.raises(UnsupportedWeights, match="learned words are known for no text encoder of Z-Image"):
         load_pair(folder, path, CPU)
 
