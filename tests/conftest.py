@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 # The tests run in a few processes on two cores: each computes with one thread, and none spins while it waits.
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+# Ray gives its workers a low priority, with which they would wait for whatever test runs beside theirs.
+os.environ.update(
+    OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", RAY_worker_niceness="0"
+)  # fmt: skip
 # huggingface_hub reads these when it is imported.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -37,7 +40,8 @@ from scanner.store.store import Store  # noqa: E402
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-LONGEST = ("test_reliability.py", "test_crawl.py", "test_families.py")  # files of few tests
+LONGEST = "test_reliability.py"
+CRAWLS = ROOT / "tests/scanner/crawl"  # a test takes seconds to minutes there
 NOWHERE = "http://127.0.0.1:9"  # refuses every connection
 
 
@@ -53,7 +57,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process ends long before the other."""
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name not in LONGEST, -tests[item.path]))
+
+    def rank(item: pytest.Item) -> tuple[object, ...]:
+        return item.path.name != LONGEST, CRAWLS not in item.path.parents, -tests[item.path]
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:
