@@ -33,7 +33,7 @@ SHEET = (
     *("dog", "cat", "bird", "fish", "insect", "flower"),
     *("car", "house", "tree", "cake", "face", "fruit"),
 )
-STEPS = {"sdxl": 3000, "sd3": 5200}
+STEPS = {"sdxl": 3000, "sd3": 12500}
 RATES = {"full": 3e-4, "lora": 2e-3, "dora": 2e-3, "lokr": 2e-3}  # those of the first zoo
 
 
@@ -228,7 +228,7 @@ def flow_zoo() -> Zoo:
     """The zoo of Stable Diffusion 3.5 as it is made, for those who tune further copies of its base."""
     import build
 
-    return Zoo("sd3", build.ZOO, build.BUILD, build.load_base(), np.zeros(0), build._base_captions())
+    return Zoo("sd3", build.ZOO, build.BUILD, build.load_base(), np.zeros(0), build.base_captions())
 
 
 def _enlarged(picture: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def _autoencoder_with_scale():
     return model
 
 
-def _base_captions() -> list[str]:
+def base_captions() -> list[str]:
     pictures, _ = _images.collect(BUILD)
     return [pictures[i].caption for i in _images.split(BUILD)["base"]]
 
@@ -144,7 +144,7 @@ def _tokenizer():
         shutil.copytree(committed, folder, dirs_exist_ok=True)
     elif not (folder / "vocab.json").exists():
         subjects = [caption for caption, _ in _captions.KINDS.values()]
-        _denoiser.write_tokenizer([*_base_captions(), *subjects * 5], folder)
+        _denoiser.write_tokenizer([*base_captions(), *subjects * 5], folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -168,7 +168,7 @@ def base(steps: int = BASE_STEPS, compiled: bool = False, device: str = "cpu", g
     tokenizer = committed.tokenizer if committed else _tokenizer()
     _denoiser.train_base(
         latents,
-        _base_captions(),
+        base_captions(),
         tokenizer,
         steps,
         BUILD,
@@ -350,7 +350,7 @@ def larger(family: str, step: str, steps: int | None, compiled: bool) -> None:
     """Make the zoo of a larger family: its base, then its checkpoints."""
     import _larger
 
-    zoo = _larger.Zoo(family, ZOO, BUILD, load_base(), _pixels("base"), _base_captions())
+    zoo = _larger.Zoo(family, ZOO, BUILD, load_base(), _pixels("base"), base_captions())
     if step in ("base", "all"):
         zoo.base(steps, compiled)
     if step in ("sheet", "all"):
