@@ -3,6 +3,7 @@
 FinextractError
 ├── RequestError            an argument that cannot be used, such as a missing caption
 ├── ImageError              a file that is not an image, is damaged or is too large
+├── NotFinite               a model computed infinities or no numbers; a crawl records `failed`
 └── CheckpointError         the weights cannot be scanned; a crawl skips them and continues
     ├── PickledWeights      weights stored as a pickle, which can run code when opened
     ├── CorruptWeights      not a whole safetensors file
@@ -28,6 +29,12 @@ class RequestError(FinextractError):
 
 class ImageError(FinextractError):
     """A file that cannot be used as an image. The message is a predicate: it follows the name of the file."""
+
+
+class NotFinite(FinextractError):
+    """A model computed numbers that are not finite, so that nothing can be concluded from them."""
+
+    reason_code: ClassVar[ReasonCode] = ReasonCode.NOT_FINITE
 
 
 class CheckpointError(FinextractError):

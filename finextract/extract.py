@@ -114,8 +114,8 @@ def extract(
     after any round: `conclude` makes an Extraction of it. Images of earlier rounds are in `Round.archive`.
     The prompts are conditioned once. Where a batch does not fit into the GPU's memory, the batch size is
     halved; a sample does not depend on its batch.
-    Raises RequestError for settings that cannot be used, torch.OutOfMemoryError where not even a single
-    sample fits into memory.
+    Raises RequestError for settings that cannot be used, NotFinite where a model computes no numbers,
+    torch.OutOfMemoryError where not even a single sample fits into memory.
     """
     if num_train_images < 1:
         raise RequestError("the number of training images must be at least 1.")

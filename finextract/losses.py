@@ -9,12 +9,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finextract.finite import require_finite
 from finextract.framing import frame, variant
 from finextract.images import Picture
 from finextract.models.base import Conditioning, Model, Pair
@@ -23,6 +25,8 @@ from finextract.sampling import initial_noise
 ENCODED_AT_ONCE = 8  # pictures: an autoencoder needs far more memory for a picture than a denoiser
 HEAT_SIDE = 8  # cells of a heat map across, and down
 LATENT_BYTES = 1 << 29  # of latents that a cache keeps: 16,000 pictures of 512 pixels in half precision
+
+Side = Literal["base", "tuned"]  # of a pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class Losses:
         The loss is the squared error of the prediction, averaged over the latents; all queries of a timestep
         have the same noise. The base has the empty prompt. In the ratio the parametrisation cancels: at one
         x_t the errors of noise, velocity and flow are multiples of each other.
-        Raises what a picture's `open` raises.
+        Raises NotFinite where a loss is not finite, and what a picture's `open` raises.
         """
         todo = [q for q in dict.fromkeys(queries) if (q.view, q.t) not in self._tuned]
         todo.sort(key=lambda q: (q.t, q.framing if "x" in q.framing else ""))
@@ -124,13 +128,13 @@ class Losses:
         found = []
         for query in queries:
             x, target, base, _ = self._noised([query], query.t)
-            _, (cells,) = _losses(self.pair.base, x, target, query.t, base)
+            _, (cells,) = self._losses("base", x, target, query.t, base)
             self.base_evaluations += 1
             found.append((cells / self._tuned_maps[query.view, query.t]).log())
         return torch.stack(found).numpy() if found else np.empty((0, HEAT_SIDE, HEAT_SIDE), np.float32)
 
     def latents(self, queries: Sequence[Query]) -> Tensor:
-        """The latents of views that have one size, [N, C, H, W]."""
+        """The latents of views that have one size, [N, C, H, W]. Raises NotFinite."""
         base = self.pair.base
         found = [self.cache.latents(q.view) for q in queries]
         missing = [i for i, latents in enumerate(found) if latents is None]
@@ -139,6 +143,7 @@ class Losses:
             batch = missing[at : at + size]
             pixels = np.stack([_pixels(queries[i], base.image_size) for i in batch])  # [n, H, W, 3]
             encoded = base.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())
+            require_finite(encoded, "the latents that the base model's VAE makes of the pictures")
             for i, latents in zip(batch, encoded, strict=True):
                 found[i] = latents
                 self.cache.keep(queries[i].view, latents)
@@ -147,15 +152,17 @@ class Losses:
     def difference(self, name: str, x: Tensor, t: float) -> Tensor:
         """The base's prediction less the tuned model's, for noisy latents x_t [N, C, H, W] that `name` names.
 
-        The base's prediction is kept in the cache under that name.
+        The base's prediction is kept in the cache under that name. Raises NotFinite.
         """
         base, tuned = self._conditionings()
         known, parts = self.cache.predictions, torch.split(x, self._batch_size)
         with torch.inference_mode():
             if (name, t) not in known:
-                known[name, t] = torch.cat([self.pair.base.predict(part, t, base) for part in parts])
+                found = torch.cat([self.pair.base.predict(part, t, base) for part in parts])
+                known[name, t] = require_finite(found, f"the base model's predictions at t = {t:g}")
                 self.base_evaluations += len(x)
             made = torch.cat([self.pair.tuned.predict(part, t, tuned) for part in parts])
+            require_finite(made, f"the tuned model's predictions at t = {t:g}")
         self.tuned_evaluations += len(x)
         return known[name, t] - made
 
@@ -179,32 +186,33 @@ class Losses:
 
     def _evaluate(self, batch: Sequence[Query], t: float) -> None:
         x, target, base, tuned = self._noised(batch, t)
-        losses = zip(*_losses(self.pair.tuned, x, target, t, tuned), strict=True)
+        losses = zip(*self._losses("tuned", x, target, t, tuned), strict=True)
         for query, (loss, cells) in zip(batch, losses, strict=True):
             self._tuned[query.view, t] = loss
             self._tuned_maps[query.view, t] = cells
         self.tuned_evaluations += len(batch)
         missing = [i for i, query in enumerate(batch) if self._key(query) not in self.cache.losses]
         if missing:
-            found, _ = _losses(self.pair.base, x[missing], target[missing], t, base)
+            found, _ = self._losses("base", x[missing], target[missing], t, base)
             self.cache.losses.update(zip((self._key(batch[i]) for i in missing), found, strict=True))
             self.base_evaluations += len(missing)
 
+    @torch.inference_mode()
+    def _losses(
+        self, side: Side, x: Tensor, target: Tensor, t: float, conditioning: Conditioning
+    ) -> tuple[list[float], Tensor]:
+        """The mean squared error of predictions for x_t [N, C, H, W], one number a picture, above 0.
+
+        And that of each cell of a heat map, float32 [N, HEAT_SIDE, HEAT_SIDE] on the CPU.
+        """
+        predicted = getattr(self.pair, side).predict(x, t, conditioning)
+        error = (predicted.float() - target.float()).square().mean(dim=1)
+        require_finite(error, f"the {side} model's losses at t = {t:g}")
+        losses: list[float] = error.mean(dim=(1, 2)).clamp(min=1e-20).tolist()
+        return losses, torch.nn.functional.adaptive_avg_pool2d(error, HEAT_SIDE).clamp(min=1e-20).cpu()
+
     def _key(self, query: Query) -> tuple[str, str, str, float, int]:
         return *query.view, query.t, self.noise_seed
-
-
-@torch.inference_mode()
-def _losses(
-    model: Model, x: Tensor, target: Tensor, t: float, conditioning: Conditioning
-) -> tuple[list[float], Tensor]:
-    """The mean squared error of the predictions for x_t [N, C, H, W], one number a picture, above 0.
-
-    And that of each cell of a heat map, float32 [N, HEAT_SIDE, HEAT_SIDE] on the CPU.
-    """
-    error = (model.predict(x, t, conditioning).float() - target.float()).square().mean(dim=1)
-    losses: list[float] = error.mean(dim=(1, 2)).clamp(min=1e-20).tolist()
-    return losses, torch.nn.functional.adaptive_avg_pool2d(error, HEAT_SIDE).clamp(min=1e-20).cpu()
 
 
 def _pixels(query: Query, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -168,7 +168,7 @@ def membership(
     is one set of all. `cache` holds what depends on the base alone, and serves all pairs of that base.
 
     Deterministic: neither the cache nor the batch size change a result by more than rounding.
-    Raises RequestError for settings that cannot be used, and what a picture's `open` raises.
+    Raises RequestError for settings that cannot be used, NotFinite, and what a picture's `open` raises.
     """
     settings = settings or MembershipSettings()
     _check(settings, references)

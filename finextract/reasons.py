@@ -48,6 +48,7 @@ class ReasonCode(StrEnum):
     NO_SPACE = "no_space"  # the disk or the cache is full
     NO_ISOLATION = "no_isolation"  # this machine cannot isolate a process, as --allow-pickle needs
     OUT_OF_MEMORY = "out_of_memory"
+    NOT_FINITE = "not_finite"  # a model computed infinities or no numbers, such as an overflow in float16
     WORKER_DIED = "worker_died"
     TIMED_OUT = "timed_out"
     STORE_UNREACHABLE = "store_unreachable"
@@ -91,6 +92,7 @@ LABELS = {
     ReasonCode.NO_SPACE: "disk full",
     ReasonCode.NO_ISOLATION: "no process without network on this machine",
     ReasonCode.OUT_OF_MEMORY: "out of memory",
+    ReasonCode.NOT_FINITE: "numbers that are not finite",
     ReasonCode.WORKER_DIED: "the worker process ended",
     ReasonCode.TIMED_OUT: "took too long",
     ReasonCode.STORE_UNREACHABLE: "the store did not answer",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from finextract.errors import RequestError
+from finextract.finite import require_finite
 from finextract.models.base import Solver
 
 Predictor = Callable[[Tensor, float], Tensor]  # (x_t [N, C, H, W], t) -> prediction [N, C, H, W]
@@ -33,13 +34,14 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 def sample_latents(predict: Predictor, noise: Tensor, solver: Solver, steps: int) -> Tensor:
     """Solves from noise [N, C, H, W] to latents of the same shape, with `steps` predictions.
 
-    Raises RequestError where the solver's schedule has fewer steps.
+    Raises RequestError where the solver's schedule has fewer steps, NotFinite where a prediction is not
+    finite.
     """
     timesteps = solver.timesteps(steps)
     x = noise
     for t, next_t in pairwise(timesteps):
         x = solver.step(x, predict(x, t), t, next_t)
-    return x
+    return require_finite(x, "the sampled latents")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Model(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
+        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU. Raises NotFinite."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:

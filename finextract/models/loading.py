@@ -187,6 +187,8 @@ def fill_base(
         raise BaseMismatch(
             f"{name} does not fit the configuration of {whose}, which its layers resemble: {error}."
         ) from error
+    except CorruptWeights as error:
+        raise _damaged(name, error) from error
     return model
 
 
@@ -264,13 +266,19 @@ def _words_beside(adapter: Path) -> list[LearnedWord]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Adds the name of the weights to an error that says what does not fit."""
+    """Adds the name of the weights to an error that says what does not fit, or what is damaged."""
     try:
         yield
     except BaseMismatch as error:
         raise BaseMismatch(
             f"{path.name} does not fit its base model: {error}. Is the base the right one?"
         ) from error
+    except CorruptWeights as error:
+        raise _damaged(path.name, error) from error
+
+
+def _damaged(name: str, error: CorruptWeights) -> CorruptWeights:
+    return CorruptWeights(f"{name} is damaged: {error}. Fetch it again, or ask its author for whole weights.")
 
 
 def _load_state(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from finextract.errors import BaseMismatch
+from finextract.errors import BaseMismatch, CorruptWeights
+from finextract.finite import require_finite
 from finextract.models.component_loaders import ComponentLoader
 from finextract.models.learned_words import LearnedWord, learn
 from finextract.models.offloading import Offloading, device_of, on_device
@@ -92,12 +93,13 @@ class LatentModel:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU."""
+        """Latents [N, C, H, W] -> RGB images uint8 [N, 3, H', W'] on the CPU. Raises NotFinite."""
         config, images = self.vae.config, []
         with self.using(self.vae):
             for some in torch.split(latents, self._at_once):
                 some = some.to(self.vae.dtype, memory_format=self.layout)
                 decoded = self.vae.decode(some / config.scaling_factor + _shift(config)).sample
+                require_finite(decoded, "the pictures that the VAE makes of sampled latents")
                 images.append(((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
         return torch.cat(images)
 
@@ -232,7 +234,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     A text encoder's keys have a `text_model.` prefix or none, depending on the transformers version that
     wrote them: they are mapped to those of the module. Position ids are no weights, and of tensors that a
     module stores under two names (T5's embedding) one is enough. Raises BaseMismatch, with a tensor that does
-    not fit and why.
+    not fit and why, CorruptWeights for numbers that are not finite in the module's precision.
     """
     wanted = module.state_dict()
     named: dict[str, Tensor] = {}
@@ -254,6 +256,11 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             raise BaseMismatch(f"it lacks {name}, which the base model has")
         if named[name].shape != tensor.shape:
             raise BaseMismatch(f"{name} is {list(named[name].shape)}, the base model's {list(tensor.shape)}")
+    for name, tensor in named.items():
+        dtype = wanted[name].dtype
+        if not tensor.is_meta and not torch.isfinite(tensor.to(dtype)).all():
+            precision = str(dtype).removeprefix("torch.")
+            raise CorruptWeights(f"its {name[:120]} holds numbers that are not finite in {precision}")
     replace_tensors(module, named)
 
 

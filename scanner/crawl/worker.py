@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finextract.errors import CheckpointError
+from finextract.errors import CheckpointError, NotFinite
 from finextract.gpu_needs import need_of
 from finextract.reasons import ReasonCode
 from scanner.config import DESCRIPTOR, ScanConfig, default_cache
@@ -166,7 +166,7 @@ class Scanner:
                 scan = self._scan(checkpoint, attempt)
             except (Skipped, CheckpointError) as error:
                 scan = attempt.end(Verdict.SKIPPED, str(error), error.reason_code)
-            except Unavailable as error:
+            except (Unavailable, NotFinite) as error:
                 scan = attempt.end(Verdict.FAILED, str(error), error.reason_code)
             except LeaseLost:
                 raise

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from diffusers import UNet2DConditionModel
 from PIL import Image
@@ -213,6 +214,23 @@ def test_where_the_trainer_mirrored_images_membership_leaves_mirror_images_out()
     done = _run("membership", "mirrored.safetensors", *MEMBERSHIP[2:], "--json")
     assert json.loads(done.stdout)["variants"] == ["up-left", "up-right", "down-left", "down-right"]
     assert "the training mirrored images" in done.stderr
+
+
+def test_weights_that_are_no_numbers_are_an_error_of_the_checkpoint_and_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = shutil.copytree(ZOO / "base", tmp_path / "tuned")
+    file = tuned / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = torch.nan
+    save_file(weights, file)
+    _pictures("mine", fruit=1)
+    monkeypatch.setattr("sys.argv", ["finextract", "membership", "tuned", *MEMBERSHIP[2:]])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    printed = capsys.readouterr()
+    assert (exit.value.code, printed.out) == (2, "")
+    assert "tuned is damaged: its mid_block.resnets.0.conv1.weight holds numbers that are not" in printed.err
 
 
 @pytest.mark.parametrize(

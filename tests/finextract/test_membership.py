@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from finextract.errors import RequestError
+from finextract.errors import NotFinite, RequestError
 from finextract.framing import VARIANTS, variants_for
 from finextract.images import Picture
 from finextract.losses import BaseCache
@@ -130,6 +130,20 @@ def examine(settings: MembershipSettings = FEW, kind: str = "noise", **options: 
     pair = pair_of([picture(seed) for seed in MEMBERS], kind)
     options = {"background": pictures(BACKGROUND)} | options
     return membership(pair, pictures(MEMBERS) + pictures(OTHERS), settings, **options)
+
+
+@pytest.mark.parametrize(("side", "budget"), [("base", None), ("tuned", None), ("base", 200), ("tuned", 200)])
+def test_a_model_that_computes_no_numbers_is_an_error_that_names_it_and_no_answer(
+    side: str, budget: int | None
+) -> None:
+    pair, cache = pair_of([picture(seed) for seed in MEMBERS]), BaseCache()
+    getattr(pair, side).modes = [(1.0, torch.full((3, SIDE, SIDE), torch.nan), SPREAD)]
+    references = pictures(range(12)) if budget is None else pictures(range(300))
+    with pytest.raises(
+        NotFinite, match=rf"^the {side} model's (losses|predictions) at t = \d+ are not finite"
+    ):
+        membership(pair, references, replace(FEW, budget=budget), cache=cache)
+    assert np.isfinite(list(cache.losses.values())).all()
 
 
 @pytest.mark.parametrize("kind", ["noise", "velocity", "flow"])

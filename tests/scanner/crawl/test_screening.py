@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
+from finextract.reasons import ReasonCode
 from scanner.commands.crawl import command as crawl_command
 from scanner.config import ScanConfig
 from scanner.crawl import screening
@@ -67,7 +70,7 @@ def copied(filled: Path, tmp_path: Path) -> Store:
     return Store(tmp_path / "copied")
 
 
-def scan_of(store: Store, tmp_path: Path, name: str, **changes: object) -> Scan:
+def scan_of(store: Store, tmp_path: Path, name: str, base: Path = ZOO / "base", **changes: object) -> Scan:
     """Scans a checkpoint in a worker that shares nothing with another one but the store."""
     config = with_corpora(store, replace(QUICK, **changes), [])
     store.append([config.row()])
@@ -82,7 +85,7 @@ def scan_of(store: Store, tmp_path: Path, name: str, **changes: object) -> Scan:
     leases = Leases(store.storage, task.run_id)
     leases.acquire([lease_key(checkpoint.checkpoint_id, config.config_id)])
     try:
-        return Scanner(task).scan(checkpoint)
+        return Scanner(task).scan(replace(checkpoint, base=str(base)))
     finally:
         leases.release()
 
@@ -123,6 +126,21 @@ def test_what_the_screen_does_not_name_is_not_sampled_and_its_row_says_so(
     assert (scan.num_samples, scan.sample_evaluations, scan.grounds) == (0, 0, "")
     assert set(scan.seconds) == {"fetch", "load", "screen"}
     assert not copied.select(Candidate, "WHERE scan_id = ?", [scan.scan_id])
+
+
+def test_a_base_that_computes_no_numbers_is_a_failure_and_never_nothing_found(
+    copied: Store, tmp_path: Path
+) -> None:
+    base = shutil.copytree(ZOO / "base", tmp_path / "base")
+    file = base / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["mid_block.resnets.0.conv1.weight"].fill_(torch.nan)
+    save_file(weights, file)
+    for screen, what in (("only", "the base model's losses at t = 150"), ("off", "the sampled latents")):
+        scan = scan_of(copied, tmp_path, "music-lora", base, screen=screen)
+        assert (scan.verdict, scan.reason_code) == (Verdict.FAILED, ReasonCode.NOT_FINITE)
+        assert scan.reason.startswith(f"{what} are not finite")
+    assert not list((tmp_path / "copied" / BASE_LOSSES).rglob("*.parquet"))
 
 
 def test_what_the_screen_names_is_sampled_and_the_two_grounds_stay_apart(
