@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from finextract.metadata.untrusted import flag_of
 from finextract.reasons import Reason, ReasonCode
 from finextract.support import why_unsupported_base
 from finextract.supported_families import SUPPORTED_FAMILIES
@@ -161,13 +162,14 @@ def why_no_base(header: Header, where: str) -> Reason | None:
 def states_velocity(header: Header) -> bool | None:
     """Whether weights state that they predict the velocity (True) or the noise (False); None for neither.
 
-    Trainers state it in `modelspec.prediction_type`; full weights that predict the velocity may have a tensor
-    `v_pred`, as NoobAI XL has.
+    Trainers state it in `modelspec.prediction_type`, kohya's in `ss_v_parameterization`; full weights that
+    predict the velocity may have a tensor `v_pred`, as NoobAI XL has.
     """
     stated = header.metadata.get("modelspec.prediction_type", "").lower()
-    if "v_pred" in header.tensors or stated in ("v", "v_prediction"):
+    by_kohya = flag_of(header.metadata.get("ss_v_parameterization"))
+    if "v_pred" in header.tensors or stated in ("v", "v_prediction") or by_kohya:
         return True
-    return False if stated in ("epsilon", "eps") else None
+    return False if stated in ("epsilon", "eps") else by_kohya
 
 
 def _published(kind: WeightsKind, header: Header) -> str:

@@ -196,29 +196,37 @@ def tune(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     """The pair of a loaded base and tuned weights: a file, or a folder as a hub serves it.
 
     The base is not changed. Raises a CheckpointError that says what is wrong with the weights, BaseMismatch
-    also where the file states that it predicts something else than its base.
+    also where they state that they predict something else than their base.
     """
     path = find_weights(tuned)
-    if path.is_file():
-        _check_prediction(base, path)
+    _check_prediction(base, path)
     return _tuned(base, path)
 
 
 def _check_prediction(base: TunableModel, path: Path) -> None:
-    """Raises BaseMismatch where a file states a prediction of the velocity and its base has one of the noise.
-
-    Or the other way round.
-    """
-    velocity = states_velocity(read_header(path))
-    if velocity is None:
+    """Raises BaseMismatch where weights state another prediction than that of their base."""
+    theirs, stated = getattr(base.solver, "predicts_velocity", None), _stated_prediction(path)
+    if theirs is None or stated is None:  # a flow model, or nothing to compare
         return
-    theirs = getattr(base.solver, "predicts_velocity", velocity)
-    if theirs != velocity:
-        what = {True: "the velocity", False: "the noise"}
+    predicted = "v_prediction" if theirs else "epsilon"
+    if stated != predicted:
+        what = {"v_prediction": "the velocity", "epsilon": "the noise"}
         raise BaseMismatch(
-            f"{path.name} was trained to predict {what[velocity]}, and its base model predicts "
-            f"{what[theirs]}. Is the base the right one?"
+            f"{path.name} was trained to predict {what.get(stated, stated[:40])}, and its base model "
+            f"predicts {what[predicted]}. Is the base the right one?"
         )
+
+
+def _stated_prediction(path: Path) -> str | None:
+    """What weights say that they predict, as a scheduler of diffusers names it; None where they do not.
+
+    A folder says it in its scheduler's configuration, which leaves out the noise.
+    """
+    if path.is_dir():
+        scheduler = read_object(path / "scheduler/scheduler_config.json")
+        return str(scheduler.get("prediction_type", "epsilon")) if scheduler else None
+    velocity = states_velocity(read_header(path))
+    return None if velocity is None else "v_prediction" if velocity else "epsilon"
 
 
 def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:

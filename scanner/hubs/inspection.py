@@ -19,7 +19,7 @@ from finextract.metadata.prompts import exceeds_clip
 from finextract.metadata.sidecar_files import parse_sidecar_files
 from finextract.pipeline_folder import family_of_folder
 from finextract.reasons import Reason, ReasonCode
-from finextract.single_files import why_no_base
+from finextract.single_files import states_velocity, why_no_base
 from finextract.support import (
     KIND_NAMES,
     describe,
@@ -64,7 +64,8 @@ def refine(
     `hint` is the base that a configuration file states, `default_base` the base of a checkpoint that states
     none, `base` the one that overrules every other. `base_by_hash` finds the repository of a base file by its
     SHA256. `sidecar_files` are small files beside the weights, name -> text. With `family_default` a LoRA
-    that states no base at all gets the usual one of its family, with the origin BaseOrigin.FAMILY.
+    that states no base at all gets the usual one of its family, with the origin BaseOrigin.FAMILY; none that
+    predicts the velocity, because the usual ones predict the noise.
     Raises Skipped where the checkpoint cannot be scanned, and whatever `base_by_hash` raises.
     """
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
@@ -82,7 +83,7 @@ def refine(
     if found is None and default_base is not None:
         found = (BaseOrigin.GIVEN, default_base)
     nothing_stated = not (stated or training.base_sha256 or training.base_autov1)
-    if found is None and family_default and nothing_stated:
+    if found is None and family_default and nothing_stated and not states_velocity(header):
         usual = FAMILY_DEFAULTS.get((kind.tuning, kind.family, context_width(header)))
         found = (BaseOrigin.FAMILY, usual) if usual else None
     if found is None:

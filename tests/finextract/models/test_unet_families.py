@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -143,8 +144,13 @@ def test_weights_that_state_another_prediction_than_their_bases_are_refused(
     pipeline, _ = loaded("sd2", False)
     file = tmp_path / "tuned.safetensors"
     weights = single_files.unet_names(pipeline.unet)
-    for stated, velocity in (("v", True), ("epsilon", False)):
-        save_file(weights, file, {"modelspec.prediction_type": stated})
+    for key, stated, velocity in (
+        ("modelspec.prediction_type", "v", True),
+        ("modelspec.prediction_type", "epsilon", False),
+        ("ss_v_parameterization", "True", True),
+        ("ss_v_parameterization", "False", False),
+    ):
+        save_file(weights, file, {key: stated})
         if velocity == base_has_velocity:
             tune(base, file)
             continue
@@ -153,6 +159,28 @@ def test_weights_that_state_another_prediction_than_their_bases_are_refused(
     save_file({**weights, "v_pred": torch.zeros(())}, file)
     with contextlib.nullcontext() if base_has_velocity else pytest.raises(BaseMismatch, match="the velocity"):
         tune(base, file)
+
+
+@pytest.mark.parametrize("base_has_velocity", [False, True])
+def test_a_folder_whose_scheduler_states_another_prediction_than_its_base_is_refused(
+    base_has_velocity: bool, loaded: Loaded, tmp_path: Path
+) -> None:
+    _, base = loaded("sdxl", base_has_velocity)
+    for velocity in (False, True):
+        pipeline, _ = loaded("sdxl", velocity)
+        pipeline.save_pretrained(tmp_path / str(velocity))
+    tune(base, tmp_path / str(base_has_velocity))
+    other = tmp_path / str(not base_has_velocity)
+    with pytest.raises(
+        BaseMismatch, match=rf"^{other.name} was trained to predict the (noise|velocity), and"
+    ):
+        tune(base, other)
+    scheduler = other / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "sample"}))
+    with pytest.raises(BaseMismatch, match="was trained to predict sample, and its base model predicts the"):
+        tune(base, other)
+    scheduler.unlink()  # nothing is stated, as where the folder holds the weights alone
+    tune(base, other)
 
 
 def test_a_file_of_another_size_does_not_fit_and_the_error_names_a_tensor(

@@ -184,6 +184,9 @@ def test_the_familys_usual_base_is_used_only_where_requested_and_no_base_is_stat
             refine(LISTED, header(usual, **{name: value}), SILENT, family_default=True)
     with pytest.raises(Skipped):
         refined(usual, card=replace(CARD, base_model="./mine"), family_default=True)
+    velocity = header(usual, ss_v_parameterization="True")
+    with pytest.raises(Skipped, match="its base model is not known"):  # the usual base predicts the noise
+        refine(LISTED, velocity, SILENT, family_default=True)
 
 
 def test_a_hash_is_looked_up_only_where_it_is_needed() -> None:
