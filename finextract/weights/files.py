@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finextract.errors import CorruptWeights, PickledWeights, UnsupportedWeights
+from finextract.reasons import Reason, ReasonCode
 from finextract.weights.embedding_keys import is_embeddings_file
 from finextract.weights.headers import PICKLE_SUFFIXES
 
@@ -19,6 +20,8 @@ _COMPONENT_FILE = re.compile(r"(diffusion_pytorch_model|model)(?:\.(\w+))?(-\d{5
 NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|random_states\w*|training_args|trainer_state|rng_state\w*)\.\w+"
 )
+# One of several files that hold the weights of one component together.
+_SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001\.)\d{5}\.safetensors")
 _PREFERRED = "pytorch_lora_weights.safetensors"  # what the training scripts of diffusers write
 
 
@@ -46,13 +49,28 @@ def component_paths(folder: Path, component: str) -> list[Path]:
     return [folder / path for path in chosen] or other
 
 
+def shards_of(name: str) -> str | None:
+    """What the names of all shards of one component begin with; None for a file that is no shard."""
+    match = _SHARD.fullmatch(name)
+    return match[1] if match else None
+
+
+def why_no_shard(name: str) -> Reason:
+    """Why a shard that is not in the folder of its component is not read."""
+    return Reason(
+        ReasonCode.UNSUPPORTED_LAYOUT,
+        f"{name} is one of several shards, which are read only where they lie together in unet/ or "
+        "transformer/. Move all of them there and name the folder that holds it, or ask their author to.",
+    )
+
+
 def find_weights(checkpoint: Path) -> Path:
     """The weight file, or the diffusers folder, that a path names.
 
     A folder is either a diffusers pipeline, or holds one weight file at its top, or a lone UNet in `unet/` or
-    transformer in `transformer/`.
+    transformer in `transformer/`, which may be in shards.
     Raises PickledWeights where there are only pickles, UnsupportedWeights where there are several weight
-    files, CorruptWeights where there is none.
+    files, or shards elsewhere, CorruptWeights where there is none.
     """
     if checkpoint.is_file():
         if checkpoint.suffix in PICKLE_SUFFIXES:
@@ -64,6 +82,8 @@ def find_weights(checkpoint: Path) -> Path:
             raise CorruptWeights(
                 f"{checkpoint} is not a safetensors file. Name a .safetensors file, or a diffusers folder."
             )
+        if shards_of(checkpoint.name):
+            raise _unread_shard(checkpoint)
         return checkpoint
     denoiser = component_paths(checkpoint, "unet") or component_paths(checkpoint, "transformer")
     if denoiser and (checkpoint / "model_index.json").is_file():
@@ -74,6 +94,10 @@ def find_weights(checkpoint: Path) -> Path:
     files = [f for f in files if not is_embeddings_file(f.name)] or files or denoiser
     if len(files) == 1:
         return files[0]
+    if files and all(shards_of(f.name) for f in files):
+        if files == denoiser:
+            return checkpoint
+        raise _unread_shard(files[0])
     if files:
         raise UnsupportedWeights(
             f"{checkpoint} holds {len(files)} weight files ({files[0].name}, ...). Name one of them."
@@ -89,3 +113,8 @@ def find_weights(checkpoint: Path) -> Path:
     raise CorruptWeights(
         f"{checkpoint} holds no weights: neither a .safetensors file nor a diffusers folder."
     )
+
+
+def _unread_shard(file: Path) -> UnsupportedWeights:
+    why = why_no_shard(str(file))
+    return UnsupportedWeights(why.sentence, why.reason_code)

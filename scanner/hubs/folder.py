@@ -20,6 +20,7 @@ from finextract.metadata.captions import find_caption
 from finextract.metadata.local_files import read_card, read_object, read_sidecar_files
 from finextract.reasons import Reason, ReasonCode
 from finextract.regular_files import kind_of_special_file
+from finextract.weights.files import shards_of
 from finextract.weights.formats import read_header
 from scanner.errors import Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
@@ -81,10 +82,13 @@ class FolderSource:
                 folders.clear()
                 yield folder, whole[0]
                 continue
+            yield from ((folder, f) for f in found if f.reason)  # shards, one for all of them
             weights = sorted(filter(is_weight_file, names))
             for name in weights:
                 if not is_safe(name):
                     yield folder, unusable(name)
+                    continue
+                if shards_of(name):
                     continue
                 pickled = not name.endswith(".safetensors")
                 hashed = not pickled or self._allow_pickle

@@ -1,7 +1,7 @@
 """Which files of a repository are a checkpoint. Works on file names alone; opens no file.
 
-A checkpoint is a diffusers pipeline folder, or one weight file at the top, or a lone denoiser. Names are
-untrusted: one that would lead outside its repository is ignored.
+A checkpoint is a diffusers pipeline folder, or one weight file at the top, or a lone denoiser, which is one
+file or a folder of shards. Names are untrusted: one that would lead outside its repository is ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TypeGuard
 
 from finextract.reasons import Reason, ReasonCode
-from finextract.weights.files import NOT_WEIGHTS, component_files
+from finextract.weights.files import NOT_WEIGHTS, component_files, shards_of, why_no_shard
 from finextract.weights.formats import PICKLE_SUFFIXES
 from scanner.hubs.fields import visible
 
@@ -36,7 +36,7 @@ INTERMEDIATE = re.compile(r"checkpoint-\d+")
 class Layout:
     """One checkpoint of a repository."""
 
-    file: str  # the single weight file, or "" for a pipeline folder
+    file: str  # the single weight file, or "" for a pipeline folder, or that of a denoiser in shards
     weights: dict[str, str]  # weight files that a scan needs: path in the repository -> path as it is kept
     pickled: bool = False  # `file` is a pickle
     reason: Reason | None = None  # why it cannot be scanned, whatever it holds
@@ -88,19 +88,26 @@ def unusable(path: str) -> Layout:
 
 
 def layouts(paths: Iterable[str]) -> list[Layout]:
-    """The checkpoints of a repository: a pipeline, the files at its top, a lone denoiser, or a pickle."""
+    """The checkpoints of a repository: a pipeline, the files at its top, a lone denoiser, or a pickle.
+
+    Shards at the top are one checkpoint together, which is refused.
+    """
     paths = sorted(p for p in paths if is_safe(p))
     if "model_index.json" in paths and (pipeline := pipeline_weights(paths)):
         return [Layout("", pipeline)]
     top = [p for p in paths if "/" not in p and not NOT_WEIGHTS.fullmatch(p)]
-    single = [Layout(p, {p: p}) for p in top if p.endswith(".safetensors")]
-    if single:
-        return single
-    for path in component_files(paths, "unet"):
-        return [Layout(path, {path: path})]
-    transformer = list(component_files(paths, "transformer"))
-    if len(transformer) == 1:  # one in shards is loaded from a whole pipeline alone
-        return [Layout(transformer[0], {transformer[0]: transformer[0]})]
+    tensors = [p for p in top if p.endswith(".safetensors")]
+    if tensors:
+        first = {stem: p for p in reversed(tensors) if (stem := shards_of(p))}
+        shards = [Layout(p, {}, reason=why_no_shard(p)) for p in sorted(first.values())]
+        return [*(Layout(p, {p: p}) for p in tensors if not shards_of(p)), *shards]
+    for component in DENOISERS:
+        if files := list(component_files(paths, component)):
+            return [
+                Layout(files[0], {files[0]: files[0]})
+                if len(files) == 1
+                else Layout("", pipeline_weights(paths))
+            ]
     inside = [p for p in paths if p.startswith(COMPONENTS) and p.count("/") == 1]
     pickles = [p for p in (*top, *inside) if PurePosixPath(p).suffix.lower() in PICKLE_SUFFIXES]
     return [Layout(pickles[0], {}, pickled=True)] if pickles else []

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
-from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights
+from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights, UnsupportedWeights
 from finextract.extract import guided_predictor, sample
 from finextract.guidance import DIRECT, Guidance
 from finextract.models.flux import Flux
@@ -61,6 +61,24 @@ def test_a_tuned_folder_in_shards_replaces_the_weights_and_leaves_the_base_as_it
         for key, tensor in getattr(again, name).state_dict().items():
             assert torch.equal(base.state_dict()[key], tensor), key
     assert pair.kind == "full"
+
+
+def test_a_transformer_in_shards_needs_no_pipeline_around_it_but_a_folder_of_its_name(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(folders["sd3"], CPU, torch.float32)
+    assert isinstance(base, StableDiffusion3)
+    other = type(base.transformer).from_config(base.transformer.config)
+    other.load_state_dict(changed(base.transformer))
+    other.save_pretrained(tmp_path / "tuned/transformer", max_shard_size="100KB")
+    pair = tune(base, tmp_path / "tuned")
+    assert isinstance(pair.tuned, StableDiffusion3)
+    for key, tensor in other.state_dict().items():
+        assert torch.equal(pair.tuned.transformer.state_dict()[key], tensor), key
+    shard = min((tmp_path / "tuned/transformer").glob("*.safetensors"))
+    for elsewhere in (shard, shard.parent):
+        with pytest.raises(UnsupportedWeights, match=f"{shard} is one of several shards.*name the folder"):
+            tune(base, elsewhere)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

@@ -15,6 +15,7 @@ from servers.hub import Hub, zoo_repositories
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
 
 from finextract.reasons import ReasonCode
+from finextract.weights.files import component_paths, find_weights
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
 from scanner.hashing import sha256_of
 from scanner.hubs.addresses import trust
@@ -24,7 +25,7 @@ from scanner.hubs.cache import DownloadCache
 from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.huggingface.source import HuggingFaceSource
 from scanner.hubs.registry import open_source
-from scanner.records import Checkpoint, identify
+from scanner.records import Checkpoint, InspectionStatus, identify
 from scanner.store.store import Store
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
@@ -209,6 +210,48 @@ def test_a_lone_unet_is_a_checkpoint(serve: Serve, tmp_path: Path) -> None:
     serve({"o/a": tmp_path / "a"})
     checkpoint = HuggingFaceSource().inspect(only(HuggingFaceSource()))
     assert (checkpoint.file, checkpoint.kind) == (file, "full")
+
+
+@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+def test_a_lone_denoiser_in_shards_is_one_checkpoint_with_all_of_them(
+    denoiser: str, serve: Serve, tmp_path: Path
+) -> None:
+    write_card(tmp_path / "a", base_model="lab/base", instance_prompt="a sks", tags=["dreambooth"])
+    names = [f"{denoiser}/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name in names:
+        write_safetensors(tmp_path / "a" / name, small_tensors(UNET_SHAPES))
+    serve({"o/a": tmp_path / "a"})
+    source = HuggingFaceSource()
+    checkpoint = source.inspect(only(source))
+    assert (checkpoint.file, checkpoint.kind) == ("", "full")
+    assert checkpoint.size_bytes == sum((tmp_path / "a" / name).stat().st_size for name in names)
+    fetched = source.fetch(checkpoint, tmp_path / "into", DownloadCache(tmp_path / "cache"))
+    assert find_weights(fetched) == fetched
+    assert [p.relative_to(fetched).as_posix() for p in component_paths(fetched, denoiser)] == names
+    (here,) = open_source(f"folder:{tmp_path / 'a'}").list(Query(9))
+    assert here.checkpoint_id == checkpoint.checkpoint_id
+
+
+def test_shards_at_the_top_of_a_repository_are_one_entry_that_says_where_they_belong(
+    serve: Serve, tmp_path: Path
+) -> None:
+    write_card(tmp_path / "a", base_model="lab/base", instance_prompt="a sks", tags=["dreambooth"])
+    for n in (1, 2, 3):
+        file = tmp_path / "a" / f"diffusion_pytorch_model-0000{n}-of-00003.safetensors"
+        write_safetensors(file, small_tensors(UNET_SHAPES))
+    write_safetensors(tmp_path / "a/model-00001-of-00001.safetensors", small_tensors(UNET_SHAPES))
+    serve({"o/a": tmp_path / "a"})
+    for source in (HuggingFaceSource(), open_source(f"folder:{tmp_path / 'a'}")):
+        found = {c.file: c for c in source.list(Query(9))}
+        shard, whole = (
+            "diffusion_pytorch_model-00001-of-00003.safetensors",
+            "model-00001-of-00001.safetensors",
+        )
+        assert found.keys() == {shard, whole}
+        assert source.inspect(found[whole]).inspection_status is InspectionStatus.READY
+        with pytest.raises(Skipped, match=f"{shard} is one of several shards, which are read only") as raised:
+            source.inspect(found[shard])
+        assert raised.value.reason_code is ReasonCode.UNSUPPORTED_LAYOUT
 
 
 def test_the_identity_survives_a_new_commit_and_a_copy_under_another_name(
