@@ -19,6 +19,7 @@ from finextract.pipeline_folder import read_config, refuse_pickles
 from finextract.single_files import PUBLISHED, SingleFile, supplies
 from finextract.support import component_class
 from finextract.text import first_line
+from finextract.weights.files import component_variant
 
 _DENOISERS = ("unet", "transformer")
 _ZERO_TERMINAL = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al., WACV 2024
@@ -77,13 +78,13 @@ class FolderLoader:
         return bool(component_class(self.config("model_index.json"), component))
 
     def module(self, component: str, cls: Any, dtype: torch.dtype, **options: Any) -> Any:
-        """A component with the weights of its subfolder."""
+        """A component with the weights of its subfolder, in the variant that it has."""
         refuse_pickles(self._folder, (component,))
         precision = "torch_dtype" if cls.__module__.startswith("diffusers.") else "dtype"
         with _damage_named(self.name):
             module = cls.from_pretrained(
                 self._folder, subfolder=component, use_safetensors=True, local_files_only=True,
-                **{precision: dtype}, **options,
+                variant=component_variant(self._folder, component), **{precision: dtype}, **options,
             )  # fmt: skip
             place = _place(component, self._device, self.offloading)
             module = module.to(place).eval().requires_grad_(False)

@@ -28,22 +28,40 @@ _PREFERRED = "pytorch_lora_weights.safetensors"  # what the training scripts of 
 def component_files(paths: Iterable[str], component: str) -> dict[str, str]:
     """The weight files of one component of a diffusers pipeline, from paths relative to its folder.
 
-    Each path is mapped to its name without the variant's mark (".fp16"). One variant only, full precision
-    before half; empty where the component has no such file.
+    Each path is mapped to its name without the variant's mark (".fp16"), but that of a shard to itself,
+    because an index names it. One variant only, see `component_variant`; empty where the component has no
+    such file.
     """
+    return _variant_files(paths, component)[1]
+
+
+def component_variant(folder: Path, component: str) -> str | None:
+    """The variant in which a local pipeline folder has one component, such as "fp16"; None for none.
+
+    Full precision comes before half, and files without a mark before all others.
+    """
+    return _variant_files(_relative(folder, component), component)[0] or None
+
+
+def _variant_files(paths: Iterable[str], component: str) -> tuple[str, dict[str, str]]:
     variants: dict[str, dict[str, str]] = {}
     for path in sorted(paths):
         folder, _, name = path.rpartition("/")
         if folder == component and (match := _COMPONENT_FILE.fullmatch(name)):
-            plain = f"{component}/{match[1]}{match[3] or ''}.safetensors"
-            variants.setdefault(match[2] or "", {})[path] = plain
-    return next((variants[v] for v in ("", "fp32", "fp16", "bf16") if v in variants), {})
+            kept = path if match[3] else f"{component}/{match[1]}.safetensors"
+            variants.setdefault(match[2] or "", {})[path] = kept
+    return next(((v, variants[v]) for v in ("", "fp32", "fp16", "bf16") if v in variants), ("", {}))
+
+
+def _relative(folder: Path, component: str) -> list[str]:
+    return [f"{component}/{file.name}" for file in sorted((folder / component).glob("*.safetensors"))]
 
 
 def component_paths(folder: Path, component: str) -> list[Path]:
     """The weight files of one component in a local pipeline folder, sorted; empty where there are none."""
-    files = sorted((folder / component).glob("*.safetensors"))
-    chosen = component_files([f"{component}/{file.name}" for file in files], component)
+    paths = _relative(folder, component)
+    files = [folder / path for path in paths]
+    chosen = component_files(paths, component)
     # Components saved under other names than those of diffusers are read too, but no EMA copies.
     other = [f for f in files if ".fp16" not in f.name and "non_ema" not in f.name] or files[:1]
     return [folder / path for path in chosen] or other

@@ -22,7 +22,7 @@ TUNED = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")  # what
 COMPONENTS = (*TUNED, "vae")
 _CONFIG = re.compile(
     r"model_index\.json|"
-    r"(?:unet|transformer|text_encoder(?:_[23])?|vae)/(?:config\.json|\w+\.safetensors\.index\.json)|"
+    r"(?:unet|transformer|text_encoder(?:_[23])?|vae)/(?:config\.json|\w+\.safetensors\.index(?:\.\w+)?\.json)|"
     r"scheduler/\w+\.json|"
     r"tokenizer(?:_[23])?/(?:\w+\.json|merges\.txt|spiece\.model)"
 )
@@ -116,7 +116,7 @@ def layouts(paths: Iterable[str]) -> list[Layout]:
 def pipeline_weights(paths: Iterable[str], components: tuple[str, ...] = TUNED) -> dict[str, str]:
     """The safetensors of a pipeline's components: path in the repository -> path as it is kept.
 
-    A variant's mark (".fp16") is not kept. Empty where the denoiser has none.
+    A variant's mark (".fp16") is kept for shards alone. Empty where the denoiser has none.
     """
     paths = list(paths)
     if not any(component_files(paths, c) for c in DENOISERS):

@@ -183,6 +183,21 @@ def test_a_folder_whose_scheduler_states_another_prediction_than_its_base_is_ref
     tune(base, other)
 
 
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "100KB"}], ids=["files", "shards"])
+def test_a_base_that_was_saved_in_half_precision_alone_is_loaded_and_beside_it_the_full_one_is_preferred(
+    shards: dict[str, str], tmp_path: Path
+) -> None:
+    pipeline = stable_diffusion_xl(False, seed=1).to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16", **shards)
+    files = [file.name for file in (tmp_path / "half").rglob("*.safetensors")]
+    assert all(".fp16" in file and ("-of-" in file) == bool(shards) for file in files)
+    half = load_base(tmp_path / "half", torch.device("cpu"), torch.float32)
+    same_as(half, saved(pipeline.to(torch.float32), tmp_path / "whole"))
+    full = stable_diffusion_xl(False, seed=2)
+    full.save_pretrained(tmp_path / "half", **shards)
+    same_as(load_base(tmp_path / "half", torch.device("cpu"), torch.float32), saved(full, tmp_path / "other"))
+
+
 def test_a_file_of_another_size_does_not_fit_and_the_error_names_a_tensor(
     loaded: Loaded, tmp_path: Path
 ) -> None:

@@ -9,11 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from servers.hub import Hub, zoo_repositories
 from servers.trouble import lora_shapes, small_tensors, write_card, write_pickle, write_safetensors
+from tiny.unet_pipelines import stable_diffusion_xl
 
+from finextract.losses import fingerprint
+from finextract.models.loading import load_base
 from finextract.reasons import ReasonCode
 from finextract.weights.files import component_paths, find_weights
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
@@ -210,6 +214,17 @@ def test_a_lone_unet_is_a_checkpoint(serve: Serve, tmp_path: Path) -> None:
     serve({"o/a": tmp_path / "a"})
     checkpoint = HuggingFaceSource().inspect(only(HuggingFaceSource()))
     assert (checkpoint.file, checkpoint.kind) == (file, "full")
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "100KB"}], ids=["files", "shards"])
+def test_a_base_in_half_precision_alone_is_fetched_with_all_that_loading_it_takes(
+    shards: dict[str, str], serve: Serve, tmp_path: Path
+) -> None:
+    stable_diffusion_xl(False).to(torch.float16).save_pretrained(tmp_path / "a", variant="fp16", **shards)
+    serve({"lab/base": tmp_path / "a"})
+    base = BaseFetcher().fetch("lab/base", DownloadCache(tmp_path / "cache"))
+    loaded, own = (load_base(f, torch.device("cpu"), torch.float32) for f in (base.model, tmp_path / "a"))
+    assert fingerprint(loaded) == fingerprint(own)
 
 
 @pytest.mark.parametrize("denoiser", ["unet", "transformer"])
