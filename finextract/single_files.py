@@ -19,6 +19,7 @@ from finextract.support import why_unsupported_base
 from finextract.supported_families import SUPPORTED_FAMILIES
 from finextract.weights.files import component_paths
 from finextract.weights.formats import Family, Header, WeightsKind, classify
+from finextract.weights.scales import is_scale
 
 PUBLISHED = Path(__file__).with_name("published")
 DENOISER_PREFIX = "model.diffusion_model."
@@ -174,11 +175,12 @@ def states_velocity(header: Header) -> bool | None:
 
 def _published(kind: WeightsKind, header: Header) -> str:
     name, count = _TENSORS.get((kind.family, kind.detail), ("", 0))
-    keys = [k for k in header.tensors if k.startswith(DENOISER_PREFIX)]
+    tensors = [k for k in header.tensors if not is_scale(k)]
+    keys = [k for k in tensors if k.startswith(DENOISER_PREFIX)]
     if kind.family in ("sd1", "sd2", "sdxl"):
         first = header.tensors.get(_UNET_FIRST)
         if first is None or first.shape[0] != _UNET_WIDTH:
             return ""
     other = ("text_encoders.", *VAE_PREFIXES)
-    denoiser = keys or [k for k in header.tensors if not k.startswith(other)]  # of the transformer alone
+    denoiser = keys or [k for k in tensors if not k.startswith(other)]  # of the transformer alone
     return name if len(denoiser) >= count else ""

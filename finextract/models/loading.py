@@ -34,6 +34,7 @@ from finextract.models.base import CopiedPair, Pair, TunableModel
 from finextract.models.component_loaders import ComponentLoader, FileLoader, FolderLoader
 from finextract.models.learned_words import LearnedWord, parse_words
 from finextract.models.offloading import Offloading
+from finextract.models.scaled_weights import multiplied_out
 from finextract.pipeline_folder import family_of_folder, why_unsupported_folder, why_unsupported_parts
 from finextract.reasons import ReasonCode
 from finextract.single_files import (
@@ -291,8 +292,7 @@ def _damaged(name: str, error: CorruptWeights) -> CorruptWeights:
 
 def _load_state(path: Path) -> dict[str, Tensor]:
     try:
-        state: dict[str, Tensor] = load_file(path)
-        return state
+        return multiplied_out(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptWeights(
             f"{path.name} cannot be read as safetensors: {first_line(error)}. Fetch it again."

@@ -19,6 +19,7 @@ from finextract.finite import require_finite
 from finextract.models.component_loaders import ComponentLoader
 from finextract.models.learned_words import LearnedWord, learn
 from finextract.models.offloading import Offloading, device_of, on_device
+from finextract.models.scaled_weights import is_eighth
 from finextract.sharing import copy_sharing, replace_tensors
 from finextract.single_files import DENOISER_PREFIX, VAE_PREFIXES
 from finextract.support import component_class
@@ -280,7 +281,7 @@ def converted(
     inner = inner_keys(weights, DENOISER_PREFIX) or {
         key: tensor for key, tensor in weights.items() if not key.startswith(_OTHER_PARTS)
     }
-    inner = {key: tensor.half() if _is_eighth(tensor) else tensor for key, tensor in inner.items()}
+    inner = {key: tensor.half() if is_eighth(tensor) else tensor for key, tensor in inner.items()}
     try:
         result = convert(inner)
     except KeyError as error:
@@ -290,11 +291,6 @@ def converted(
     if inner:
         raise BaseMismatch(f"it has {min(inner)[:120]}, which the base model lacks")
     return result
-
-
-def _is_eighth(tensor: Tensor) -> bool:
-    """Whether it holds floating point numbers of 8 bits, which few operations of torch take."""
-    return tensor.is_floating_point() and tensor.itemsize == 1
 
 
 def inner_keys(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

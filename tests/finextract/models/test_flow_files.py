@@ -43,6 +43,11 @@ def changed(module: torch.nn.Module) -> dict[str, Tensor]:
     return {key: t + 0.1 * torch.randn_like(t) if t.is_floating_point() else t for key, t in state.items()}
 
 
+def changed_names(base: StableDiffusion3) -> dict[str, Tensor]:
+    """The weights of a transformer after some training, under the names of a single file."""
+    return under_original_names(changed(base.transformer), list(base.layers()))
+
+
 @pytest.mark.parametrize("family", PIPELINES)
 def test_a_tuned_folder_in_shards_replaces_the_weights_and_leaves_the_base_as_it_is(
     family: str, folders: dict[str, Path], tmp_path: Path
@@ -106,6 +111,47 @@ def test_a_single_file_of_the_original_names_is_that_transformer_in_the_models_p
     assert torch.equal(projection, torch.eye(len(projection)))
     for key, tensor in base.text_encoder_3.state_dict().items():  # the file has no T5
         assert torch.equal(pair.tuned.text_encoder_3.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("factor", "of_inputs", "by_row"),
+    [("scale_weight", "scale_input", False), ("weight_scale", "input_scale", True)],
+)
+def test_weights_of_scaled_8_bits_are_multiplied_by_their_factors_as_comfyui_does(
+    factor: str, of_inputs: str, by_row: bool, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(folders["sd3"], CPU, torch.float32)
+    assert isinstance(base, StableDiffusion3)
+    file = {"model.diffusion_model.scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}
+    file |= {f"model.diffusion_model.{k}": t for k, t in changed_names(base).items()}
+    t5 = changed(base.text_encoder_3)
+    file |= {f"text_encoders.t5xxl.transformer.{k}": t.contiguous().clone() for k, t in t5.items()}
+    plain = {key: tensor for key, tensor in file.items() if "scaled_fp8" not in key}
+    for key, tensor in list(plain.items()):
+        if key.endswith(".weight") and tensor.dim() == 2:
+            layer = key.removesuffix("weight")
+            largest = tensor.abs().amax(dim=1, keepdim=True) if by_row else tensor.abs().max()
+            scale = (largest / 448).float()
+            file[key] = (tensor / scale).to(torch.float8_e4m3fn)
+            file[layer + factor] = scale.flatten() if by_row else scale
+            file[layer + of_inputs] = torch.ones(())
+            plain[key] = (file[key].float() * scale).half()
+    save_file(file, tmp_path / "scaled.safetensors")
+    save_file(plain, tmp_path / "plain.safetensors")
+    found, wanted = (tune(base, tmp_path / f"{name}.safetensors").tuned for name in ("scaled", "plain"))
+    assert isinstance(found, StableDiffusion3)
+    assert isinstance(wanted, StableDiffusion3)
+    for part in ("transformer", "text_encoder_3"):
+        for key, tensor in getattr(wanted, part).state_dict().items():
+            assert torch.equal(getattr(found, part).state_dict()[key], tensor), key
+        assert any(
+            not torch.equal(tensor, getattr(base, part).state_dict()[key])
+            for key, tensor in getattr(wanted, part).state_dict().items()
+        )
+    file[f"{layer}weight"] = file[f"{layer}weight"].float().to(torch.int8)  # another quantisation
+    save_file(file, tmp_path / "int8.safetensors")
+    with pytest.raises(BaseMismatch, match=r"int8.safetensors does not fit .*scale"):
+        tune(base, tmp_path / "int8.safetensors")
 
 
 def test_a_transformer_file_of_diffusers_needs_no_text_encoder(
