@@ -133,7 +133,7 @@ def why_unsupported_pipeline(
     if family is None:
         return Reason(
             ReasonCode.UNSUPPORTED_FAMILY,
-            f"{what}{_further_components(model_index)}; "
+            f"{what}{_further_components(model_index) or _missing_components(model_index)}; "
             f"only pipelines of {_supported_families()} can be scanned so far.",
         )
     if family.pipelines and model_index.get("_class_name") not in family.pipelines:
@@ -219,6 +219,25 @@ def _further_components(model_index: Mapping[str, Any]) -> str:
         if family.components.keys() < stated.keys():
             return f" with {_listed(sorted(stated.keys() - family.components.keys())):.80}"
     return ""
+
+
+def _missing_components(model_index: Mapping[str, Any]) -> str:
+    """The components that a pipeline lacks, all others of which are a supported family's; "" for none.
+
+    Of several families the one counts of which it lacks least.
+    """
+    stated = _stated_components(model_index)
+    missing = [
+        sorted(family.components.keys() - family.optional - stated.keys())
+        for family in SUPPORTED_FAMILIES.values()
+        if family.denoiser in stated
+        and all(stated[name] in family.components.get(name, ()) for name in stated)
+        and (not family.pipelines or model_index.get("_class_name") in family.pipelines)
+    ]
+    least = min(missing, key=len, default=[])
+    return (
+        f" whose model_index.json names no {_listed(least)}, without which it is not loaded" if least else ""
+    )
 
 
 def _other_unet(family: Family, denoiser: Mapping[str, Any]) -> str | None:

@@ -234,6 +234,7 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
     path = find_weights(tuned)
     model = base.copy_for_tuning()
     if path.is_dir():
+        _check_components(model, path)
         weights = {component: _load_component(path, component) for component in model.components}
         with _named(path):
             model.load_components(weights)
@@ -259,6 +260,16 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
         else:
             raise UnsupportedWeights(f"{path.name} holds {describe(kind)}, which have no loader.")
     return CopiedPair(base, model, kind.tuning)
+
+
+def _check_components(model: TunableModel, folder: Path) -> None:
+    """Raises BaseMismatch where a folder has a text encoder that its base does without."""
+    for component in model.components:
+        if getattr(model, component) is None and component_paths(folder, component):
+            raise BaseMismatch(
+                f"{folder.name} has a {component}, and its base model has none: its prompts would be read "
+                "without it. Pass a base that has one."
+            )
 
 
 def _words_beside(adapter: Path) -> list[LearnedWord]:

@@ -344,6 +344,19 @@ def test_stable_diffusion_3_may_lack_its_t5_and_nothing_else() -> None:
     assert family_of_pipeline({**index, "text_encoder_2": [None, None]}) == "unknown"
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3-medium", "flux-dev"])
+def test_a_pipeline_that_lacks_a_component_is_refused_under_the_name_of_what_is_missing(name: str) -> None:
+    index = model_index(name)
+    for lacking, words in (
+        (["text_encoder"], "no text_encoder, without which"),
+        (["text_encoder", "tokenizer"], "no text_encoder and tokenizer, without which"),
+        (["vae"], "no vae, without which"),
+    ):
+        found = why_unsupported_pipeline({**index, **{part: [None, None] for part in lacking}}, {}, {}, "p")
+        assert found is not None
+        assert f"p is a {index['_class_name']} whose model_index.json names {words}" in found.sentence
+
+
 @pytest.mark.parametrize(
     ("pipeline", "config", "code"),
     [

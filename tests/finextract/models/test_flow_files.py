@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,24 @@ def test_a_transformer_in_shards_needs_no_pipeline_around_it_but_a_folder_of_its
     for elsewhere in (shard, shard.parent):
         with pytest.raises(UnsupportedWeights, match=f"{shard} is one of several shards.*name the folder"):
             tune(base, elsewhere)
+
+
+def test_a_tuned_folder_with_a_t5_is_refused_for_a_base_without_one_and_the_other_way_round_not(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    bare = shutil.copytree(folders["sd3"], tmp_path / "bare")
+    index = json.loads((bare / "model_index.json").read_text())
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(bare / part)
+        index[part] = [None, None]
+    (bare / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BaseMismatch, match="sd3 has a text_encoder_3, and its base model has none"):
+        load_pair(bare, folders["sd3"], CPU)
+    assert load_pair(folders["sd3"], bare, CPU).kind == "full"
+    assert load_pair(bare, bare, CPU).kind == "full"
+    (bare / "model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))
+    with pytest.raises(UnsupportedWeights, match=r"model_index\.json names no text_encoder, without which"):
+        load_base(bare, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
