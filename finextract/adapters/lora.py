@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from finextract.adapters.peft_config import require_unchanged_base
 from finextract.adapters.tensors import LayerTensors, added_bias, require_fit, tucker
 
 
@@ -42,7 +43,11 @@ class LoraLayer:
 
 
 def parse(tensors: LayerTensors) -> LoraLayer:
-    """The LoRA of one layer. Raises CorruptWeights for an incomplete layer or parts that do not fit."""
+    """The LoRA of one layer. Raises CorruptWeights for an incomplete layer or parts that do not fit.
+
+    Raises UnsupportedWeights for one that is for other base weights than the published ones.
+    """
+    require_unchanged_base(tensors.layer, tensors.config)
     down, up = tensors.matrix("lora_down"), tensors.matrix("lora_up")
     core = tensors.matrix("lora_mid") if "lora_mid" in tensors.parts else None
     rank = down.shape[0]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from finextract.adapters.patterns import value_of_layer
+from finextract.errors import UnsupportedWeights
 
 _COMPONENTS = (
     "unet.", "text_encoder.", "text_encoder_2.", "text_encoder_3.", "transformer.",
 )  # fmt: skip  # so diffusers opens names of layers and fields
+# Values of init_lora_weights, beside true and false, with which PEFT leaves the base's weights as they are.
+# With pissa, olora, corda, lora_ga and loftq it changes them (peft.tuners.lora.LoraLayer.update_layer).
+_LEAVE_THE_BASE = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 _PEFT_ALPHA = 8  # of a PEFT configuration that states none (peft.LoraConfig.lora_alpha, LoHaConfig.alpha)
 
 
@@ -35,6 +39,23 @@ def configured_rank(layer: str, fields: Mapping[str, object]) -> int | None:
     if rank is None:
         rank = fields.get(f"{prefix}r")
     return rank if type(rank) is int and rank > 0 else None
+
+
+def require_unchanged_base(layer: str, fields: Mapping[str, object]) -> None:
+    """Raises UnsupportedWeights for a LoRA whose PEFT configuration says that it is for changed base weights.
+
+    PiSSA and its like start with a part of the base's weight in the two matrices, and take it out of the base
+    whenever the adapter is loaded. A file that was saved with `path_initial_model_for_weight_conversion` is a
+    plain LoRA, and its configuration says true.
+    """
+    _, prefix = _component(layer, fields)
+    stated = fields.get(f"{prefix}init_lora_weights", True)
+    if isinstance(stated, str) and stated.lower() not in _LEAVE_THE_BASE:
+        raise UnsupportedWeights(
+            f"the adapter's configuration has init_lora_weights = {stated[:40]!r}, with which PEFT changes "
+            "the base model's own weights: merged into the published base it would be another model. Ask its "
+            "author for a copy saved with path_initial_model_for_weight_conversion, or for the merged model."
+        )
 
 
 def name_in_component(layer: str) -> str:

@@ -181,25 +181,86 @@ class Blocks(nn.Module):
 def test_a_lora_is_merged_as_peft_merges_it_whatever_patterns_its_configuration_has(
     options: dict[str, object], tmp_path: Path
 ) -> None:
+    theirs = merged_by_peft({"target_modules": ["to_k", "add_to_k", "conv"]} | options, tmp_path)
+    assert_as_peft(merged_from(tmp_path), theirs)
+
+
+def merged_by_peft(options: dict[str, object], folder: Path) -> nn.Module:
+    """A LoRA with random numbers that PEFT saved into a folder, merged by PEFT from there.
+
+    Saved anew, since saving sorts the patterns, and the first that matches counts.
+    """
     import peft
 
-    config = peft.LoraConfig(**{"r": 4, "target_modules": ["to_k", "add_to_k", "conv"]} | options)  # type: ignore[arg-type]
-    model = peft.get_peft_model(Blocks(), config)
+    model = peft.get_peft_model(Blocks(), peft.LoraConfig(**{"r": 4} | options))  # type: ignore[arg-type]
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if "lora_B" in name:
-                tensor.normal_()
-    model.save_pretrained(tmp_path)
-    # Saved anew, since saving sorts the patterns, and the first that matches counts.
-    theirs = dict(peft.PeftModel.from_pretrained(Blocks(), tmp_path).merge_and_unload().named_modules())
-    ours = Blocks()
-    layers = {f"unet.{n}": m for n, m in ours.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    state = load_file(tmp_path / "adapter_model.safetensors")
-    stated = json.loads((tmp_path / "adapter_config.json").read_text())
-    merge(layers, parse_adapter(state, {}, stated))
+            if "lora_" in name:
+                tensor.add_(0.1 * torch.randn_like(tensor))
+    model.save_pretrained(folder)
+    merged: nn.Module = peft.PeftModel.from_pretrained(Blocks(), folder).merge_and_unload()
+    return merged
+
+
+def merged_from(folder: Path) -> dict[str, nn.Module]:
+    """The layers into which the adapter of a folder of PEFT is merged here."""
+    layers = {f"unet.{n}": m for n, m in Blocks().named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    stated = json.loads((folder / "adapter_config.json").read_text())
+    merge(layers, parse_adapter(load_file(folder / "adapter_model.safetensors"), {}, stated))
+    return layers
+
+
+def assert_as_peft(layers: dict[str, nn.Module], theirs: nn.Module) -> None:
     for name, layer in layers.items():
-        expected = theirs[name.removeprefix("unet.")].get_parameter("weight")
+        expected = theirs.get_parameter(f"{name.removeprefix('unet.')}.weight")
         torch.testing.assert_close(layer.get_parameter("weight"), expected)
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "Gaussian", "eva", "orthogonal", "mica"])
+def test_a_lora_is_merged_as_peft_merges_it_where_its_init_leaves_the_base_as_it_is(
+    init: bool | str, tmp_path: Path
+) -> None:
+    theirs = merged_by_peft({"target_modules": ["to_k"], "init_lora_weights": init}, tmp_path)
+    assert_as_peft(merged_from(tmp_path), theirs)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_a_lora_whose_init_changes_the_base_is_refused_with_the_name_of_the_field(
+    init: str, tmp_path: Path
+) -> None:
+    merged_by_peft({"target_modules": ["to_k"], "init_lora_weights": init}, tmp_path)
+    with pytest.raises(UnsupportedWeights, match=rf"init_lora_weights = '{init}'.*saved with path_initial"):
+        merged_from(tmp_path)
+
+
+@pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "OLoRA", "an init of a later version"])
+@pytest.mark.parametrize("start", ["", "unet."])
+def test_an_init_that_may_change_the_base_is_refused_in_the_header_and_beside_the_file(
+    init: str, start: str
+) -> None:
+    pair = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(6, 2)}
+    fields = {f"{start}r": 2, f"{start}init_lora_weights": init}
+    with pytest.raises(UnsupportedWeights, match="init_lora_weights"):
+        parse_adapter(pair, {}, fields)
+    with pytest.raises(UnsupportedWeights, match="init_lora_weights"):
+        parsed(pair, {"lora_adapter_metadata": json.dumps(fields)})
+
+
+def test_a_pissa_that_was_saved_as_a_plain_lora_is_merged_into_the_published_base(tmp_path: Path) -> None:
+    import peft
+
+    def pissa() -> peft.PeftModel:
+        config = peft.LoraConfig(r=4, target_modules=["to_k"], init_lora_weights="pissa")
+        return peft.get_peft_model(Blocks(), config)
+
+    start = pissa()
+    start.peft_config["default"].init_lora_weights = True
+    start.save_pretrained(tmp_path / "start")
+    trained = pissa()
+    with torch.no_grad():
+        trained.get_parameter("base_model.model.to_k.lora_B.default.weight").add_(0.5)
+    trained.save_pretrained(tmp_path / "lora", path_initial_model_for_weight_conversion=tmp_path / "start")
+    assert_as_peft(merged_from(tmp_path / "lora"), trained.merge_and_unload())
 
 
 def test_a_configuration_in_the_header_holds_for_the_component_that_it_names() -> None:
