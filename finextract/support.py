@@ -12,7 +12,7 @@ from typing import Any
 from finextract.bounds import why_refused
 from finextract.reasons import Reason, ReasonCode
 from finextract.supported_families import FAMILY_NAMES, SUPPORTED_FAMILIES, SupportedFamily
-from finextract.weights.adapter_keys import by_context
+from finextract.weights.adapter_keys import ONETRAINER_OFT, by_context
 from finextract.weights.formats import Family, Kind, WeightsKind
 
 KIND_NAMES = {
@@ -39,6 +39,12 @@ SUPPORTED_ALGORITHMS: frozenset[str] = frozenset(
         "full difference", "norm layers", "scalars",
     }
 )  # fmt: skip
+# Why the others cannot be merged, and what to do.
+_ASK = "Ask its author for a LoRA, or for the whole model with the adapter merged."
+WHY_NOT_MERGED: Mapping[str, str] = {
+    ONETRAINER_OFT: "its file does not say how the rotations are computed, which OneTrainer and kohya's "
+    f"oft_v2 keep in the settings of the training. {_ASK}",
+}
 # The adapters that can be scanned, as messages list them.
 _ADAPTERS = ("LoRA", "DoRA", "LyCORIS weights")
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
@@ -71,6 +77,8 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
     supported = kind.kind in SUPPORTED_KINDS
     if kind.is_adapter:
         supported = bool(kind.algorithms) and SUPPORTED_ALGORITHMS.issuperset(kind.algorithms)
+    if why := next((WHY_NOT_MERGED[name] for name in kind.algorithms if name in WHY_NOT_MERGED), None):
+        return Reason(ReasonCode.UNSUPPORTED_KIND, f"{holds}: {why}")
     if not supported:
         return Reason(
             ReasonCode.UNSUPPORTED_KIND,

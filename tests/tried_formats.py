@@ -683,6 +683,34 @@ tried("lora-flux-kohya", OURS, "lora", "flux", "kohya", "")(
 tried("lora-chroma-kohya-unnamed", OURS, "lora", "unknown", "kohya", "FLUX.1 or Chroma")(
     lambda: pairs(*KOHYA, flux_kohya(19, 38, "mod"), ".alpha")
 )
+
+
+def kohya_oft(layers: Mapping[str, int], blocks: int = 4) -> Shapes:
+    """kohya's OFT of layers with so many rows; "NAME.oft_blocks" or "NAME.oft_blocks.0" -> rows."""
+    shapes: Shapes = {key: (blocks, rows // blocks, rows // blocks) for key, rows in layers.items()}
+    return shapes | {f"{key.partition('.')[0]}.alpha": () for key in layers}
+
+
+tried("oft-sd1-kohya", OURS, "lycoris", "unknown", "kohya", "OFT")(
+    lambda: kohya_oft({f"oft_unet_{ATTN2}.oft_blocks": 320})
+)
+tried("oft-sdxl-kohya", OURS, "lycoris", "sdxl", "kohya", "OFT")(
+    lambda: kohya_oft({"oft_unet_input_blocks_7_1_transformer_blocks_9_attn2_to_k.oft_blocks": 1280})
+)
+tried("oft-flux-kohya", OURS, "lycoris", "flux", "kohya", "OFT")(
+    lambda: kohya_oft(
+        {
+            **{f"oft_unet_double_blocks_18_img_attn_qkv.oft_blocks.{i}": 3072 for i in range(3)},
+            "oft_unet_double_blocks_18_img_attn_proj.oft_blocks.0": 3072,
+            **{f"oft_unet_single_blocks_37_linear1.oft_blocks.{i}": 3072 for i in range(3)},
+            "oft_unet_single_blocks_37_linear1.oft_blocks.3": 12288,
+            "oft_unet_single_blocks_37_modulation_lin.oft_blocks.0": 9216,
+        }
+    )
+)
+tried("oft-sd1-onetrainer", OURS, "lycoris", "sd1", "kohya", "OFT of OneTrainer")(
+    lambda: {f"lora_unet_{ATTN2}.oft_R.weight": (24, 496), f"lora_unet_{ATTN2}.alpha": ()}
+)
 CLIP_G_KOHYA = {"lora_te2_text_model_encoder_layers_31_mlp_fc2": (5120, 1280)}
 
 
@@ -871,7 +899,7 @@ def table_row(name: str) -> str:
     )
     known = family in ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image")
     plain = not detail or family in ("sd3", "flux")
-    adapter = kind in ("lora", "dora", "lycoris")
+    adapter = kind in ("lora", "dora", "lycoris") and detail != "OFT of OneTrainer"
     scans = known and (adapter or (kind in ("full", "unet") and plain))
     style = "" if style == "unknown" else style
     never = kind in ("vae", "text_encoder", "controlnet", "unknown", "pickle") or (

@@ -13,8 +13,8 @@ from finextract.adapters.on_use import merge_on_use
 from finextract.errors import BaseMismatch, CorruptWeights
 from finextract.weights.original_names import FileLayer, file_layers
 
-# The largest norm of a weight's change, as a multiple of the weight's own norm, that counts as training. In
-# the zoo's LoRAs, which give back their training images, it is 0.54.
+# The largest norm of a weight's change, as a multiple of the weight's own norm, that counts as training, and
+# of a bias' change. In the zoo's LoRAs, which give back their training images, it is 0.54.
 MAX_CHANGE = 100.0
 
 
@@ -27,7 +27,7 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter], *, on_us
     anew, bit for bit the same, whenever they compute: slower, but the model needs no second copy of its
     base's weights. Merge into a copy: where an error is raised, some layers may be changed already. Raises
     BaseMismatch for a layer that is unknown to the model or has another shape, CorruptWeights for weights
-    that are not finite, or that the adapter changes beyond MAX_CHANGE.
+    or biases that are not finite, or that the adapter changes beyond MAX_CHANGE.
     """
     by_name = file_layers(layers)
     of_layer: dict[FileLayer, list[Adapter]] = {}
@@ -42,11 +42,11 @@ def merge(layers: Mapping[str, nn.Module], adapters: Iterable[Adapter], *, on_us
     for target, changes in of_layer.items():
         old, bias = whole_layer(layers, target)
         dtype = _dtype(layers, target)
-        new = old
+        new, new_bias = old, bias
         for adapter in changes:
-            new, bias = adapter(new, bias)
-            _check(adapter.layer, dtype, old, new, bias)
-        replace_layer(layers, target, None if on_use else new, bias)
+            new, new_bias = adapter(new, new_bias)
+            _check(adapter.layer, dtype, (old, bias), (new, new_bias))
+        replace_layer(layers, target, None if on_use else new, new_bias)
         if on_use:
             merge_on_use(layers, target, changes)
 
@@ -73,13 +73,28 @@ def _dtype(layers: Mapping[str, nn.Module], target: FileLayer) -> torch.dtype:
     return weight.dtype
 
 
-def _check(layer: str, dtype: torch.dtype, old: Tensor, new: Tensor, bias: Tensor | None) -> None:
-    """Raises CorruptWeights for numbers that no training gives or that the layer's precision lacks."""
-    if not all(torch.isfinite(changed.to(dtype)).all() for changed in (new, bias) if changed is not None):
+def _check(
+    layer: str, dtype: torch.dtype, old: tuple[Tensor, Tensor | None], new: tuple[Tensor, Tensor | None]
+) -> None:
+    """Raises CorruptWeights for numbers that no training gives or that the layer's precision lacks.
+
+    `old` and `new` are weight and bias.
+    """
+    if not all(torch.isfinite(changed.to(dtype)).all() for changed in new if changed is not None):
         raise CorruptWeights(f"the adapter's layer {layer[:120]!r} holds numbers that are not finite.")
-    norm, change = float(old.norm()), float((new - old).norm())
-    if norm > 0 and change > MAX_CHANGE * norm:
+    (weight, bias), (new_weight, new_bias) = old, new
+    norm = float(weight.norm())
+    _require_training(layer, "weights", new_weight - weight, norm)
+    if bias is not None and new_bias is not None:
+        # Many a bias is near 0. What it adds stands beside what the weights give, so either norm will do.
+        _require_training(layer, "bias or weights", new_bias - bias, max(norm, float(bias.norm())))
+
+
+def _require_training(layer: str, whose: str, change: Tensor, norm: float) -> None:
+    """Raises CorruptWeights for a change of more than MAX_CHANGE times a norm."""
+    size = float(change.norm())
+    if norm > 0 and size > MAX_CHANGE * norm:
         raise CorruptWeights(
-            f"the adapter changes the layer {layer[:120]!r} by {change / norm:.3g} times the norm of its "
-            f"weights, beyond {MAX_CHANGE:g}: its numbers are damaged, or it is for another base model."
+            f"the adapter changes the layer {layer[:120]!r} by {size / norm:.3g} times the norm of its "
+            f"{whose}, beyond {MAX_CHANGE:g}: its numbers are damaged, or it is for another base model."
         )

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from finextract.adapters.tensors import LayerTensors, mismatch
 from finextract.errors import UnsupportedWeights
+from finextract.support import WHY_NOT_MERGED
+from finextract.weights.adapter_keys import OFT_PARTS, ONETRAINER_OFT, is_onetrainers_oft
 
 _MAX_TERMS = 100  # of PEFT's approximation of the Cayley transform; its own default is 5
 _CONSTRAINED_EPS = 6e-5  # PEFT's default for the radius of constrained OFT
@@ -40,6 +42,24 @@ class OutputRotation:
         rows = weight.reshape(blocks, size, -1)
         rotated = (rotations.mT @ rows).reshape(weight.shape)
         return rescaled(self.layer, rotated, self.rescale), bias
+
+
+@dataclass(frozen=True)
+class SplitRotation:
+    """The OFT of a layer whose parts are rotated one by one, as kohya has it for the fused ones of FLUX.1."""
+
+    layer: str  # its name in the file
+    parts: tuple[OutputRotation, ...]  # of its rows, in their order
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The rotated weight. See `Adapter.__call__`."""
+        sizes = [len(part.blocks) * part.blocks.shape[1] for part in self.parts]
+        if sum(sizes) != weight.shape[0]:
+            raise mismatch(self.layer, [sum(sizes)], weight)
+        rotated = (
+            part(rows, None)[0] for part, rows in zip(self.parts, torch.split(weight, sizes), strict=True)
+        )
+        return torch.cat(list(rotated)), bias
 
 
 @dataclass(frozen=True)
@@ -72,11 +92,18 @@ class InputRotation:
         return rotated.reshape(weight.shape), bias
 
 
-def parse(tensors: LayerTensors) -> OutputRotation | InputRotation:
+def parse(tensors: LayerTensors) -> OutputRotation | SplitRotation | InputRotation:
     """The OFT of one layer. Raises CorruptWeights for parts that do not fit."""
     if "oft_R" in tensors.parts:
         return _input_rotation(tensors)
-    part = "oft_diag" if "oft_diag" in tensors.parts else "oft_blocks"
+    if number := sum(part in tensors.parts for part in OFT_PARTS):
+        split = tuple(_output_rotation(tensors, part) for part in OFT_PARTS[:number])
+        return SplitRotation(tensors.layer, split)
+    return _output_rotation(tensors, "oft_diag" if "oft_diag" in tensors.parts else "oft_blocks")
+
+
+def _output_rotation(tensors: LayerTensors, part: str) -> OutputRotation:
+    """The OFT of LyCORIS or kohya of one layer, or of a part of it."""
     blocks = tensors[part]
     if blocks.dim() != 3 or blocks.shape[1] != blocks.shape[2] or blocks.numel() == 0:
         raise tensors.unusable(part)
@@ -86,6 +113,9 @@ def parse(tensors: LayerTensors) -> OutputRotation | InputRotation:
 
 def _input_rotation(tensors: LayerTensors) -> InputRotation:
     """PEFT's OFT of one layer, whose configuration says how the rotation is computed."""
+    if is_onetrainers_oft(tensors.layer, tensors.parts):
+        why = WHY_NOT_MERGED[ONETRAINER_OFT]
+        raise UnsupportedWeights(f"the adapter's layer {tensors.layer[:120]!r} is an {ONETRAINER_OFT}: {why}")
     vectors, config = tensors.matrix("oft_R"), tensors.config
     if vectors.dim() != 2 or block_size(vectors) * (block_size(vectors) - 1) // 2 != vectors.shape[1]:
         raise tensors.unusable("oft_R")

@@ -13,7 +13,7 @@ from finextract.adapters.base import Adapter
 from finextract.adapters.tensors import LayerTensors
 from finextract.errors import CorruptWeights, UnsupportedWeights
 from finextract.metadata.untrusted import object_of
-from finextract.weights.adapter_keys import group_by_layer
+from finextract.weights.adapter_keys import OFT_PARTS, group_by_layer
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ KINDS = (
         is_difference=True,
     ),
     AdapterKind(glora.parse, frozenset({"a1", "a2", "b1", "b2"}), _SCALE | {"bm"}),
-    AdapterKind(oft.parse, frozenset({"oft_blocks", "oft_diag", "oft_R"}), frozenset({"alpha", "rescale"})),
+    AdapterKind(
+        oft.parse,
+        frozenset({"oft_blocks", "oft_diag", "oft_R", *OFT_PARTS}),
+        frozenset({"alpha", "rescale", "scaled_oft"}),
+    ),
     AdapterKind(boft.parse, frozenset({"oft_blocks", "boft_R"}), frozenset({"alpha", "rescale", "boft_s"})),
     AdapterKind(ia3.parse, frozenset({"on_input", "ia3_l"}), frozenset({"weight"})),
     AdapterKind(full.parse, frozenset({"diff", "diff_b"}), beside_others=True),
@@ -117,7 +121,7 @@ def _of_layer(tensors: LayerTensors) -> Iterator[Adapter]:
 
 def _numbers(key: str, part: str, tensor: Tensor) -> Tensor:
     """A tensor that holds real numbers, or whole ones where it is a single number. Raises CorruptWeights."""
-    whole = part in ("alpha", "on_input") and not tensor.dtype.is_complex
+    whole = part in ("alpha", "on_input", "scaled_oft") and not tensor.dtype.is_complex
     if tensor.dtype not in _FLOATS and not whole:
         raise CorruptWeights(f"the adapter holds {key[:120]!r} as {tensor.dtype}, which no trainer writes.")
     return tensor

@@ -23,6 +23,8 @@ _LORA_UP = r"(?:lora_up|lora_B(?:\.default)?|lora\.up|lora_linear_layer\.up)\.we
 # Before PEFT, diffusers stored the adapters of an attention as processor.<projection>_lora.
 _OLD = r"processor\.(?P<projection{0}>to_(?:q|k|v|out))_lora\.{0}\.weight"
 _OLD_DOWN, _OLD_UP = _OLD.format("down"), _OLD.format("up")
+ONETRAINER_OFT = "OFT of OneTrainer"  # of PEFT's tensors, under kohya's names or beside parts of its own
+OFT_PARTS = ("oft_blocks_0", "oft_blocks_1", "oft_blocks_2", "oft_blocks_3")
 _LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 _LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 # Algorithm -> the parts of a layer that it alone has -> their endings. "" are parts of any algorithm.
@@ -44,7 +46,14 @@ _ENDINGS: dict[str, dict[str, str]] = {
     "Tucker decomposition": {"lora_mid": r"lora_mid\.weight"},
     "LoHa": {name: name for name in _LOHA},
     "LoKr": {name: name for name in _LOKR},
-    "OFT": {"oft_blocks": "oft_blocks", "oft_diag": "oft_diag", "oft_R": r"oft_R(?:\.default)?(?:\.weight)?"},
+    "OFT": {
+        "oft_blocks": "oft_blocks",
+        "oft_diag": "oft_diag",
+        "oft_R": r"oft_R(?:\.default)?(?:\.weight)?",
+        "scaled_oft": r"oft_R\.scaled_oft",
+        # kohya's OFT of FLUX.1 rotates the parts of a fused layer by themselves.
+        **{part: rf"oft_blocks\.{i}" for i, part in enumerate(OFT_PARTS)},
+    },
     "BOFT": {"boft_R": r"boft_R(?:\.default)?", "boft_s": r"boft_s(?:\.default)?"},
     "IA3": {"on_input": "on_input", "ia3_l": r"ia3_l(?:\.default)?(?:\.weight)?"},
     "GLoRA": {name: rf"{name}\.weight" for name in ("a1", "a2", "b1", "b2", "bm")},
@@ -73,7 +82,7 @@ _WIDTH_OUT = re.compile(rf"(?:{_LORA_UP}|(?:lora[12]?\.up|\.b1)\.weight|\.hada_w
 _ADDED = re.compile(r"(?:add_embedding[._]linear_1|label_emb[._]0[._]0)$")  # SDXL's second conditioning
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
 # kohya's scripts give a UNet's layers their original names for SDXL alone, and number its text encoders.
-_SDXL_NAME = re.compile(r"lora_unet_(?:input|output|middle)_blocks?_|lora_te[12]_|text_encoder_2\.")
+_SDXL_NAME = re.compile(r"(?:lora|oft)_unet_(?:input|output|middle)_blocks?_|lora_te[12]_|text_encoder_2\.")
 _KOLORS_WIDTH = 5632  # of Kolors' second conditioning; SDXL's is 2816
 
 
@@ -140,6 +149,12 @@ def group_by_layer(keys: Iterable[str]) -> GroupedKeys:
     return found
 
 
+def is_onetrainers_oft(layer: str, parts: Iterable[str]) -> bool:
+    """Whether a layer's rotations are those of OneTrainer, or kohya's oft_v2, which PEFT's resemble."""
+    parts = set(parts)
+    return "oft_R" in parts and (layer.startswith("lora_") or not parts.isdisjoint({"alpha", "scaled_oft"}))
+
+
 def algorithms(header: Header) -> tuple[set[str], bool]:
     """The algorithms that the keys' endings name, and whether every tensor belongs to one of them.
 
@@ -148,12 +163,14 @@ def algorithms(header: Header) -> tuple[set[str], bool]:
     grouped = group_by_layer(header.tensors)
     found: set[str] = set()
     whole = not grouped.rest
-    for parts in grouped.layers.values():
+    for layer, parts in grouped.layers.items():
         for part, key in parts.items():
             parsed = parse_key(key)
             algorithm = parsed.algorithm if parsed else "IA3"
             if part == "oft_blocks" and len(header.tensors[key].shape) == 4:  # one more axis, the factors
                 algorithm = "BOFT"
+            if algorithm == "OFT" and is_onetrainers_oft(layer, parts):
+                algorithm = ONETRAINER_OFT
             if algorithm == "GLoRA" and not parts.keys() >= _GLORA:
                 whole = False
             elif algorithm:
@@ -240,8 +257,9 @@ def _layers(header: Header) -> dict[str, Layer]:
         layer = layers.get(name, Layer())
         if (_WIDTH_OUT.search(key) or parsed.part == "ia3_l") and tensor.shape:
             layers[name] = replace(layer, width_out=tensor.shape[0])
-        elif parsed.part == "oft_blocks" and len(tensor.shape) >= 3:  # [..., blocks, size, size]
-            layers[name] = replace(layer, width_out=tensor.shape[-3] * tensor.shape[-2])
+        elif parsed.part.startswith("oft_blocks") and len(tensor.shape) >= 3:  # [..., blocks, size, size]
+            rows = tensor.shape[-3] * tensor.shape[-2]
+            layers[name] = replace(layer, width_out=layer.width_out + rows)  # of all parts
         else:
             layers[name] = replace(layer, width_in=_width_in(header, key) or layer.width_in)
     return layers

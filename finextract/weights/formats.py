@@ -146,7 +146,7 @@ def _adapter(header: Header) -> WeightsKind | None:
 def _adapter_style(keys: Iterable[str]) -> Style:
     styles: tuple[tuple[Style, tuple[str, ...]], ...] = (
         ("peft", ("base_model.model.",)),
-        ("kohya", ("lora_unet_", "lora_transformer_", "lora_te", "lycoris_")),
+        ("kohya", ("lora_unet_", "oft_unet_", "lora_transformer_", "lora_te", "lycoris_")),
         ("diffusers", ("unet.", "text_encoder", "transformer.", "diffusion_model.")),
         ("xlabs", ("double_blocks.", "single_blocks.")),
     )

@@ -9,10 +9,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 _DENOISERS = ("unet", "transformer")
-# What opens kohya's names of a component's layers. OneTrainer calls the transformer lora_transformer.
-_KOHYA_STARTS = {
-    "unet": ("lora_unet", "lycoris"),
-    "transformer": ("lora_unet", "lora_transformer", "lycoris"),
+# What opens kohya's names of a component's layers, "oft_unet" in the files of its networks/oft.py. OneTrainer
+# calls the transformer lora_transformer.
+KOHYA_STARTS = {
+    "unet": ("lora_unet", "oft_unet", "lycoris"),
+    "transformer": ("lora_unet", "oft_unet", "lora_transformer", "lycoris"),
     "text_encoder": ("lora_te", "lora_te1", "lycoris"),
     "text_encoder_2": ("lora_te2",),
     "text_encoder_3": ("lora_te3",),
@@ -37,10 +38,11 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
     """Every name that an adapter file may have for a layer -> the layer's own name.
 
     `layers` are names as of `Model.layers()`, such as "unet.down_blocks.0.attentions.0.proj_in". Files name
-    it "lora_unet_down_blocks_0_attentions_0_proj_in" (kohya, OneTrainer, LyCORIS with "lycoris_"),
-    "unet.down_blocks..." (diffusers), "base_model.model.down_blocks..." (PEFT), "down_blocks..." (the
-    training scripts) or "diffusion_model.down_blocks..." (ai-toolkit), each also with the names that the
-    model's original code has for its layers. Where two layers would share a name, the first has it.
+    it "lora_unet_down_blocks_0_attentions_0_proj_in" (kohya, OneTrainer, LyCORIS with "lycoris_",
+    kohya's OFT with "oft_unet_"), "unet.down_blocks..." (diffusers), "base_model.model.down_blocks..."
+    (PEFT), "down_blocks..." (the training scripts) or "diffusion_model.down_blocks..." (ai-toolkit), each
+    also with the names that the model's original code has for its layers. Where two layers would share a
+    name, the first has it.
     """
     layers = list(layers)
     original = original_unet_names(layers)
@@ -61,7 +63,7 @@ def _styles(component: str, components: Collection[str], name: str) -> Iterator[
     """The names that files have for the layer `name` of one of a model's components."""
     yield f"{component}.{name}"
     yield f"base_model.model.{name}"
-    for start in _KOHYA_STARTS.get(component, (component,)):
+    for start in KOHYA_STARTS.get(component, (component,)):
         yield f"{start}_{name.replace('.', '_')}"
     last = max((c for c in components if c.startswith("text_encoder")), default="")
     if component == last and "transformer" in components:

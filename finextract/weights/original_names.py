@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from finextract.weights.layer_names import layer_names
+from finextract.weights.layer_names import KOHYA_STARTS, layer_names
 
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 _ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
@@ -128,7 +128,8 @@ def file_layers(layers: Iterable[str]) -> dict[str, FileLayer]:
     for original, target in original_layers(layers).items():
         for prefix in _PREFIXES:
             names.setdefault(f"{prefix}{original}", target)
-        names.setdefault(f"lora_unet_{original.replace('.', '_')}", target)
+        for start in KOHYA_STARTS["transformer"]:
+            names.setdefault(f"{start}_{original.replace('.', '_')}", target)
     return names
 
 

@@ -115,6 +115,42 @@ def test_a_change_far_beyond_the_weights_is_corrupt_and_a_large_one_is_not() -> 
                 merged("bare", difference)
 
 
+@pytest.mark.parametrize(
+    ("layer", "parts"),
+    [
+        ("fc", {"diff_b": torch.full((6,), 1e30)}),
+        ("fc", {"diff": torch.zeros(6, 4), "diff_b": torch.full((6,), 1e4)}),
+        ("conv", {"diff_b": torch.full((6,), 1e30)}),
+        ("norm", {"b_norm": torch.full((6,), 1e30)}),
+        ("norm", {"w_norm": torch.full((6,), 1e30)}),
+        ("norm", {"w_norm": torch.zeros(6), "b_norm": torch.full((6,), 1e4)}),
+        (
+            "fc",
+            {
+                "lora_down": torch.zeros(2, 4),
+                "lora_up": torch.ones(6, 2),
+                "lora_bias": torch.full((6,), 1e30),
+            },
+        ),
+        ("fc", {"ia3_l": torch.full((6, 1), 1e30)}),
+    ],
+)
+def test_a_bias_or_a_norm_layer_that_changes_far_beyond_its_size_is_corrupt(
+    layer: str, parts: dict[str, Tensor]
+) -> None:
+    with pytest.raises(CorruptWeights, match=rf"'unet\.{layer}' by .* times the norm of its"):
+        merged(layer, parts)
+
+
+@pytest.mark.parametrize("layer", ["fc", "norm"])
+def test_a_bias_that_was_0_may_change_as_training_changes_it(layer: str) -> None:
+    module = layers()[f"unet.{layer}"]
+    nn.init.zeros_(module.get_parameter("bias"))
+    part = "b_norm" if layer == "norm" else "diff_b"
+    merge({"unet.a": module}, parse_adapter({f"unet.a.{part}": torch.full((6,), 3.0)}, {}, {}))
+    assert torch.equal(module.get_parameter("bias"), torch.full((6,), 3.0))
+
+
 def test_a_number_that_the_layers_precision_does_not_have_is_corrupt() -> None:
     half = {"unet.fc": nn.Linear(2, 2).half()}
     nn.init.constant_(half["unet.fc"].get_parameter("weight"), 50_000)
@@ -182,6 +218,23 @@ def test_a_rotation_of_pefts_is_refused_without_the_configuration_that_says_how_
     }  # fmt: skip
     with pytest.raises(UnsupportedWeights, match=r"adapter_config\.json"):
         merged("bare", {"oft_R": torch.ones(1, 6)}, terms)
+
+
+@pytest.mark.parametrize(
+    ("layer", "further"),
+    [
+        ("lora_unet_bare", {"alpha": torch.tensor(1.0)}),  # OneTrainer
+        ("lora_unet_bare", {}),  # kohya's oft_v2
+        ("transformer.bare", {"alpha": torch.tensor(1.0), "oft_R.scaled_oft": torch.tensor(True)}),
+    ],
+)
+def test_an_oft_of_onetrainer_is_refused_in_a_sentence_of_its_own(
+    layer: str, further: dict[str, Tensor]
+) -> None:
+    state = {f"{layer}.oft_R.weight": torch.ones(1, 6)}
+    state |= {f"{layer}.{part}": tensor for part, tensor in further.items()}
+    with pytest.raises(UnsupportedWeights, match=r"an OFT of OneTrainer: .* Ask its author for a LoRA"):
+        parse_adapter(state, {}, {"oft_block_size": 4})
 
 
 def test_ia3_of_a_square_convolution_is_refused_where_no_configuration_says_what_it_scales() -> None:

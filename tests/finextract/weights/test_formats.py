@@ -221,6 +221,8 @@ def test_every_tried_file_is_classified_as_the_table_says(name: str) -> None:
         ("dora-sd1-peft", ("DoRA", "LoRA")),
         ("loha-sd1-lycoris", ("LoHa",)),
         ("loha-dora-sd1-lycoris", ("DoRA", "LoHa")),
+        ("oft-flux-kohya", ("OFT",)),
+        ("oft-sd1-onetrainer", ("OFT of OneTrainer",)),
         ("locon-tucker-sd1-lycoris", ("LoRA", "Tucker decomposition")),
         ("locon-norms-sd1-lycoris", ("LoRA", "norm layers")),
         ("unet-sdxl-refiner", ()),
