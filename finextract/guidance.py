@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from finextract.errors import RequestError
@@ -80,14 +81,16 @@ def correct(
 ) -> Tensor:  # fmt: skip
     """Adds the correction term of Wu, Zhang and Wu to a guided prediction: k u, in terms of the noise.
 
-    u is the noise that the base's prediction `base` states, k = `correction`. A prediction of the velocity or
-    of the flow is converted there and back, because the term is no extrapolation and so depends on what is
-    predicted (docs/method.md). Where x_t is noise alone there is nothing to correct. All [N, C, H, W].
+    u is the noise that the base's prediction `base` states, k = `correction`. A prediction v states the noise
+    c v + d x_t, so k u more of the noise is k u / c more of the prediction (docs/method.md). Where x_t is
+    noise alone there is nothing to correct. Computed in float32 at least, because c is small near the noise,
+    and rounded once. All [N, C, H, W].
     """
     if not correction or solver.signal(t) <= 0:
         return guided
-    noise = solver.noise(x, guided, t) + correction * solver.noise(x, base, t)
-    return solver.with_noise(x, noise, t)
+    wide = torch.promote_types(guided.dtype, torch.float32)
+    u = solver.noise(x.to(wide), base.to(wide), t)
+    return (guided + correction / solver.noise_share(t) * u).to(guided.dtype)
 
 
 def classifier_free_guidance(eps_empty: Tensor, eps_caption: Tensor, guidance_scale: float) -> Tensor:

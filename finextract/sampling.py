@@ -115,13 +115,9 @@ class DDIM:
         result: Tensor = alpha**0.5 * prediction + (1 - alpha) ** 0.5 * x
         return result
 
-    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
-        """The prediction that states this noise to be in x_t; all [N, C, H, W]."""
-        if not self.predicts_velocity:
-            return noise
-        alpha = self._alpha(t)
-        result: Tensor = (noise - (1 - alpha) ** 0.5 * x) / alpha**0.5
-        return result
+    def noise_share(self, t: float) -> float:
+        """1 of a prediction of the noise, sqrt(alpha_t) of one of the velocity."""
+        return self.signal(t) if self.predicts_velocity else 1.0
 
     def _alpha(self, t: float) -> float:
         if t < 0 and self.final_alpha_cumprod is not None:
@@ -212,9 +208,9 @@ class FlowEuler:
         """The noise that the predicted velocity sees in x_t: n = x_t + (1 - s) v; all [N, C, H, W]."""
         return x + (1 - t / TRAINED_TIMES) * prediction
 
-    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
-        """The velocity that states this noise to be in x_t: v = (n - x_t) / (1 - s); all [N, C, H, W]."""
-        return (noise - x) / (1 - t / TRAINED_TIMES)
+    def noise_share(self, t: float) -> float:
+        """1 - s."""
+        return self.signal(t)
 
 
 def _shifted(sigma: float, shift: float) -> float:

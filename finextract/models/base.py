@@ -59,8 +59,11 @@ class Solver(Protocol):
         """The noise that a prediction states to be in x_t; all [N, C, H, W]."""
         ...
 
-    def with_noise(self, x: Tensor, noise: Tensor, t: float) -> Tensor:
-        """The prediction that states this noise to be in x_t; all [N, C, H, W]. Needs a signal above 0."""
+    def noise_share(self, t: float) -> float:
+        """How much noise a prediction states: c of `noise(x, prediction, t)` = c prediction + d x_t.
+
+        It is above 0 where the signal is.
+        """
         ...
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from tiny.checks import stating
 
 from finextract.errors import RequestError
 from finextract.guidance import correct
@@ -83,7 +84,7 @@ def test_the_perfect_prediction_sees_the_noise_that_was_added_and_is_found_from_
     x = solver.add_noise(latents, noise, t)
     velocity = solver.target(latents, noise, t)
     torch.testing.assert_close(solver.noise(x, velocity, t), noise)
-    torch.testing.assert_close(solver.with_noise(x, noise, t), velocity)
+    torch.testing.assert_close(stating(solver, x, noise, t), velocity)
     torch.testing.assert_close(x - t / 1000 * velocity, latents)
 
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from tiny.checks import stating
 
 from finextract.errors import RequestError
 from finextract.guidance import classifier_free_guidance, correct, model_guidance
-from finextract.sampling import DDIM, initial_noise, sample_latents
+from finextract.models.base import Solver
+from finextract.sampling import DDIM, FlowEuler, initial_noise, sample_latents
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0).tolist()
 
@@ -37,11 +39,31 @@ def test_predictions_of_the_velocity_are_guided_and_corrected_as_those_of_the_no
     x, base, tuned = torch.randn(3, 2, 4, 8, 8, dtype=torch.float64)
     of_noise, of_velocity = DDIM(ALPHAS), DDIM(ALPHAS, predicts_velocity=True)
     for t in (20, 500, 980):
-        velocities = [of_velocity.with_noise(x, noise, t) for noise in (base, tuned)]
+        velocities = [stating(of_velocity, x, noise, t) for noise in (base, tuned)]
         guided = correct(of_noise, x, model_guidance(base, tuned, 3.0), base, -0.02, t)
         other = correct(of_velocity, x, model_guidance(*velocities, 3.0), velocities[0], -0.02, t)
         torch.testing.assert_close(of_velocity.noise(x, other, t), guided)
         torch.testing.assert_close(of_velocity.step(x, other, t, t - 20), of_noise.step(x, guided, t, t - 20))
+
+
+@pytest.mark.parametrize("t", [993.0, 964.0, 500.0])
+@pytest.mark.parametrize(
+    "solver",
+    [DDIM(ALPHAS), DDIM(ALPHAS, predicts_velocity=True), FlowEuler(shift=3.0)],
+    ids=["noise", "velocity", "flow"],
+)
+def test_a_correction_in_half_precision_is_the_exact_one_rounded_once(solver: Solver, t: float) -> None:
+    x, base, tuned = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    guided = model_guidance(base, tuned, 1.5)
+    found = correct(solver, x, guided, base, -0.02, t)
+    exact = stating(
+        solver,
+        x.double(),
+        solver.noise(x.double(), guided.double(), t) - 0.02 * solver.noise(x.double(), base.double(), t),
+        t,
+    )
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
 
 
 def test_where_there_is_noise_alone_nothing_is_corrected() -> None:
@@ -58,7 +80,7 @@ def test_the_target_is_the_prediction_that_states_the_noise_that_was_added(veloc
     for t in (20, 500, 980):
         x, target = solver.add_noise(latents, noise, t), solver.target(latents, noise, t)
         torch.testing.assert_close(solver.noise(x, target, t), noise)
-        torch.testing.assert_close(solver.with_noise(x, noise, t), target)
+        torch.testing.assert_close(stating(solver, x, noise, t), target)
         torch.testing.assert_close(solver.step(x, target, t, 0), solver.add_noise(latents, noise, 0))
 
 

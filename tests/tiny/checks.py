@@ -9,6 +9,7 @@ import torch
 import tried_formats
 from torch import Tensor
 
+from finextract.models.base import Solver
 from finextract.weights.adapter_keys import parse_key
 from finextract.weights.original_names import file_layers
 
@@ -17,6 +18,11 @@ def far(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape
     return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def stating(solver: Solver, x: Tensor, noise: Tensor, t: float) -> Tensor:
+    """The prediction that states this noise to be in x_t."""
+    return (noise - solver.noise(x, torch.zeros_like(x), t)) / solver.noise_share(t)
 
 
 def assert_adapter_fits(adapter: str, layers: Mapping[str, Any]) -> None:

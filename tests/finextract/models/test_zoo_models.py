@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny.checks import stating
 from torch import Tensor
 
 from finextract.audit import audit, read_images
@@ -342,7 +343,7 @@ class Velocity(StableDiffusion):
 
     def predict(self, x: torch.Tensor, t: float, conditioning: torch.Tensor) -> torch.Tensor:
         noise = super().predict(x, t, conditioning)
-        return replace(self.solver, predicts_velocity=True).with_noise(x, noise, t)
+        return stating(replace(self.solver, predicts_velocity=True), x, noise, t)
 
 
 def test_it_is_measured_whether_weights_predict_the_noise_or_the_velocity(base: StableDiffusion) -> None:
