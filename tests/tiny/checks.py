@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import tried_formats
-from torch import Tensor
+from torch import Tensor, nn
 
 from finextract.models.base import Solver
 from finextract.weights.adapter_keys import parse_key
@@ -23,6 +25,28 @@ def far(ours: Tensor, theirs: Tensor) -> float:
 def stating(solver: Solver, x: Tensor, noise: Tensor, t: float) -> Tensor:
     """The prediction that states this noise to be in x_t."""
     return (noise - solver.noise(x, torch.zeros_like(x), t)) / solver.noise_share(t)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a pipeline's denoiser."""
+
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    output: Any
+
+
+@contextmanager
+def calls_of(denoiser: nn.Module) -> Iterator[list[Call]]:
+    """The calls of a pipeline's denoiser within the block."""
+    calls: list[Call] = []
+    hook = denoiser.register_forward_hook(
+        lambda _, inputs, named, output: calls.append(Call(inputs, named, output)), with_kwargs=True
+    )
+    try:
+        yield calls
+    finally:
+        hook.remove()
 
 
 def assert_adapter_fits(adapter: str, layers: Mapping[str, Any]) -> None:

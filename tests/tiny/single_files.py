@@ -95,6 +95,14 @@ def vae_names(vae: Any, prefix: str = "first_stage_model.") -> dict[str, Tensor]
     return named
 
 
+def stable_diffusion_1(pipeline: Any) -> dict[str, Tensor]:
+    """Everything but the VAE."""
+    return {
+        **unet_names(pipeline.unet),
+        **clip_names(pipeline.text_encoder, "cond_stage_model.transformer."),
+    }
+
+
 def stable_diffusion_2(pipeline: Any) -> dict[str, Tensor]:
     """Everything but the VAE; the text encoder has a last layer and a projection that no model here uses."""
     prefix = "cond_stage_model.model."

@@ -1,4 +1,4 @@
-"""Pipelines of the shapes of Stable Diffusion 2 and SDXL: small random weights, the zoo's tokenizer."""
+"""Pipelines of the shapes of Stable Diffusion 1, 2 and SDXL: small random weights, the zoo's tokenizer."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def unet(context: int, **further: Any) -> Any:
     return UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(32, 64),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=8, attention_head_dim=[2, 4],
-        cross_attention_dim=context, use_linear_projection=True, **further,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=8, cross_attention_dim=context,
+        **{"use_linear_projection": True, "attention_head_dim": [2, 4], **further},
     ).eval()  # fmt: skip
 
 
@@ -53,15 +53,24 @@ def vae() -> Any:
     ).eval()  # fmt: skip
 
 
+def stable_diffusion_1(velocity: bool, seed: int = 0) -> Any:
+    """A StableDiffusionPipeline with text embeddings of 24, and as many heads in every layer."""
+    return _stable_diffusion(velocity, seed, 24, use_linear_projection=False, attention_head_dim=4)
+
+
 def stable_diffusion_2(velocity: bool, seed: int = 0) -> Any:
     """A StableDiffusionPipeline whose text embeddings are 1024 wide."""
+    return _stable_diffusion(velocity, seed, 1024)
+
+
+def _stable_diffusion(velocity: bool, seed: int, context: int, **of_unet: Any) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(seed)
     return StableDiffusionPipeline(
-        vae=vae(), text_encoder=text_encoder(1024, 2), tokenizer=tokenizer(), unet=unet(1024),
-        scheduler=DDIMScheduler(**(VELOCITY if velocity else SCHEDULE)), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=vae(), text_encoder=text_encoder(context, 2), tokenizer=tokenizer(),
+        unet=unet(context, **of_unet), scheduler=DDIMScheduler(**(VELOCITY if velocity else SCHEDULE)),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 

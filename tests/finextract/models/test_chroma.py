@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import chroma as tiny
 from tiny import no_numbers
-from tiny.checks import assert_adapter_fits, far, ones_of_rank_1
+from tiny.checks import assert_adapter_fits, calls_of, far, ones_of_rank_1
 from tiny.flow_configs import T5
 from tiny.flow_pipelines import SIDE
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -47,6 +47,20 @@ def theirs_sampled(pipeline: Any, noise: torch.Tensor, guidance_scale: float) ->
         num_inference_steps=STEPS, guidance_scale=guidance_scale, latents=packed(noise), output_type="latent",
     ).images  # fmt: skip
     return unpacked(made, *noise.shape[2:])
+
+
+@torch.inference_mode()
+def test_a_prediction_is_that_of_the_pipelines_transformer(both: tuple[Any, Any]) -> None:
+    """The pipeline calls it for each of the two prompts in turn."""
+    pipeline, model = both
+    noise = initial_noise([3, 4], model.latent_shape)
+    with calls_of(pipeline.transformer) as calls:
+        theirs_sampled(pipeline, noise, 3.0)
+    assert len(calls) == 2 * STEPS
+    prompts = [model.condition(prompt) for prompt in (PROMPT, "")]
+    for call, words in zip(calls, prompts * STEPS, strict=True):
+        x, theirs = (unpacked(t, *noise.shape[2:]) for t in (call.named["hidden_states"], call.output[0]))
+        assert far(model.predict(x, 1000 * float(call.named["timestep"][0]), words), theirs) < 1e-5
 
 
 @torch.inference_mode()

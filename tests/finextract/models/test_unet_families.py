@@ -1,4 +1,4 @@
-"""Stable Diffusion 2 and SDXL against the pipelines of diffusers: small random weights, the same noise."""
+"""Stable Diffusion 1, 2 and SDXL against the pipelines of diffusers: small random weights, the same noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import single_files
-from tiny.unet_pipelines import stable_diffusion_2, stable_diffusion_xl
+from tiny.checks import calls_of, far
+from tiny.unet_pipelines import stable_diffusion_1, stable_diffusion_2, stable_diffusion_xl
 
 from finextract.errors import BaseMismatch
 from finextract.extract import guided_predictor
@@ -24,7 +25,8 @@ from finextract.models.parts import TextStates
 from finextract.sampling import initial_noise, sample_latents
 
 PROMPT = "a picture of a cat"
-MAKERS = {"sd2": stable_diffusion_2, "sdxl": stable_diffusion_xl}
+STEPS = 5
+MAKERS = {"sd1": stable_diffusion_1, "sd2": stable_diffusion_2, "sdxl": stable_diffusion_xl}
 FAMILIES = [(family, velocity) for family in MAKERS for velocity in (False, True)]
 
 
@@ -54,6 +56,29 @@ def both(request: pytest.FixtureRequest, loaded: Loaded) -> tuple[Any, TunableMo
     return loaded(*request.param)
 
 
+def theirs_sampled(pipeline: Any, noise: torch.Tensor, scale: float) -> torch.Tensor:
+    """The latents that diffusers' pipeline makes of the noise."""
+    made: torch.Tensor = pipeline(
+        PROMPT, num_images_per_prompt=len(noise), latents=noise, guidance_scale=scale,
+        num_inference_steps=STEPS, output_type="latent",
+    ).images  # fmt: skip
+    return made
+
+
+@torch.inference_mode()
+def test_a_prediction_is_that_of_the_pipelines_unet(both: tuple[Any, TunableModel]) -> None:
+    """The pipeline gives it the empty prompt and the other one in one call."""
+    pipeline, model = both
+    with calls_of(pipeline.unet) as calls:
+        theirs_sampled(pipeline, initial_noise((3, 4), model.latent_shape), 3.0)
+    assert [float(call.inputs[1]) for call in calls] == list(model.solver.timesteps(STEPS)[:-1])
+    prompts = [model.condition(prompt) for prompt in ("", PROMPT)]
+    for call in calls:
+        x, t = call.inputs[0].chunk(2), float(call.inputs[1])
+        ours = [model.predict(half, t, words) for half, words in zip(x, prompts, strict=True)]
+        assert far(torch.cat(ours), call.output[0]) < 1e-5
+
+
 @pytest.mark.parametrize(("scale", "method"), [(1.0, "direct"), (3.0, "finextract"), (3.0, "cfg")])
 def test_a_trajectory_is_that_of_diffusers_from_the_same_noise(
     both: tuple[Any, TunableModel], scale: float, method: str
@@ -61,16 +86,12 @@ def test_a_trajectory_is_that_of_diffusers_from_the_same_noise(
     """Model guidance with tuned = base is classifier-free guidance, and a scale of 1 is the model alone."""
     pipeline, model = both
     noise = initial_noise((3, 4), model.latent_shape)
-    negative = {"negative_prompt": None} if scale > 1 else {}
     with torch.inference_mode():
-        theirs = pipeline(
-            PROMPT, num_images_per_prompt=2, latents=noise, guidance_scale=scale, num_inference_steps=5,
-            output_type="latent", **negative,
-        ).images  # fmt: skip
+        theirs = theirs_sampled(pipeline, noise, scale)
         guidance = DIRECT if method == "direct" else Guidance(scale, 0.0, "given")
         predict = guided_predictor(CopiedPair(model, model, "full"), PROMPT, method, guidance)  # type: ignore[arg-type]
-        ours = sample_latents(predict, noise, model.solver, 5)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        ours = sample_latents(predict, noise, model.solver, STEPS)
+        assert far(ours, theirs) < 1e-5
         images = pipeline.image_processor.postprocess(
             pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample, output_type="pt"
         )
@@ -104,7 +125,7 @@ def test_sdxl_encodes_the_empty_prompt_where_the_pipeline_does(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("sd2", torch.float16), ("sdxl", torch.float32), ("sdxl", torch.float8_e4m3fn)],
+    [("sd1", torch.float16), ("sd2", torch.float16), ("sdxl", torch.float32), ("sdxl", torch.float8_e4m3fn)],
     ids=str,
 )
 def test_a_file_in_the_original_names_is_read_in_every_precision(

@@ -14,7 +14,7 @@ import tried_formats
 from safetensors.torch import save_file
 from tiny import no_numbers
 from tiny import z_image as tiny
-from tiny.checks import assert_adapter_fits, far, ones_of_rank_1
+from tiny.checks import assert_adapter_fits, calls_of, far, ones_of_rank_1
 from tiny.flow_pipelines import SIDE
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -76,17 +76,13 @@ def test_a_prediction_is_what_the_pipelines_transformer_says_at_the_same_time(bo
     """The pipeline gives both prompts to one call, so that the shorter one is padded and masked."""
     pipeline, model = both
     words, empty = model.condition(PROMPT), model.condition("")
-    calls: list[tuple[Any, ...]] = []
-    hook = pipeline.transformer.register_forward_hook(
-        lambda _, given, made: calls.append((given[0], given[1], made[0]))
-    )
-    theirs_sampled(pipeline, initial_noise([3, 4], model.latent_shape), 2.0)
-    hook.remove()
+    with calls_of(pipeline.transformer) as calls:
+        theirs_sampled(pipeline, initial_noise([3, 4], model.latent_shape), 2.0)
     assert len(calls) == STEPS
-    for frames, times, made in calls:
-        x, t = torch.stack(frames).squeeze(2), 1000 * (1 - float(times[0]))
+    for call in calls:
+        x, t = torch.stack(call.inputs[0]).squeeze(2), 1000 * (1 - float(call.inputs[1][0]))
         ours = torch.cat([model.predict(x[:2], t, words), model.predict(x[2:], t, empty)])
-        assert far(ours, -torch.stack(made).squeeze(2)) < 5e-6
+        assert far(ours, -torch.stack(call.output[0]).squeeze(2)) < 5e-6
 
 
 @torch.inference_mode()
@@ -112,12 +108,10 @@ def test_a_trajectory_is_that_of_the_pipeline_alone_and_under_guidance(both: tup
 @torch.inference_mode()
 def test_samples_are_evaluated_in_one_call_and_each_is_what_it_is_alone(both: tuple[Any, Any]) -> None:
     _, model = both
-    calls: list[object] = []
-    hook = model.transformer.register_forward_hook(lambda *_: calls.append(None))
     words, noise = model.condition(PROMPT), initial_noise([1, 2, 3], model.latent_shape)
-    together = model.predict(noise, 700.0, words)
+    with calls_of(model.transformer) as calls:
+        together = model.predict(noise, 700.0, words)
     assert len(calls) == 1
-    hook.remove()
     alone = torch.cat([model.predict(one, 700.0, words) for one in noise.split(1)])
     assert far(together, alone) < 1e-5
 
