@@ -61,7 +61,7 @@ def main() -> None:
     torch.manual_seed(0)
     with timed("models made"):
         found: dict[str, Any] = full_size.parts(family, "cpu", torch.bfloat16)
-        found["vae"] = full_size.vae(family, "cpu", torch.bfloat16)
+        found["vae"] = full_size.vae(family, torch.bfloat16)
         for module in found.values():
             module.eval().requires_grad_(False)
         found["unet"].register_to_config(sample_size=SIDE)

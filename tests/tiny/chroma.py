@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from tiny.flow_pipelines import FLUX_SHAPE, _moved, _t5, _vae, t5_tokenizer
 
+from finextract.single_files import published_config
+
 TRANSFORMER: dict[str, Any] = {
     "approximator_hidden_dim": 5120, "approximator_layers": 5, "approximator_num_channels": 64,
     "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56), "in_channels": 64,
@@ -17,6 +19,26 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "dynamic shift": {"use_dynamic_shifting": True},
     "beta sigmas": {"shift": 1.0, "use_beta_sigmas": True},
 }
+
+
+INDEX = {
+    "_class_name": "ChromaPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"],
+    "transformer": ["diffusers", "ChromaTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+}  # fmt: skip
+
+
+def configs() -> dict[str, dict[str, Any]]:
+    """The configuration files of a published Chroma, as far as they are known here, with FLUX.1's VAE."""
+    return {
+        "transformer/config.json": {"_class_name": "ChromaTransformer2DModel", **TRANSFORMER},
+        "text_encoder/config.json": published_config("flux-dev", "text_encoder_2/config.json"),
+        "vae/config.json": published_config("flux-dev", "vae/config.json"),
+        "scheduler/scheduler_config.json": {
+            "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000,
+            **SCHEDULERS["dynamic shift"],
+        },
+    }  # fmt: skip
 
 
 def components() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from tiny.flow_pipelines import _moved, _vae
 
+from finextract.single_files import published_config
+
 WIDTH, TEXT_WIDTH = 32, 24  # of the tiny one
 TRANSFORMER: dict[str, Any] = {
     "all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 16, "dim": 3840, "n_layers": 30,
@@ -26,6 +28,11 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "Turbo's shift": {"shift": 3.0, "use_dynamic_shifting": False},
     "dynamic shift": {"shift": 6.0, "use_dynamic_shifting": True},
 }
+INDEX = {
+    "_class_name": "ZImagePipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3Model"], "tokenizer": ["transformers", "Qwen2Tokenizer"],
+    "transformer": ["diffusers", "ZImageTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+}  # fmt: skip
 # What Qwen3's published template does with messages without tools and without thoughts.
 TEMPLATE = """\
 {%- for message in messages %}
@@ -38,6 +45,23 @@ TEMPLATE = """\
     {%- endif %}
 {%- endif %}
 """
+
+
+def configs() -> dict[str, dict[str, Any]]:
+    """The configuration files of the published Turbo, as far as they are known here, with FLUX.1's VAE."""
+    return {
+        "transformer/config.json": {
+            "_class_name": "ZImageTransformer2DModel", **TRANSFORMER, "all_patch_size": [2],
+            "all_f_patch_size": [1],
+        },
+        "text_encoder/config.json": QWEN3,
+        "vae/config.json": published_config("flux-dev", "vae/config.json"),
+        "scheduler/scheduler_config.json": {
+            "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000,
+            **SCHEDULERS["Turbo's shift"],
+        },
+        "tokenizer/tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 131072},
+    }  # fmt: skip
 
 
 @cache

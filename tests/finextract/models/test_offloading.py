@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import z_image
 from tiny.flow_pipelines import flux_components, sd3_components
 from tiny.no_numbers import moved
 from tiny.unet_pipelines import stable_diffusion_xl
@@ -26,6 +27,7 @@ from finextract.models.offloading import Offloading, blocks_of, device_of, strea
 from finextract.models.stable_diffusion import load as load_stable_diffusion
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.models.stable_diffusion_xl import StableDiffusionXL
+from finextract.models.z_image import ZImage
 from finextract.sampling import DDIM, FlowEuler
 from finextract.weights.original_names import FileLayer
 
@@ -43,6 +45,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sdxl": sdxl,
     "sd3": lambda: StableDiffusion3(**sd3_components(), solver=FlowEuler()),
     "flux": lambda: Flux(**flux_components(), solver=FlowEuler()),
+    "z_image": lambda: ZImage(**z_image.components(), solver=FlowEuler()),
 }
 
 
@@ -81,7 +84,8 @@ def test_what_is_offloaded_is_on_the_gpu_for_its_use_alone(family: str, offloadi
                     prepend=True,
                 )
         words = model.condition("a red house")
-        assert {words.sequence.device.type, words.pooled.device.type} == {"cuda"}
+        states = [words] if isinstance(words, torch.Tensor) else vars(words).values()
+        assert {tensor.device.type for tensor in states} == {"cuda"}
         latents = model.encode(torch.empty(2, 3, *model.image_size, dtype=torch.uint8))
         assert latents.device.type == "cuda"
         assert model.predict(latents, 0.0, words).device.type == "cuda"

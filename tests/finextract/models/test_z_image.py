@@ -28,7 +28,6 @@ from finextract.models.loading import gpu_precision, load_base, load_pair, tune
 from finextract.models.offloading import blocks_of, stream_blocks
 from finextract.models.z_image import ZImage, framed, load
 from finextract.sampling import FlowEuler, initial_noise, sample_latents
-from finextract.single_files import published_config
 from finextract.support import family_of_pipeline, why_unsupported_configs, why_unsupported_pipeline
 from finextract.weights.formats import Header, TensorInfo, classify
 from finextract.weights.original_names import file_layers, original_layers
@@ -399,39 +398,15 @@ def test_an_adapter_with_learned_words_is_refused(folder: Path, tmp_path: Path) 
         load_pair(folder, path, CPU)
 
 
-def published() -> dict[str, dict[str, Any]]:
-    """The configuration files of the published Turbo, as far as they are known here, with FLUX.1's VAE."""
-    return {
-        "transformer/config.json": {
-            "_class_name": "ZImageTransformer2DModel", **tiny.TRANSFORMER, "all_patch_size": [2],
-            "all_f_patch_size": [1],
-        },
-        "text_encoder/config.json": tiny.QWEN3,
-        "vae/config.json": published_config("flux-dev", "vae/config.json"),
-        "scheduler/scheduler_config.json": {
-            "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000,
-            **tiny.SCHEDULERS["Turbo's shift"],
-        },
-        "tokenizer/tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 131072},
-    }  # fmt: skip
-
-
-INDEX = {
-    "_class_name": "ZImagePipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "Qwen3Model"], "tokenizer": ["transformers", "Qwen2Tokenizer"],
-    "transformer": ["diffusers", "ZImageTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
-}  # fmt: skip
-
-
 def test_the_published_pipeline_can_be_loaded_and_one_that_takes_an_image_is_refused() -> None:
-    configs = published()
+    configs = tiny.configs()
     denoiser = configs["transformer/config.json"]
-    assert family_of_pipeline(INDEX, denoiser) == "z_image"
+    assert family_of_pipeline(tiny.INDEX, denoiser) == "z_image"
     scheduler = configs["scheduler/scheduler_config.json"]
-    assert why_unsupported_pipeline(INDEX, scheduler, denoiser, "p") is None
+    assert why_unsupported_pipeline(tiny.INDEX, scheduler, denoiser, "p") is None
     assert why_unsupported_configs("z_image", configs, "p") is None
     omni = {
-        **INDEX, "_class_name": "ZImageOmniPipeline", "siglip": ["transformers", "Siglip2VisionModel"],
+        **tiny.INDEX, "_class_name": "ZImageOmniPipeline", "siglip": ["transformers", "Siglip2VisionModel"],
         "siglip_processor": ["transformers", "Siglip2ImageProcessorFast"],
     }  # fmt: skip
     found = why_unsupported_pipeline(omni, scheduler, denoiser, "p")
@@ -455,7 +430,7 @@ def test_the_published_pipeline_can_be_loaded_and_one_that_takes_an_image_is_ref
     ],
 )
 def test_a_configuration_out_of_bounds_is_refused(file: str, name: str, value: object, words: str) -> None:
-    configs = published()
+    configs = tiny.configs()
     found = why_unsupported_configs("z_image", {**configs, file: {**configs[file], name: value}}, "p")
     assert found is not None
     assert f"p/{file}" in found.sentence
