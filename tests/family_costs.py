@@ -26,25 +26,24 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from tiny import z_image  # noqa: E402
-from tiny.full_size import made_on  # noqa: E402
+from tiny.full_size import config_of, made_on  # noqa: E402
 
 from finextract.gpu_needs import GPU_NEEDS  # noqa: E402
 from finextract.models.offloading import blocks_of  # noqa: E402
 from finextract.models.parts import PIXELS_AT_ONCE  # noqa: E402
-from finextract.single_files import published_config  # noqa: E402
 
 NAMES = {
     "sd1": "Stable Diffusion 1.5, 512 x 512", "sd2-v": "Stable Diffusion 2.1, 768 x 768",
     "sdxl": "SDXL, 1024 x 1024", "sd3-medium": "Stable Diffusion 3 medium, 1024 x 1024",
     "sd35-medium": "Stable Diffusion 3.5 medium, 1024 x 1024",
     "sd35-large": "Stable Diffusion 3.5 large, 1024 x 1024", "flux-dev": "FLUX.1 dev, 1024 x 1024",
-    "flux-schnell": "FLUX.1 schnell, 1024 x 1024", "z-image": "Z-Image, 1024 x 1024",
+    "flux-schnell": "FLUX.1 schnell, 1024 x 1024", "chroma": "Chroma, 1024 x 1024",
+    "z-image": "Z-Image, 1024 x 1024",
 }  # fmt: skip
 # The largest model of each family, which its worker's share is told by.
 LARGEST = {
     "sd1": "sd1", "sd2": "sd2-v", "sdxl": "sdxl", "sd3": "sd35-large", "flux": "flux-dev",
-    "z_image": "z-image",
+    "chroma": "chroma", "z_image": "z-image",
 }  # fmt: skip
 CONTEXT_GIB = 1.0  # of CUDA, its libraries, and what the allocator leaves unused; assumed
 GIB = 1024**3
@@ -82,24 +81,17 @@ def modules_of(name: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
 
     with made_on(device, dtype):
         found: dict[str, Any] = {}
-        if name == "z-image":  # with FLUX.1's VAE
-            with made_on(device, torch.float32):
-                found["vae"] = diffusers.AutoencoderKL.from_config(
-                    published_config("flux-dev", "vae/config.json")
-                )
-            found["transformer"] = diffusers.ZImageTransformer2DModel(**z_image.TRANSFORMER)
-            found["text_encoder"] = transformers.Qwen3Model(transformers.Qwen3Config(**z_image.QWEN3))
-            return found
-        for component, entry in published_config(name, "model_index.json").items():
+        for component, entry in config_of(name, "model_index.json").items():
             if component.startswith(("unet", "transformer", "vae")):
-                config = published_config(name, f"{component}/config.json")
+                config = config_of(name, f"{component}/config.json")
                 upcast = component == "vae" and config.get("force_upcast")
                 with made_on(device, torch.float32 if upcast else dtype):
                     found[component] = getattr(diffusers, entry[1]).from_config(config)
             elif component.startswith("text_encoder"):
                 cls = getattr(transformers, entry[1])
-                config = published_config(name, f"{component}/config.json")
+                config = config_of(name, f"{component}/config.json")
                 found[component] = cls(cls.config_class(**config))
+                found[component].tie_weights()  # T5 has its embedding twice
     return found
 
 
@@ -112,6 +104,12 @@ def evaluation(name: str, denoiser: Any, count: int, device: str, dtype: torch.d
     config = denoiser.config
     if name == "z-image":
         return lambda: denoiser([*new(count, 16, 1, 128, 128)], new(count), [new(512, 2560)] * count)
+    if name == "chroma":
+        return lambda: denoiser(
+            hidden_states=new(count, 64 * 64, 64), timestep=new(count), txt_ids=new(512, 3),
+            img_ids=new(64 * 64, 3), encoder_hidden_states=new(count, 512, 4096),
+            attention_mask=new(count, 512 + 64 * 64),
+        )  # fmt: skip
     if name.startswith("flux"):
         return lambda: denoiser(
             hidden_states=new(count, 64 * 64, 64), timestep=new(count), txt_ids=new(512, 3),
@@ -181,7 +179,7 @@ def needs() -> None:
     print("\n| family | both models | batch | evaluating it | decoding | needed | denoisers | least |")
     print("|---|---|---|---|---|---|---|---|")
     for family, name in LARGEST.items():
-        dtype = torch.bfloat16 if family in ("sd3", "flux", "z_image") else torch.float16
+        dtype = torch.bfloat16 if family in ("sd3", "flux", "chroma", "z_image") else torch.float16
         batch = 2 * GPU_NEEDS[family].batch_size  # that of the screen, the larger one
         with FakeTensorMode(allow_non_fake_inputs=True):
             modules = modules_of(name, "cuda", dtype)
