@@ -35,8 +35,7 @@ def on_any_device() -> Iterator[None]:
     """Tensors made within have a device, a shape and a precision, and no numbers.
 
     A number that is read is 1, and no two tensors are equal, so that a program runs as far as its way does
-    not depend on numbers. An operation that mixes devices or
-    precisions is an error there as it is on a GPU.
+    not depend on numbers. An operation that mixes devices or precisions is an error there as it is on a GPU.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _Ones(), patch.object(Tensor, "numpy", _ones):
         yield
@@ -47,12 +46,13 @@ class _Ones(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten = torch.ops.aten
-        if func not in (aten._local_scalar_dense.default, aten.item.default, aten.equal.default):
+        reads = (aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default)
+        if func not in (*reads, aten.equal.default):
             return func(*args, **(kwargs or {}))
         if any(isinstance(tensor, FakeTensor) for tensor in args):
             assert len({tensor.device for tensor in args}) == 1
-            if func is aten.equal.default:
-                return False
+            if func in (aten.equal.default, aten.is_nonzero.default):
+                return func is aten.is_nonzero.default
             return 1.0 if args[0].is_floating_point() else 1
         with _disable_current_modes():
             return func(*args)
