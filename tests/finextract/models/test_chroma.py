@@ -10,16 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import chroma as tiny
-from tiny import no_numbers
 from tiny.checks import assert_adapter_fits, calls_of, far, ones_of_rank_1
 from tiny.flow_configs import T5
 from tiny.flow_pipelines import SIDE
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import T5Config, T5EncoderModel
 
 from finextract.errors import BaseMismatch
 from finextract.guidance import model_guidance
-from finextract.models import parts
 from finextract.models.chroma import Chroma
 from finextract.models.loading import gpu_precision, load_base, tune
 from finextract.models.packed_latents import packed, unpacked
@@ -123,19 +120,3 @@ def test_an_adapter_is_merged_and_the_unnamed_one_is_settled_by_its_base(
     own, shared = (m.transformer.transformer_blocks[0].attn.to_q.weight for m in (tuned, base))
     torch.testing.assert_close(own, shared + 1)
     assert tuned.transformer.x_embedder.weight is base.transformer.x_embedder.weight
-
-
-@torch.inference_mode()
-def test_on_a_gpu_no_operation_mixes_devices_or_precisions() -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = Chroma(**tiny.components(), solver=FlowEuler())
-        for module, dtype in (
-            (model.transformer, torch.bfloat16), (model.text_encoder, torch.bfloat16),
-            (model.vae, parts.vae_dtype(model.vae.config, torch.bfloat16)),
-        ):  # fmt: skip
-            no_numbers.moved(module, "cuda", dtype)
-        words = model.condition("a red house")
-        x = torch.empty(2, *model.latent_shape, device="cuda", dtype=torch.bfloat16)
-        velocity = model.predict(x, 900.0, words)
-        assert (velocity.shape, velocity.device.type, velocity.dtype) == (x.shape, "cuda", torch.bfloat16)
-        assert model.decode(velocity).device.type == "cpu"

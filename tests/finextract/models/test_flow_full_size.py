@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and FLUX.1 in full size without their weights: every key has its place.
 
-The models are built on torch's meta device, or with tensors that have a device and no contents.
+The models are built on torch's meta device.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from diffusers.loaders import single_file_utils
 from tiny import no_numbers
 from tiny.checks import assert_adapter_fits
 from tiny.flow_configs import CLIP_G, CLIP_L, CLIP_L_PROJECTED, T5, TRANSFORMERS
-from tiny.flow_pipelines import flux_components, sd3_components
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -30,7 +28,6 @@ from transformers import (
 
 from finextract.adapters.fused import whole_layer
 from finextract.errors import BaseMismatch
-from finextract.models import parts
 from finextract.models.flux import Flux
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 from finextract.sampling import FlowEuler
@@ -156,38 +153,3 @@ def test_the_names_of_other_models_are_left_alone() -> None:
     layers = ["unet.conv_in", "text_encoder.text_model.encoder.layers.0.mlp.fc1"]
     assert original_layers(layers) == {}
     assert file_layers(layers)["lora_unet_conv_in"] == FileLayer(("unet.conv_in",))
-
-
-def on_the_gpu(model: StableDiffusion3 | Flux, dtype: torch.dtype) -> StableDiffusion3 | Flux:
-    """The model's modules on a CUDA device, as the loader puts them there: the VAE in its own precision."""
-    for name in model.components:
-        no_numbers.moved(getattr(model, name), "cuda", dtype)
-    no_numbers.moved(model.vae, "cuda", parts.vae_dtype(model.vae.config, dtype))
-    return model
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", ["sd3", "flux"])
-@torch.inference_mode()
-def test_on_a_gpu_no_operation_mixes_devices_or_precisions(family: str, dtype: torch.dtype) -> None:
-    """Without a GPU: torch follows shapes, devices and precisions, and raises where they do not fit."""
-    with FakeTensorMode(allow_non_fake_inputs=True), no_numbers.not_initialised():
-        made = (
-            StableDiffusion3(**sd3_components(), solver=FlowEuler())
-            if family == "sd3"
-            else Flux(**flux_components(), solver=FlowEuler())
-        )
-        model = on_the_gpu(made, dtype)
-        words = model.condition("a red house")
-        x = torch.empty(2, *model.latent_shape, device="cuda", dtype=dtype)
-        solver = model.solver
-        velocity = model.predict(x, 900.0, words)
-        stepped = solver.step(x, velocity, 900.0, 800.0)
-        noise = solver.noise(x, velocity, 900.0)
-        for tensor in (velocity, stepped, noise, solver.with_noise(x, noise, 900.0)):
-            assert (tensor.shape, tensor.device.type, tensor.dtype) == (x.shape, "cuda", dtype)
-        latents = model.encode(torch.empty(2, 3, *model.image_size, dtype=torch.uint8))
-        assert (latents.shape, latents.device.type, latents.dtype) == (x.shape, "cuda", dtype)
-        assert model.vae.dtype == torch.float32
-        images = model.decode(stepped)
-        assert (images.shape[1:], images.device.type) == ((3, *model.image_size), "cpu")

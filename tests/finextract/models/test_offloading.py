@@ -11,10 +11,9 @@ import pytest
 import torch
 from tiny import z_image
 from tiny.flow_pipelines import flux_components, sd3_components
-from tiny.no_numbers import moved
+from tiny.no_numbers import moved, on_any_device
 from tiny.unet_pipelines import stable_diffusion_xl
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finextract.adapters.lora import LoraLayer
 from finextract.adapters.on_use import merge_on_use
@@ -67,7 +66,7 @@ def place_of(module: nn.Module) -> str:
 @torch.inference_mode()
 def test_what_is_offloaded_is_on_the_gpu_for_its_use_alone(family: str, offloading: Offloading) -> None:
     """An operation that mixes devices is an error for fake tensors, as it is on a GPU."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with on_any_device():
         model = replace(MAKERS[family](), offloading=offloading)
         denoiser = getattr(model, model.components[0])
         stays = "cuda" if offloading == "encoders and VAE" else "cpu"

@@ -12,20 +12,17 @@ import pytest
 import torch
 import tried_formats
 from safetensors.torch import save_file
-from tiny import no_numbers
 from tiny import z_image as tiny
 from tiny.checks import assert_adapter_fits, calls_of, far, ones_of_rank_1
 from tiny.flow_pipelines import SIDE
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen3Config, Qwen3Model
 
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.guidance import model_guidance
-from finextract.models import parts
 from finextract.models.component_loaders import FolderLoader
 from finextract.models.loading import gpu_precision, load_base, load_pair, tune
-from finextract.models.offloading import blocks_of, stream_blocks
+from finextract.models.offloading import blocks_of
 from finextract.models.z_image import ZImage, framed, load
 from finextract.sampling import FlowEuler, initial_noise, sample_latents
 from finextract.support import family_of_pipeline, why_unsupported_configs, why_unsupported_pipeline
@@ -341,27 +338,6 @@ def test_every_layer_has_a_name_in_the_models_own_code() -> None:
 @pytest.mark.parametrize("adapter", [n for n in tried_formats.MAKERS if n.startswith("lora-z-image-")])
 def test_every_layer_of_an_adapter_is_one_of_the_full_models_layers(adapter: str) -> None:
     assert_adapter_fits(adapter, full_size().layers())
-
-
-@pytest.mark.parametrize("offloading", ["nothing", "denoiser"])
-@torch.inference_mode()
-def test_on_a_gpu_no_operation_mixes_devices_or_precisions(offloading: Any) -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = ZImage(**tiny.components(), solver=FlowEuler(), offloading=offloading)
-        place = "cuda" if offloading == "nothing" else "cpu"
-        for module, dtype in (
-            (model.transformer, torch.bfloat16), (model.text_encoder, torch.bfloat16),
-            (model.vae, parts.vae_dtype(model.vae.config, torch.bfloat16)),
-        ):  # fmt: skip
-            no_numbers.moved(module, place, dtype)
-        if offloading == "denoiser":
-            stream_blocks(model.transformer, torch.device("cuda"))
-        words = model.condition("a red house")
-        x = torch.empty(2, *model.latent_shape, device="cuda", dtype=torch.bfloat16)
-        velocity = model.predict(x, 900.0, words)
-        assert (velocity.shape, velocity.device.type, velocity.dtype) == (x.shape, "cuda", torch.bfloat16)
-        assert model.decode(velocity).device.type == "cpu"
-        assert {weight.device.type for weight in model.transformer.parameters()} == {place}
 
 
 def test_a_denoiser_that_comes_to_the_gpu_by_blocks_gives_the_same_velocities(folder: Path) -> None:
