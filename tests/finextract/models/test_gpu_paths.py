@@ -30,7 +30,9 @@ PIPELINES = {
     "sd1": "sd1", "sd2-v": "sd2", "sdxl": "sdxl", "sd3-medium": "sd3", "sd35-medium": "sd3",
     "flux-dev": "flux", "chroma": "chroma", "z-image": "z_image",
 }  # fmt: skip
-CASES = [(name, BF16) for name in PIPELINES] + [(name, FP16) for name in ("sd1", "sdxl", "sd3-medium", "flux-dev")]
+CASES = [(name, BF16) for name in PIPELINES] + [
+    (name, FP16) for name in ("sd1", "sdxl", "sd3-medium", "flux-dev")
+]
 PICTURE = Picture("a picture", lambda: Image.new("RGB", (90, 60), "red"))
 
 
