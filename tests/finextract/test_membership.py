@@ -132,7 +132,7 @@ def examine(settings: MembershipSettings = FEW, kind: str = "noise", **options: 
     return membership(pair, pictures(MEMBERS) + pictures(OTHERS), settings, **options)
 
 
-@pytest.mark.parametrize(("side", "budget"), [("base", None), ("tuned", None), ("base", 200), ("tuned", 200)])
+@pytest.mark.parametrize(("side", "budget"), [("base", None), ("tuned", None), ("base", 400), ("tuned", 400)])
 def test_a_model_that_computes_no_numbers_is_an_error_that_names_it_and_no_answer(
     side: str, budget: int | None
 ) -> None:
