@@ -441,6 +441,91 @@ compared("diffusers and PEFT", "LoRA, diffusers' keys before PEFT")(
 )
 
 
+# --- key styles of FLUX.1, with a transformer of two blocks of each sort ----------------------------------
+
+
+def lora(layers: dict[str, tuple[int, int]], ends: tuple[str, str], alpha: bool) -> dict[str, Tensor]:
+    """A LoRA of rank 2 for layers of those widths, (in, out)."""
+    torch.manual_seed(2)
+    made: dict[str, Tensor] = {}
+    for name, (wide, out) in layers.items():
+        made[f"{name}.{ends[0]}.weight"] = torch.randn(2, wide)
+        made[f"{name}.{ends[1]}.weight"] = torch.randn(out, 2)
+        if alpha:
+            made[f"{name}.alpha"] = torch.tensor(1.0)
+    return made
+
+
+FLUX_KOHYA = {
+    f"lora_unet_double_blocks_{i}_{side}_{name}": widths
+    for i in (0, 1)
+    for side in ("img", "txt")
+    for name, widths in {
+        "attn_qkv": (32, 96), "attn_proj": (32, 32), "mlp_0": (32, 128), "mlp_2": (128, 32),
+        "mod_lin": (32, 192),
+    }.items()
+}  # fmt: skip
+FLUX_XLABS = {
+    "double_blocks.0.processor.qkv_lora1": (32, 96),
+    "double_blocks.1.processor.qkv_lora2": (32, 96),
+    "double_blocks.0.processor.proj_lora1": (32, 32),
+    "double_blocks.1.processor.proj_lora2": (32, 32),
+    "single_blocks.0.processor.qkv_lora": (32, 96),
+    "single_blocks.1.processor.proj_lora": (160, 32),
+}
+FLUX_DIFFUSERS = {
+    "transformer_blocks.0.attn.to_q": (32, 32),
+    "transformer_blocks.1.attn.to_add_out": (32, 32),
+    "transformer_blocks.1.ff.net.0.proj": (32, 128),
+    "single_transformer_blocks.0.proj_mlp": (32, 128),
+    "single_transformer_blocks.1.attn.to_v": (32, 32),
+}
+
+
+@torch.no_grad()
+def flux_predicted(transformer: Any) -> Tensor:
+    """What a transformer of FLUX.1 predicts for 16 patches under 8 tokens."""
+    numbers = torch.Generator().manual_seed(9)
+    patches, tokens, pooled = (
+        torch.randn(1, *shape, generator=numbers) for shape in ((16, 64), (8, 48), (16,))
+    )
+    result: Tensor = transformer(
+        patches, tokens, pooled, torch.tensor([0.3]), torch.rand(16, 3, generator=numbers).round(),
+        torch.zeros(8, 3), torch.tensor([3.5]), return_dict=False,
+    )[0]  # fmt: skip
+    return result
+
+
+def flux_file(state: Mapping[str, Tensor]) -> float:
+    """Compares with what diffusers' pipeline of FLUX.1 loads from a file."""
+    from tiny.flow_pipelines import flux_components, flux_pipeline
+
+    pipe = flux_pipeline()
+    before = flux_predicted(pipe.transformer)
+    pipe.load_lora_weights(dict(state))
+    pipe.fuse_lora()
+    theirs = flux_predicted(pipe.transformer)
+    assert relative(theirs, before) > 0.01
+    ours = flux_components()["transformer"]
+    merge(layers_of(ours, "transformer"), parse_adapter(state, {}, {}))
+    return relative(theirs, flux_predicted(ours))
+
+
+for _name, _layers, _ends, _alpha in (
+    ("LoRA of FLUX.1, kohya's keys", FLUX_KOHYA, ("lora_down", "lora_up"), True),
+    ("LoRA of FLUX.1, XLabs' keys", FLUX_XLABS, ("down", "up"), False),
+    ("LoRA of FLUX.1, diffusers' and ai-toolkit's keys",
+     {f"transformer.{name}": widths for name, widths in FLUX_DIFFUSERS.items()}, ("lora_A", "lora_B"), False),
+    ("LoRA of FLUX.1's attention, OneTrainer's keys",  # diffusers misplaces the keys of other layers
+     {f"lora_transformer_{name.replace('.', '_')}": widths for name, widths in FLUX_DIFFUSERS.items()
+      if ".attn." in name},
+     ("lora_down", "lora_up"), True),
+):  # fmt: skip
+    compared("diffusers and PEFT", _name)(
+        lambda s=(_layers, _ends, _alpha): flux_file(lora(*s))  # type: ignore[misc]
+    )
+
+
 # --- telling ----------------------------------------------------------------------------------------------
 
 

@@ -143,8 +143,7 @@ def skew(matrices: Tensor) -> Tensor:
 
 def constrained(matrices: Tensor, largest: float) -> Tensor:
     """The matrices, scaled so that their common norm is at most `largest`; 0 for no limit."""
-    norm = float(matrices.norm())
-    return matrices * (largest / norm) if 0 < largest < norm else matrices
+    return matrices * (largest / matrices.norm()).clamp(max=1) if largest > 0 else matrices
 
 
 def cayley(matrices: Tensor) -> Tensor:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import chroma as tiny
 from tiny.checks import assert_adapter_fits, calls_of, far, ones_of_rank_1
-from tiny.flow_configs import T5
 from tiny.flow_pipelines import SIDE
-from transformers import T5Config, T5EncoderModel
+from tiny.full_models import chroma_model
 
 from finextract.errors import BaseMismatch
 from finextract.guidance import model_guidance
-from finextract.models.chroma import Chroma
 from finextract.models.loading import gpu_precision, load_base, tune
 from finextract.models.packed_latents import packed, unpacked
-from finextract.sampling import FlowEuler, initial_noise, sample_latents
+from finextract.sampling import initial_noise, sample_latents
 from finextract.weights.formats import Header, TensorInfo, classify
 from finextract.weights.original_names import file_layers, original_layers
 
@@ -78,16 +75,8 @@ def test_a_trajectory_is_that_of_the_pipeline_alone_and_under_guidance(both: tup
     assert model.encode(model.decode(latents)).shape[1:] == model.latent_shape
 
 
-def full_size() -> Chroma:
-    with torch.device("meta"):
-        return Chroma(
-            transformer=diffusers.ChromaTransformer2DModel(**tiny.TRANSFORMER),
-            text_encoder=T5EncoderModel(T5Config(**T5)), tokenizer=None, vae=None, solver=FlowEuler(),
-        )  # fmt: skip
-
-
 def test_every_tensor_of_the_published_file_fits_a_parameter_of_the_full_model() -> None:
-    keys, model = tiny.original_names(), full_size()
+    keys, model = tiny.original_names(), chroma_model()
     for prefix in ("", "model.diffusion_model."):
         file = {f"{prefix}{k}": torch.empty(s, device="meta") for k, s in keys.items()}
         kind = classify(Header({}, {k: TensorInfo("BF16", tuple(t.shape)) for k, t in file.items()}, 0))
@@ -102,7 +91,7 @@ def test_every_tensor_of_the_published_file_fits_a_parameter_of_the_full_model()
 
 
 def test_every_layer_of_an_adapter_is_one_of_the_full_models_layers() -> None:
-    layers = full_size().layers()
+    layers = chroma_model().layers()
     t5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
     assert file_layers(layers)[t5].layers == ("text_encoder.encoder.block.0.layer.0.SelfAttention.q",)
     for adapter in ("lora-chroma-diffusers", "lora-chroma-kohya", "lora-chroma-kohya-unnamed"):

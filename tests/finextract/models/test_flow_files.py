@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from adapter_comparisons import lora
 from safetensors.torch import save_file
 from tiny.flow_pipelines import SIDE, flux_pipeline, sd3_pipeline
 from tiny.single_files import sd3_names as under_original_names
@@ -190,58 +191,22 @@ def test_a_transformer_file_of_diffusers_needs_no_text_encoder(
         tune(base, tmp_path / "short.safetensors")
 
 
-def lora(layers: dict[str, tuple[int, int]], ends: tuple[str, str], alpha: bool) -> dict[str, Tensor]:
-    """A LoRA of rank 2 for layers of those widths, (in, out)."""
-    torch.manual_seed(2)
-    made: dict[str, Tensor] = {}
-    for name, (wide, out) in layers.items():
-        made[f"{name}.{ends[0]}.weight"] = torch.randn(2, wide)
-        made[f"{name}.{ends[1]}.weight"] = torch.randn(out, 2)
-        if alpha:
-            made[f"{name}.alpha"] = torch.tensor(1.0)
-    return made
-
-
-KOHYA = {
-    f"lora_unet_double_blocks_{i}_{side}_{name}": widths
-    for i in (0, 1)
-    for side in ("img", "txt")
-    for name, widths in {
-        "attn_qkv": (32, 96), "attn_proj": (32, 32), "mlp_0": (32, 128), "mlp_2": (128, 32),
-        "mod_lin": (32, 192),
-    }.items()
-}  # fmt: skip
-XLABS = {
-    "double_blocks.0.processor.qkv_lora1": (32, 96),
-    "double_blocks.1.processor.qkv_lora2": (32, 96),
-    "double_blocks.0.processor.proj_lora1": (32, 32),
-    "double_blocks.1.processor.proj_lora2": (32, 32),
-    "single_blocks.0.processor.qkv_lora": (32, 96),
-    "single_blocks.1.processor.proj_lora": (160, 32),
-}
 DIFFUSERS = {
     "transformer.transformer_blocks.0.attn.to_q": (32, 32),
     "transformer.transformer_blocks.1.attn.to_add_out": (32, 32),
     "transformer.transformer_blocks.1.ff.net.0.proj": (32, 128),
 }
-ADAPTERS = [
-    ("flux", lora(KOHYA, ("lora_down", "lora_up"), True)),
-    ("flux", lora(XLABS, ("down", "up"), False)),
-    ("flux", lora(DIFFUSERS, ("lora_A", "lora_B"), False)),
-    ("sd3", lora(DIFFUSERS, ("lora_A", "lora_B"), False)),
-]
 
 
-@pytest.mark.parametrize(
-    ("family", "state"), ADAPTERS, ids=["FLUX by kohya", "by XLabs", "by diffusers", "SD3 by diffusers"]
-)
-def test_an_adapter_changes_the_weights_as_diffusers_changes_them(
-    family: str, state: dict[str, Tensor], folders: dict[str, Path]
+def test_an_adapter_changes_the_weights_of_stable_diffusion_3_as_diffusers_changes_them(
+    folders: dict[str, Path],
 ) -> None:
-    model = load_base(folders[family], CPU, torch.float32)
+    """The key styles of FLUX.1 are compared in tests/adapter_comparisons.py."""
+    state = lora(DIFFUSERS, ("lora_A", "lora_B"), False)
+    model = load_base(folders["sd3"], CPU, torch.float32)
     before = copy.deepcopy(model.layers())
     merge(model.layers(), parse_adapter(state, {}, {}))
-    pipe: diffusers.DiffusionPipeline = PIPELINES[family]()
+    pipe: diffusers.DiffusionPipeline = sd3_pipeline()
     pipe.load_lora_weights(dict(state))
     pipe.fuse_lora()
     pipe.unload_lora_weights()

@@ -6,7 +6,6 @@ The models are built on torch's meta device.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,23 +13,13 @@ import pytest
 import torch
 import tried_formats
 from diffusers.loaders import single_file_utils
-from tiny import no_numbers
 from tiny.checks import assert_adapter_fits
-from tiny.flow_configs import CLIP_G, CLIP_L, CLIP_L_PROJECTED, T5, TRANSFORMERS
+from tiny.flow_configs import TRANSFORMERS
+from tiny.full_models import flow_model
 from torch import Tensor
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
-)
 
 from finextract.adapters.fused import whole_layer
 from finextract.errors import BaseMismatch
-from finextract.models.flux import Flux
-from finextract.models.stable_diffusion_3 import StableDiffusion3
-from finextract.sampling import FlowEuler
 from finextract.weights.original_names import FileLayer, file_layers, original_layers
 
 ADAPTERS = {
@@ -46,27 +35,6 @@ ADAPTERS = {
 }
 
 
-@cache
-def full_size(name: str) -> StableDiffusion3 | Flux:
-    """A model with its transformer and text encoders on the meta device, and without the rest."""
-    with no_numbers.on_meta():
-        t5 = T5EncoderModel(T5Config(**T5))
-        transformer = tried_formats.full_transformer(name)
-        if name.startswith("flux"):
-            clip = CLIPTextModel(CLIPTextConfig(**CLIP_L))
-            return Flux(
-                transformer=transformer, text_encoder=clip, text_encoder_2=t5, tokenizer=None,
-                tokenizer_2=None, vae=None, solver=FlowEuler(),
-            )  # fmt: skip
-        clip_l, clip_g = (
-            CLIPTextModelWithProjection(CLIPTextConfig(**c)) for c in (CLIP_L_PROJECTED, CLIP_G)
-        )
-        return StableDiffusion3(
-            transformer=transformer, text_encoder=clip_l, text_encoder_2=clip_g, text_encoder_3=t5,
-            tokenizer=None, tokenizer_2=None, tokenizer_3=None, vae=None, solver=FlowEuler(),
-        )  # fmt: skip
-
-
 def empty(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     return {key: torch.empty(shape, dtype=dtype, device="meta") for key, shape in shapes.items()}
 
@@ -78,7 +46,7 @@ def test_a_single_file_of_the_original_names_fills_every_parameter(
     name: str, prefix: str, dtype: torch.dtype
 ) -> None:
     keys = tried_formats.transformer_names(name)
-    full_size(name).load_single_file(empty({f"{prefix}{key}": shape for key, shape in keys.items()}, dtype))
+    flow_model(name).load_single_file(empty({f"{prefix}{key}": shape for key, shape in keys.items()}, dtype))
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -89,7 +57,7 @@ def test_the_tried_files_hold_the_keys_and_shapes_of_the_full_transformer(name: 
     for key, shape in original["tensors"].items():
         assert names[key.removeprefix("model.diffusion_model.")] == tuple(shape), key
     stored = tried_formats.read(f"transformer-{name}")
-    own = {key: list(t.shape) for key, t in full_size(name).transformer.state_dict().items()}
+    own = {key: list(t.shape) for key, t in flow_model(name).transformer.state_dict().items()}
     assert stored["keys"] == len(own)
     assert stored["tensors"].items() <= own.items()
 
@@ -98,10 +66,10 @@ def test_the_tried_files_hold_the_keys_and_shapes_of_the_full_transformer(name: 
 def test_a_file_with_a_tensor_too_many_or_too_few_is_refused_by_name(name: str) -> None:
     keys = empty(tried_formats.transformer_names(name))
     with pytest.raises(BaseMismatch, match=r"it has scaled_fp8, which the base model lacks"):
-        full_size(name).load_single_file({**keys, "scaled_fp8": torch.empty(2, device="meta")})
+        flow_model(name).load_single_file({**keys, "scaled_fp8": torch.empty(2, device="meta")})
     del keys["final_layer.linear.bias"]
     with pytest.raises(BaseMismatch, match=r"it lacks 'final_layer.linear.bias'"):
-        full_size(name).load_single_file(keys)
+        flow_model(name).load_single_file(keys)
 
 
 @pytest.mark.parametrize("file", TRANSFORMERS)
@@ -109,14 +77,14 @@ def test_a_file_with_a_tensor_too_many_or_too_few_is_refused_by_name(name: str) 
 def test_a_file_of_another_model_is_refused(base: str, file: str) -> None:
     if base != file:
         with pytest.raises(BaseMismatch):
-            full_size(base).load_single_file(empty(tried_formats.transformer_names(file)))
+            flow_model(base).load_single_file(empty(tried_formats.transformer_names(file)))
 
 
 @pytest.mark.parametrize(("adapter", "base"), ADAPTERS.items())
 def test_every_layer_of_an_adapter_is_one_of_the_models_layers_with_fitting_widths(
     adapter: str, base: str
 ) -> None:
-    assert_adapter_fits(adapter, full_size(base).layers())
+    assert_adapter_fits(adapter, flow_model(base).layers())
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -133,7 +101,7 @@ def test_the_rows_of_a_fused_layer_are_those_that_diffusers_conversion_takes_apa
     family = "sd3" if name.startswith("sd3") else "flux"
     convert = getattr(single_file_utils, f"convert_{family}_transformer_checkpoint_to_diffusers")
     back = {f"transformer.{key}": tensor for key, tensor in convert(numbered).items()}
-    found = original_layers(full_size(name).layers())
+    found = original_layers(flow_model(name).layers())
     layers: dict[str, Any] = {
         key.removesuffix(".weight"): SimpleNamespace(weight=t) for key, t in back.items()
     }
@@ -144,7 +112,7 @@ def test_the_rows_of_a_fused_layer_are_those_that_diffusers_conversion_takes_apa
             placed.update(target.layers)
     assert placed == {
         key
-        for key, layer in full_size(name).layers().items()
+        for key, layer in flow_model(name).layers().items()
         if key.startswith("transformer.") and not isinstance(layer, torch.nn.LayerNorm)
     }
 

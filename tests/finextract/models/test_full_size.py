@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import pytest
 import torch
 import tried_formats
 from tiny import full_size, single_files
+from tiny.full_models import unet_model
 from torch import Tensor
 
 from finextract.models import parts
-from finextract.models.stable_diffusion import StableDiffusion
-from finextract.models.stable_diffusion_xl import StableDiffusionXL
 from finextract.models.unet import UNetModel
-from finextract.sampling import DDIM
 from finextract.weights.adapter_keys import group_by_layer
 from finextract.weights.formats import classify
 from finextract.weights.headers import Header, TensorInfo
 from finextract.weights.layer_names import original_unet_names
 from finextract.weights.original_names import file_layers
 
-SOLVER = DDIM(torch.linspace(0.999, 0.005, 1000).tolist())
 PARAMETERS = {"sd1": 859_520_964, "sd2": 865_910_724, "sdxl": 2_567_463_684}  # of the published UNets
-
-
-@cache
-def model_of(family: str) -> UNetModel:
-    modules: dict[str, Any] = {**full_size.parts(family), "vae": None, "solver": SOLVER, "tokenizer": None}
-    if family == "sdxl":
-        return StableDiffusionXL(**modules, tokenizer_2=None)
-    return StableDiffusion(**modules)
 
 
 def file_of(family: str, model: UNetModel) -> dict[str, Tensor]:
@@ -66,7 +52,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
 def test_every_tensor_of_a_published_file_fits_a_parameter_of_the_model(
     family: str, loaded: dict[int, set[str]]
 ) -> None:
-    model = model_of(family)
+    model = unet_model(family)
     assert sum(p.numel() for p in model.unet.parameters()) == PARAMETERS[family]
     weights = file_of(family, model)
     header = Header({}, {k: TensorInfo("F16", tuple(t.shape)) for k, t in weights.items()}, 0)
@@ -85,7 +71,7 @@ ADAPTERS = {"lora-sd2-diffusers": "sd2",
 
 @pytest.mark.parametrize(("adapter", "family"), ADAPTERS.items())
 def test_every_layer_of_an_adapter_is_one_of_the_models_layers(adapter: str, family: str) -> None:
-    names = file_layers(model_of(family).layers())
+    names = file_layers(unet_model(family).layers())
     shapes = tried_formats.read(adapter)["tensors"]
     grouped = group_by_layer(shapes)
     assert grouped.layers
@@ -95,14 +81,14 @@ def test_every_layer_of_an_adapter_is_one_of_the_models_layers(adapter: str, fam
 
 @pytest.mark.parametrize("prefix", ["lora_te1_text_model_", "lora_te2_text_model_"])
 def test_kohyas_two_text_encoders_of_sdxl_are_told_apart(prefix: str) -> None:
-    (target,) = file_layers(model_of("sdxl").layers())[f"{prefix}encoder_layers_0_mlp_fc1"].layers
+    (target,) = file_layers(unet_model("sdxl").layers())[f"{prefix}encoder_layers_0_mlp_fc1"].layers
     assert target.startswith("text_encoder." if "te1" in prefix else "text_encoder_2.")
 
 
 @pytest.mark.parametrize("family", PARAMETERS)
 def test_every_layer_of_the_unet_has_its_name_in_the_original_code(family: str) -> None:
     """As kohya writes them for SDXL; the names are those that diffusers' own conversion reads."""
-    model = model_of(family)
+    model = unet_model(family)
     layers = [f"unet.{name.removesuffix('.weight')}" for name in model.unet.state_dict() if "weight" in name]
     theirs = {key.removeprefix("model.diffusion_model.") for key in single_files.unet_names(model.unet)}
     found = original_unet_names(layers)

@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from tiny import z_image as tiny
 from tiny.checks import assert_adapter_fits, calls_of, far, ones_of_rank_1
 from tiny.flow_pipelines import SIDE
+from tiny.full_models import z_image_model
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3Model
 
 from finextract.errors import BaseMismatch, CorruptWeights, UnsupportedWeights
 from finextract.guidance import model_guidance
 from finextract.models.component_loaders import FolderLoader
 from finextract.models.loading import gpu_precision, load_base, load_pair, tune
 from finextract.models.offloading import blocks_of
-from finextract.models.z_image import ZImage, framed, load
-from finextract.sampling import FlowEuler, initial_noise, sample_latents
+from finextract.models.z_image import framed, load
+from finextract.sampling import initial_noise, sample_latents
 from finextract.support import family_of_pipeline, why_unsupported_configs, why_unsupported_pipeline
 from finextract.weights.formats import Header, TensorInfo, classify
 from finextract.weights.original_names import file_layers, original_layers
@@ -289,14 +289,6 @@ def test_an_adapter_that_has_a_layer_alone_and_in_a_fused_one_is_refused(
         load_pair(folder, path, CPU)
 
 
-def full_size() -> ZImage:
-    with torch.device("meta"):
-        return ZImage(
-            transformer=diffusers.ZImageTransformer2DModel(**tiny.TRANSFORMER),
-            text_encoder=Qwen3Model(Qwen3Config(**tiny.QWEN3)), tokenizer=None, vae=None, solver=FlowEuler(),
-        )  # fmt: skip
-
-
 def test_the_published_configuration_is_that_of_the_class_but_for_the_places_of_the_text() -> None:
     default = dict(diffusers.ZImageTransformer2DModel.from_config({"dim": 32, "n_heads": 1, "n_layers": 1,
         "axes_dims": [8, 12, 12]}).config)  # fmt: skip
@@ -306,7 +298,7 @@ def test_the_published_configuration_is_that_of_the_class_but_for_the_places_of_
 
 
 def test_every_tensor_of_the_published_file_fits_a_parameter_of_the_full_model() -> None:
-    keys, model = tiny.original_names(), full_size()
+    keys, model = tiny.original_names(), z_image_model()
     for prefix in ("", "model.diffusion_model."):
         file = {f"{prefix}{k}": torch.empty(s, device="meta") for k, s in keys.items()}
         kind = classify(Header({}, {k: TensorInfo("BF16", tuple(t.shape)) for k, t in file.items()}, 0))
@@ -321,7 +313,7 @@ def test_every_tensor_of_the_published_file_fits_a_parameter_of_the_full_model()
 
 def test_every_layer_has_a_name_in_the_models_own_code() -> None:
     """The layers that keep their names have them among the names of diffusers."""
-    model = full_size()
+    model = z_image_model()
     own = {f"transformer.{key}" for key in model.transformer.state_dict()}
     names = file_layers(model.layers())
     placed = {
@@ -337,7 +329,7 @@ def test_every_layer_has_a_name_in_the_models_own_code() -> None:
 
 @pytest.mark.parametrize("adapter", [n for n in tried_formats.MAKERS if n.startswith("lora-z-image-")])
 def test_every_layer_of_an_adapter_is_one_of_the_full_models_layers(adapter: str) -> None:
-    assert_adapter_fits(adapter, full_size().layers())
+    assert_adapter_fits(adapter, z_image_model().layers())
 
 
 def test_a_denoiser_that_comes_to_the_gpu_by_blocks_gives_the_same_velocities(folder: Path) -> None:
