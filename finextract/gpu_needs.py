@@ -25,7 +25,7 @@ GPU_NEEDS = {
     "sdxl": GpuNeed(20, 14, 5, 16),
     "sd3": GpuNeed(60, 41, 11, 8),
     "flux": GpuNeed(70, 55, 11, 4),
-    "chroma": GpuNeed(70, 55, 11, 4),  # not counted: FLUX.1's, of which Chroma is the smaller part
+    "chroma": GpuNeed(60, 44, 11, 4),
     "z_image": GpuNeed(46, 33, 10, 4),
 }
 _LARGEST = max(GPU_NEEDS.values(), key=lambda need: need.gib)

@@ -39,12 +39,11 @@ SUPPORTED_ALGORITHMS: frozenset[str] = frozenset(
         "full difference", "norm layers", "scalars",
     }
 )  # fmt: skip
-# Why the others cannot be merged, and what to do.
-_ASK = "Ask its author for a LoRA, or for the whole model with the adapter merged."
-WHY_NOT_MERGED: Mapping[str, str] = {
-    ONETRAINER_OFT: "its file does not say how the rotations are computed, which OneTrainer and kohya's "
-    f"oft_v2 keep in the settings of the training. {_ASK}",
-}
+# Why OneTrainer's OFT cannot be merged, and what to do.
+WHY_NO_ONETRAINER_OFT = (
+    "its file does not say how the rotations are computed, which OneTrainer and kohya's oft_v2 keep in the "
+    "settings of the training. Ask its author for a LoRA, or for the whole model with the adapter merged."
+)
 # The adapters that can be scanned, as messages list them.
 _ADAPTERS = ("LoRA", "DoRA", "LyCORIS weights")
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
@@ -77,8 +76,8 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
     supported = kind.kind in SUPPORTED_KINDS
     if kind.is_adapter:
         supported = bool(kind.algorithms) and SUPPORTED_ALGORITHMS.issuperset(kind.algorithms)
-    if why := next((WHY_NOT_MERGED[name] for name in kind.algorithms if name in WHY_NOT_MERGED), None):
-        return Reason(ReasonCode.UNSUPPORTED_KIND, f"{holds}: {why}")
+    if ONETRAINER_OFT in kind.algorithms:
+        return Reason(ReasonCode.UNSUPPORTED_KIND, f"{holds}: {WHY_NO_ONETRAINER_OFT}")
     if not supported:
         return Reason(
             ReasonCode.UNSUPPORTED_KIND,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finextract.adapters.tensors import LayerTensors, mismatch
 from finextract.errors import UnsupportedWeights
-from finextract.support import WHY_NOT_MERGED
+from finextract.support import WHY_NO_ONETRAINER_OFT
 from finextract.weights.adapter_keys import OFT_PARTS, ONETRAINER_OFT, is_onetrainers_oft
 
 _MAX_TERMS = 100  # of PEFT's approximation of the Cayley transform; its own default is 5
@@ -114,8 +114,8 @@ def _output_rotation(tensors: LayerTensors, part: str) -> OutputRotation:
 def _input_rotation(tensors: LayerTensors) -> InputRotation:
     """PEFT's OFT of one layer, whose configuration says how the rotation is computed."""
     if is_onetrainers_oft(tensors.layer, tensors.parts):
-        why = WHY_NOT_MERGED[ONETRAINER_OFT]
-        raise UnsupportedWeights(f"the adapter's layer {tensors.layer[:120]!r} is an {ONETRAINER_OFT}: {why}")
+        where = f"the adapter's layer {tensors.layer[:120]!r}"
+        raise UnsupportedWeights(f"{where} is an {ONETRAINER_OFT}: {WHY_NO_ONETRAINER_OFT}")
     vectors, config = tensors.matrix("oft_R"), tensors.config
     if vectors.dim() != 2 or block_size(vectors) * (block_size(vectors) - 1) // 2 != vectors.shape[1]:
         raise tensors.unusable("oft_R")

@@ -102,12 +102,11 @@ def layouts(paths: Iterable[str]) -> list[Layout]:
         shards = [Layout(p, {}, reason=why_no_shard(p)) for p in sorted(first.values())]
         return [*(Layout(p, {p: p}) for p in tensors if not shards_of(p)), *shards]
     for component in DENOISERS:
-        if files := list(component_files(paths, component)):
-            return [
-                Layout(files[0], {files[0]: files[0]})
-                if len(files) == 1
-                else Layout("", pipeline_weights(paths))
-            ]
+        files = list(component_files(paths, component))
+        if len(files) == 1:
+            return [Layout(files[0], {files[0]: files[0]})]
+        if files:
+            return [Layout("", pipeline_weights(paths))]
     inside = [p for p in paths if p.startswith(COMPONENTS) and p.count("/") == 1]
     pickles = [p for p in (*top, *inside) if PurePosixPath(p).suffix.lower() in PICKLE_SUFFIXES]
     return [Layout(pickles[0], {}, pickled=True)] if pickles else []
