@@ -82,7 +82,8 @@ _WIDTH_OUT = re.compile(rf"(?:{_LORA_UP}|(?:lora[12]?\.up|\.b1)\.weight|\.hada_w
 _ADDED = re.compile(r"(?:add_embedding[._]linear_1|label_emb[._]0[._]0)$")  # SDXL's second conditioning
 _SIDEWAYS = ("motion_modules", "temporal", "time_stack", "controlnet")  # of video models and ControlNets
 # kohya's scripts give a UNet's layers their original names for SDXL alone, and number its text encoders.
-_SDXL_NAME = re.compile(r"(?:lora|oft)_unet_(?:input|output|middle)_blocks?_|lora_te[12]_|text_encoder_2\.")
+_SDXL_UNET_NAME = re.compile(r"(?:lora|oft)_unet_(?:input|output|middle)_blocks?_")
+_SDXL_TEXT_NAME = re.compile(r"lora_te[12]_|text_encoder_2\.")
 _KOLORS_WIDTH = 5632  # of Kolors' second conditioning; SDXL's is 2816
 
 
@@ -210,6 +211,8 @@ def origin_of(header: Header) -> Origin:
         return _by_names(header, layers, named)
     if width == 2048 or (width <= 768 and _is_small_sdxl(keys, named)):
         return _sdxl_or_kolors(layers, named)
+    if width <= 768 and named is None and any(map(_SDXL_UNET_NAME.match, keys)):
+        return Origin("sdxl") if width < 768 else Origin("unknown", fits=("sd1", "sdxl"))
     return Origin(by_context(width))
 
 
@@ -232,9 +235,9 @@ def _by_names(header: Header, layers: Mapping[str, Layer], named: Origin | None)
 def _is_small_sdxl(keys: Iterable[str], named: Origin | None) -> bool:
     """Whether an adapter for narrow text embeddings is for a small model of the shape of SDXL.
 
-    By names that files of Stable Diffusion 1.x do not have, or its metadata.
+    By the second of its text encoders, or its metadata.
     """
-    return (named is not None and named.family == "sdxl") or any(map(_SDXL_NAME.match, keys))
+    return (named is not None and named.family == "sdxl") or any(map(_SDXL_TEXT_NAME.match, keys))
 
 
 def _sdxl_or_kolors(layers: Mapping[str, Layer], named: Origin | None) -> Origin:

@@ -82,6 +82,9 @@ _Z_LAYERS = (
     (r"adaLN_modulation_0", 256, 4 * 3840),
 )
 _Z_NAME = re.compile(f"{_Z_BLOCK}_(?:{'|'.join(layer for layer, _, _ in _Z_LAYERS)})$")
+_Z_OUTER = re.compile(  # its layers outside the blocks, and those of a text encoder
+    r"(?:^|_)(?:(?:all_)?(?:x_embedder|final_layer)|t_embedder|cap_embedder)(?:_|$)|^text_encoder_"
+)
 # Layers that one of those models has alone: its name, and the widths where the name alone does not show it.
 _OWN_LAYERS = (
     ("Chroma", r"distilled_guidance_layer", 0, 0),
@@ -178,10 +181,12 @@ def transformer_origin(layers: Mapping[str, Layer], named: Origin | None) -> Ori
         if match := _BLOCK.search(name):
             blocks[match[1]] = max(blocks.get(match[1], -1), int(match[2]))
             inside.append((match[3] or "", layer))
-    if named is None and plain and all(map(_Z_NAME.search, plain)):  # small, or without telling shapes
+    within = [name for name in plain if not _Z_OUTER.search(name)]
+    if named is None and within and all(map(_Z_NAME.search, within)):  # small, or without telling shapes
         return Origin("unknown", fits=("z_image",))
     if not any(layer.shown for _, layer in inside):
-        return None
+        by_names = tuple(family for family in _SMALL if inside and _has_names(blocks.keys(), inside, family))
+        return Origin("unknown", fits=by_names) if named is None and by_names else None
     if blocks.keys() in ({"joint_blocks"}, {"transformer_blocks"}) and _is_sd3(inside):
         return _agreed(Origin("sd3"), named)
     for double, single in _STREAMS:
@@ -217,6 +222,13 @@ def _like_flux(double: int, single: int, names: Iterable[str], named: Origin | N
     *first, last = fitting or [""]
     families = tuple(_FAMILY_OF_MODEL[model] for model in fitting if model in _FAMILY_OF_MODEL)
     return Origin("unknown", f"{', '.join(first)} or {last}" if first else last, families)
+
+
+def _has_names(blocks: Iterable[str], inside: Iterable[tuple[str, Layer]], family: str) -> bool:
+    """Whether blocks and layers have the names that a family has."""
+    known, layers, _ = _SMALL[family]
+    names = [re.compile(pattern) for pattern, _, _ in layers]
+    return known.issuperset(blocks) and all(any(p.fullmatch(name) for p in names) for name, _ in inside)
 
 
 def _is_small(blocks: Iterable[str], inside: Iterable[tuple[str, Layer]], family: str) -> bool:

@@ -24,6 +24,9 @@ def on_meta() -> Iterator[None]:
 @contextmanager
 def not_initialised() -> Iterator[None]:
     """The weights of what is made within get no first numbers, which takes longer than all the rest."""
+    # diffusers keeps torch's functions when it is imported, and restores those after it has loaded a model:
+    # imported within, it would leave every later model of the process without first numbers.
+    import diffusers.models.modeling_utils  # noqa: F401
     from transformers.initialization import no_init_weights
 
     with no_init_weights():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from finextract.adapters.fused import whole_layer
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch
+from finextract.weights.formats import Header, TensorInfo, classify, settled
 from finextract.weights.layer_names import original_unet_names
 from finextract.weights.original_names import FileLayer, file_layers, original_layers
 
@@ -163,6 +164,18 @@ def test_an_adapter_of_every_kind_and_key_style_fits_the_layers_that_it_names(fa
             assert new.shape == weight.shape, adapter.layer
             assert (new_bias is None) == (bias is None), adapter.layer
             assert bias is None or new_bias is None or new_bias.shape == bias.shape, adapter.layer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspection_names_no_other_family_and_takes_the_stated_one(family: str, kind: str) -> None:
+    for style in styles_of(family, kind):
+        state, _ = file_of(family, kind, style)
+        shapes = {key: TensorInfo("F32", tuple(tensor.shape)) for key, tensor in state.items()}
+        says = classify(Header({}, shapes, 0))
+        assert says.is_adapter, style
+        assert says.family in (family, "unknown"), style
+        assert settled(says, [family]).family == family, style
 
 
 @pytest.mark.parametrize("kind", KINDS)

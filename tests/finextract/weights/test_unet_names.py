@@ -145,11 +145,20 @@ PLAIN = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 TE2 = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
 
 
+@pytest.mark.parametrize("context", [64, 96])
+def test_an_adapter_of_a_small_sdxl_is_known_by_the_names_of_its_unet(context: int) -> None:
+    assert found(small(ORIGINAL, context)).family == "sdxl"
+
+
+def test_names_of_sdxl_with_the_text_width_of_stable_diffusion_1_leave_the_family_to_the_base() -> None:
+    told = found(small(ORIGINAL, 768))
+    assert (told.family, told.fits) == ("unknown", ("sd1", "sdxl"))
+
+
 @pytest.mark.parametrize("context", [64, 96, 768])
 @pytest.mark.parametrize(
     ("shapes", "metadata"),
     [
-        ({ORIGINAL: None}, {}),
         ({PLAIN: None, TE2: 48}, {}),
         ({PLAIN: None}, {"ss_base_model_version": "sdxl_base_v1-0"}),
         ({PLAIN: None}, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}),
