@@ -82,21 +82,21 @@ class SingleFile:
     def lacking(self) -> tuple[str, ...]:
         """The components, tokenizers among them, that it needs from a pipeline folder of its family, sorted.
 
-        CLIP's vocabulary comes with the program. A component that pipelines of the family may lack, such as
-        Stable Diffusion 3's T5, is not needed.
+        CLIP's vocabulary comes with the program. Stable Diffusion 3's T5, which many of its files lack, is
+        not needed.
         """
         family = SUPPORTED_FAMILIES[self.family]
         known = frozenset({"CLIPTokenizer"}) if self.published else frozenset()
         return tuple(
             component
             for component, classes in sorted(family.components.items())
-            if component not in self.holds and component not in family.optional and classes != known
+            if component not in self.holds and component not in family.optional_in_files and classes != known
         )
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """What is lacking, and the tokenizer of an optional text encoder that the file holds; sorted."""
-        optional = SUPPORTED_FAMILIES[self.family].optional
+        optional = SUPPORTED_FAMILIES[self.family].optional_in_files
         tokenizers = {c.replace("text_encoder", "tokenizer") for c in self.holds & optional}
         return tuple(sorted({*self.lacking, *tokenizers}))
 

@@ -44,6 +44,11 @@ WHY_NO_ONETRAINER_OFT = (
     "its file does not say how the rotations are computed, which OneTrainer and kohya's oft_v2 keep in the "
     "settings of the training. Ask its author for a LoRA, or for the whole model with the adapter merged."
 )
+# What such weights are, and what to do.
+_QUANTISED = (
+    "that are quantised to integers ({}), from which the differences to a base cannot be told: only weights "
+    "in floating point, of 8 bits or more, can be scanned. Ask its author for such a file."
+)
 # The adapters that can be scanned, as messages list them.
 _ADAPTERS = ("LoRA", "DoRA", "LyCORIS weights")
 # Components that any pipeline may have: they do not change what the denoiser predicts under a prompt.
@@ -83,6 +88,8 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
             ReasonCode.UNSUPPORTED_KIND,
             f"{holds}: only {_listed([*SUPPORTED_KINDS.values(), *_ADAPTERS])} can be scanned so far.",
         )
+    if kind.integers:
+        return Reason(ReasonCode.UNSUPPORTED_LAYOUT, f"{holds} {_QUANTISED.format(kind.integers)}")
     if kind.fits:
         names = _listed([FAMILY_NAMES[family] for family in kind.fits], " or ")
         return Reason(
@@ -116,6 +123,12 @@ def why_unsupported(kind: WeightsKind, where: str) -> Reason | None:
 def why_unsupported_base(kind: WeightsKind, where: str) -> Reason | None:
     """Why a single file of this kind cannot be a base model; None where it can."""
     family = SUPPORTED_FAMILIES.get(kind.family)
+    if kind.integers:
+        return Reason(
+            ReasonCode.BASE_UNAVAILABLE,
+            f"its base {where} holds {describe(kind)} that are quantised to integers ({kind.integers}): only "
+            "weights in floating point can be a base. Pass --base with one.",
+        )
     if family and (kind.kind, kind.style) in family.single_file_bases and kind.detail in family.variants:
         return None
     return Reason(

@@ -31,6 +31,7 @@ class SupportedFamily:
     predictions: frozenset[str]  # `prediction_type` of the scheduler
     single_file_bases: frozenset[tuple[Kind, Style]]  # single files that can be a base model
     optional: frozenset[str] = frozenset()  # of the components, those that a pipeline may lack
+    optional_in_files: frozenset[str] = frozenset()  # of these, those that a single file need not have
     pipelines: frozenset[str] = frozenset()  # classes of pipelines whose models need no image; empty: any
     unstated_prediction: str = "epsilon"  # what is predicted where the scheduler does not say it
     denoiser: str = "unet"  # the component that predicts
@@ -77,7 +78,8 @@ SUPPORTED_FAMILIES: Mapping[Family, SupportedFamily] = {
         },
         predictions=frozenset({_FLOW}),
         single_file_bases=_ORIGINAL_FILE,
-        optional=frozenset({"text_encoder_3", "tokenizer_3"}),
+        optional=frozenset(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")),
+        optional_in_files=frozenset({"text_encoder_3", "tokenizer_3"}),
         pipelines=frozenset(
             f"StableDiffusion3{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "PAG", "PAGImg2Img")
         ),

@@ -135,9 +135,9 @@ class FileLoader:
 
     def has(self, component: str) -> bool:
         """Whether the file holds an optional text encoder, or `parts` supplies one, with its tokenizer."""
-        tokenizer = component.replace("text_encoder", "tokenizer")
         held = component in self._found.holds or self._is_supplied(component)
-        return held and self._is_supplied(tokenizer)
+        tokenizer = component.replace("text_encoder", "tokenizer")
+        return held and (self._is_supplied(tokenizer) or tokenizer not in self._found.wanted)
 
     def module(self, component: str, cls: Any, dtype: torch.dtype, **options: Any) -> Any:
         """A component without values where the file holds its weights, else that of `parts`."""

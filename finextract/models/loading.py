@@ -7,7 +7,7 @@ adapter, and returns both models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from finextract.models.scaled_weights import multiplied_out
 from finextract.pipeline_folder import family_of_folder, why_unsupported_folder, why_unsupported_parts
 from finextract.reasons import ReasonCode
 from finextract.single_files import (
+    TEXT_ENCODER_PREFIXES,
     SingleFile,
     lacks,
     single_file,
@@ -256,6 +257,7 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
         if kind.kind == "unet":
             model.load_components({model.components[0]: state})
         elif kind.kind == "full":
+            _check_encoders(model, path.name, _encoders_in(state, kind.family))
             model.load_single_file(state)
         else:
             raise UnsupportedWeights(f"{path.name} holds {describe(kind)}, which have no loader.")
@@ -264,12 +266,24 @@ def _tuned(base: TunableModel, tuned: Path) -> CopiedPair[TunableModel]:
 
 def _check_components(model: TunableModel, folder: Path) -> None:
     """Raises BaseMismatch where a folder has a text encoder that its base does without."""
-    for component in model.components:
-        if getattr(model, component) is None and component_paths(folder, component):
+    _check_encoders(model, folder.name, (c for c in model.components if component_paths(folder, c)))
+
+
+def _check_encoders(model: TunableModel, name: str, held: Iterable[str]) -> None:
+    """Raises BaseMismatch where tuned weights have a component that their base does without."""
+    for component in held:
+        if getattr(model, component) is None:
             raise BaseMismatch(
-                f"{folder.name} has a {component}, and its base model has none: its prompts would be read "
+                f"{name} has a {component}, and its base model has none: its prompts would be read "
                 "without it. Pass a base that has one."
             )
+
+
+def _encoders_in(state: Iterable[str], family: Family) -> list[str]:
+    """The text encoders of a pipeline that a single file holds."""
+    prefixes = TEXT_ENCODER_PREFIXES.get(family, {})
+    keys = list(state)
+    return [name for name, start in prefixes.items() if any(key.startswith(start) for key in keys)]
 
 
 def _words_beside(adapter: Path) -> list[LearnedWord]:

@@ -158,8 +158,7 @@ class LatentModel:
     def load_components(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Replaces the weights of the denoiser, and of the text encoders where they are given.
 
-        A checkpoint without a text encoder was trained with that of its base. One of a single file that the
-        base does not have is left out. Raises BaseMismatch.
+        A checkpoint without a text encoder was trained with that of its base. Raises BaseMismatch.
         """
         for component, module in self._modules.items():
             if weights.get(component) or component == self.components[0]:

@@ -20,7 +20,7 @@ from finextract.sampling import FlowEuler
 from finextract.single_files import TEXT_ENCODER_PREFIXES
 from finextract.weights.kinds import Family
 
-T5_TOKENS = 256
+T5_TOKENS, CLIP_TOKENS = 256, 77
 _SINGLE_FILE_PREFIXES = TEXT_ENCODER_PREFIXES["sd3"]
 
 
@@ -29,12 +29,13 @@ class StableDiffusion3(LatentModel):
     """The parts of a pipeline. Implements finextract.models.base.TunableModel."""
 
     transformer: Any  # diffusers.SD3Transformer2DModel
+    # A text encoder that the pipeline does without is None, and so is its tokenizer.
     text_encoder: Any  # transformers.CLIPTextModelWithProjection: CLIP-L
     text_encoder_2: Any  # transformers.CLIPTextModelWithProjection: CLIP-G
-    text_encoder_3: Any  # transformers.T5EncoderModel; None where the pipeline has none
+    text_encoder_3: Any  # transformers.T5EncoderModel
     tokenizer: Any  # transformers.CLIPTokenizer
     tokenizer_2: Any  # transformers.CLIPTokenizer
-    tokenizer_3: Any  # transformers.T5TokenizerFast; None without a T5
+    tokenizer_3: Any  # transformers.T5TokenizerFast
     solver: FlowEuler
 
     components: ClassVar[tuple[str, ...]] = (
@@ -60,7 +61,11 @@ class StableDiffusion3(LatentModel):
 
     @torch.inference_mode()
     def condition(self, prompt: str) -> TextStates:
-        """The text encoders' states for a prompt; a longer prompt is cut. Without a T5, its states are 0."""
+        """The text encoders' states for a prompt; a longer prompt is cut.
+
+        The states of a text encoder that the pipeline does without are 0, as they are for an encoder that
+        training drops (Esser et al., section 5.3).
+        """
         clip_l, pooled_l = self._clip_states(self.tokenizer, self.text_encoder, prompt)
         clip_g, pooled_g = self._clip_states(self.tokenizer_2, self.text_encoder_2, prompt)
         clip = torch.cat([clip_l, clip_g], dim=-1)
@@ -78,7 +83,14 @@ class StableDiffusion3(LatentModel):
 
         The first tokenizer's length is that of both.
         """
-        length = parts.prompt_length(self.tokenizer, encoder)
+        if encoder is None:
+            other, pooled = self.text_encoder or self.text_encoder_2, self.transformer.config
+            width = pooled.pooled_projection_dim
+            width = width - other.config.projection_dim if other else width // 2
+            length = parts.prompt_length(self.tokenizer or self.tokenizer_2, other) if other else CLIP_TOKENS
+            zeros = torch.zeros(1, length, width, device=self.device, dtype=self.dtype)
+            return zeros, zeros[:, 0]
+        length = parts.prompt_length(self.tokenizer or tokenizer, encoder)
         ids = parts.token_ids(tokenizer, prompt, length)
         with self.using(encoder):
             states = encoder(ids.to(self.device), output_hidden_states=True)
@@ -105,7 +117,9 @@ class StableDiffusion3(LatentModel):
         for component, prefix in _SINGLE_FILE_PREFIXES.items():
             converted[component] = parts.inner_keys(weights, prefix)
         clip_l = converted["text_encoder"]
-        if clip_l and "text_projection.weight" not in clip_l:  # the published files leave out the identity
+        if (
+            self.text_encoder is not None and clip_l and "text_projection.weight" not in clip_l
+        ):  # the published files leave out the identity
             clip_l["text_projection.weight"] = torch.eye(self.text_encoder.config.projection_dim)
         self.load_components(converted)
 
@@ -119,25 +133,23 @@ def load(loader: ComponentLoader, dtype: torch.dtype) -> StableDiffusion3:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
     transformer = loader.module("transformer", diffusers.SD3Transformer2DModel, dtype)
-    clip_l, clip_g = (
-        loader.module(name, CLIPTextModelWithProjection, dtype, attn_implementation="sdpa")
-        for name in ("text_encoder", "text_encoder_2")
-    )
-    t5 = t5_tokenizer = None
-    if loader.has("text_encoder_3"):
-        t5 = loader.module("text_encoder_3", T5EncoderModel, dtype)
-        t5_tokenizer = loader.tokenizer("tokenizer_3", T5TokenizerFast)
+    text: dict[str, Any] = {}
+    for n, encoder, tokenizer, options in (
+        ("", CLIPTextModelWithProjection, CLIPTokenizer, {"attn_implementation": "sdpa"}),
+        ("_2", CLIPTextModelWithProjection, CLIPTokenizer, {"attn_implementation": "sdpa"}),
+        ("_3", T5EncoderModel, T5TokenizerFast, {}),
+    ):
+        has = loader.has(f"text_encoder{n}")
+        text[f"text_encoder{n}"] = (
+            loader.module(f"text_encoder{n}", encoder, dtype, **options) if has else None
+        )
+        text[f"tokenizer{n}"] = loader.tokenizer(f"tokenizer{n}", tokenizer) if has else None
     scheduler = loader.scheduler(diffusers.FlowMatchEulerDiscreteScheduler)
     tokens = (transformer.config.sample_size // transformer.config.patch_size) ** 2
     return StableDiffusion3(
         offloading=loader.offloading,
         transformer=transformer,
-        text_encoder=clip_l,
-        text_encoder_2=clip_g,
-        text_encoder_3=t5,
-        tokenizer=loader.tokenizer("tokenizer", CLIPTokenizer),
-        tokenizer_2=loader.tokenizer("tokenizer_2", CLIPTokenizer),
-        tokenizer_3=t5_tokenizer,
+        **text,
         vae=parts.flow_vae_of(loader, dtype),
         solver=FlowEuler.of_scheduler(scheduler.config, tokens),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import cast
 
 from finextract.weights import adapter_keys
@@ -84,6 +85,7 @@ _FLUX_INPUTS: Mapping[tuple[int, ...], str] = {
     (3072, 384): "fill",
 }
 _CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight")
+_INTEGERS = ("I8", "U8", "I32")  # of 8 and of 4 bits, the latter packed
 _T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 
@@ -97,7 +99,7 @@ def classify(header: Header) -> WeightsKind:
     contains.
     """
     keys = header.tensors
-    return (
+    found = (
         _adapter(header)
         or _controlnet(keys)
         or _original(keys)
@@ -108,6 +110,12 @@ def classify(header: Header) -> WeightsKind:
         or _text_encoder(keys)
         or UNKNOWN
     )
+    return replace(found, integers=_integers(keys)) if found.kind in ("full", "unet") else found
+
+
+def _integers(keys: Mapping[str, TensorInfo]) -> str:
+    """The dtype of a weight that is quantised to integers, as bitsandbytes stores it; "" for none."""
+    return next((t.dtype for k, t in keys.items() if k.endswith(".weight") and t.dtype in _INTEGERS), "")
 
 
 def _adapter(header: Header) -> WeightsKind | None:

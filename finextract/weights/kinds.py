@@ -30,6 +30,7 @@ class WeightsKind:
     model: str = ""  # with the family "unknown", the model's own name: "Chroma", or the several that fit
     # With the family "unknown", the families that an adapter may be for; see `settled`.
     fits: tuple[Family, ...] = ()
+    integers: str = ""  # the safetensors dtype of weights that are quantised to integers: "I8", "U8"
 
     @property
     def is_adapter(self) -> bool:

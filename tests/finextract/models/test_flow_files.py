@@ -24,6 +24,7 @@ from finextract.extract import guided_predictor, sample
 from finextract.guidance import DIRECT, Guidance
 from finextract.models.flux import Flux
 from finextract.models.loading import gpu_precision, load_base, load_pair, tune
+from finextract.models.parts import prompt_length
 from finextract.models.stable_diffusion_3 import StableDiffusion3
 
 CPU = torch.device("cpu")
@@ -89,22 +90,80 @@ def test_a_transformer_in_shards_needs_no_pipeline_around_it_but_a_folder_of_its
             tune(base, elsewhere)
 
 
+def without(folder: Path, into: Path, *parts: str) -> Path:
+    """A copy of a pipeline folder that does without some text encoders and their tokenizers."""
+    shutil.copytree(folder, into)
+    index = json.loads((into / "model_index.json").read_text())
+    for part in (*parts, *(part.replace("text_encoder", "tokenizer") for part in parts)):
+        shutil.rmtree(into / part)
+        index[part] = [None, None]
+    (into / "model_index.json").write_text(json.dumps(index))
+    return into
+
+
 def test_a_tuned_folder_with_a_t5_is_refused_for_a_base_without_one_and_the_other_way_round_not(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    bare = shutil.copytree(folders["sd3"], tmp_path / "bare")
-    index = json.loads((bare / "model_index.json").read_text())
-    for part in ("text_encoder_3", "tokenizer_3"):
-        shutil.rmtree(bare / part)
-        index[part] = [None, None]
-    (bare / "model_index.json").write_text(json.dumps(index))
+    bare = without(folders["sd3"], tmp_path / "bare", "text_encoder_3")
     with pytest.raises(BaseMismatch, match="sd3 has a text_encoder_3, and its base model has none"):
         load_pair(bare, folders["sd3"], CPU)
     assert load_pair(folders["sd3"], bare, CPU).kind == "full"
     assert load_pair(bare, bare, CPU).kind == "full"
-    (bare / "model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))
-    with pytest.raises(UnsupportedWeights, match=r"model_index\.json names no text_encoder, without which"):
+    index = json.loads((bare / "model_index.json").read_text())
+    (bare / "model_index.json").write_text(json.dumps({**index, "vae": [None, None]}))
+    with pytest.raises(UnsupportedWeights, match=r"model_index\.json names no vae, without which"):
         load_base(bare, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        ("text_encoder",),
+        ("text_encoder_2",),
+        ("text_encoder", "text_encoder_3"),
+        ("text_encoder", "text_encoder_2"),
+        ("text_encoder", "text_encoder_2", "text_encoder_3"),
+    ],
+    ids=" ".join,
+)
+@torch.inference_mode()
+def test_stable_diffusion_3_reads_zeros_for_each_text_encoder_that_it_does_without(
+    absent: tuple[str, ...], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = load_base(folders["sd3"], CPU, torch.float32)
+    bare = load_base(without(folders["sd3"], tmp_path / "bare", *absent), CPU, torch.float32)
+    assert isinstance(whole, StableDiffusion3)
+    expected, found = whole.condition("a sks dog"), bare.condition("a sks dog")
+    first, both = (getattr(whole, f"text_encoder{n}").config.projection_dim for n in ("", "_2"))
+    both += first
+    has_clip = not {"text_encoder", "text_encoder_2"} <= set(absent)
+    tokens = prompt_length(whole.tokenizer, whole.text_encoder)
+    clip, t5 = expected.sequence[:, :tokens], expected.sequence[:, tokens:]
+    for name, channels in (("text_encoder", slice(0, first)), ("text_encoder_2", slice(first, both))):
+        if name in absent:
+            clip[..., channels] = expected.pooled[:, channels] = 0
+    tokens = tokens if has_clip else 77
+    assert torch.equal(found.sequence[:, :tokens], clip if has_clip else torch.zeros(1, 77, clip.shape[2]))
+    assert torch.equal(found.pooled, expected.pooled)
+    if "text_encoder_3" in absent:
+        assert not found.sequence[:, tokens:].any()
+    else:
+        assert torch.equal(found.sequence[:, tokens:], t5)
+    assert torch.isfinite(bare.predict(torch.zeros(1, *bare.latent_shape), 500.0, found)).all()
+
+
+def test_a_tuned_file_with_a_text_encoder_that_its_base_lacks_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(folders["sd3"], CPU, torch.float32)
+    assert isinstance(base, StableDiffusion3)
+    file = {f"model.diffusion_model.{k}": t for k, t in changed_names(base).items()}
+    t5 = changed(base.text_encoder_3)
+    file |= {f"text_encoders.t5xxl.transformer.{k}": t.contiguous().clone() for k, t in t5.items()}
+    save_file(file, tmp_path / "tuned.safetensors")
+    bare = without(folders["sd3"], tmp_path / "bare", "text_encoder_3")
+    with pytest.raises(BaseMismatch, match="has a text_encoder_3, and its base model has none"):
+        tune(load_base(bare, CPU, torch.float32), tmp_path / "tuned.safetensors")
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -171,7 +230,7 @@ def test_weights_of_scaled_8_bits_are_multiplied_by_their_factors_as_comfyui_doe
         )
     file[f"{layer}weight"] = file[f"{layer}weight"].float().to(torch.int8)  # another quantisation
     save_file(file, tmp_path / "int8.safetensors")
-    with pytest.raises(BaseMismatch, match=r"int8.safetensors does not fit .*scale"):
+    with pytest.raises(UnsupportedWeights, match=r"int8.safetensors holds .* quantised to integers \(I8\)"):
         tune(base, tmp_path / "int8.safetensors")
 
 

@@ -295,6 +295,16 @@ def test_a_variant_of_flux_that_takes_further_images_is_named_and_refused(
     assert why_unsupported(found, name) is not None
 
 
+@pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3", "F16"])
+def test_weights_that_are_quantised_to_integers_are_known_by_their_header(dtype: str) -> None:
+    row = tried_formats.read("full-flux-dev")
+    shapes = {key: TensorInfo("F16", tuple(shape)) for key, shape in row["tensors"].items()}
+    quantised = "double_blocks.0.img_attn.qkv.weight"
+    shapes[quantised] = TensorInfo(dtype, shapes[quantised].shape)
+    found = classify(Header({}, shapes, 0))
+    assert (found.family, found.integers) == ("flux", dtype if dtype in ("I8", "U8") else "")
+
+
 BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
