@@ -7,7 +7,9 @@ them into a second copy of the same small network.
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import sys
 import tempfile
 import warnings
@@ -16,12 +18,15 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # tests/finextract is a folder too
+
+from tried_formats import bfl  # noqa: E402
 
 from finextract.adapters.merge import merge  # noqa: E402
 from finextract.adapters.parsing import parse_adapter  # noqa: E402
@@ -353,24 +358,37 @@ def merged_into_copies(state: Mapping[str, Tensor], metadata: Mapping[str, str])
     return predicted(unet, text)
 
 
-def kohya(algorithm: str, **options: Any) -> float:
-    """Compares with LyCORIS' module for kohya's sd-scripts, from the file that it saves."""
+def trained_by_lycoris(
+    text: Any, unet: Any, algorithm: str, on_input: bool = False, **options: Any
+) -> dict[str, Tensor]:
+    """What LyCORIS' module for kohya's sd-scripts saves. The UNet and the text encoders stay changed by it.
+
+    `on_input`: in all modules but that of conv_in, which LyCORIS' preset names by itself.
+    """
     from lycoris.kohya import create_network
     from safetensors.torch import load_file
 
-    unet, text = small_unet(), small_text_encoder()
+    of_unet, of_text = ["Transformer2DModel", "ResnetBlock2D"], ["CLIPAttention", "CLIPMLP"]
+    overrides = [f"{module} = {{train_on_input = true}}\n" for module in of_unet + of_text if on_input]
     with tempfile.TemporaryDirectory() as folder:
         preset = Path(folder) / "preset.toml"
         preset.write_text(
-            'enable_conv = true\nunet_target_module = ["Transformer2DModel", "ResnetBlock2D"]\n'
-            'unet_target_name = ["conv_in"]\ntext_encoder_target_module = ["CLIPAttention", "CLIPMLP"]\n'
+            f"enable_conv = true\nunet_target_module = {of_unet}\n"
+            f'unet_target_name = ["conv_in"]\ntext_encoder_target_module = {of_text}\n'
+            f"[module_algo_map]\n{''.join(overrides)}"
         )
         torch.manual_seed(7)
         network = create_network(1.0, 4, 3.0, None, text, unet, algo=algorithm, preset=str(preset), **options)
         network.apply_to(text, unet, True, True)
         randomised(network)
         network.save_weights(str(Path(folder) / "a.safetensors"), torch.float32, {})
-        state = load_file(Path(folder) / "a.safetensors")
+        return load_file(Path(folder) / "a.safetensors")
+
+
+def kohya(algorithm: str, **options: Any) -> float:
+    """Compares with LyCORIS' module for kohya's sd-scripts, from the file that it saves."""
+    unet, text = small_unet(), small_text_encoder()
+    state = trained_by_lycoris(text, unet, algorithm, **options)
     theirs = predicted(unet, text)
     assert relative(theirs, predicted(small_unet(), small_text_encoder())) > 0.01
     return relative(theirs, merged_into_copies(state, {}))
@@ -382,10 +400,74 @@ for _name, _algorithm, _options in (
     ("DoRA, kohya's keys", "lora", {"dora_wd": True}),
     ("LoHa, kohya's keys", "loha", {}),
     ("LoKr, kohya's keys", "lokr", {"factor": 4}),
+    ("GLoRA, kohya's keys", "glora", {}),
+    ("(IA)3 of outputs, kohya's keys", "ia3", {}),
+    ("(IA)3 of inputs and outputs, kohya's keys", "ia3", {"on_input": True}),
     ("OFT, kohya's keys", "diag-oft", {}),
+    ("BOFT, kohya's keys", "boft", {}),
     ("full difference, kohya's keys", "full", {}),
 ):
     compared(LYCORIS, _name)(lambda a=_algorithm, o=_options: kohya(a, **o))  # type: ignore[misc]
+
+
+@torch.no_grad()
+def sdxl_predicted(pipe: Any) -> Tensor:
+    """What the UNet of SDXL predicts under both text encoders' outputs."""
+    tokens, _, pooled, _ = pipe.encode_prompt("a dog", do_classifier_free_guidance=False)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    added = {"text_embeds": pooled, "time_ids": torch.arange(6.0)[None]}
+    result: Tensor = pipe.unet(
+        noise, 300, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False
+    )[0]
+    return result
+
+
+def sdxl(algorithm: str, by_diffusers: bool = False, **options: Any) -> float:
+    """Compares with LyCORIS, and with what diffusers loads, under the names that kohya gives SDXL's layers.
+
+    LyCORIS names them as diffusers does; kohya's sd-scripts hand it a UNet that has the original names.
+    """
+    from tiny.single_files import unet_names
+    from tiny.unet_pipelines import stable_diffusion_xl
+
+    pipe = stable_diffusion_xl(velocity=False)
+    names = {}
+    for own, original in zip(pipe.unet.state_dict(), unet_names(pipe.unet), strict=True):
+        styled = original.removeprefix("model.diffusion_model.").replace(".", "_")
+        names[f"lora_unet_{own.replace('.', '_')}".removesuffix("_weight")] = (
+            f"lora_unet_{styled.removesuffix('_weight')}"
+        )
+    encoders = [pipe.text_encoder, pipe.text_encoder_2]
+    state = {}
+    for key, tensor in trained_by_lycoris(encoders, pipe.unet, algorithm, **options).items():
+        layer, _, part = key.partition(".")
+        layer = names[layer] if layer.startswith("lora_unet_") else layer
+        # transformers 5 dropped the "text_model." of CLIPTextModel.
+        state[re.sub(r"^(lora_te\d)_(?!text_model)", r"\1_text_model_", f"{layer}.{part}")] = tensor
+    theirs = [sdxl_predicted(pipe)]
+    before = sdxl_predicted(stable_diffusion_xl(velocity=False))
+    if by_diffusers:
+        pipe = stable_diffusion_xl(velocity=False)
+        pipe.load_lora_weights(dict(state))
+        theirs.append(sdxl_predicted(pipe))
+    pipe = stable_diffusion_xl(velocity=False)
+    parts = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
+    layers = {k: v for name, part in parts.items() for k, v in layers_of(part, name).items()}
+    merge(layers, parse_adapter(state, {}, {}))
+    ours = sdxl_predicted(pipe)
+    assert all(relative(changed, before) > 0.01 for changed in theirs)
+    return max(relative(changed, ours) for changed in theirs)
+
+
+for _name, _tools, _algorithm, _options in (
+    ("LoCon", "LyCORIS, diffusers and PEFT", "lora", {"by_diffusers": True}),
+    ("DoRA", LYCORIS, "lora", {"dora_wd": True}),  # diffusers leaves the magnitudes out
+    ("LoHa", LYCORIS, "loha", {}),
+    ("LoKr", LYCORIS, "lokr", {"factor": 4}),
+):
+    compared(_tools, f"{_name} of SDXL, kohya's original names")(
+        lambda a=_algorithm, o=_options: sdxl(a, **o)  # type: ignore[misc]
+    )
 
 
 def diffusers_file(old_keys: bool = False, **options: Any) -> float:
@@ -456,15 +538,17 @@ def lora(layers: dict[str, tuple[int, int]], ends: tuple[str, str], alpha: bool)
     return made
 
 
+FLUX_NAMES = bfl(guidance=True, w=32, doubles=2, singles=2, text=48, pooled=16, head=8)
+FLUX_BFL = {
+    key.removesuffix(".weight"): (shape[1], shape[0])
+    for key, shape in FLUX_NAMES.items()
+    if key.endswith(".weight")
+}
 FLUX_KOHYA = {
-    f"lora_unet_double_blocks_{i}_{side}_{name}": widths
-    for i in (0, 1)
-    for side in ("img", "txt")
-    for name, widths in {
-        "attn_qkv": (32, 96), "attn_proj": (32, 32), "mlp_0": (32, 128), "mlp_2": (128, 32),
-        "mod_lin": (32, 192),
-    }.items()
-}  # fmt: skip
+    f"lora_unet_{name.replace('.', '_')}": widths
+    for name, widths in FLUX_BFL.items()
+    if name.startswith("double_blocks.")
+}
 FLUX_XLABS = {
     "double_blocks.0.processor.qkv_lora1": (32, 96),
     "double_blocks.1.processor.qkv_lora2": (32, 96),
@@ -496,13 +580,13 @@ def flux_predicted(transformer: Any) -> Tensor:
     return result
 
 
-def flux_file(state: Mapping[str, Tensor]) -> float:
-    """Compares with what diffusers' pipeline of FLUX.1 loads from a file."""
+def flux_file(state: Mapping[str, Tensor], loaded: Mapping[str, Tensor] | None = None) -> float:
+    """Compares with what diffusers' pipeline of FLUX.1 loads from a file, or from `loaded` in its place."""
     from tiny.flow_pipelines import flux_components, flux_pipeline
 
     pipe = flux_pipeline()
     before = flux_predicted(pipe.transformer)
-    pipe.load_lora_weights(dict(state))
+    pipe.load_lora_weights(dict(loaded or state))
     pipe.fuse_lora()
     theirs = flux_predicted(pipe.transformer)
     assert relative(theirs, before) > 0.01
@@ -523,6 +607,59 @@ for _name, _layers, _ends, _alpha in (
 ):  # fmt: skip
     compared("diffusers and PEFT", _name)(
         lambda s=(_layers, _ends, _alpha): flux_file(lora(*s))  # type: ignore[misc]
+    )
+
+
+def small_conversion(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """A conversion of diffusers that states FLUX.1's numbers, with those of the small transformer instead."""
+    from diffusers.loaders import lora_conversion_utils
+
+    source = inspect.getsource(convert)
+    for line, small in (("num_layers = 19", 2), ("num_single_layers = 38", 2), ("inner_dim = 3072", 32)):
+        assert f" {line}\n" in source
+        source = source.replace(f" {line}\n", f" {line.partition(' =')[0]} = {small}\n")
+    names = dict(vars(lora_conversion_utils))
+    exec(source, names)
+    converted: Callable[..., Any] = names[convert.__name__]
+    return converted
+
+
+def flux_bfl(start: str, control: bool = False) -> float:
+    """Compares with what diffusers loads from Black Forest Labs' own names, which have `start` before them.
+
+    Diffusers converts them with "base_model.model." before them, or as a control LoRA, which has all layers,
+    biases, and norms of queries and keys. Those replace the base's and are no adapter: they are left out.
+    """
+    from diffusers.loaders import lora_conversion_utils, lora_pipeline
+
+    name = f"_convert_{'bfl_flux_control' if control else 'fal_kontext'}_lora_to_diffusers"
+    convert = small_conversion(getattr(lora_conversion_utils, name))
+    some = ("",) if control else ("double_blocks.", "single_blocks.", "final_layer.linear")
+    layers = {layer: widths for layer, widths in FLUX_BFL.items() if layer.startswith(some)}
+    state = lora(layers, ("lora_A", "lora_B"), alpha=False)
+    if control:
+        state |= {f"{layer}.lora_B.bias": torch.randn(out) for layer, (_, out) in layers.items()}
+    loaded = {f"{'' if control else 'base_model.model.'}{key}": tensor for key, tensor in state.items()}
+    if control:
+        last = "final_layer.adaLN_modulation.1.lora_A.weight"
+        loaded[last] = loaded[last].flip(0)  # diffusers exchanges the halves of lora_A's rows too, of 2 here
+        loaded |= {key: torch.ones(shape) for key, shape in FLUX_NAMES.items() if key.endswith(".scale")}
+
+    def without_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: tensor for key, tensor in convert(state).items() if ".attn.norm_" not in key}
+
+    with mock.patch.object(lora_pipeline, name, without_norms):
+        return flux_file({f"{start}{key}": tensor for key, tensor in state.items()}, loaded)
+
+
+for _name, _start, _control in (
+    ("LoRA of FLUX.1, original names as PEFT stores them", "base_model.model.", False),
+    ("LoRA of FLUX.1, original names as ai-toolkit stores them; diffusers loads PEFT's only",
+     "diffusion_model.", False),
+    ("LoRA of FLUX.1 with biases, original names of control LoRAs, norms left out", "", True),
+):  # fmt: skip
+    compared("diffusers and PEFT", _name)(
+        lambda s=_start, c=_control: flux_bfl(s, c)  # type: ignore[misc]
     )
 
 

@@ -246,33 +246,40 @@ def mmdit(name: str) -> Shapes:
     return keys
 
 
-def bfl(name: str) -> Shapes:
-    """FLUX.1's transformer under Black Forest Labs' own names."""
-    w = 3072
+def bfl(
+    guidance: bool,
+    w: int = 3072,
+    doubles: int = 19,
+    singles: int = 38,
+    text: int = 4096,
+    pooled: int = 768,
+    head: int = 128,
+) -> Shapes:
+    """FLUX.1's transformer under Black Forest Labs' own names, in its full size or a smaller one."""
     layers: dict[str, tuple[int, ...]] = {
-        "img_in": (w, 64), "txt_in": (w, 4096), "time_in.in_layer": (w, 256), "time_in.out_layer": (w, w),
-        "vector_in.in_layer": (w, 768), "vector_in.out_layer": (w, w),
+        "img_in": (w, 64), "txt_in": (w, text), "time_in.in_layer": (w, 256), "time_in.out_layer": (w, w),
+        "vector_in.in_layer": (w, pooled), "vector_in.out_layer": (w, w),
         "final_layer.linear": (64, w), "final_layer.adaLN_modulation.1": (2 * w, w),
     }  # fmt: skip
-    if TRANSFORMERS[name]["guidance_embeds"]:
+    if guidance:
         layers |= {"guidance_in.in_layer": (w, 256), "guidance_in.out_layer": (w, w)}
     norms: Shapes = {}
-    for i in range(19):
+    for i in range(doubles):
         for side in ("img", "txt"):
             one = f"double_blocks.{i}.{side}"
             layers |= {
                 f"{one}_mod.lin": (6 * w, w), f"{one}_attn.qkv": (3 * w, w), f"{one}_attn.proj": (w, w),
                 f"{one}_mlp.0": (4 * w, w), f"{one}_mlp.2": (w, 4 * w),
             }  # fmt: skip
-            norms |= {f"{one}_attn.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
-    for i in range(38):
+            norms |= {f"{one}_attn.norm.{part}_norm.scale": (head,) for part in ("query", "key")}
+    for i in range(singles):
         one = f"single_blocks.{i}"
         layers |= {
             f"{one}.linear1": (7 * w, w),
             f"{one}.linear2": (w, 5 * w),
             f"{one}.modulation.lin": (3 * w, w),
         }
-        norms |= {f"{one}.norm.{part}_norm.scale": (128,) for part in ("query", "key")}
+        norms |= {f"{one}.norm.{part}_norm.scale": (head,) for part in ("query", "key")}
     return with_biases(layers) | norms
 
 
@@ -283,7 +290,7 @@ def transformer_names(name: str) -> Shapes:
     from diffusers.loaders import single_file_utils
 
     family = "sd3" if name.startswith("sd3") else "flux"
-    keys = mmdit(name) if family == "sd3" else bfl(name)
+    keys = mmdit(name) if family == "sd3" else bfl(TRANSFORMERS[name]["guidance_embeds"])
     convert = getattr(single_file_utils, f"convert_{family}_transformer_checkpoint_to_diffusers")
     back = convert({key: torch.empty(shape, device="meta") for key, shape in keys.items()})
     assert shapes_of(back) == shapes_of(full_transformer(name).state_dict())
@@ -792,6 +799,20 @@ tried("lora-flux-bfl-keys", OURS, "lora", "unknown", D, "FLUX.1 or Chroma")(
         },
     )
 )
+
+
+@tried("lora-flux-control", OURS, "unknown", "unknown", "unknown", "LoRA beside other tensors")
+def _() -> Shapes:
+    """A control LoRA of Black Forest Labs: every layer with its bias, a wider first one, and the norms."""
+    names = bfl(guidance=True)
+    layers = {k.removesuffix(".weight"): (v[1], v[0]) for k, v in names.items() if k.endswith(".weight")}
+    return {
+        **pairs(".lora_A.weight", ".lora_B.weight", layers | {"img_in": (128, 3072)}),
+        **{f"{layer}.lora_B.bias": (out,) for layer, (_, out) in layers.items()},
+        **{k: v for k, v in names.items() if k.endswith(".scale")},
+    }
+
+
 tried("lora-flux-xlabs", OURS, "lora", "flux", "xlabs", "XLabs")(
     lambda: pairs(
         ".down.weight",
@@ -830,6 +851,56 @@ tried("lora-sdxl-pivotal-tuning", OURS, "lora", "sdxl", "kohya", "with learned e
         "bundle_emb.sks.clip_l": (4, 768),
         "bundle_emb.sks.clip_g": (4, 1280),
     }
+)
+OT_METADATA = {"modelspec.sai_model_spec": "1.0.0", "ot_branch": "master", "ot_revision": "0123456",
+               "modelspec.implementation": "https://github.com/huggingface/diffusers"}  # fmt: skip
+tried("lora-sdxl-onetrainer", OURS, "lora", "sdxl", "kohya", "with learned embeddings")(
+    lambda: (
+        {
+            **pairs(
+                *KOHYA,
+                {
+                    "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (2048, 640),
+                    "lora_unet_up_blocks_0_attentions_2_transformer_blocks_9_ff_net_2": (5120, 1280),
+                    "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": (768, 768),
+                    "lora_te2_text_model_encoder_layers_31_mlp_fc1": (1280, 5120),
+                },
+                ".alpha",
+            ),
+            "bundle_emb.<embedding>.clip_l": (4, 768),
+            "bundle_emb.<embedding>.clip_g": (4, 1280),
+        },
+        {
+            **OT_METADATA,
+            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+            "modelspec.title": "Stable Diffusion XL 1.0 Base LoRA",
+            "ss_base_model_version": "sdxl_",
+        },
+    )
+)
+tried("lora-flux-onetrainer", OURS, "lora", "flux", "kohya", "with learned embeddings")(
+    lambda: (
+        {
+            **pairs(
+                *KOHYA,
+                {
+                    "lora_transformer_transformer_blocks_18_attn_add_q_proj": (3072, 3072),
+                    "lora_transformer_transformer_blocks_0_ff_context_net_2": (12288, 3072),
+                    "lora_transformer_single_transformer_blocks_37_proj_mlp": (3072, 12288),
+                    "lora_te1_text_model_encoder_layers_11_mlp_fc1": (768, 3072),
+                    "lora_te2_encoder_block_23_layer_0_SelfAttention_q": (4096, 4096),
+                },
+                ".alpha",
+            ),
+            "bundle_emb.<embedding>.clip_l": (4, 768),
+            "bundle_emb.<embedding>.t5": (4, 4096),
+        },
+        {
+            **OT_METADATA,
+            "modelspec.architecture": "Flux.1-dev/lora",
+            "modelspec.title": "FluxDev 1.0 LoRA",
+        },
+    )
 )
 TI = ("textual_inversion", "unknown", "unknown")
 tried("textual-inversion-a1111", OURS, *TI, "A1111")(lambda: {"emb_params": (4, 768)})

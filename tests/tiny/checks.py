@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finextract.models.base import Solver
 from finextract.weights.adapter_keys import parse_key
+from finextract.weights.embedding_keys import parse_embedding_key
 from finextract.weights.original_names import file_layers
 
 
@@ -55,6 +56,8 @@ def assert_adapter_fits(adapter: str, layers: Mapping[str, Any]) -> None:
     shapes: dict[str, list[int]] = tried_formats.read(adapter)["tensors"]
     assert shapes
     for key, shape in shapes.items():
+        if parse_embedding_key(key) is not None:
+            continue
         parsed = parse_key(key)
         assert parsed is not None, key
         weights = [layers[name].weight for name in names[parsed.layer].layers]

@@ -29,6 +29,7 @@ ADAPTERS = {
     "lora-flux-ai-toolkit": "flux-dev",
     "lora-flux-bfl-keys": "flux-dev",
     "lora-flux-xlabs": "flux-dev",
+    "lora-flux-onetrainer": "flux-dev",
     "lora-sd3-diffusers": "sd3-medium",
     "lora-sd3-kohya": "sd3-medium",
     "lora-sd35-large-diffusers": "sd35-large",

@@ -64,7 +64,7 @@ def test_every_tensor_of_a_published_file_fits_a_parameter_of_the_model(
         assert len(loaded[id(module)]) == len(module.state_dict())
 
 
-ADAPTERS = {"lora-sd2-diffusers": "sd2",
+ADAPTERS = {"lora-sd2-diffusers": "sd2", "lora-sdxl-onetrainer": "sdxl",
             "lora-sdxl-kohya": "sdxl", "lora-sd1-diffusers": "sd1", "lora-sd1-kohya": "sd1",
             "dora-sd1-kohya": "sd1", "lora-sd1-old-processor": "sd1"}  # fmt: skip
 
