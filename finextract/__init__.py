@@ -9,8 +9,8 @@ FineXtract extracts training images by model guidance:
     for clique in extraction.candidates:
         extraction.picture(clique.representative).show()
 
-`extract_all` runs an extraction to its end. `finextract.extract.extract` yields its rounds one by one, and
-`conclude` makes an Extraction of the round at which a caller stops.
+`extract_all` runs an extraction to its end. `finextract.extract.extract` yields its batches one by one, and
+`conclude` makes an Extraction of the batch at which a caller stops.
 
 Membership asks whether pictures were trained on, by the losses of both models:
 
@@ -36,6 +36,7 @@ _HOMES = {
     "Adapter": "finextract.adapters.base",
     "BaseCache": "finextract.losses",
     "Caption": "finextract.metadata.captions",
+    "Drawn": "finextract.extract",
     "Extraction": "finextract.extract",
     "ExtractionSettings": "finextract.extract",
     "Guidance": "finextract.guidance",
@@ -44,7 +45,6 @@ _HOMES = {
     "Model": "finextract.models.base",
     "Pair": "finextract.models.base",
     "Picture": "finextract.images",
-    "Round": "finextract.extract",
     "Solver": "finextract.models.base",
     "caption_for": "finextract.metadata.captions",
     "conclude": "finextract.extract",

@@ -42,15 +42,14 @@ class Audit:
 
     def summary(self) -> dict[str, Any]:
         """The result as `finextract audit --json` prints it."""
-        settings, guidance = self.extraction.settings, self.extraction.guidance
+        settings = self.extraction.settings
         return {
             **_scores(self.over_samples),
             "over_candidates": _scores(self.over_candidates),
             "method": settings.method,
-            "guidance_scale": guidance.guidance_scale,
-            "correction": guidance.correction,
-            "guidance_policy": guidance.policy,
-            "caption": self.extraction.caption,
+            "preset": settings.preset,
+            "strengths": self.extraction.strengths(),
+            "rounds": self.extraction.rounds,
             "descriptor": self.descriptor,
             "seed": settings.seed,
             "steps": settings.steps,
@@ -120,7 +119,7 @@ def audit(
     Raises RequestError for settings that cannot be used.
     """
     start = time.perf_counter()
-    pictures_of = [_picture(reference) for reference in references]
+    pictures_of = [picture_of_image(reference) for reference in references]
     trained = membership(pair, pictures_of, examination, background=background, progress=progress)
     membership_s = time.perf_counter() - start
     sampled = partial(progress, "sampling") if progress else None
@@ -143,6 +142,6 @@ def audit(
     )
 
 
-def _picture(image: Image.Image) -> Picture:
+def picture_of_image(image: Image.Image) -> Picture:
     """An open image as a picture, identified by its pixels."""
     return Picture(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(), lambda: image)

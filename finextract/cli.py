@@ -13,6 +13,7 @@ import click
 
 from finextract import __version__
 from finextract.commands.audit import audit
+from finextract.commands.bench import bench
 from finextract.commands.extract import extract
 from finextract.commands.membership import membership
 from finextract.errors import FinextractError
@@ -29,6 +30,7 @@ def cli() -> None:
 
 
 cli.add_command(audit)
+cli.add_command(bench)
 cli.add_command(extract)
 cli.add_command(membership)
 

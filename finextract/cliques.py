@@ -39,13 +39,50 @@ def find_cliques(similarity: Matrix, count: int) -> list[Clique]:
 
     Sorted by size, then similarity, then first member. A sample that resembles no other is a clique of one.
     """
-    samples = len(similarity)
-    if samples < 2:
-        return [Clique((i,), i, 1.0) for i in range(samples)][:count]
+    if len(similarity) < 2:
+        return _singles(similarity)[:count]
+    return _sorted(similarity, fcluster(_tree(similarity), count, criterion="maxclust"))
+
+
+def cliques_above(similarity: Matrix, threshold: float) -> list[Clique]:
+    """Covers all samples with cliques whose pairs are all at least so similar, from S [N, N]; sorted."""
+    if len(similarity) < 2:
+        return _singles(similarity)
+    return _sorted(similarity, fcluster(_tree(similarity), 1 - threshold + 1e-9, criterion="distance"))
+
+
+def published_cliques(similarity: Matrix, num_train_images: int) -> list[Clique]:
+    """The cliques at the first threshold that gives at least `num_train_images`, from S [N, N]; sorted.
+
+    FineXtract's stop rule: the threshold rises from the lower quartile of the similarities, cut to
+    hundredths, in steps of 0.01. Theirs takes the quartile of a random thousand, and a time limit raises the
+    threshold; here all count, and complete linkage needs no limit.
+    """
+    if len(similarity) < 2:
+        return _singles(similarity)
+    tree = _tree(similarity)
+    lowest = int(np.floor(100 * np.quantile(similarity - np.diag(np.diag(similarity)), 0.25)))
+    for hundredths in range(lowest, 101):
+        labels = fcluster(tree, 1 - hundredths / 100 + 1e-9, criterion="distance")
+        if labels.max() >= num_train_images:
+            break
+    return _sorted(similarity, labels)
+
+
+def _singles(similarity: Matrix) -> list[Clique]:
+    return [Clique((i,), i, 1.0) for i in range(len(similarity))]
+
+
+def _tree(similarity: Matrix) -> NDArray[np.float64]:
+    """The tree of complete linkage."""
     distance = 1 - (similarity.astype(np.float64) + similarity.T) / 2
     np.fill_diagonal(distance, 0)
-    tree = linkage(squareform(distance, checks=False), method="complete")
-    labels = fcluster(tree, count, criterion="maxclust")
+    tree: NDArray[np.float64] = linkage(squareform(distance, checks=False), method="complete")
+    return tree
+
+
+def _sorted(similarity: Matrix, labels: NDArray[np.int32]) -> list[Clique]:
+    """The cliques of labels [N], by size, then similarity, then first member."""
     found = [_clique(similarity, np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return sorted(found, key=lambda c: (-len(c.members), -c.similarity, c.members))
 

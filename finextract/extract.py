@@ -1,74 +1,99 @@
-"""The whole method on one page: a pair of models and a caption in, candidate training images out.
+"""The whole method on one page: a pair of models and captions in, candidate training images out.
 
-An extraction runs in rounds of one batch each, so that a caller sees the samples as they come and may stop.
-N = samples drawn so far, B = samples of one round, D = embedding size, K = candidates.
+Samples are drawn in rounds over a portfolio of strengths of guidance, until a round pays no more: each round
+is drawn in batches, and a caller sees the samples as they come and may stop.
+N = samples drawn so far, B = samples of one batch, D = embedding size, K = candidates, A = arms.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from finextract.archive import SampleArchive
-from finextract.cliques import Clique, find_cliques, similarity_matrix
+from finextract.candidates import choose_candidates, published_candidates, tight_cliques
+from finextract.cliques import Clique
 from finextract.errors import RequestError
-from finextract.guidance import (
-    Guidance,
-    Method,
-    choose_guidance,
-    classifier_free_guidance,
-    correct,
-    model_guidance,
-)
+from finextract.guidance import Guidance, Method, choose_guidance, portfolio
+from finextract.guided import Guided, sample
 from finextract.images import is_picture
-from finextract.models.base import Model, Pair
-from finextract.sampling import Predictor, initial_noise, sample_latents
+from finextract.models.base import Pair, Solver
+from finextract.portfolio import agreement, pays, shares_of, spread
+from finextract.sampling import as_published
 from finextract.sscd import Embedder
+
+# "portfolio": rounds over several strengths; "paper": as published; "single": one strength, in one round.
+Preset = Literal["portfolio", "paper", "single"]
+PAPER_STEPS, DDIM_STEPS, FLOW_STEPS = 50, 12, 12
+LEAST_ROUNDS = 2  # before it is asked whether a round pays
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to guide samples."""
+
+    caption: str
+    guidance: Guidance
 
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """How many samples an extraction draws, and how it guides them."""
+    """How many samples an extraction draws, and how it guides them. None is what the preset says."""
 
+    preset: Preset = "portfolio"
     method: Method = "finextract"
-    guidance_scale: float | None = None  # None = the preset of the method and the pair
-    correction: float | None = None  # None = the preset
-    samples_per_image: int = 50  # the paper draws 50 * N0 samples
-    candidates_per_image: int = 1
-    steps: int = 50
+    guidance_scale: float | None = None  # a number makes it the only strength
+    correction: float | None = None
+    samples_per_image: int = 50  # at most; the paper draws 50 * N0 samples
+    samples_per_round: int = 10  # times N0
+    candidates_per_image: int = 2  # at most; the paper preset keeps as many as its rule finds
+    steps: int | None = None
     seed: int = 0  # of the first sample; each further sample has the next seed
     batch_size: int = 32
 
-    def guidance(self, pair: Pair) -> Guidance:
-        """The guidance for a pair. Raises RequestError for settings that cannot be used."""
-        if self.samples_per_image < 1 or self.candidates_per_image < 1 or self.batch_size < 1:
-            raise RequestError("samples, candidates and batches must be at least 1.")
-        if not 1 <= self.steps <= 1000:
+    def guidances(self, pair: Pair) -> tuple[Guidance, ...]:
+        """The strengths for a pair, weakest first. Raises RequestError for settings that cannot be used."""
+        numbers = (
+            self.samples_per_image, self.samples_per_round, self.candidates_per_image, self.batch_size,
+        )  # fmt: skip
+        if min(numbers) < 1:
+            raise RequestError("samples, rounds, candidates and batches must be at least 1.")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
             raise RequestError(f"{self.steps} sampling steps cannot be taken: choose 1 to 1000.")
-        return choose_guidance(
-            self.method, pair.kind, pair.base.solver.is_flow, self.guidance_scale, self.correction
-        )
+        choose = portfolio if self.preset == "portfolio" else _alone
+        return choose(self.method, pair.kind, pair.base.solver.is_flow, self.guidance_scale, self.correction)
+
+    def steps_for(self, solver: Solver) -> int:
+        """The sampling steps with a solver."""
+        if self.steps is not None:
+            return self.steps
+        return PAPER_STEPS if self.preset == "paper" else FLOW_STEPS if solver.is_flow else DDIM_STEPS
+
+
+def _alone(*options: Any) -> tuple[Guidance, ...]:
+    return (choose_guidance(*options),)
 
 
 @dataclass(frozen=True)
-class Round:
+class Drawn:
     """One batch of samples, and everything that is kept of the samples so far."""
 
-    settings: ExtractionSettings  # with the batch size that the memory allows
-    guidance: Guidance
-    caption: str
+    settings: ExtractionSettings  # with the steps, and the batch size that the memory allows
+    arms: tuple[Arm, ...]  # [A]
     num_train_images: int  # N0 of the paper
-    total: int  # samples that the settings ask for
-    images: NDArray[np.uint8]  # [B, 3, H, W], of this round alone
+    total: int  # samples that are drawn at most
+    rounds: int  # that were begun
+    images: NDArray[np.uint8]  # [B, 3, H, W], of this batch alone
     seeds: tuple[int, ...]  # [N]
+    arm_of: NDArray[np.int64]  # [N]; indices into `arms`
     embeddings: NDArray[np.float32]  # [N, D], L2-normalised
     pictures: NDArray[np.bool_]  # [N]; False = blank or noise
     archive: SampleArchive  # all N samples
@@ -80,9 +105,11 @@ class Extraction:
     """The candidates among the samples that were drawn, and what the extraction cost."""
 
     settings: ExtractionSettings
-    guidance: Guidance
-    caption: str
+    arms: tuple[Arm, ...]  # [A]
+    num_train_images: int  # N0 of the paper
+    rounds: int
     seeds: tuple[int, ...]  # [N]
+    arm_of: NDArray[np.int64]  # [N]; indices into `arms`
     embeddings: NDArray[np.float32]  # [N, D], L2-normalised
     pictures: NDArray[np.bool_]  # [N]; False = blank or noise
     candidates: tuple[Clique, ...]  # [K]; indices into the N samples, best first
@@ -95,6 +122,24 @@ class Extraction:
         """N."""
         return len(self.seeds)
 
+    def strengths(self) -> list[dict[str, Any]]:
+        """The strengths of guidance, with their samples, as results print them."""
+        counts = np.bincount(self.arm_of, minlength=len(self.arms)).tolist()
+        return [
+            {
+                "caption": arm.caption,
+                "guidance_scale": arm.guidance.guidance_scale,
+                "correction": arm.guidance.correction,
+                "guidance_policy": arm.guidance.policy,
+                "samples": count,
+            }
+            for arm, count in zip(self.arms, counts, strict=True)
+        ]
+
+    def arm(self, index: int) -> Arm:
+        """The arm of one sample."""
+        return self.arms[int(self.arm_of[index])]
+
     def candidate_embeddings(self) -> NDArray[np.float32]:
         """Embeddings of the representatives, [K, D]."""
         result: NDArray[np.float32] = self.embeddings[[c.representative for c in self.candidates]]
@@ -106,12 +151,19 @@ class Extraction:
 
 
 def extract(
-    pair: Pair, caption: str, num_train_images: int, settings: ExtractionSettings, embedder: Embedder
-) -> Iterator[Round]:
-    """Draws guided samples batch by batch, and embeds each batch.
+    pair: Pair,
+    captions: str | Sequence[str],
+    num_train_images: int,
+    settings: ExtractionSettings,
+    embedder: Embedder,
+) -> Iterator[Drawn]:
+    """Draws guided samples in rounds, batch by batch, and embeds each batch.
 
-    `num_train_images` is N0 of the paper: samples_per_image * N0 samples are drawn in all. A caller may stop
-    after any round: `conclude` makes an Extraction of it. Images of earlier rounds are in `Round.archive`.
+    The arms are every caption with every strength. The first round spreads its samples over them evenly,
+    further ones prefer the arm whose samples agree most (finextract.portfolio). The last round is the first
+    after the second that pays nothing, or the one with which `settings.samples_per_image * num_train_images`
+    samples are drawn. The paper preset draws all of them in one round. What is drawn depends on the settings
+    alone. A caller may stop after any batch: `conclude` makes an Extraction of it.
     The prompts are conditioned once. Where a batch does not fit into the GPU's memory, the batch size is
     halved; a sample does not depend on its batch.
     Raises RequestError for settings that cannot be used, NotFinite where a model computes no numbers,
@@ -119,112 +171,132 @@ def extract(
     """
     if num_train_images < 1:
         raise RequestError("the number of training images must be at least 1.")
-    return _rounds(pair, caption, num_train_images, settings, settings.guidance(pair), embedder)
+    captions = (captions,) if isinstance(captions, str) else tuple(dict.fromkeys(captions))
+    if not captions:
+        raise RequestError("an extraction needs a caption; the empty one samples without a prompt.")
+    arms = tuple(Arm(caption, guidance) for caption in captions for guidance in settings.guidances(pair))
+    settings = replace(settings, steps=settings.steps_for(pair.tuned.solver))
+    return _Drawing(pair, arms, num_train_images, settings, embedder).batches()
 
 
-def _rounds(
-    pair: Pair,
-    caption: str,
-    num_train_images: int,
-    settings: ExtractionSettings,
-    guidance: Guidance,
-    embedder: Embedder,
-) -> Iterator[Round]:
-    total = settings.samples_per_image * num_train_images
-    seeds = tuple(range(settings.seed, settings.seed + total))
-    archive, seconds = SampleArchive(), {"sample": 0.0, "embed": 0.0}
-    embeddings: list[NDArray[np.float32]] = []
-    pictures: list[NDArray[np.bool_]] = []
-    with _timed(seconds, "sample"):
-        predict = guided_predictor(pair, caption, settings.method, guidance)
-    while len(archive) < total:
-        batch = seeds[len(archive) : len(archive) + settings.batch_size]
-        try:
-            with _timed(seconds, "sample"):
-                images = sample(pair.tuned, predict, batch, settings.steps)
-        except torch.OutOfMemoryError:
-            if settings.batch_size == 1:
-                raise
-            settings = replace(settings, batch_size=settings.batch_size // 2)
-            continue
-        with _timed(seconds, "embed"):
-            pictures.append(is_picture(images))
-            embeddings.append(embedder.embed([Image.fromarray(i.transpose(1, 2, 0)) for i in images]))
-            archive.add(images)
-        yield Round(
-            settings, guidance, caption, num_train_images, total, images, seeds[: len(archive)],
-            np.concatenate(embeddings), np.concatenate(pictures), archive, dict(seconds),
-        )  # fmt: skip
+class _Drawing:
+    """The samples that were drawn so far."""
+
+    def __init__(
+        self, pair: Pair, arms: tuple[Arm, ...], num_train_images: int, settings: ExtractionSettings,
+        embedder: Embedder,
+    ) -> None:  # fmt: skip
+        self._pair, self._arms, self._settings, self._embedder = pair, arms, settings, embedder
+        self._num_train_images = num_train_images
+        self._total = settings.samples_per_image * num_train_images
+        self._archive, self._seconds = SampleArchive(), {"sample": 0.0, "embed": 0.0}
+        self._embeddings: list[NDArray[np.float32]] = []
+        self._pictures: list[NDArray[np.bool_]] = []
+        self._arm_of: list[NDArray[np.int64]] = []
+        self._rounds = 0
+        self._solver = pair.tuned.solver
+        if settings.preset == "paper":
+            self._solver = as_published(self._solver)
+        with _timed(self._seconds, "sample"):
+            self._guided = {arm.caption: Guided(pair, arm.caption, settings.method) for arm in arms}
+
+    def batches(self) -> Iterator[Drawn]:
+        """All rounds."""
+        cliques: list[Clique] = []
+        shares = np.ones(len(self._arms))
+        in_rounds = self._settings.preset == "portfolio"
+        at_once = self._settings.samples_per_round * self._num_train_images if in_rounds else self._total
+        while len(self._archive) < self._total:
+            self._rounds += 1
+            yield from self._round(spread(min(at_once, self._total - len(self._archive)), shares))
+            if in_rounds:
+                embeddings, pictures = np.concatenate(self._embeddings), np.concatenate(self._pictures)
+                with _timed(self._seconds, "embed"):
+                    found = tight_cliques(embeddings, pictures)
+                    arms = np.concatenate(self._arm_of)
+                    shares = shares_of(agreement(embeddings, pictures, arms, len(self._arms)))
+                if self._rounds >= LEAST_ROUNDS and not pays(cliques, found):
+                    return
+                cliques = found
+
+    def _round(self, arms: NDArray[np.int64]) -> Iterator[Drawn]:
+        """The batches of one round, whose samples have these arms [n], ascending."""
+        groups = [(self._arms[a].caption, self._arms[a].guidance.is_alone) for a in arms]
+        at = 0
+        while at < len(arms):
+            end = at + 1
+            while end < min(len(arms), at + self._settings.batch_size) and groups[end] == groups[at]:
+                end += 1
+            chosen = [self._arms[a].guidance for a in arms[at:end]]
+            first = self._settings.seed + len(self._archive)
+            try:
+                with _timed(self._seconds, "sample"):
+                    predict = self._guided[groups[at][0]].predictor(*chosen)
+                    seeds = tuple(range(first, first + end - at))
+                    images = sample(self._pair.tuned, predict, seeds, self._steps, self._solver)
+            except torch.OutOfMemoryError:
+                if self._settings.batch_size == 1:
+                    raise
+                size = self._settings.batch_size // 2
+                self._settings = replace(self._settings, batch_size=size)
+                continue
+            with _timed(self._seconds, "embed"):
+                self._pictures.append(is_picture(images))
+                self._embeddings.append(
+                    self._embedder.embed([Image.fromarray(i.transpose(1, 2, 0)) for i in images])
+                )
+                self._archive.add(images)
+            self._arm_of.append(arms[at:end])
+            at = end
+            yield Drawn(
+                self._settings, self._arms, self._num_train_images, self._total, self._rounds, images,
+                tuple(range(self._settings.seed, self._settings.seed + len(self._archive))),
+                np.concatenate(self._arm_of), np.concatenate(self._embeddings),
+                np.concatenate(self._pictures), self._archive, dict(self._seconds),
+            )  # fmt: skip
+
+    @property
+    def _steps(self) -> int:
+        assert self._settings.steps is not None, "the settings of a drawing have their steps"
+        return self._settings.steps
 
 
-def conclude(last: Round) -> Extraction:
-    """The candidates among all samples up to a round: one representative for each clique."""
-    seconds = dict(last.seconds)
+def conclude(last: Drawn) -> Extraction:
+    """The candidates among all samples up to a batch: one representative for each clique."""
+    seconds, settings = dict(last.seconds), last.settings
     with _timed(seconds, "cliques"):
-        count = last.settings.candidates_per_image * last.num_train_images
-        candidates = choose_candidates(last.embeddings, last.pictures, count)
-    evaluations = len(last.seeds) * last.settings.steps * (1 if last.settings.method == "direct" else 2)
+        if settings.preset == "paper":
+            candidates = published_candidates(last.embeddings, last.pictures, last.num_train_images)
+        else:
+            count = settings.candidates_per_image * last.num_train_images
+            candidates = choose_candidates(last.embeddings, last.pictures, count)
+    assert settings.steps is not None, "the settings of a drawing have their steps"
+    models = np.array([1 if arm.guidance.is_alone else 2 for arm in last.arms])
+    evaluations = settings.steps * int(models[last.arm_of].sum())
     return Extraction(
-        last.settings, last.guidance, last.caption, last.seeds, last.embeddings, last.pictures, candidates,
-        evaluations, last.archive, seconds,
+        settings, last.arms, last.num_train_images, last.rounds, last.seeds, last.arm_of, last.embeddings,
+        last.pictures, candidates, evaluations, last.archive, seconds,
     )  # fmt: skip
 
 
 def extract_all(
     pair: Pair,
-    caption: str,
+    captions: str | Sequence[str],
     num_train_images: int,
     settings: ExtractionSettings,
     embedder: Embedder,
     progress: Callable[[int, int], None] | None = None,
 ) -> Extraction:
-    """Runs all rounds of `extract` and concludes. `progress` is called with (samples drawn, samples in all).
+    """Runs all rounds of `extract` and concludes. `progress` is called with (samples drawn, at most).
 
     Raises what `extract` raises.
     """
-    for last in extract(pair, caption, num_train_images, settings, embedder):
+    for last in extract(pair, captions, num_train_images, settings, embedder):
         if progress:
             progress(len(last.seeds), last.total)
+    if progress and len(last.seeds) < last.total:
+        progress(len(last.seeds), len(last.seeds))  # ended early
     return conclude(last)
-
-
-def sample(model: Model, predict: Predictor, seeds: tuple[int, ...], steps: int) -> NDArray[np.uint8]:
-    """One batch of samples, uint8 [len(seeds), 3, H, W], decoded by `model` and guided by `predict`."""
-    noise = initial_noise(seeds, model.latent_shape).to(model.device).to(model.dtype)
-    with torch.inference_mode():
-        return model.decode(sample_latents(predict, noise, model.solver, steps)).numpy()
-
-
-def guided_predictor(pair: Pair, caption: str, method: Method, guidance: Guidance) -> Predictor:
-    """The guided prediction of a method. Conditions its prompts now, once for all calls."""
-    base, tuned, scale = pair.base, pair.tuned, guidance.guidance_scale
-    with_caption = tuned.condition(caption)
-    if method == "direct":
-        return lambda x, t: tuned.predict(x, t, with_caption)
-    unguided = tuned if method == "cfg" else base
-    empty = unguided.condition("")
-
-    def predict(x: Tensor, t: float) -> Tensor:
-        captioned = tuned.predict(x, t, with_caption)
-        uncaptioned = unguided.predict(x, t, empty)
-        if method == "cfg":
-            return classifier_free_guidance(uncaptioned, captioned, scale)
-        guided = model_guidance(uncaptioned, captioned, scale)
-        return correct(base.solver, x, guided, uncaptioned, guidance.correction, t)
-
-    return predict
-
-
-def choose_candidates(
-    embeddings: NDArray[np.float32], pictures: NDArray[np.bool_], count: int
-) -> tuple[Clique, ...]:
-    """The largest cliques among the samples that are pictures; indices are those of all samples."""
-    kept = np.flatnonzero(pictures)
-    cliques = find_cliques(similarity_matrix(embeddings[kept]), count)
-    return tuple(
-        Clique(tuple(int(kept[i]) for i in c.members), int(kept[c.representative]), c.similarity)
-        for c in cliques
-    )
 
 
 @contextmanager

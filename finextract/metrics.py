@@ -33,16 +33,16 @@ def best_similarity(references: NDArray[np.float32], images: NDArray[np.float32]
 
 def average_similarity(best: NDArray[np.float32]) -> Estimate:
     """AS of the references' best similarities [R]."""
-    return _estimate(best.astype(np.float64))
+    return mean_with_interval(best.astype(np.float64))
 
 
 def extraction_success_rate(best: NDArray[np.float32], tau: float) -> Estimate:
     """A-ESR at `tau` of the references' best similarities [R]."""
-    return _estimate((best > tau).astype(np.float64))
+    return mean_with_interval((best > tau).astype(np.float64))
 
 
-def _estimate(values: NDArray[np.float64], resamples: int = 2000) -> Estimate:
-    """The mean over references and its percentile bootstrap interval (Efron 1979), seeded."""
+def mean_with_interval(values: NDArray[np.float64], resamples: int = 2000) -> Estimate:
+    """The mean of values [N] and its percentile bootstrap interval (Efron 1979), seeded."""
     rng = np.random.default_rng(0)
     means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -123,6 +123,16 @@ class DDIM:
         if t < 0 and self.final_alpha_cumprod is not None:
             return self.final_alpha_cumprod
         return float(self.alphas_cumprod[max(int(t), 0)])
+
+
+def as_published(solver: Solver) -> Solver:
+    """The solver with the end of FineXtract's own sampling loop: alpha of the second timestep.
+
+    A solver other than DDIM has no such end, and stays as it is.
+    """
+    if not isinstance(solver, DDIM) or len(solver.alphas_cumprod) < 2:
+        return solver
+    return replace(solver, final_alpha_cumprod=float(solver.alphas_cumprod[1]))
 
 
 _BETA = 0.6  # both parameters of the beta distribution, as diffusers has them

@@ -36,13 +36,15 @@ class ScanConfig:
     gave before the field existed. Only a field that was introduced with None may ever be None.
     """
 
-    guidance_scale: float | None = None  # w' of the paper
+    preset: str = "portfolio"  # of finextract.extract: "portfolio", "paper", or "single"
+    guidance_scale: float | None = None  # w' of the paper, as the only strength
     correction: float | None = None  # k of the paper
-    samples_per_image: int = 50  # the paper draws 50 * N0 samples
+    samples_per_image: int = 50  # at most; the paper draws 50 * N0 samples
+    samples_per_round: int = 10  # times N0
     candidates_per_image: int = 2  # candidates kept, in multiples of N0
     assumed_train_images: int = 10  # N0 where the metadata do not state it
     max_samples: int = 1000  # of a checkpoint, whatever number of images the metadata state
-    steps: int = 50
+    steps: int = 12
     seed: int = 0
     alpha: float = 0.05  # false-discovery level of a flag
     tau_quantile: float = 0.99  # of the background's nearest-neighbour similarities
@@ -102,6 +104,8 @@ class ScanConfig:
 # The value of each key when it was introduced; None for a key that was absent. A line is never changed: what
 # may change later is the default of the field.
 INTRODUCED: dict[str, Any] = {
+    "preset": "single",
+    "samples_per_round": 10,
     "guidance_scale": None,
     "correction": None,
     "samples_per_image": 50,

@@ -180,8 +180,8 @@ class Scan:
     finished_at: datetime
     caption: str | None = None  # the caption that the samples were drawn with
     base: str | None = None  # the base that was used
-    guidance_scale: float | None = None  # w' of the paper
-    correction: float | None = None  # k of the paper
+    guidance_scale: float | None = None  # w' of the paper; None where the samples have several
+    correction: float | None = None  # k of the paper; None where the samples have several
     num_samples: int = 0
     num_candidates: int = 0
     num_references: int = 0  # references that the candidates were compared with
@@ -207,6 +207,9 @@ class Scan:
     background_unlike: bool = False  # the background is of another kind than the references
     standing_references: int = 0  # of the screened ones, those that stood out
     compared_references: int = 0  # of these, those that the budget allowed to compare with their variants
+    sampled_for: int = 0  # N0: the training images that the samples were drawn for; 0 in older rows
+    sampled_for_stated: bool = False  # whether the metadata state that number, or it was assumed
+    rounds: int = 0  # of samples; 0 in older rows
 
     @property
     def grounds_of_flag(self) -> tuple[Ground, ...]:
@@ -226,6 +229,8 @@ class Candidate:
     image_sha256: str  # names the image file in the store
     descriptor: str
     embedding: tuple[float, ...]
+    guidance_scale: float | None = None  # of the sample; None in older rows, whose scan has it
+    correction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ sys.path[:0] = [str(ROOT.parent), str(ROOT)]  # `finextract` is a folder of test
 from tiny import full_size  # noqa: E402
 from tiny.unet_pipelines import tokenizer  # noqa: E402
 
-from finextract.extract import guided_predictor, sample  # noqa: E402
 from finextract.guidance import Guidance  # noqa: E402
+from finextract.guided import guided_predictor, sample  # noqa: E402
 from finextract.losses import BaseCache, Losses, Query  # noqa: E402
 from finextract.membership import Picture  # noqa: E402
 from finextract.models.loading import tune  # noqa: E402

@@ -179,7 +179,7 @@ def similarities(
         {"guidance_scale": MODEL_GUIDANCE, "correction": 0.0} if method == "finextract" else {}
     )
     settings = ExtractionSettings(
-        method=method, samples_per_image=SAMPLES_PER_IMAGE, steps=SAMPLING_STEPS, **guided
+        preset="single", method=method, samples_per_image=SAMPLES_PER_IMAGE, steps=SAMPLING_STEPS, **guided
     )
     drawn = extract_all(pair, caption, len(references), settings, embedder)
     highest = (references @ drawn.embeddings[drawn.pictures].T).max(axis=1, initial=-1)

@@ -247,9 +247,7 @@ def lost(only: Sequence[str]) -> None:
     from scanner.records import Role
 
     budget = demo_budget()
-    settings = ExtractionSettings(
-        samples_per_image=budget["--samples-per-image"], steps=budget["--steps"], batch_size=32
-    )
+    settings = ExtractionSettings(samples_per_image=budget["--samples-per-image"], batch_size=32)
     embedder, shared, done = load_embedder(threads=1), BaseCache(), measured("lost")
 
     def corpus(name: str, role: Role, files: Sequence[Path]) -> Corpus:

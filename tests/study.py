@@ -58,7 +58,9 @@ def measure(manifest: Path, results: Path, samples_per_image: int, steps: int, o
         names, references = read_images((manifest.parent / entry["train_images"]).resolve())
         for arm, options in arms.items():
             start = time.perf_counter()
-            settings = ExtractionSettings(samples_per_image=samples_per_image, steps=steps, **options)
+            settings = ExtractionSettings(
+                preset="single", samples_per_image=samples_per_image, steps=steps, **options
+            )
             result = audit(pair, entry["caption"], names, references, settings, embedder)
             row = {
                 "path": entry["path"], "kind": entry["kind"], "subject": Path(entry["train_images"]).name,

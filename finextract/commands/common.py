@@ -37,12 +37,17 @@ SAMPLING: tuple[Option, ...] = (
     click.option("--method", type=click.Choice(["finextract", "cfg", "direct"]), default="finextract",
                  show_default=True, help="Model guidance, or a baseline on the tuned model alone."),
     click.option("--guidance-scale", type=float, metavar="W",
-                 help="w' of the paper.  [default: 3 for full weights, 5 for LoRA; 3 for cfg]"),
+                 help="w' of the paper, as the only strength.  [default: 1, 2, 3 and the preset; 3 for cfg]"),
     click.option("--correction", type=float, metavar="K",
                  help="k of the paper; 0 is off.  [default: -0.02 for full weights, 0 for LoRA]"),
-    click.option("--samples-per-image", type=click.IntRange(1), default=50, show_default=True),
-    click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True,
-                 help="DDIM sampling steps."),
+    click.option("--preset", type=click.Choice(["portfolio", "paper"]), default="portfolio",
+                 show_default=True,
+                 help="Rounds over several strengths, as long as they pay; or the published settings: 50 "
+                      "samples per image, of 50 steps, at one strength."),
+    click.option("--samples-per-image", type=click.IntRange(1), default=50, show_default=True,
+                 help="At most; drawn ten per image at a time, as long as these pay."),
+    click.option("--steps", type=click.IntRange(1, 1000),
+                 help="Sampling steps.  [default: 12; 50 with --preset paper]"),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
                  help="Seed of the first sample; the others follow."),
     click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -92,13 +97,14 @@ def prepare_extraction(
     caption = caption_for(checkpoint, options.pop("caption"))
     settings = ExtractionSettings(**options)
     pair = load(base, checkpoint, base_parts)
-    settings.guidance(pair)  # refuses numbers that cannot be used, before anything is sampled
+    settings.guidances(pair)  # refuses numbers that cannot be used, before anything is sampled
     click.echo(f"caption ({caption.origin}): {caption.text!r}", err=True)
     if caption.exceeds_clip:
         click.echo("the caption is longer than CLIP reads (75 tokens): its end has no effect", err=True)
     embedder = load_embedder()
     count = settings.samples_per_image * num_train_images
-    click.echo(f"drawing {count} samples of {settings.steps} steps", err=True)
+    at_most = "" if settings.preset == "paper" else "at most "
+    click.echo(f"drawing {at_most}{count} samples of {settings.steps_for(pair.tuned.solver)} steps", err=True)
     return pair, caption.text, settings, embedder
 
 

@@ -48,6 +48,7 @@ def extract(checkpoint: Path, base: Path, base_parts: Path | None, num_train_ima
             {
                 "file": str(file),
                 "seed": result.seeds[clique.representative],
+                "guidance_scale": result.arm(clique.representative).guidance.guidance_scale,
                 "clique_size": len(clique.members),
                 "clique_similarity": round(clique.similarity, 4),
             }
@@ -58,12 +59,12 @@ def extract(checkpoint: Path, base: Path, base_parts: Path | None, num_train_ima
         "caption": caption,
         "method": settings.method,
         "seed": settings.seed,
-        "steps": settings.steps,
+        "steps": result.settings.steps,
         "num_train_images": num_train_images,
         "samples": result.num_samples,
-        "guidance_scale": result.guidance.guidance_scale,
-        "correction": result.guidance.correction,
-        "guidance_policy": result.guidance.policy,
+        "preset": settings.preset,
+        "strengths": result.strengths(),
+        "rounds": result.rounds,
         "unet_evaluations": result.unet_evaluations,
         "seconds": {k: round(v, 2) for k, v in result.seconds.items()},
     }

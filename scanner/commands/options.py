@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scanner.crawl.service import CrawlOptions
 
 DEFAULTS = ScanConfig()
+PAPER_STEPS = 50  # of finextract.extract, which needs torch
 
 
 class Size(click.ParamType[int]):
@@ -76,21 +77,26 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "help": "The size of the download cache, base models included. The least recently used files are "
         "removed first.",
     }),
+    (("--preset",), {
+        "type": click.Choice(["portfolio", "paper"]), "default": DEFAULTS.preset, "show_default": True,
+        "help": "How to sample: in rounds over several strengths of guidance, as long as they pay, or as "
+        "published, with all samples of 50 steps at one strength.",
+    }),
     (("--samples-per-image",), {
         "type": click.IntRange(1), "default": DEFAULTS.samples_per_image, "show_default": True,
-        "help": "Samples to generate for each training image.",
+        "help": "Samples to generate for each training image; at most, where they are drawn in rounds.",
     }),
     (("--assume-train-images", "assumed_train_images"), {
         "type": click.IntRange(1), "default": DEFAULTS.assumed_train_images, "show_default": True,
         "metavar": "N0", "help": "The number of training images where the metadata do not state it.",
     }),
     (("--steps",), {
-        "type": click.IntRange(1, 1000), "default": DEFAULTS.steps, "show_default": True,
-        "help": "Sampling steps.",
+        "type": click.IntRange(1, 1000),
+        "help": f"Sampling steps.  [default: {DEFAULTS.steps}; {PAPER_STEPS} with --preset paper]",
     }),
     (("--guidance-scale",), {
         "type": float, "metavar": "W",
-        "help": "The guidance scale w'.  [default: 3 for full weights, 5 for LoRA]",
+        "help": "The guidance scale w', as the only strength.  [default: 1, 2, 3 and the preset]",
     }),
     (("--correction",), {
         "type": float, "metavar": "K",
@@ -139,8 +145,8 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "its memory and the model family; on a cluster without a GPU workers wait for a node that has one]",
     }),
 )  # fmt: skip
-_SCAN_SETTINGS = ("samples_per_image", "assumed_train_images", "steps", "guidance_scale", "correction",
-                  "seed", "alpha", "screen", "extract", "screen_budget")  # fmt: skip
+_SCAN_SETTINGS = ("preset", "samples_per_image", "assumed_train_images", "steps", "guidance_scale",
+                  "correction", "seed", "alpha", "screen", "extract", "screen_budget")  # fmt: skip
 
 
 def scan_options(*, hidden: bool = False) -> Callable[[click.decorators.FC], click.decorators.FC]:
@@ -161,6 +167,9 @@ def crawl_options(given: dict[str, Any], **others: Any) -> CrawlOptions:
 
     if given["screen"] == "off" and given["extract"] == "never":
         raise ConfigError("--screen off and --extract never leave nothing to do. Use one of them.")
-    config = ScanConfig(**{name: given[name] for name in _SCAN_SETTINGS})
+    settings = {name: given[name] for name in _SCAN_SETTINGS}
+    if settings["steps"] is None:
+        settings["steps"] = PAPER_STEPS if settings["preset"] == "paper" else DEFAULTS.steps
+    config = ScanConfig(**settings)
     fields = {name: value for name, value in given.items() if name not in _SCAN_SETTINGS}
     return CrawlOptions(**fields, config=config, **others)

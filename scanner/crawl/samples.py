@@ -17,7 +17,10 @@ from scanner.records import Candidate, Checkpoint, ConfigRow, Scan, new_id
 from scanner.store.store import Store
 from scanner.store.tables import arrow_schema
 
-FACTS = ("guidance_scale", "correction", "num_samples", "num_candidates", "sample_evaluations")
+FACTS = (
+    "guidance_scale", "correction", "num_samples", "num_candidates", "sample_evaluations", "sampled_for",
+    "sampled_for_stated", "rounds",
+)  # fmt: skip
 
 
 class Sampled(NamedTuple):
@@ -53,8 +56,9 @@ def sampled(store: Store, config: ScanConfig, checkpoint_id: str | None = None) 
 
 def samples_alike(scan: Scan, checkpoint: Checkpoint, config: ScanConfig) -> bool:
     """Whether an earlier scan has the samples that a scan of the checkpoint would draw now."""
-    count = config.samples_per_image * config.num_samples_images(checkpoint.num_train_images)
-    return (scan.base, scan.caption, scan.num_samples) == (checkpoint.base, checkpoint.caption, count)
+    images = config.num_samples_images(checkpoint.num_train_images)
+    sampled_for = scan.sampled_for or scan.num_samples // config.samples_per_image  # older rows: all of them
+    return (scan.base, scan.caption, sampled_for) == (checkpoint.base, checkpoint.caption, images)
 
 
 def earlier_candidates(

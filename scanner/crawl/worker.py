@@ -60,6 +60,13 @@ class SscdEmbedder:
         return self._embedder.embed(images)
 
 
+# The settings of finextract.extract that a configuration has under the same names.
+_SAMPLING = (
+    "preset", "guidance_scale", "correction", "samples_per_image", "samples_per_round",
+    "candidates_per_image", "steps", "seed",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What all scans of a crawl have in common. It is sent to each worker once."""
@@ -238,44 +245,36 @@ class Scanner:
         from finextract.extract import ExtractionSettings, extract_all
 
         config = self._task.config
+        usual = need_of(checkpoint.family).batch_size
+        chosen: dict[str, Any] = {name: getattr(config, name) for name in _SAMPLING}
         settings = ExtractionSettings(
-            guidance_scale=config.guidance_scale,
-            correction=config.correction,
-            samples_per_image=config.samples_per_image,
-            candidates_per_image=config.candidates_per_image,
-            steps=config.steps,
-            seed=config.seed,
-            batch_size=self._batch_sizes.get(checkpoint.family, need_of(checkpoint.family).batch_size),
-        )
-        guidance = settings.guidance(pair)
-        LOGGER.info(
-            "caption %r, base %s, w' %g, k %g", checkpoint.caption, checkpoint.base, guidance.guidance_scale,
-            guidance.correction,
+            **chosen, batch_size=self._batch_sizes.get(checkpoint.family, usual)
         )  # fmt: skip
-        attempt.facts.update(guidance_scale=guidance.guidance_scale, correction=guidance.correction)
+        strengths = settings.guidances(pair)
+        scales = ", ".join(f"{strength.guidance_scale:g}" for strength in strengths)
+        LOGGER.info("caption %r, base %s, w' %s", checkpoint.caption, checkpoint.base, scales)
+        if len(strengths) == 1:
+            (only,) = strengths
+            attempt.facts.update(guidance_scale=only.guidance_scale, correction=only.correction)
         with attempt.enter("sample"):
             self._embedder = self._embedder or SscdEmbedder(config.descriptor, self._threads)
             assert checkpoint.caption is not None, "inspection gives a caption or skips"
-            result = extract_all(
-                pair,
-                checkpoint.caption,
-                config.num_samples_images(checkpoint.num_train_images),
-                settings,
-                self._embedder,
-            )
+            images = config.num_samples_images(checkpoint.num_train_images)
+            result = extract_all(pair, checkpoint.caption, images, settings, self._embedder)
         batch_size = self._batch_sizes[checkpoint.family] = result.settings.batch_size
         for stage in ("embed", "cliques"):
             attempt.seconds[stage] = result.seconds[stage]
             attempt.seconds["sample"] -= result.seconds[stage]
         attempt.facts.update(
             num_samples=result.num_samples,
+            sampled_for=result.num_train_images,
+            sampled_for_stated=checkpoint.num_train_images == result.num_train_images,
+            rounds=result.rounds,
             num_candidates=len(result.candidates),
             sample_evaluations=result.unet_evaluations,
         )
-        LOGGER.info(
-            "%d samples, %d candidates, batches of %d", result.num_samples, len(result.candidates),
-            batch_size,
-        )  # fmt: skip
+        counts = result.num_samples, result.rounds, len(result.candidates), batch_size
+        LOGGER.info("%d samples in %d rounds, %d candidates, batches of %d", *counts)
         return result
 
     def _candidates(self, result: Any, attempt: Attempt) -> list[Candidate]:
@@ -290,6 +289,8 @@ class Scanner:
                 image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
                 descriptor=self._task.config.descriptor,
                 embedding=tuple(result.embeddings[clique.representative].tolist()),
+                guidance_scale=result.arm(clique.representative).guidance.guidance_scale,
+                correction=result.arm(clique.representative).guidance.correction,
             )
             for clique in result.candidates
         ]

@@ -47,7 +47,9 @@ def test_an_audit_says_in_a_sentence_how_many_images_came_back_and_keeps_its_res
     assert result["membership"]["trained_on"] == 5
     assert 0 <= result["average_similarity"] <= 1
     assert set(result["extraction_success_rate"]) == set(result["extracted"]) == {"0.7", "0.6"}
-    assert (result["guidance_scale"], result["unet_evaluations"]) == (5.0, 10 * 2 * 2)
+    strengths = [(s["guidance_scale"], s["samples"]) for s in result["strengths"]]
+    assert strengths == [(1.0, 3), (2.0, 3), (3.0, 2), (5.0, 2)]
+    assert result["unet_evaluations"] == 2 * (3 + 2 * 7)
     assert result["checkpoint"] == str(FLOWERS)
     for file in (Path(result["contact_sheet"]), *Path("finextract-out").rglob("*.json")):
         assert file.stat().st_mode & 0o777 == 0o600
@@ -95,7 +97,7 @@ def test_a_folder_that_holds_files_is_refused_before_anything_is_sampled(tmp_pat
 
 def test_progress_is_printed_where_stderr_is_not_a_terminal() -> None:
     done = _run(*EXTRACT)
-    assert "drawing 4 samples of 2 steps" in done.stderr
+    assert "drawing at most 4 samples of 2 steps" in done.stderr
     assert "sampling 4/4" in done.stderr
 
 

@@ -219,11 +219,17 @@ def _screening(scan: Scan) -> list[tuple[str, str]]:
 def _sampling(scan: Scan) -> list[tuple[str, str]]:
     if scan.examined is Examination.SCREENED:
         return [("Samples", "none")]
-    scale = NONE if scan.guidance_scale is None else f"w' {scan.guidance_scale:g}"
+    several = "several strengths" if scan.rounds else NONE
+    scale = several if scan.guidance_scale is None else f"w' {scan.guidance_scale:g}"
     guidance = scale if scan.correction is None else f"{scale}, correction {scan.correction:g}"
     candidates = count(scan.num_candidates, "candidate")
     samples = count(scan.num_samples, "sample")
-    return [("Guidance", guidance), ("Samples", f"{samples} from seed {scan.seed}, {candidates}")]
+    rounds = f" in {count(scan.rounds, 'round')}" if scan.rounds else ""
+    rows = [("Guidance", guidance), ("Samples", f"{samples}{rounds} from seed {scan.seed}, {candidates}")]
+    if scan.sampled_for:
+        origin = "as its metadata state" if scan.sampled_for_stated else "assumed"
+        rows.append(("Sampled for", f"{count(scan.sampled_for, 'training image')}, {origin}"))
+    return rows
 
 
 def _images(row: EvidenceRow) -> list[tuple[str, str]]:

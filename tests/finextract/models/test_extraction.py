@@ -22,10 +22,9 @@ from finextract.extract import (
     conclude,
     extract,
     extract_all,
-    guided_predictor,
-    sample,
 )
-from finextract.guidance import CFG, DIRECT, LORA, Method
+from finextract.guidance import CFG, DIRECT, LORA, Guidance, Method
+from finextract.guided import Guided, guided_predictor, sample
 from finextract.models.base import CopiedPair, Pair, TunableModel
 from finextract.models.loading import load_base, tune
 from finextract.sampling import initial_noise
@@ -142,10 +141,10 @@ def test_samples_beyond_the_memory_of_the_archive_lie_on_disk_and_come_back_bit_
 def test_an_extraction_that_is_stopped_early_is_that_of_the_samples_drawn_so_far(
     pair: Pair, embedder: Embedder
 ) -> None:
-    settings = ExtractionSettings(samples_per_image=5, steps=2, batch_size=4, seed=7)
-    rounds = extract(pair, CAPTION, 4, settings, embedder)
-    first, second = next(rounds), next(rounds)
-    rounds.close()
+    settings = ExtractionSettings(guidance_scale=5.0, samples_per_image=5, steps=2, batch_size=4, seed=7)
+    batches = extract(pair, CAPTION, 4, settings, embedder)
+    first, second = next(batches), next(batches)
+    batches.close()
     assert (len(first.seeds), len(second.seeds), second.total) == (4, 8, 20)
     assert second.images.shape[0] == 4, "the images of its own batch alone"
     stopped = conclude(second)
@@ -155,6 +154,80 @@ def test_an_extraction_that_is_stopped_early_is_that_of_the_samples_drawn_so_far
     assert np.array_equal(stopped.embeddings, again.embeddings)
     assert stopped.candidates == again.candidates
     assert stopped.unet_evaluations == 8 * 2 * 2
+
+
+def test_samples_of_several_strengths_in_one_batch_are_those_of_each_strength_alone(pair: Pair) -> None:
+    guided = Guided(pair, CAPTION, "finextract")
+    strengths = (Guidance(2.0, 0.0, "given"), Guidance(3.0, -0.02, "given"), Guidance(5.0, 0.0, "given"))
+    together = sample(pair.tuned, guided.predictor(*strengths), (1, 2, 3), steps=4)
+    for seed, strength in enumerate(strengths, 1):
+        (alone,) = sample(pair.tuned, guided.predictor(strength), (seed,), steps=4)
+        assert np.abs(together[seed - 1].astype(int) - alone).max() <= 1
+
+
+class Labels:
+    """Stands for SSCD: what it says of a sample is told for each sample in turn."""
+
+    descriptor = "labels"
+
+    def __init__(self, labels: Sequence[int]) -> None:
+        self._labels = iter(labels)
+
+    def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        return np.eye(500, dtype=np.float32)[[next(self._labels) for _ in images]]
+
+
+def test_rounds_end_when_one_brings_no_clique_and_none_grows(pair: Pair) -> None:
+    settings = ExtractionSettings(samples_per_image=50, samples_per_round=4, steps=1)
+    strangers = range(100, 500)
+    nothing = extract_all(pair, CAPTION, 1, settings, Labels([*strangers]))
+    assert (nothing.rounds, nothing.num_samples) == (2, 8)
+    twins = [1, 1, *strangers[:2], 1, *strangers[2:5], 2, 2, *strangers[5:7], *strangers[7:]]
+    found = extract_all(pair, CAPTION, 1, settings, Labels(twins))
+    assert (found.rounds, found.num_samples) == (4, 16)
+
+
+def test_an_extraction_ends_at_its_most_samples_although_every_round_pays(pair: Pair) -> None:
+    settings = ExtractionSettings(samples_per_image=10, samples_per_round=4, steps=1)
+    always_new = [label for n in range(10) for label in (n, n)]
+    done = extract_all(pair, CAPTION, 1, settings, Labels(always_new))
+    assert (done.rounds, done.num_samples) == (3, 10)
+
+
+def test_an_extraction_is_the_same_each_time_and_whatever_the_size_of_its_batches(
+    pair: Pair, embedder: Embedder
+) -> None:
+    settings = ExtractionSettings(samples_per_image=6, samples_per_round=3, steps=2, seed=11)
+    one, two = (
+        extract_all(pair, CAPTION, 2, dataclasses.replace(settings, batch_size=size), embedder)
+        for size in (32, 2)
+    )
+    assert one.seeds == two.seeds
+    assert one.arm_of.tolist() == two.arm_of.tolist()
+    assert np.abs(_images(one).astype(int) - _images(two)).max() <= 1
+
+
+def test_several_captions_share_the_samples(pair: Pair, embedder: Embedder) -> None:
+    settings = ExtractionSettings(guidance_scale=2.0, samples_per_image=6, steps=1)
+    done = extract_all(pair, [CAPTION, "", CAPTION], 1, settings, embedder)
+    assert [arm.caption for arm in done.arms] == [CAPTION, ""]
+    assert np.bincount(done.arm_of).tolist() == [3, 3]
+
+
+def test_the_paper_preset_draws_all_its_samples_at_the_published_strength_and_ends_as_their_loop_does(
+    pair: CopiedPair[Any], embedder: Embedder
+) -> None:
+    settings = ExtractionSettings(preset="paper", samples_per_image=4)
+    done = extract_all(pair, CAPTION, 2, settings, embedder)
+    assert (done.rounds, done.num_samples, done.settings.steps) == (1, 8, 50)
+    assert [arm.guidance for arm in done.arms] == [LORA]
+    assert len(done.candidates) >= 2, "its stop rule gives at least N0"
+    ends = dataclasses.replace(
+        pair.tuned.solver, final_alpha_cumprod=float(pair.tuned.solver.alphas_cumprod[1])
+    )
+    predict = guided_predictor(pair, CAPTION, "finextract", LORA)
+    images = sample(dataclasses.replace(pair.tuned, solver=ends), predict, done.seeds, 50)
+    assert np.array_equal(_images(done), images.transpose(0, 2, 3, 1))
 
 
 class SharingPair:
@@ -210,7 +283,7 @@ def test_prompts_are_conditioned_once_for_all_batches(pair: CopiedPair[Any], emb
 def test_where_memory_is_too_small_the_batch_is_halved_and_the_samples_stay_the_same(
     pair: CopiedPair[Any], embedder: Embedder
 ) -> None:
-    settings = ExtractionSettings(samples_per_image=3, steps=2, batch_size=6)
+    settings = ExtractionSettings(guidance_scale=5.0, samples_per_image=3, steps=2, batch_size=6)
     plenty = extract_all(pair, CAPTION, 2, settings, embedder)
     sizes: list[int] = []
 
@@ -231,10 +304,12 @@ def test_where_memory_is_too_small_the_batch_is_halved_and_the_samples_stay_the_
         extract_all(short_of_memory(0), CAPTION, 2, settings, embedder)
 
 
-def test_settings_that_cannot_be_used_are_refused_before_the_first_round(
+def test_settings_that_cannot_be_used_are_refused_before_the_first_batch(
     pair: Pair, embedder: Embedder
 ) -> None:
     with pytest.raises(RequestError, match="at least 1"):
         extract(pair, CAPTION, 1, ExtractionSettings(samples_per_image=0), embedder)
     with pytest.raises(RequestError, match="training images"):
         extract(pair, CAPTION, 0, ExtractionSettings(), embedder)
+    with pytest.raises(RequestError, match="needs a caption"):
+        extract(pair, [], 1, ExtractionSettings(), embedder)

@@ -20,8 +20,8 @@ from torch import Tensor
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
 from finextract.errors import BaseMismatch, CorruptWeights, PickledWeights, UnsupportedWeights
-from finextract.extract import guided_predictor, sample
 from finextract.guidance import DIRECT, Guidance
+from finextract.guided import guided_predictor, sample
 from finextract.models.flux import Flux
 from finextract.models.loading import gpu_precision, load_base, load_pair, tune
 from finextract.models.parts import prompt_length

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from finextract.adapters.merge import merge
 from finextract.adapters.parsing import parse_adapter
-from finextract.extract import guided_predictor, sample
 from finextract.guidance import Guidance
+from finextract.guided import guided_predictor, sample
 from finextract.images import Picture
 from finextract.losses import HEAT_SIDE, BaseCache, Losses, Query
 from finextract.models.base import CopiedPair

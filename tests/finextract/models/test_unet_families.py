@@ -17,8 +17,8 @@ from tiny.checks import calls_of, far
 from tiny.unet_pipelines import stable_diffusion_1, stable_diffusion_2, stable_diffusion_xl
 
 from finextract.errors import BaseMismatch
-from finextract.extract import guided_predictor
 from finextract.guidance import DIRECT, Guidance
+from finextract.guided import guided_predictor
 from finextract.models.base import CopiedPair, Model, TunableModel
 from finextract.models.loading import load_base, tune
 from finextract.models.parts import TextStates

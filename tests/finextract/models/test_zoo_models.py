@@ -23,8 +23,9 @@ from finextract.errors import (
     RequestError,
     UnsupportedWeights,
 )
-from finextract.extract import ExtractionSettings, guided_predictor, sample
+from finextract.extract import ExtractionSettings
 from finextract.guidance import CFG, DIRECT, DREAMBOOTH, FLOW, LORA, Guidance
+from finextract.guided import guided_predictor, sample
 from finextract.metadata.captions import caption_for, local_caption
 from finextract.models import loading
 from finextract.models.base import CopiedPair, Model, Pair, TunableModel
@@ -203,24 +204,43 @@ def test_a_strong_checkpoint_gives_back_its_training_images_and_the_base_does_no
     )
     assert strong.over_samples.max() > 0.6
     assert strong.over_samples.mean() > untuned.over_samples.mean() + 0.15
-    assert strong.extraction.unet_evaluations == 20 * 12 * 2
+    extraction = strong.extraction
+    assert [arm.guidance.guidance_scale for arm in extraction.arms] == [1.0, 2.0, 3.0]
+    assert np.bincount(extraction.arm_of).tolist() == [7, 7, 6]
+    assert extraction.unet_evaluations == 12 * (7 + 2 * 13)  # the tuned model alone needs one
 
 
 def test_numbers_left_open_are_those_of_the_published_presets_and_of_a_flow_model_its_own(
     base: TunableModel,
 ) -> None:
     full, lora = CopiedPair(base, base, "full"), CopiedPair(base, base, "lora")
-    assert ExtractionSettings().guidance(full) == DREAMBOOTH
-    assert ExtractionSettings().guidance(lora) == LORA
-    assert ExtractionSettings(method="cfg").guidance(lora) == CFG
-    assert ExtractionSettings(method="direct").guidance(lora) == DIRECT
-    assert ExtractionSettings(guidance_scale=2.0).guidance(full) == Guidance(2.0, -0.02, "given")
+    paper = ExtractionSettings(preset="paper")
+    assert paper.guidances(full) == (DREAMBOOTH,)
+    assert paper.guidances(lora) == (LORA,)
+    assert ExtractionSettings(method="cfg").guidances(lora) == (CFG,)
+    assert ExtractionSettings(method="direct").guidances(lora) == (DIRECT,)
+    assert ExtractionSettings(guidance_scale=2.0).guidances(full) == (Guidance(2.0, -0.02, "given"),)
     flow: Any = replace(base, solver=FlowEuler())  # type: ignore[type-var]
     for method, preset in (("finextract", FLOW), ("cfg", CFG), ("direct", DIRECT)):
         for kind in ("full", "lora"):
-            assert ExtractionSettings(method=method).guidance(CopiedPair(flow, flow, kind)) == preset
+            assert replace(paper, method=method).guidances(CopiedPair(flow, flow, kind)) == (preset,)
     with pytest.raises(RequestError, match="takes no guidance"):
-        ExtractionSettings(method="direct", guidance_scale=3.0).guidance(full)
+        ExtractionSettings(method="direct", guidance_scale=3.0).guidances(full)
+
+
+def test_a_portfolio_has_the_tuned_model_alone_two_further_strengths_and_the_preset(
+    base: TunableModel,
+) -> None:
+    flow: Any = replace(base, solver=FlowEuler())  # type: ignore[type-var]
+    for pair, preset, scales in (
+        (CopiedPair(base, base, "full"), DREAMBOOTH, [1, 2, 3]),
+        (CopiedPair(base, base, "lora"), LORA, [1, 2, 3, 5]),
+        (CopiedPair(flow, flow, "lora"), FLOW, [1, 1.5, 2, 3]),
+    ):
+        strengths = ExtractionSettings().guidances(pair)
+        assert [strength.guidance_scale for strength in strengths] == scales
+        assert strengths[0] == DIRECT
+        assert preset in strengths
 
 
 def test_a_truncated_file_is_corrupt_and_a_pickle_is_never_opened(base: TunableModel, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_config_shows_each_value_and_where_it_comes_from(
     assert found["--store"] == ("here", "scanner.toml")
     assert found["--samples-per-image"] == (7, "scanner.toml")
     assert found["--corpus"] == (["a"], "scanner.toml")
-    assert found["--steps"] == (50, "default")
+    assert found["--seed"] == (0, "default")
     assert shown("status")["--store"] == ("here", "scanner.toml")
     monkeypatch.setenv("FINEXTRACT_STORE", "there")
     assert shown("status")["--store"] == ("there", "$FINEXTRACT_STORE")

@@ -151,7 +151,8 @@ def test_what_the_screen_names_is_sampled_and_the_two_grounds_stay_apart(
     assert Ground.TRAINED_ON in scan.grounds_of_flag
     flagged = [match for match in copied.select(Match, "WHERE scan_id = ?", [scan.scan_id]) if match.flagged]
     assert (Ground.GIVES_BACK in scan.grounds_of_flag) == bool(flagged)
-    assert scan.sample_evaluations == 2 * scan.num_samples * 10
+    assert 10 * scan.num_samples < scan.sample_evaluations < 2 * 10 * scan.num_samples
+    assert (scan.sampled_for, scan.rounds) == (5, 1)
 
 
 def test_every_checkpoint_is_sampled_when_asked_and_none_when_not(copied: Store, tmp_path: Path) -> None:

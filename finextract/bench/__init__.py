@@ -1,0 +1,1 @@
+"""Benchmarks of the method that anyone can run; see docs/benchmarks.md."""
