@@ -247,8 +247,10 @@ def test_a_store_that_is_compacted_at_any_moment_answers_as_one_that_never_is(
     name = os.urandom(4).hex()
     plain, often = Store(tmp_path / f"{name}-1", create=True), Store(tmp_path / f"{name}-2", create=True)
     used: set[int] = set()
+    compacted = False  # until then both stores have had the same appends alone
     for step in steps:
         if step[0] == "compact":
+            compacted = True
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(compaction, "LARGE_BYTES", large_bytes)
                 list(compact(often, fewest_parts=1, retention_hours=0))
@@ -265,7 +267,8 @@ def test_a_store_that_is_compacted_at_any_moment_answers_as_one_that_never_is(
             row = scan(f"id{which}", what, minute)  # type: ignore[arg-type]
         plain.append([row])
         often.append([row])
-        assert counting(often) == counting(plain)
+        if compacted:
+            assert counting(often) == counting(plain)
     assert counting(often) == counting(plain)
 
 
