@@ -48,6 +48,7 @@ class Audit:
             "over_candidates": _scores(self.over_candidates),
             "method": settings.method,
             "preset": settings.preset,
+            "caption": self.extraction.arms[0].caption,
             "strengths": self.extraction.strengths(),
             "rounds": self.extraction.rounds,
             "descriptor": self.descriptor,

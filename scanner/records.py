@@ -138,7 +138,7 @@ class Checkpoint:
     kind: str  # "full", "lora", or "unknown"
     family: str  # "sd1", "sdxl", ..., or "unknown"
     base: str | None  # OWNER/NAME or path of the base model; `base_origin` says where it was found
-    caption: str | None  # the training caption, from the card or the metadata
+    caption: str | None  # the training caption, from the card or the metadata; "" where they state none
     num_train_images: int | None  # N0, from the metadata
     license: str | None
     created_at: datetime | None

@@ -119,10 +119,9 @@ def _heading(summary: dict[str, Any]) -> list[str]:
     """The lines at the top of a contact sheet."""
     scales = ", ".join(f"{arm['guidance_scale']:g}" for arm in summary["strengths"])
     guided = "" if summary["method"] == "direct" else f", guidance scale {scales}"
-    caption = summary["strengths"][0]["caption"]
     return [
         f"finextract audit of {summary['checkpoint']}",
-        f"Base: {summary['base']}. Caption: {caption!r}. Finished {summary['finished_at']}.",
+        f"Base: {summary['base']}. Caption: {summary['caption']!r}. Finished {summary['finished_at']}.",
         f"Method {summary['method']}{guided}, {summary['samples']} samples of {summary['steps']} steps, seed "
         f"{summary['seed']}, descriptor {summary['descriptor']}, version {summary['version']}.",
         _came_back(summary),

@@ -33,7 +33,7 @@ PAIR: tuple[Option, ...] = (
 )  # fmt: skip
 SAMPLING: tuple[Option, ...] = (
     click.option("--caption", metavar="TEXT",
-                 help="The training caption.  [default: from the card, metadata or sidecar files]"),
+                 help="The training caption.  [default: from the card, metadata or sidecar files, or none]"),
     click.option("--method", type=click.Choice(["finextract", "cfg", "direct"]), default="finextract",
                  show_default=True, help="Model guidance, or a baseline on the tuned model alone."),
     click.option("--guidance-scale", type=float, metavar="W",
@@ -91,14 +91,17 @@ def prepare_extraction(
 ) -> tuple[Pair, str, ExtractionSettings, Embedder]:
     """Loads what an extraction needs, and says on stderr what it will do."""
     from finextract.extract import ExtractionSettings
-    from finextract.metadata.captions import caption_for
+    from finextract.metadata.captions import CaptionOrigin, caption_for
     from finextract.sscd import load_embedder
 
     caption = caption_for(checkpoint, options.pop("caption"))
     settings = ExtractionSettings(**options)
     pair = load(base, checkpoint, base_parts)
     settings.guidances(pair)  # refuses numbers that cannot be used, before anything is sampled
-    click.echo(f"caption ({caption.origin}): {caption.text!r}", err=True)
+    if caption.origin is CaptionOrigin.NONE:
+        click.echo("no file states the training caption: sampling without a prompt", err=True)
+    else:
+        click.echo(f"caption ({caption.origin}): {caption.text!r}", err=True)
     if caption.exceeds_clip:
         click.echo("the caption is longer than CLIP reads (75 tokens): its end has no effect", err=True)
     embedder = load_embedder()

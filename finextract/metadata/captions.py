@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from finextract.errors import CheckpointError, RequestError
+from finextract.errors import CheckpointError
 from finextract.metadata.cards import Card
 from finextract.metadata.header_training import header_training
 from finextract.metadata.local_files import read_card, read_sidecar_files
@@ -27,6 +27,7 @@ class CaptionOrigin(StrEnum):
     TRIGGER_WORDS = "trigger_words"  # of a hub's entry, or of a file that a download tool wrote
     METADATA = "metadata"  # the training metadata in the header of the weight file
     SIDECAR = "sidecar"  # the configuration of the training run, as a file beside the weights
+    NONE = "none"  # nowhere: the text is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,9 @@ class Caption:
     def exceeds_clip(self) -> bool:
         """Whether the end of the text has certainly no effect, since CLIP reads 75 tokens."""
         return exceeds_clip(self.text)
+
+
+NO_CAPTION = Caption("", CaptionOrigin.NONE)
 
 
 def find_caption(
@@ -81,20 +85,13 @@ def local_training(checkpoint: Path) -> Training:
 
 
 def caption_for(checkpoint: Path, given: str | None) -> Caption:
-    """The given caption (an empty one too), or the one that the checkpoint's files state.
+    """The given caption (an empty one too), or the one that the checkpoint's files state, or an empty one.
 
-    Raises RequestError where there is neither, CheckpointError where the checkpoint holds no weights.
+    Raises CheckpointError where the checkpoint holds no weights.
     """
     if given is not None:
         return Caption(given, CaptionOrigin.GIVEN)
-    caption = local_caption(checkpoint)
-    if caption is None:
-        raise RequestError(
-            f"{checkpoint} states no training caption: neither instance_prompt in a README.md beside it, nor "
-            "ss_tag_frequency in its metadata, nor a sidecar file of its training.\n"
-            "Pass --caption TEXT (an empty one samples unconditionally)."
-        )
-    return caption
+    return local_caption(checkpoint) or NO_CAPTION
 
 
 def _header_training(weights: Path) -> Training:

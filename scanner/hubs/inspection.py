@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finextract.errors import CheckpointError
-from finextract.metadata.captions import find_caption
+from finextract.metadata.captions import NO_CAPTION, find_caption
 from finextract.metadata.cards import Card, Training
 from finextract.metadata.header_training import header_training
 from finextract.metadata.prompts import exceeds_clip
@@ -93,14 +93,8 @@ def refine(
         raise Skipped(
             f"{where} is its own base, {found[1]}: there is nothing to compare it with.", ReasonCode.IS_A_BASE
         )
-    caption = find_caption(card, training, sidecar)
+    caption = find_caption(card, training, sidecar) or NO_CAPTION
     training = training.or_else(sidecar)
-    if caption is None:
-        raise Skipped(
-            f"{where} does not state its training caption, and sampling needs one. "
-            "A card states it as instance_prompt, a kohya header as ss_tag_frequency.",
-            ReasonCode.CAPTION_UNKNOWN,
-        )
     checkpoint = dataclasses.replace(checkpoint, kind=kind.tuning, family=kind.family)
     return _ready(checkpoint, found, caption.text, training, card)
 
@@ -116,20 +110,18 @@ def refine_unread(
 ) -> Checkpoint:
     """The record of a pickle, whose header cannot be read before it is converted, from the files beside it.
 
-    Raises Skipped where those do not state base and caption. Kind and family stay unknown.
+    Raises Skipped where those do not state its base. Kind and family stay unknown.
     """
     where = f"{checkpoint.repo}/{checkpoint.file}".rstrip("/")
     sidecar = parse_sidecar_files(sidecar_files or {})
     stated = _stated_bases(card, Training(), hint, sidecar)
     named = next(((e, current_name(t)) for e, t in stated if is_repo(t)), None)
     found = (BaseOrigin.GIVEN, base) if base else named or (default_base and (BaseOrigin.GIVEN, default_base))
-    caption = find_caption(card, sidecar=sidecar)
-    if not found or caption is None:
-        missing = "training caption" if found else "base"
+    caption = find_caption(card, sidecar=sidecar) or NO_CAPTION
+    if not found:
         raise Skipped(
-            f"{where} is a pickle, and no file beside it states its {missing}. "
-            "A card states them as instance_prompt and base_model.",
-            ReasonCode.CAPTION_UNKNOWN if found else ReasonCode.BASE_UNKNOWN,
+            f"{where} is a pickle, and no file beside it states its base. A card states it as base_model.",
+            ReasonCode.BASE_UNKNOWN,
         )
     return _ready(checkpoint, found, caption.text, sidecar, card)
 

@@ -178,7 +178,7 @@ def facts(opened: OpenedCheckpoint, row: EvidenceRow | None) -> Grid:
         ("Revision", checkpoint.revision),
         ("Kind", f"{checkpoint.kind}, {checkpoint.family}, {checkpoint.size_bytes / 1e6:,.1f} MB"),
         ("Base", (scan.base if scan else None) or checkpoint.base or "not known"),
-        ("Caption", (scan.caption if scan else None) or checkpoint.caption or "not known"),
+        ("Caption", _caption(checkpoint.caption if scan is None else scan.caption)),
         *(_sampling(scan) if scan else []),
         *(_images(row) if row else []),
         ("Licence", checkpoint.license or "not stated"),
@@ -214,6 +214,12 @@ def _screening(scan: Scan) -> list[tuple[str, str]]:
                 )
             ]
     return rows
+
+
+def _caption(caption: str | None) -> str:
+    if caption is None:
+        return "not known"
+    return caption or "none is stated; samples are drawn without a prompt"
 
 
 def _sampling(scan: Scan) -> list[tuple[str, str]]:

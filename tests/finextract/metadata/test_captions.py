@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from finextract.cli import cli
-from finextract.errors import RequestError
 from finextract.metadata.captions import (
     Caption,
     CaptionOrigin,
@@ -137,7 +136,11 @@ def test_the_training_of_a_local_checkpoint_is_that_of_its_header_and_then_of_it
         assert (training.steps, training.mirrored) == (40, True)
 
 
-def test_a_checkpoint_that_states_no_caption_needs_one(tmp_path: Path) -> None:
-    shutil.copy(FLOWERS, tmp_path)
-    with pytest.raises(RequestError, match="--caption"):
-        caption_for(tmp_path, None)
+def test_a_checkpoint_that_states_no_caption_is_sampled_without_a_prompt(tmp_path: Path) -> None:
+    shutil.copy(FLOWERS, tmp_path / "lora.safetensors")
+    assert caption_for(tmp_path, None) == Caption("", CaptionOrigin.NONE)
+    words = ["--num-train-images", "1", "--samples-per-image", "1", "--steps", "1", "--json"]
+    given = ["extract", str(tmp_path), "--base", str(ZOO / "base"), *words, "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, given, catch_exceptions=False)
+    assert json.loads(done.stdout)["caption"] == ""
+    assert "no file states the training caption: sampling without a prompt" in done.stderr

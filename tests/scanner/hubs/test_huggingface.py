@@ -326,10 +326,10 @@ def test_the_caption_is_read_from_the_sentences_of_a_card_where_its_front_matter
     assert cards == ["bytes=0-99999"]
 
 
-def test_a_card_without_a_caption_anywhere_leaves_the_caption_unknown(serve: Serve, tmp_path: Path) -> None:
+def test_a_card_without_a_caption_anywhere_leaves_the_caption_empty(serve: Serve, tmp_path: Path) -> None:
     serve({"o/a": lora(tmp_path / "a", instance_prompt=None)})
-    with pytest.raises(Skipped, match="does not state its training caption"):
-        HuggingFaceSource().inspect(only(HuggingFaceSource()))
+    checkpoint = HuggingFaceSource().inspect(only(HuggingFaceSource()))
+    assert (checkpoint.caption, checkpoint.inspection_status) == ("", InspectionStatus.READY)
 
 
 def test_a_long_header_takes_a_second_read(serve: Serve, tmp_path: Path) -> None:

@@ -349,9 +349,8 @@ def test_a_base_that_is_no_name_is_quoted() -> None:
         refined(card=replace(CARD, base_model="./models/mine"))
 
 
-def test_a_missing_caption_is_skipped_and_the_message_says_what_to_do() -> None:
-    with pytest.raises(Skipped, match=r"training caption.*instance_prompt"):
-        refined(card=replace(CARD, instance_prompt=None))
+def test_a_checkpoint_that_states_no_caption_is_sampled_without_one() -> None:
+    assert refined(card=replace(CARD, instance_prompt=None)).caption == ""
 
 
 def test_a_model_is_not_compared_with_itself() -> None:

@@ -74,7 +74,6 @@ ODD: dict[str, tuple[Callable[[Path], None], ReasonCode]] = {
     "no-base": (weights(lora_shapes(), base_model=None), ReasonCode.BASE_UNKNOWN),
     "base-without-owner": (weights(lora_shapes(), base_model="mine"), ReasonCode.BASE_UNKNOWN),
     "base-of-another-family": (weights(lora_shapes(), base_model=SDXL), ReasonCode.BASE_MISMATCH),
-    "no-caption": (weights(lora_shapes(), instance_prompt=None), ReasonCode.CAPTION_UNKNOWN),
 }
 
 
