@@ -40,24 +40,8 @@ from scanner.store.store import Store  # noqa: E402
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# The files that take longest, by about how many seconds: those that wait for Ray, and those that compute.
-WAITING = {
-    "test_crawl.py": 175, "test_engine.py": 120, "test_reliability.py": 85, "test_job.py": 60,
-    "test_nightly.py": 55, "test_families.py": 45, "test_service.py": 45, "test_gpu.py": 40,
-    "test_listing.py": 38, "test_autoscaling.py": 35, "test_cluster.py": 35,
-}  # fmt: skip
-COMPUTING = {
-    "test_screening.py": 115, "test_store.py": 60, "test_zoo_membership.py": 55, "test_comparisons.py": 50,
-    "test_adapter_kinds_full_size.py": 34, "test_zoo_models.py": 30, "test_civitai.py": 25,
-    "test_commands.py": 25, "test_desk_decisions.py": 25, "test_desk_exports.py": 22, "test_patience.py": 20,
-    "test_learned_words.py": 19, "test_verbs.py": 18, "test_delta.py": 16, "test_rematching.py": 16,
-    "test_gpu_paths.py": 15, "test_z_image.py": 14, "test_planning.py": 13, "test_unet_families.py": 13,
-    "test_base_files.py": 12, "test_desk_checkpoint.py": 12, "test_desk_focus.py": 12,
-    "test_desk_memberships.py": 11, "test_flow_full_size.py": 11, "test_formats.py": 10,
-    "test_single_file_bases.py": 10, "test_pictures.py": 10, "test_pickles.py": 10, "test_desk_list.py": 10,
-    "test_public_names.py": 9, "test_isolated.py": 8, "test_chroma.py": 8, "test_flow_files.py": 8,
-    "test_huggingface.py": 8, "test_adapters.py": 7,
-}  # fmt: skip
+LONGEST = "test_reliability.py"
+CRAWLS = ROOT / "tests/scanner/crawl"  # a test takes seconds to minutes there
 NOWHERE = "http://127.0.0.1:9"  # refuses every connection
 
 
@@ -71,26 +55,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first; those that wait for Ray go to one of two processes while there are any.
-
-    A core idles while both processes wait. Files are handed out in this order, each to the process that has
-    at most two tests left.
-    """
+    """The files that take longest come first, so that no process ends long before the other."""
     tests = Counter(item.path for item in items)
-    seconds = {file: (WAITING | COMPUTING).get(file.name, 0.04 * count) for file, count in tests.items()}
-    longest = sorted(tests, key=lambda file: -seconds[file])
-    waiting = [file for file in longest if file.name in WAITING]
-    lanes = [waiting, [file for file in longest if file not in waiting]]
-    order: list[Path] = []
-    ends, asks = [0.0, 0.0], [0.0, 0.0]
-    while any(lanes):
-        lane = min((n for n in (0, 1) if lanes[n]), key=lambda n: asks[n])
-        file = lanes[lane].pop(0)
-        order.append(file)
-        ends[lane] += seconds[file]
-        asks[lane] = ends[lane] - seconds[file] * min(1.0, 2 / tests[file])
-    rank = {file: n for n, file in enumerate(order)}
-    items.sort(key=lambda item: rank[item.path])
+
+    def rank(item: pytest.Item) -> tuple[object, ...]:
+        return item.path.name != LONGEST, CRAWLS not in item.path.parents, -tests[item.path]
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:
