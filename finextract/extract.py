@@ -68,18 +68,16 @@ class ExtractionSettings:
             raise RequestError("samples, rounds, candidates and batches must be at least 1.")
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise RequestError(f"{self.steps} sampling steps cannot be taken: choose 1 to 1000.")
-        choose = portfolio if self.preset == "portfolio" else _alone
-        return choose(self.method, pair.kind, pair.base.solver.is_flow, self.guidance_scale, self.correction)
+        preset = choose_guidance(
+            self.method, pair.kind, pair.base.solver.is_flow, self.guidance_scale, self.correction
+        )
+        return portfolio(self.method, preset) if self.preset == "portfolio" else (preset,)
 
     def steps_for(self, solver: Solver) -> int:
         """The sampling steps with a solver."""
         if self.steps is not None:
             return self.steps
         return PAPER_STEPS if self.preset == "paper" else FLOW_STEPS if solver.is_flow else DDIM_STEPS
-
-
-def _alone(*options: Any) -> tuple[Guidance, ...]:
-    return (choose_guidance(*options),)
 
 
 @dataclass(frozen=True)

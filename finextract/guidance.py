@@ -70,21 +70,13 @@ def choose_guidance(
     )
 
 
-def portfolio(
-    method: Method,
-    kind: TuningKind,
-    is_flow: bool,
-    guidance_scale: float | None = None,
-    correction: float | None = None,
-) -> tuple[Guidance, ...]:
+def portfolio(method: Method, preset: Guidance) -> tuple[Guidance, ...]:
     """The strengths of guidance over which an extraction spreads its samples, weakest first.
 
-    The tuned model alone, w' 2 and 3, and the preset of `choose_guidance`: which of them gives most back
-    depends on the checkpoint, and outside the base's domain the published ones lose to the tuned model alone
-    (docs/method.md). Where a number is given, or the method is a baseline, that strength alone. Raises what
-    `choose_guidance` raises.
+    The tuned model alone, w' 2 and 3, and the `preset` that `choose_guidance` chose: which of them gives most
+    back depends on the checkpoint, and outside the base's domain the published ones lose to the tuned model
+    alone (docs/method.md). Where a number was given, or the method is a baseline, that strength alone.
     """
-    preset = choose_guidance(method, kind, is_flow, guidance_scale, correction)
     if method != "finextract" or preset.policy == "given":
         return (preset,)
     further = (DIRECT, *(Guidance(scale, 0.0, "portfolio") for scale in FURTHER_SCALES))

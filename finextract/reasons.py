@@ -29,7 +29,7 @@ class ReasonCode(StrEnum):
     BASE_MISMATCH = "base_mismatch"  # the weights do not fit the base that is stated
     BASE_UNAVAILABLE = "base_unavailable"  # the base is removed, gated, or of a kind that cannot be a base
     IS_A_BASE = "is_a_base"  # the checkpoint is a base model itself
-    CAPTION_UNKNOWN = "caption_unknown"  # no metadata state the training caption
+    CAPTION_UNKNOWN = "caption_unknown"  # of older versions: no metadata state the training caption
     # What the hub allows. Such a checkpoint is skipped.
     GATED = "gated"  # its licence must be accepted first
     LOGIN_REQUIRED = "login_required"  # a token is missing or not accepted

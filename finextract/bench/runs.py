@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from finextract.sscd import load_embedder
 
 PARTS = "parts"  # one file of rows for each checkpoint
 SCREEN_BUDGET = 400  # evaluations of the tuned model that membership may take
-LEAST_CASES = 24  # with fewer, the intervals say little
 
 
 def run_quality(
@@ -39,8 +39,11 @@ def run_quality(
 ) -> None:
     """Measures every case that has no file yet, and writes the tables of all.
 
-    Raises RequestError where the folder holds another run, or a manifest cannot be read.
+    Raises RequestError where the folder holds another run, a manifest cannot be read, or matplotlib is not
+    installed.
     """
+    if find_spec("matplotlib") is None:
+        raise RequestError("the plot needs matplotlib: pip install 'finextract-scanner[bench]'.")
     cases = read_cases(manifests, split, only)
     run = _begin(out, {"split": split, "evaluations_per_image": evaluations_per_image})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -63,8 +63,7 @@ class StableDiffusion3(LatentModel):
     def condition(self, prompt: str) -> TextStates:
         """The text encoders' states for a prompt; a longer prompt is cut.
 
-        The states of a text encoder that the pipeline does without are 0, as they are for an encoder that
-        training drops (Esser et al., section 5.3).
+        The states of a text encoder that the pipeline does without are 0, as diffusers has them for T5.
         """
         clip_l, pooled_l = self._clip_states(self.tokenizer, self.text_encoder, prompt)
         clip_g, pooled_g = self._clip_states(self.tokenizer_2, self.text_encoder_2, prompt)
@@ -84,17 +83,23 @@ class StableDiffusion3(LatentModel):
         The first tokenizer's length is that of both.
         """
         if encoder is None:
-            other, pooled = self.text_encoder or self.text_encoder_2, self.transformer.config
-            width = pooled.pooled_projection_dim
-            width = width - other.config.projection_dim if other else width // 2
-            length = parts.prompt_length(self.tokenizer or self.tokenizer_2, other) if other else CLIP_TOKENS
-            zeros = torch.zeros(1, length, width, device=self.device, dtype=self.dtype)
-            return zeros, zeros[:, 0]
+            return self._absent_states()
         length = parts.prompt_length(self.tokenizer or tokenizer, encoder)
         ids = parts.token_ids(tokenizer, prompt, length)
         with self.using(encoder):
             states = encoder(ids.to(self.device), output_hidden_states=True)
         return states.hidden_states[-2], states.text_embeds
+
+    def _absent_states(self) -> tuple[Tensor, Tensor]:
+        """The states of a CLIP text encoder that the pipeline does without: 0, in the width left for it."""
+        other, width = self.text_encoder or self.text_encoder_2, self.transformer.config.pooled_projection_dim
+        if other is None:
+            width, length = width // 2, CLIP_TOKENS
+        else:
+            width -= other.config.projection_dim
+            length = parts.prompt_length(self.tokenizer or self.tokenizer_2, other)
+        zeros = torch.zeros(1, length, width, device=self.device, dtype=self.dtype)
+        return zeros, zeros[:, 0]
 
     def predict(self, x: Tensor, t: float, conditioning: TextStates) -> Tensor:
         """v_theta(x_t, t, c): latents [N, C, H, W] -> velocity [N, C, H, W]."""
@@ -117,9 +122,7 @@ class StableDiffusion3(LatentModel):
         for component, prefix in _SINGLE_FILE_PREFIXES.items():
             converted[component] = parts.inner_keys(weights, prefix)
         clip_l = converted["text_encoder"]
-        if (
-            self.text_encoder is not None and clip_l and "text_projection.weight" not in clip_l
-        ):  # the published files leave out the identity
+        if clip_l and "text_projection.weight" not in clip_l:  # the published files leave out the identity
             clip_l["text_projection.weight"] = torch.eye(self.text_encoder.config.projection_dim)
         self.load_components(converted)
 

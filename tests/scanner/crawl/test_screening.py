@@ -151,7 +151,8 @@ def test_what_the_screen_names_is_sampled_and_the_two_grounds_stay_apart(
     assert Ground.TRAINED_ON in scan.grounds_of_flag
     flagged = [match for match in copied.select(Match, "WHERE scan_id = ?", [scan.scan_id]) if match.flagged]
     assert (Ground.GIVES_BACK in scan.grounds_of_flag) == bool(flagged)
-    assert 10 * scan.num_samples < scan.sample_evaluations < 2 * 10 * scan.num_samples
+    assert scan.num_samples == 20
+    assert scan.sample_evaluations == 10 * (7 + 2 * 13)  # seven of the tuned model alone
     assert (scan.sampled_for, scan.rounds) == (5, 1)
 
 
