@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -252,8 +252,13 @@ def _rows(run: Run, root: Path, zoo: Path) -> list[dict[str, object]]:
     ]
 
 
-def make(pipe, zoo: Path, build: Path, rates: dict[str, float], rank: int, batch: int) -> None:
-    """Make every run that is not finished and that no other process works at; zoo.json lists the finished."""
+def make(
+    pipe, zoo: Path, build: Path, rates: dict[str, float], rank: int, batch: int, only: Sequence[str] = ()
+) -> None:
+    """Make every run that is not finished and that no other process works at; zoo.json lists the finished.
+
+    With `only`, the runs whose name contains one of its words.
+    """
     root, marks = build / "partial", build / "done"
     root.mkdir(parents=True, exist_ok=True)
     marks.mkdir(exist_ok=True)
@@ -278,7 +283,7 @@ def make(pipe, zoo: Path, build: Path, rates: dict[str, float], rank: int, batch
         return len(rows)
 
     total = sum(len(run.strengths) for run in wanted)
-    for run in wanted:
+    for run in [run for run in wanted if not only or any(word in run.name for word in only)]:
         with _locked(marks / f"partial-{run.name}.lock", wait=False) as mine:
             if not mine or finished(run):
                 continue

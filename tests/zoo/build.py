@@ -339,11 +339,11 @@ def more() -> None:
             _zoo_json(done, root / "zoo.json", "../../", "")
 
 
-def partial() -> None:
-    """Checkpoints for the study of membership, into .build/partial; processes side by side share the work."""
+def partial(only: list[str]) -> None:
+    """Checkpoints for the studies, into .build/partial; processes side by side share the work."""
     import _partial
 
-    _partial.make(load_base(), ZOO, BUILD, RATES, RANK, BATCH)
+    _partial.make(load_base(), ZOO, BUILD, RATES, RANK, BATCH, only)
 
 
 def larger(family: str, step: str, steps: int | None, compiled: bool) -> None:
@@ -398,6 +398,11 @@ def main() -> None:
             )
         if name == "tune":
             command.add_argument("--preview", action="store_true", help="ten steps each")
+        if name == "partial":
+            command.add_argument(
+                "--only", action="append", default=[], metavar="WORD",
+                help="only trainings whose name contains this word; may be repeated",
+            )  # fmt: skip
         if name == "check":
             command.add_argument("--zoo", type=Path, default=ZOO / "zoo.json")
             command.add_argument("--samples", type=int, default=50)
@@ -414,7 +419,7 @@ def main() -> None:
         "export": export,
         "tune": lambda: tune(getattr(args, "preview", False)),
         "more": more,
-        "partial": partial,
+        "partial": lambda: partial(args.only),
         "sdxl": lambda: larger("sdxl", args.only, args.steps, args.compile),
         "sd3": lambda: larger("sd3", args.only, args.steps, args.compile),
         "check": lambda: check(args.zoo, args.samples, args.only, args.arms),
