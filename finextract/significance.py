@@ -6,10 +6,14 @@ imports no torch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+LEAST_SHARE = 0.5  # of tau, that every flag needs
+LEAST_SIMILARITY = 0.05  # of two pictures that have nothing in common; a ratio to less would mean nothing
 
 
 def conformal_p_values(scores: Floats, null: Floats) -> NDArray[np.float64]:
@@ -102,35 +106,71 @@ def share_above(scores: Floats, null: Floats) -> float:
     return float((below + at_most).mean() / (2 * len(ordered)))
 
 
-def nearest_neighbour_similarities(
-    *background: NDArray[np.float32], block: int = 4096
-) -> NDArray[np.float32]:  # fmt: skip
-    """For each background embedding, its similarity to the nearest other one, [M].
+def nearest_two_similarities(*background: NDArray[np.float32], block: int = 4096) -> NDArray[np.float32]:
+    """For each background embedding, its similarity to the two nearest other ones, the nearest first [M, 2].
 
-    The M embeddings may be given in several arrays [m, D]. Memory: `block` * `block` similarities at once;
-    each pair is compared once.
+    The M embeddings may be given in several arrays [m, D]; -1 stands for one that does not exist. Memory:
+    `block` * `block` similarities at once; each pair is compared once.
     """
     blocks = [part[at : at + block] for part in background for at in range(0, len(part), block)]
-    nearest = [np.full(len(rows), -1, np.float32) for rows in blocks]
+    nearest = [np.full((len(rows), 2), -1, np.float32) for rows in blocks]
     for i, rows in enumerate(blocks):
         for j in range(i, len(blocks)):
             similarity = rows @ blocks[j].T
             if i == j:
                 np.fill_diagonal(similarity, -1)
             else:
-                np.maximum(nearest[j], similarity.max(axis=0), out=nearest[j])
-            np.maximum(nearest[i], similarity.max(axis=1), out=nearest[i])
+                nearest[j] = _highest_two(nearest[j], similarity.T)
+            nearest[i] = _highest_two(nearest[i], similarity)
     return np.concatenate(nearest)
 
 
-def tau_from_background(quantile: float, *background: NDArray[np.float32]) -> float:
-    """The similarity that a flag needs, from the background alone.
+def _highest_two(found: NDArray[np.float32], further: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The two highest of each row of both, the highest first: [m, 2] and [m, n] -> [m, 2]."""
+    both = np.concatenate([found, further], axis=1)
+    highest: NDArray[np.float32] = -np.partition(-both, (0, 1), axis=1)[:, :2]
+    return highest
 
-    The `quantile` of the similarities between each background image and its nearest neighbour among the other
-    background images, which may be given in several arrays [m, D]. A pair that is no more similar than two
-    independent images is no evidence of copying, whatever its p-value.
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The similarity that a flag needs, from what is known of independent pictures."""
+
+    tau: float  # enough for any picture
+    relative: float | None  # times the picture's similarity to its nearest other picture; None = tau for all
+
+    @property
+    def least(self) -> float:
+        """What any picture needs at least."""
+        return self.tau if self.relative is None else LEAST_SHARE * self.tau
+
+    def needed(self, nearest_other: Floats) -> NDArray[np.float64]:
+        """What each picture needs [R], given its similarity to the nearest other picture [R].
+
+        tau at most, and half of it at least: below, a candidate does not look like the picture.
+        """
+        if self.relative is None:
+            return np.full(len(nearest_other), self.tau)
+        return (self.relative * nearest_other.astype(np.float64)).clip(self.least, self.tau)
+
+
+def thresholds_of_background(quantile: float, *background: NDArray[np.float32]) -> Thresholds:
+    """The thresholds that all but a share of 1 - `quantile` of the independent pictures stay below.
+
+    From the background images, which may be given in several arrays [m, D]. tau is the quantile of the
+    similarities between each and its nearest neighbour: a pair that is no more similar than two independent
+    images is no evidence of copying, whatever its p-value. But some kinds of pictures resemble nothing, and
+    even a perfect copy of them, which has passed an autoencoder, may stay below the tau of pictures that
+    resemble each other. So what counts is also how much nearer than its nearest neighbour another independent
+    picture comes: `relative` is the quantile of (similarity to the nearest) / (to the second nearest), where
+    the second stands for what is known. None with fewer than three images.
     """
-    return float(np.quantile(nearest_neighbour_similarities(*background), quantile))
+    nearest = nearest_two_similarities(*background).astype(np.float64)
+    tau = float(np.quantile(nearest[:, 0], quantile))
+    if len(nearest) < 3:
+        return Thresholds(tau, None)
+    ratios = nearest[:, 0] / nearest[:, 1].clip(min=LEAST_SIMILARITY)
+    return Thresholds(tau, max(1.0, float(np.quantile(ratios, quantile))))
 
 
 def minimum_background(num_references: int, alpha: float) -> int:

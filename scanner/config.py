@@ -24,7 +24,7 @@ import tomli_w
 from scanner.records import ConfigRow, now
 
 # The keys that do not affect the samples of a checkpoint.
-COMPARING = ("alpha", "tau", "tau_quantile", "corpora", "screen", "extract", "screen_budget")
+COMPARING = ("alpha", "tau", "relative_tau", "tau_quantile", "corpora", "screen", "extract", "screen_budget")
 DESCRIPTOR = "sscd_disc_mixup-int8"
 
 
@@ -48,7 +48,8 @@ class ScanConfig:
     seed: int = 0
     alpha: float = 0.05  # false-discovery level of a flag
     tau_quantile: float = 0.99  # of the background's nearest-neighbour similarities
-    tau: float = 1.0  # the similarity that a flag needs: the value of that quantile
+    tau: float = 1.0  # the similarity that is enough for a flag: the value of that quantile
+    relative_tau: float | None = None  # times a reference's similarity to any other picture: enough as well
     descriptor: str = DESCRIPTOR
     screen: str = "first"  # membership before sampling: "first", "only" (nothing is sampled), or "off"
     extract: str = "flagged"  # sample what the screen names ("flagged"), everything ("always"), or "never"
@@ -92,7 +93,10 @@ class ScanConfig:
         if self.is_screened:
             needs.append(f"it was trained on a reference (q <= {self.alpha:g})")
         if self.is_sampled(named=True):
-            needs.append(f"it gives one back (similarity >= {self.tau:.2f} and q <= {self.alpha:g})")
+            needed = f"similarity >= {self.tau:.2f}"
+            if self.relative_tau is not None:
+                needed += ", or down to half of that where it resembles no other picture"
+            needs.append(f"it gives one back ({needed}; q <= {self.alpha:g})")
         return f"A checkpoint is flagged if {', or '.join(needs)}."
 
     def num_samples_images(self, stated: int | None) -> int:
@@ -117,6 +121,7 @@ INTRODUCED: dict[str, Any] = {
     "alpha": 0.05,
     "tau_quantile": 0.99,
     "tau": 1.0,
+    "relative_tau": None,
     "descriptor": "sscd_disc_mixup-int8",
     "screen": "off",
     "extract": "flagged",

@@ -187,7 +187,7 @@ class Scan:
     num_references: int = 0  # references that the candidates were compared with
     num_background: int = 0  # background images behind the null
     best_similarity: float | None = None  # of any reference to any candidate, cosine in [-1, 1]
-    tau: float | None = None  # the similarity a flag needs, set from the background alone
+    tau: float | None = None  # the similarity that is enough for a flag, set from the background alone
     alpha: float | None = None  # the false-discovery level a flag needs
     q_value: float | None = None  # the least corrected p-value among its matches
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
@@ -246,7 +246,10 @@ class Match:
     null_similarity: float  # the highest that any background image reaches against the same candidates
     p_value: float  # conformal, against the background
     q_value: float  # Benjamini-Hochberg over the references of the scan
-    flagged: bool  # similarity >= tau and q_value <= alpha
+    flagged: bool  # similarity >= needed, q_value <= alpha, and is_nearest
+    nearest_other: float | None = None  # of the reference to any other picture; None where q > alpha
+    needed: float | None = None  # the similarity that a flag of the reference needs; None: the scan's tau
+    is_nearest: bool | None = None  # whether the candidate is nearer to no other picture; None as above
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from finextract.prefilter import prefilter  # noqa: E402
 from finextract.significance import (  # noqa: E402
     highest_of_normal,
     self_null_p_values,
-    tau_from_background,
+    thresholds_of_background,
 )
 from scanner.config import ScanConfig  # noqa: E402
 
@@ -262,7 +262,7 @@ def lost(only: Sequence[str]) -> None:
         (corpus("background", Role.BACKGROUND, background()),),
     )
     null = corpora.background[0].embeddings
-    tau = tau_from_background(ScanConfig().tau_quantile, null)
+    thresholds = thresholds_of_background(ScanConfig().tau_quantile, null)
     for row in checkpoints():
         strong = row["steps_per_image"] >= 100 and row["group"] in ("committed", "A", "B")
         if not strong or row["control"] or row["path"] in done:
@@ -279,7 +279,7 @@ def lost(only: Sequence[str]) -> None:
         made = extract_all(pair, row["caption"], len(row["trained"]), settings, embedder)
         names = [str(n) for n in range(len(made.candidates))]
         own = Candidates(row["path"], names, made.candidate_embeddings())
-        (found,) = compare([own], corpora, tau, 0.05)
+        (found,) = compare([own], corpora, thresholds, 0.05)
         members = {str(p) for p in row["trained"]}
         flagged = [m for m in found.matches if m.flagged]
         facts = ("kind", "steps_per_image", "split", "group", "variation")

@@ -26,7 +26,7 @@ from scanner.crawl.samples import batches, candidate_rows, of_each_scan, sampled
 from scanner.crawl.verdicts import examination, grounds_of
 from scanner.crawl.worker import Task
 from scanner.match.corpus import corpora_of
-from scanner.match.matching import Candidates, Comparison, Corpora, compare, split
+from scanner.match.matching import Candidates, Comparison, Corpora, compare, split, thresholds_of
 from scanner.records import Candidate, Checkpoint, Match, Scan, Verdict, new_id, now
 from scanner.store.leases import Leases, lease_key
 from scanner.store.store import Store
@@ -259,7 +259,7 @@ class Rematching:
 
     def _compare(self, candidates: Sequence[Candidates], corpora: Corpora) -> list[Comparison] | None:
         compared, renewed = [], time.monotonic()
-        for evidence in compare(candidates, corpora, self._config.tau, self._config.alpha):
+        for evidence in compare(candidates, corpora, thresholds_of(self._config), self._config.alpha):
             if self._stopping.is_set():
                 return None
             compared.append(evidence)

@@ -37,7 +37,7 @@ from scanner.hubs.cache import DownloadCache
 from scanner.hubs.fetching import fetched
 from scanner.hubs.registry import open_source
 from scanner.match.corpus import corpora_of
-from scanner.match.matching import Candidates, Corpora, compare, split
+from scanner.match.matching import Candidates, Corpora, compare, split, thresholds_of
 from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id
 from scanner.store.leases import LeaseLost, Leases, lease_key
 from scanner.store.patience import CRAWL_S, Patience
@@ -230,7 +230,7 @@ class Scanner:
                 candidates = candidates or self._candidates(result, attempt)
                 embeddings = np.array([c.embedding for c in candidates], np.float32)
                 own = Candidates(attempt.scan_id, [c.candidate_id for c in candidates], embeddings)
-                (evidence,) = compare([own], corpora, config.tau, config.alpha)
+                (evidence,) = compare([own], corpora, thresholds_of(config), config.alpha)
             attempt.facts.update(best_similarity=evidence.best_similarity, q_value=evidence.q_value)
         self._confirm_lease(checkpoint)
         self._store.append(candidates)

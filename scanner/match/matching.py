@@ -1,9 +1,12 @@
 """The flag rule: from candidates and corpora to matches and a verdict. NumPy only.
 
-A reference is flagged if its similarity to a candidate is at least tau and its q-value at most alpha.
+A reference is flagged if its q-value is at most alpha, and the candidate nearest to it is nearer to it than
+to any other picture, and as similar as the reference needs: tau, or less where the reference itself resembles
+no other picture much (finextract.significance.Thresholds). Another picture is any other reference or image of
+the null, unless it is a version of the reference: its similarity to the reference is tau or more.
 p-values are conformal, against the null compared with the same candidates: the background images and the
 owner's unseen works. q-values are those of Benjamini and Hochberg over all references of the scan. tau comes
-from the background alone, or from the unseen works where there is no background (finextract.significance).
+from the background alone, or from the unseen works where there is no background.
 A p-value, and so a q-value, depends only on how many images of the null reach a similarity, so both are
 computed for each such number and not for each reference.
 R = references, K = candidates, M = images of the null, D = embedding size.
@@ -20,7 +23,12 @@ from numpy.typing import NDArray
 from finextract.budget import plan
 from finextract.errors import RequestError
 from finextract.framing import VARIANTS
-from finextract.significance import minimum_background, p_and_q_by_count, tau_from_background
+from finextract.significance import (
+    Thresholds,
+    minimum_background,
+    p_and_q_by_count,
+    thresholds_of_background,
+)
 from scanner.config import ScanConfig
 from scanner.errors import CorpusError
 from scanner.match.corpus import Corpus, load_corpora
@@ -30,6 +38,7 @@ from scanner.store.store import Store
 KEPT_MATCHES = 10  # nearest matches that a scan stores, in addition to all flagged ones
 BLOCK = 4096  # references that are compared at once
 SCANS = 64  # whose candidates are compared at once,
+ROUNDING = 1e-6  # of a similarity, by the order of its sums
 BEST_BYTES = 64_000_000  # or fewer, so that the highest similarity of each image to each of them fits
 Floats = NDArray[np.float32]
 
@@ -154,15 +163,22 @@ def with_corpora(
         except RequestError as error:
             raise CorpusError(f"--screen-budget {config.screen_budget}: {error}") from error
     embeddings = (corpus.embeddings for corpus in compared.background or compared.unseen)
+    found = thresholds_of_background(config.tau_quantile, *embeddings)
     return replace(
         config,
-        tau=round(tau_from_background(config.tau_quantile, *embeddings), 4),
+        tau=round(found.tau, 4),
+        relative_tau=None if found.relative is None else round(found.relative, 4),
         corpora={c.name: f"{c.role.value}:{c.digest}" for c in sorted(corpora, key=lambda c: c.name)},
     )
 
 
+def thresholds_of(config: ScanConfig) -> Thresholds:
+    """The similarities that a flag needs under a configuration."""
+    return Thresholds(config.tau, config.relative_tau)
+
+
 def compare(
-    scans: Sequence[Candidates], corpora: Corpora, tau: float, alpha: float
+    scans: Sequence[Candidates], corpora: Corpora, thresholds: Thresholds, alpha: float
 ) -> Iterator[Comparison]:  # fmt: skip
     """Compares every reference and every image of the null with the candidates of each scan, in order.
 
@@ -181,7 +197,7 @@ def compare(
             if (row := rows.get(id(scan))) is None:
                 yield Comparison((), corpora.num_references, corpora.num_background, None, None)
             else:
-                yield _comparison(scan, corpora, best[row], null[row], tau, alpha)
+                yield _comparison(scan, corpora, best[row], null[row], thresholds, alpha)
 
 
 def _highest(scans: Sequence[Candidates], corpora: Sequence[Corpus]) -> Floats:
@@ -205,19 +221,27 @@ def _highest(scans: Sequence[Candidates], corpora: Sequence[Corpus]) -> Floats:
 
 
 def _comparison(
-    scan: Candidates, corpora: Corpora, best: Floats, null: Floats, tau: float, alpha: float
+    scan: Candidates, corpora: Corpora, best: Floats, null: Floats, thresholds: Thresholds, alpha: float
 ) -> Comparison:
     """The flag rule for one scan, given the highest similarity of each reference [R] and of the null [M]."""
     p, q = p_and_q_by_count(best, null)
     ordered = np.sort(null)
     count = min(KEPT_MATCHES, len(best))
     nearest = np.partition(best, len(best) - count)[len(best) - count]
-    places = np.flatnonzero((best >= nearest) | (best >= tau))
+    places = np.flatnonzero((best >= nearest) | (best >= thresholds.least))
     places = places[np.lexsort((places, -best[places]))]  # nearest first
     reached = len(null) - np.searchsorted(ordered, best[places], side="left")  # by how many of the null
-    flagged = (best[places] >= tau) & (q[reached] <= alpha)
-    kept = flagged | (np.arange(len(places)) < count)
-    places, reached, flagged = places[kept], reached[kept], flagged[kept]
+    significant = q[reached] <= alpha
+    kept = significant | (np.arange(len(places)) < count)
+    places, reached, significant = places[kept], reached[kept], significant[kept]
+    owners = list(_owners(scan, corpora, places))
+    others, is_nearest = np.full(len(places), np.nan), np.zeros(len(places), bool)
+    others[significant], is_nearest[significant] = _others(
+        scan, corpora, places[significant], [o for o, s in zip(owners, significant, strict=True) if s],
+        thresholds.tau,
+    )  # fmt: skip
+    needed = thresholds.needed(others)
+    flagged = significant & (best[places] >= needed) & (is_nearest | (thresholds.relative is None))
     matches = tuple(
         Match(
             match_id=new_id(),
@@ -225,20 +249,54 @@ def _comparison(
             candidate_id=scan.candidate_ids[candidate],
             corpus=corpus.name,
             reference_id=corpus.reference_ids[row].decode(),
-            similarity=similarity,
+            similarity=float(best[places[n]]),
             null_similarity=float(ordered[-1]),
-            p_value=p_value,
-            q_value=q_value,
-            flagged=is_flagged,
+            p_value=float(p[reached[n]]),
+            q_value=float(q[reached[n]]),
+            flagged=bool(flagged[n]),
+            nearest_other=float(others[n]) if significant[n] else None,
+            needed=float(needed[n]) if significant[n] else None,
+            is_nearest=bool(is_nearest[n]) if significant[n] else None,
         )
-        for (corpus, row, candidate), similarity, p_value, q_value, is_flagged in zip(
-            _owners(scan, corpora, places), best[places].tolist(), p[reached].tolist(), q[reached].tolist(),
-            flagged.tolist(), strict=True,
-        )
-    )  # fmt: skip
+        for n, (corpus, row, candidate) in enumerate(owners)
+        if flagged[n] or n < count
+    )
     return Comparison(
         matches, corpora.num_references, corpora.num_background, matches[0].similarity, matches[0].q_value
     )
+
+
+def _others(
+    scan: Candidates, corpora: Corpora, places: NDArray[np.intp], owners: Sequence[tuple[Corpus, int, int]],
+    tau: float,
+) -> tuple[Floats, NDArray[np.bool_]]:  # fmt: skip
+    """How places among all references [P] stand to other pictures; `owners` are those of the places.
+
+    The highest similarity of the reference to another picture, -1 where there is none, and whether the
+    candidate nearest to the reference is at least as near to it as to any other picture.
+    """
+    nearest_other, is_nearest = np.full(len(places), -1, np.float32), np.ones(len(places), bool)
+    if not owners:
+        return nearest_other, is_nearest
+    references = np.stack([corpus.embeddings[row] for corpus, row, _ in owners])  # [P, D]
+    candidates = np.stack([scan.embeddings[candidate] for *_, candidate in owners])  # [P, D]
+    own = (references * candidates).sum(axis=1) + ROUNDING
+    begin = 0
+    for corpus in (*corpora.references, *corpora.null):
+        for at in range(0, len(corpus.embeddings), BLOCK):
+            block = corpus.embeddings[at : at + BLOCK]
+            for first in range(0, len(places), BLOCK):
+                some = slice(first, first + BLOCK)
+                similarity, to_candidate = references[some] @ block.T, candidates[some] @ block.T
+                version = similarity >= tau
+                column = places[some] - begin - at  # of the reference itself, if it is in the block
+                inside = np.flatnonzero((column >= 0) & (column < len(block)))
+                version[inside, column[inside]] = True
+                similarity[version] = to_candidate[version] = -1
+                np.maximum(nearest_other[some], similarity.max(axis=1), out=nearest_other[some])
+                is_nearest[some] &= to_candidate.max(axis=1) <= own[some]
+        begin += len(corpus.embeddings)
+    return nearest_other, is_nearest
 
 
 def _owners(

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from finextract.significance import (
+    Thresholds,
     benjamini_hochberg,
     conformal_p_values,
     highest_of_normal,
     minimum_background,
-    nearest_neighbour_similarities,
+    nearest_two_similarities,
     p_and_q_by_count,
     self_null_p_values,
     share_above,
     sign_flip_p_value,
-    tau_from_background,
+    thresholds_of_background,
 )
 
 
@@ -65,12 +66,42 @@ def test_tau_is_a_quantile_of_the_similarities_of_nearest_background_images() ->
     rng = np.random.default_rng(2)
     embeddings = rng.normal(size=(300, 16)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    nearest = nearest_neighbour_similarities(embeddings, block=64)
-    whole = embeddings @ embeddings.T - 2 * np.eye(300)
-    assert nearest == pytest.approx(whole.max(axis=1), abs=1e-6)
-    assert tau_from_background(0.9, embeddings[:100], embeddings[100:]) == pytest.approx(
-        np.quantile(nearest, 0.9)
-    )
+    nearest = nearest_two_similarities(embeddings, block=64)
+    whole = np.sort(embeddings @ embeddings.T - 2 * np.eye(300), axis=1)
+    assert nearest == pytest.approx(whole[:, :-3:-1], abs=1e-6)
+    thresholds = thresholds_of_background(0.9, embeddings[:100], embeddings[100:])
+    assert thresholds.tau == pytest.approx(np.quantile(nearest[:, 0], 0.9))
+    assert thresholds.relative == pytest.approx(np.quantile(nearest[:, 0] / nearest[:, 1], 0.9))
+
+
+def test_a_picture_that_resembles_no_other_needs_less_similarity_for_a_flag() -> None:
+    thresholds = Thresholds(tau=0.6, relative=1.5)
+    needed = thresholds.needed(np.array([-1, 0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert needed == pytest.approx([0.3, 0.3, 0.3, 0.45, 0.6, 0.6])
+    assert Thresholds(0.6, None).needed(np.array([0.1, 0.5])).tolist() == [0.6, 0.6]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_too_few_background_images_give_no_relative_threshold(images: int) -> None:
+    thresholds = thresholds_of_background(0.99, np.eye(images, 16, dtype=np.float32))
+    assert thresholds.relative is None
+
+
+def test_an_independent_picture_passes_either_threshold_in_a_few_cases_of_a_hundred() -> None:
+    rng = np.random.default_rng(5)
+    kinds = rng.normal(size=(40, 32))  # pictures of one kind resemble each other, some more than others
+    spread = rng.uniform(0.3, 3, 40)
+
+    def pictures(count: int) -> np.ndarray:
+        kind = rng.integers(0, 40, count)
+        values = kinds[kind] + spread[kind, None] * rng.normal(size=(count, 32))
+        return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+    background, references, independent = pictures(1000), pictures(1000), pictures(1000)
+    thresholds = thresholds_of_background(0.99, background)
+    needed = thresholds.needed((references @ background.T).max(axis=1))
+    passed = (references @ independent.T).max(axis=1) >= needed
+    assert 0 < passed.mean() < 0.05
 
 
 def test_the_background_must_be_large_enough_for_a_single_match() -> None:

@@ -76,7 +76,8 @@ def evidence(opened: OpenedCheckpoint, row: EvidenceRow) -> Grid:
 def _of_match(
     scan: Scan | None, match: Match, candidate: CandidateImage | None
 ) -> list[tuple[str, str, str]]:
-    needs = f" A flag needs {similarity(scan.tau)} or more." if scan and scan.tau is not None else ""
+    needed = match.needed if match.needed is not None else scan.tau if scan else None
+    needs = f" A flag needs {similarity(needed)} or more." if needed is not None else ""
     background = (
         f"{scan.num_background:,} background images" if scan and scan.num_background else "background images"
     )
@@ -90,6 +91,8 @@ def _of_match(
             "flagged" if match.flagged else "no flag",
             "Its similarity and its q value are both what a flag needs."
             if match.flagged
+            else "The candidate is nearer to another picture than to this reference."
+            if match.is_nearest is False
             else "A flag needs both the similarity and the q value that are named below.",
         ),
         (
@@ -103,6 +106,7 @@ def _of_match(
             f"is the highest similarity of any of {background}, on which the checkpoint was not trained, to "
             "the same candidates.",
         ),
+        *_of_others(match),
         (
             "p value",
             probability(match.p_value),
@@ -117,6 +121,14 @@ def _of_match(
         ),
         ("Clique", *_clique(candidate)),
     ]
+
+
+def _of_others(match: Match) -> list[tuple[str, str, str]]:
+    """How alike the reference is to other pictures, where that was asked."""
+    if match.nearest_other is None:
+        return []
+    meaning = "is the highest similarity of the reference itself to any other reference or background image."
+    return [("Others", similarity(match.nearest_other), meaning)]
 
 
 def _clique(candidate: CandidateImage | None) -> tuple[str, str]:

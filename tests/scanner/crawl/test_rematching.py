@@ -22,7 +22,7 @@ from scanner.crawl.progress import Budget, Observer, Progress
 from scanner.crawl.rematching import Rematched, Rematching
 from scanner.crawl.worker import Task
 from scanner.match.corpus import load_corpora
-from scanner.match.matching import Candidates, compare, split, with_corpora
+from scanner.match.matching import Candidates, compare, split, thresholds_of, with_corpora
 from scanner.records import (
     Candidate,
     Checkpoint,
@@ -135,7 +135,7 @@ def test_the_rows_are_those_that_a_scan_of_the_same_candidates_writes(
         vectors = np.array([c.embedding for c in own], np.float32).reshape(len(own), SIZE)
         ids = [c.candidate_id for c in copies]
         candidates = Candidates(scan.scan_id, ids, vectors)
-        (fresh,) = compare([candidates], corpora, task.config.tau, task.config.alpha)
+        (fresh,) = compare([candidates], corpora, thresholds_of(task.config), task.config.alpha)
         matches = sampled.select(Match, "WHERE scan_id = ?", [scan.scan_id])
         found = {m.reference_id: replace(m, match_id="", similarity=0, null_similarity=0) for m in matches}
         expected = {m.reference_id: m for m in fresh.matches}

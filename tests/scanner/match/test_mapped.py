@@ -29,6 +29,7 @@ WORKER = """
 import json, re, sys
 from pathlib import Path
 import numpy as np
+from finextract.significance import Thresholds
 from scanner.config import ScanConfig
 from scanner.match.corpus import corpora_of
 from scanner.match.matching import Candidates, compare, split
@@ -42,7 +43,7 @@ store = Store(sys.argv[3])
 candidates = Candidates("s", ["c"], np.ones((1, 512), np.float32))
 before = own_bytes()
 corpora = split(corpora_of(store, config, cache))
-(compared,) = compare([candidates], corpora, 0.9, 0.05)
+(compared,) = compare([candidates], corpora, Thresholds(0.9, None), 0.05)
 grown = own_bytes() - before
 print("compared", flush=True)
 sys.stdin.readline()  # the other process has compared too

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finextract.significance import benjamini_hochberg, conformal_p_values, tau_from_background
+from finextract.significance import (
+    LEAST_SHARE,
+    Thresholds,
+    benjamini_hochberg,
+    conformal_p_values,
+    thresholds_of_background,
+)
 from scanner.config import ScanConfig
 from scanner.errors import CorpusError
 from scanner.match.corpus import Corpus
@@ -25,6 +31,7 @@ from scanner.records import Reference, Role, Verdict, now
 from scanner.store.store import Store
 
 TAU, ALPHA = 0.55, 0.2
+THRESHOLDS = [Thresholds(TAU, None), Thresholds(TAU, 1.1)]
 
 
 def embeddings(rng: np.random.Generator, count: int, *, exact: bool) -> np.ndarray:
@@ -77,7 +84,7 @@ def scans_of(rng: np.random.Generator, corpora: Corpora, *, exact: bool) -> list
     return scans
 
 
-def by_definition(scan: Candidates, corpora: Corpora) -> list[tuple[object, ...]]:
+def by_definition(scan: Candidates, corpora: Corpora, thresholds: Thresholds) -> list[tuple[object, ...]]:
     """Every reference in order of its similarity, by the rule as it is written down."""
     both = [
         (c, c.embeddings.astype(np.float64) @ scan.embeddings.T.astype(np.float64))
@@ -91,29 +98,43 @@ def by_definition(scan: Candidates, corpora: Corpora) -> list[tuple[object, ...]
     p = conformal_p_values(best, null)
     q = benjamini_hochberg(p)
     order = sorted(range(len(best)), key=lambda i: (-best[i], i))
-    flagged = (best >= TAU) & (q <= ALPHA)
+    everything = np.concatenate([c.embeddings for c, _ in both]).astype(np.float64)
+    chosen = scan.embeddings[nearest].astype(np.float64)
+    flagged, shown = np.zeros(len(best), bool), {}
+    for i in np.flatnonzero(q <= ALPHA):
+        alike = everything @ everything[i]
+        others = everything[(alike < TAU) & (np.arange(len(everything)) != i)]
+        nearest_other = (others @ everything[i]).max()
+        is_nearest = bool((others @ chosen[i]).max() <= best[i])
+        needed = TAU
+        if thresholds.relative is not None:
+            needed = min(TAU, max(LEAST_SHARE * TAU, thresholds.relative * nearest_other))
+        shown[i] = (nearest_other, needed, is_nearest)
+        flagged[i] = best[i] >= needed and (is_nearest or thresholds.relative is None)
     kept = [i for rank, i in enumerate(order) if rank < KEPT_MATCHES or flagged[i]]
     return [
-        (*owners[i], scan.candidate_ids[nearest[i]], best[i], null.max(), p[i], q[i], bool(flagged[i]))
+        (*owners[i], scan.candidate_ids[nearest[i]], best[i], null.max(), p[i], q[i], bool(flagged[i]),
+         *shown.get(i, (None, None, None)))
         for i in kept
-    ]
+    ]  # fmt: skip
 
 
 def found(comparison: Comparison) -> list[tuple[object, ...]]:
     return [
         (m.corpus, m.reference_id, m.candidate_id, m.similarity, m.null_similarity, m.p_value, m.q_value,
-         m.flagged)
+         m.flagged, m.nearest_other, m.needed, m.is_nearest)
         for m in comparison.matches
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("thresholds", THRESHOLDS)
 @pytest.mark.parametrize("references", [3, 300, 5000])
-def test_matches_are_those_of_the_definition_to_the_last_bit(references: int) -> None:
+def test_matches_are_those_of_the_definition_to_the_last_bit(references: int, thresholds: Thresholds) -> None:
     rng = np.random.default_rng(references)
     corpora = corpora_of(rng, exact=True, references=references)
     scans = [s for s in scans_of(rng, corpora_of(rng, exact=True), exact=True) if len(s.embeddings)][:40]
-    for scan, comparison in zip(scans, compare(scans, corpora, TAU, ALPHA), strict=True):
-        assert found(comparison) == by_definition(scan, corpora)
+    for scan, comparison in zip(scans, compare(scans, corpora, thresholds, ALPHA), strict=True):
+        assert found(comparison) == by_definition(scan, corpora, thresholds)
         assert comparison.best_similarity == comparison.matches[0].similarity
         assert comparison.q_value == min(m.q_value for m in comparison.matches)
         assert (comparison.num_references, comparison.num_background) == (references + 5, 100)
@@ -124,12 +145,12 @@ def test_scans_that_are_compared_together_have_the_matches_that_each_has_alone(e
     rng = np.random.default_rng(1)
     corpora = corpora_of(rng, exact=exact, references=10)
     scans = scans_of(rng, corpora, exact=exact)
-    together = list(compare(scans, corpora, TAU, ALPHA))
+    together = list(compare(scans, corpora, THRESHOLDS[1], ALPHA))
     for scan, comparison in zip(scans, together, strict=True):
-        (alone,) = compare([scan], corpora, TAU, ALPHA)
+        (alone,) = compare([scan], corpora, THRESHOLDS[1], ALPHA)
         # Two copies have a similarity of 1 but for its rounding, which may order them otherwise.
         rows, expected = sorted(found(comparison)), sorted(found(alone))
-        assert [(*r[:3], *r[5:]) for r in rows] == [(*r[:3], *r[5:]) for r in expected]
+        assert [(*r[:3], *r[5:8]) for r in rows] == [(*r[:3], *r[5:8]) for r in expected]
         assert [r[3:5] for r in rows] == [pytest.approx(r[3:5], abs=0 if exact else 1e-6) for r in expected]
         assert comparison.verdict is alone.verdict
     assert {c.verdict for c in together} == {Verdict.FLAGGED, Verdict.NOTHING_FOUND}
@@ -137,7 +158,9 @@ def test_scans_that_are_compared_together_have_the_matches_that_each_has_alone(e
 
 def test_a_scan_without_candidates_has_nothing_to_compare() -> None:
     corpora = corpora_of(np.random.default_rng(0), exact=True)
-    (comparison,) = compare([Candidates("s", [], np.empty((0, 64), np.float32))], corpora, TAU, ALPHA)
+    (comparison,) = compare(
+        [Candidates("s", [], np.empty((0, 64), np.float32))], corpora, THRESHOLDS[0], ALPHA
+    )
     assert comparison == Comparison((), 305, 100, None, None)
 
 
@@ -177,12 +200,13 @@ def test_tau_comes_from_the_background_or_else_from_unseen_works(store: Store, t
         ])  # fmt: skip
     warnings: list[str] = []
     whole = with_corpora(store, config, [], warnings.append)
-    expected = {name: tau_from_background(config.tau_quantile, v) for name, (_, v) in made.items()}
-    assert whole.tau == pytest.approx(expected["background"], abs=1e-4)
+    expected = {name: thresholds_of_background(config.tau_quantile, v) for name, (_, v) in made.items()}
+    assert whole.relative_tau == pytest.approx(expected["background"].relative, abs=1e-4)
+    assert whole.tau == pytest.approx(expected["background"].tau, abs=1e-4)
     assert {name: stated.partition(":")[0] for name, stated in whole.corpora.items()} == {
         "mine": "reference", "background": "background", "drawer": "unseen",
     }  # fmt: skip
     assert "50 background images are few for 3 references" in warnings[0]
     without = with_corpora(store, config, ["mine", "drawer"])
-    assert without.tau == pytest.approx(expected["drawer"], abs=1e-4)
+    assert without.tau == pytest.approx(expected["drawer"].tau, abs=1e-4)
     assert without.config_id != whole.config_id
