@@ -26,6 +26,7 @@ class Clique:
     members: tuple[int, ...]  # indices of samples, ascending
     representative: int  # the medoid: the member most similar to the others
     similarity: float  # mean over the members' pairs; 1.0 for a clique of one
+    log_ratio: float | None = None  # of the representative: the base's loss over the tuned model's
 
 
 def similarity_matrix(embeddings: Matrix) -> Matrix:

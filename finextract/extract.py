@@ -27,6 +27,7 @@ from finextract.guided import Guided, sample
 from finextract.images import is_picture
 from finextract.models.base import Pair, Solver
 from finextract.portfolio import agreement, pays, shares_of, spread
+from finextract.ranking import rank_candidates
 from finextract.sampling import as_published
 from finextract.sscd import Embedder
 
@@ -259,18 +260,26 @@ class _Drawing:
         return self._settings.steps
 
 
-def conclude(last: Drawn) -> Extraction:
-    """The candidates among all samples up to a batch: one representative for each clique."""
+def conclude(pair: Pair, last: Drawn) -> Extraction:
+    """The candidates among all samples up to a batch: one representative for each clique.
+
+    Raises NotFinite where a model computes no numbers.
+    """
     seconds, settings = dict(last.seconds), last.settings
-    with _timed(seconds, "cliques"):
-        if settings.preset == "paper":
-            candidates = published_candidates(last.embeddings, last.pictures, last.num_train_images)
-        else:
-            count = settings.candidates_per_image * last.num_train_images
-            candidates = choose_candidates(last.embeddings, last.pictures, count)
     assert settings.steps is not None, "the settings of a drawing have their steps"
     models = np.array([1 if arm.guidance.is_alone else 2 for arm in last.arms])
     evaluations = settings.steps * int(models[last.arm_of].sum())
+    count = settings.candidates_per_image * last.num_train_images
+    with _timed(seconds, "cliques"):
+        if settings.preset == "paper":
+            candidates = published_candidates(last.embeddings, last.pictures, last.num_train_images)
+        elif settings.preset == "single":
+            candidates = choose_candidates(last.embeddings, last.pictures, count)
+        else:
+            candidates, further = rank_candidates(
+                pair, last.embeddings, last.pictures, last.archive.image, count, settings.batch_size
+            )
+            evaluations += further
     return Extraction(
         settings, last.arms, last.num_train_images, last.rounds, last.seeds, last.arm_of, last.embeddings,
         last.pictures, candidates, evaluations, last.archive, seconds,
@@ -294,7 +303,7 @@ def extract_all(
             progress(len(last.seeds), last.total)
     if progress and len(last.seeds) < last.total:
         progress(len(last.seeds), len(last.seeds))  # ended early
-    return conclude(last)
+    return conclude(pair, last)
 
 
 @contextmanager

@@ -231,6 +231,7 @@ class Candidate:
     embedding: tuple[float, ...]
     guidance_scale: float | None = None  # of the sample; None in older rows, whose scan has it
     correction: float | None = None
+    log_ratio: float | None = None  # of its losses: the base's over the tuned model's; None in older rows
 
 
 @dataclass(frozen=True, slots=True)

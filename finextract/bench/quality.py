@@ -23,6 +23,7 @@ from finextract.candidates import choose_candidates
 from finextract.extract import ExtractionSettings, extract
 from finextract.membership import MembershipSettings, membership
 from finextract.models.base import Pair
+from finextract.ranking import rank_candidates
 from finextract.sscd import Embedder
 
 # An arm -> its settings. The baselines take the steps of the default, with which they give most back.
@@ -94,7 +95,12 @@ def measure(
         for share in CURVE:
             drawn = int(np.searchsorted(spent, share * budget, side="right"))
             embeddings, pictures = last.embeddings[:drawn], last.pictures[:drawn]
-            candidates = choose_candidates(embeddings, pictures, CANDIDATES_PER_IMAGE * len(case.references))
+            count = CANDIDATES_PER_IMAGE * len(case.references)
+            candidates = choose_candidates(embeddings, pictures, count)
+            if settings.preset == "portfolio":
+                candidates, _ = rank_candidates(
+                    pair, embeddings, pictures, last.archive.image, count, batch_size
+                )
             chosen = embeddings[[clique.representative for clique in candidates]]
             over, chance, over_candidates = (
                 metrics.best_similarity(*both)

@@ -51,6 +51,7 @@ def extract(checkpoint: Path, base: Path, base_parts: Path | None, num_train_ima
                 "guidance_scale": result.arm(clique.representative).guidance.guidance_scale,
                 "clique_size": len(clique.members),
                 "clique_similarity": round(clique.similarity, 4),
+                "log_ratio": None if clique.log_ratio is None else round(clique.log_ratio, 4),
             }
         )
     summary = {

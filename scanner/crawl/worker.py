@@ -289,8 +289,9 @@ class Scanner:
                 image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
                 descriptor=self._task.config.descriptor,
                 embedding=tuple(result.embeddings[clique.representative].tolist()),
-                guidance_scale=result.arm(clique.representative).guidance.guidance_scale,
-                correction=result.arm(clique.representative).guidance.correction,
+                guidance_scale=(used := result.arm(clique.representative).guidance).guidance_scale,
+                correction=used.correction,
+                log_ratio=clique.log_ratio,
             )
             for clique in result.candidates
         ]

@@ -49,7 +49,7 @@ def test_an_audit_says_in_a_sentence_how_many_images_came_back_and_keeps_its_res
     assert set(result["extraction_success_rate"]) == set(result["extracted"]) == {"0.7", "0.6"}
     strengths = [(s["guidance_scale"], s["samples"]) for s in result["strengths"]]
     assert strengths == [(1.0, 3), (2.0, 3), (3.0, 2), (5.0, 2)]
-    assert result["unet_evaluations"] == 2 * (3 + 2 * 7)
+    assert result["unet_evaluations"] == 2 * (3 + 2 * 7) + 2 * 10  # and the losses of the ten samples
     assert result["checkpoint"] == str(FLOWERS)
     for file in (Path(result["contact_sheet"]), *Path("finextract-out").rglob("*.json")):
         assert file.stat().st_mode & 0o777 == 0o600

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from finextract.archive import SampleArchive
+from finextract.audit import read_images
 from finextract.errors import RequestError
 from finextract.extract import (
     Extraction,
@@ -147,13 +148,31 @@ def test_an_extraction_that_is_stopped_early_is_that_of_the_samples_drawn_so_far
     batches.close()
     assert (len(first.seeds), len(second.seeds), second.total) == (4, 8, 20)
     assert second.images.shape[0] == 4, "the images of its own batch alone"
-    stopped = conclude(second)
+    stopped = conclude(pair, second)
     again = extract_all(pair, CAPTION, 4, dataclasses.replace(settings, samples_per_image=2), embedder)
     assert stopped.seeds == again.seeds == tuple(range(7, 15))
     assert np.array_equal(_images(stopped), _images(again))
     assert np.array_equal(stopped.embeddings, again.embeddings)
     assert stopped.candidates == again.candidates
-    assert stopped.unet_evaluations == 8 * 2 * 2
+    assert stopped.unet_evaluations == 8 * 2 * 2 + 8 * 2, "all eight samples are examined by both models"
+
+
+def test_candidates_whose_losses_fell_most_come_first_and_are_nearest_to_training_images() -> None:
+    base = load_base(ZOO / "base", torch.device("cpu"), torch.float32)
+    trained = tune(base, ZOO / "checkpoints/cats-dreambooth")
+    references = load_embedder().embed(read_images(ZOO / "images/subjects/cats")[1])
+    settings = ExtractionSettings(samples_per_image=8, samples_per_round=8, steps=12)
+    made = extract_all(trained, "a picture of a cat", 5, settings, load_embedder())
+    ratios = [c.log_ratio or 0 for c in made.candidates]
+    assert len(ratios) == 10
+    assert ratios == sorted(ratios, reverse=True)
+    assert all(c.representative in c.members for c in made.candidates)
+    nearest = (made.candidate_embeddings() @ references.T).max(axis=1)
+    assert nearest[:5].mean() > nearest[5:].mean() + 0.05
+    assert np.corrcoef(ratios, nearest)[0, 1] > 0.3
+    old = dataclasses.replace(settings, preset="single", guidance_scale=2.0)
+    made = extract_all(trained, "a picture of a cat", 1, old, load_embedder())
+    assert [c.log_ratio for c in made.candidates] == [None, None], "older configurations rank by size"
 
 
 def test_samples_of_several_strengths_in_one_batch_are_those_of_each_strength_alone(pair: Pair) -> None:
@@ -277,7 +296,7 @@ def test_prompts_are_conditioned_once_for_all_batches(pair: CopiedPair[Any], emb
     observed: Any = CopiedPair(pair.base, Observed(pair.tuned, condition=condition), "lora")
     settings = ExtractionSettings(method="cfg", samples_per_image=6, steps=1, batch_size=2)
     extract_all(observed, CAPTION, 1, settings, embedder)
-    assert sorted(conditioned) == ["", CAPTION]
+    assert sorted(conditioned) == ["", "", CAPTION], "for all samples, and once more for the losses"
 
 
 def test_where_memory_is_too_small_the_batch_is_halved_and_the_samples_stay_the_same(

@@ -207,7 +207,8 @@ def test_a_strong_checkpoint_gives_back_its_training_images_and_the_base_does_no
     extraction = strong.extraction
     assert [arm.guidance.guidance_scale for arm in extraction.arms] == [1.0, 2.0, 3.0]
     assert np.bincount(extraction.arm_of).tolist() == [7, 7, 6]
-    assert extraction.unet_evaluations == 12 * (7 + 2 * 13)  # the tuned model alone needs one
+    of_samples = 12 * (7 + 2 * 13)  # the tuned model alone needs one
+    assert of_samples + 2 * 15 <= extraction.unet_evaluations <= of_samples + 2 * 20  # and losses
 
 
 def test_numbers_left_open_are_those_of_the_published_presets_and_of_a_flow_model_its_own(
