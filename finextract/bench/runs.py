@@ -78,15 +78,19 @@ def run_quality(
     say(f"Rows: {out / 'rows.parquet'}. Plot: {out / 'curve.svg'}.")
 
 
-def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """The facts of the run, which its folder keeps. Raises RequestError where it holds another run."""
-    (out / PARTS).mkdir(parents=True, exist_ok=True)
-    run = {
-        **asked,
+def facts_of_run() -> dict[str, Any]:
+    """The device, its threads and the versions, on which the seconds of a run depend."""
+    return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("finextract-scanner", "torch", "diffusers")},
     }
+
+
+def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The facts of the run, which its folder keeps. Raises RequestError where it holds another run."""
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    run = {**asked, **facts_of_run()}
     file = out / "run.json"
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
