@@ -35,6 +35,7 @@ from finextract.sscd import Embedder
 Preset = Literal["portfolio", "paper", "single"]
 PAPER_STEPS, DDIM_STEPS, FLOW_STEPS = 50, 12, 12
 LEAST_ROUNDS = 2  # before it is asked whether a round pays
+MAX_SAMPLES = 20_000  # the cliques of so many take 7 GB of memory, and of twice as many four times that
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,12 @@ def extract(
     """
     if num_train_images < 1:
         raise RequestError("the number of training images must be at least 1.")
+    if (total := settings.samples_per_image * num_train_images) > MAX_SAMPLES:
+        raise RequestError(
+            f"{settings.samples_per_image} samples for each of {num_train_images:,} training images are "
+            f"{total:,}, and at most {MAX_SAMPLES:,} can be compared with each other. Draw fewer for each "
+            "image (--samples-per-image), or state fewer images: those that are given back most are found."
+        )
     captions = (captions,) if isinstance(captions, str) else tuple(dict.fromkeys(captions))
     if not captions:
         raise RequestError("an extraction needs a caption; the empty one samples without a prompt.")

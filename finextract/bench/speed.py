@@ -21,7 +21,6 @@ from finextract import metrics
 from finextract.bench.cases import Case
 from finextract.bench.stopwatch import Spent, Stopwatch
 from finextract.bench.transcription import STEPS, Networks, Published, draw_published, find_published
-from finextract.candidates import choose_candidates
 from finextract.extract import Drawn, Extraction, ExtractionSettings, conclude, extract
 from finextract.models.base import CopiedPair, Model, Pair
 from finextract.sscd import Embedder
@@ -84,7 +83,7 @@ def measure_speed(
     steps: int = STEPS,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Speed:
-    """All arms on a case
+    """All arms on a case.
 
     `pair` is what ours samples, `networks` what the published pipeline does; `steps` are those of the
     published pipeline and of the paper preset. The arms draw their batches in turn, so that what else the
@@ -118,8 +117,7 @@ def measure_speed(
         found.append(_ours(case, arm, spent, batches[-1].found, references))
     as_good: dict[str, Timed] = {}
     for batch in defaults:
-        last = batch.last
-        kept = choose_candidates(last.embeddings, last.pictures, theirs.candidates)
+        kept = batch.found.candidates[: theirs.candidates]  # the best come first
         for name, so_far in (
             (AS_GOOD, batch.found),
             (AS_GOOD_OF_AS_MANY, replace(batch.found, candidates=kept)),
@@ -136,7 +134,6 @@ def measure_speed(
 class _Concluded:
     """An extraction up to a batch, and what it cost with the candidates of all samples so far."""
 
-    last: Drawn
     found: Extraction
     spent: dict[str, Spent]
 
@@ -151,9 +148,9 @@ def _conclusions(
     """
     for last in _walk(case, pair, settings, embedder, stopwatch):
         so_far = stopwatch.copy()
-        found = conclude(last)
+        found = conclude(pair, last)
         so_far.lap("cliques")
-        into.append(_Concluded(last, found, so_far.spent))
+        into.append(_Concluded(found, so_far.spent))
         yield len(last.seeds)
 
 

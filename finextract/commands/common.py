@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from finextract.models.base import Pair
     from finextract.sscd import Embedder
 
+SHOWN_CAPTION = 200  # characters of a caption; the result has all of it
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is not a terminal
 
 type Command = Callable[..., None]
@@ -101,7 +103,8 @@ def prepare_extraction(
     if caption.origin is CaptionOrigin.NONE:
         click.echo("no file states the training caption: sampling without a prompt", err=True)
     else:
-        click.echo(f"caption ({caption.origin}): {caption.text!r}", err=True)
+        shown = textwrap.shorten(caption.text, SHOWN_CAPTION, placeholder=" ...")
+        click.echo(f"caption ({caption.origin}): {shown!r}", err=True)
     if caption.exceeds_clip:
         click.echo("the caption is longer than CLIP reads (75 tokens): its end has no effect", err=True)
     embedder = load_embedder()

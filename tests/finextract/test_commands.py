@@ -218,6 +218,14 @@ def test_where_the_trainer_mirrored_images_membership_leaves_mirror_images_out()
     assert "the training mirrored images" in done.stderr
 
 
+def test_a_caption_of_ten_thousand_characters_is_used_and_said_to_have_an_end_without_effect() -> None:
+    caption = "flower " * 1500
+    done = _run(*EXTRACT, "--caption", caption, "--json")
+    assert json.loads(done.stdout)["caption"] == caption
+    assert "the caption is longer than CLIP reads (75 tokens): its end has no effect" in done.stderr
+    assert max(map(len, done.stderr.splitlines())) < 300
+
+
 def test_weights_that_are_no_numbers_are_an_error_of_the_checkpoint_and_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from finextract.archive import SampleArchive
 from finextract.audit import read_images
-from finextract.errors import RequestError
+from finextract.errors import NotFinite, RequestError
 from finextract.extract import (
     Extraction,
     ExtractionSettings,
@@ -332,3 +332,25 @@ def test_settings_that_cannot_be_used_are_refused_before_the_first_batch(
         extract(pair, CAPTION, 0, ExtractionSettings(), embedder)
     with pytest.raises(RequestError, match="needs a caption"):
         extract(pair, [], 1, ExtractionSettings(), embedder)
+    with pytest.raises(RequestError, match="are 500,000, and at most 20,000 can be compared"):
+        extract(pair, CAPTION, 10_000, ExtractionSettings(), embedder)
+
+
+def test_a_prediction_that_is_no_number_in_mid_trajectory_is_an_error_and_no_image(
+    pair: CopiedPair[Any], embedder: Embedder
+) -> None:
+    times: list[float] = []
+
+    def predict(x: Tensor, t: float, conditioning: Any) -> Tensor:
+        times.append(t)
+        predicted = pair.tuned.predict(x, t, conditioning)
+        return (
+            torch.where(torch.arange(len(x)).view(-1, 1, 1, 1) == 1, torch.nan, predicted)
+            if t < 500
+            else predicted
+        )
+
+    broken: Any = CopiedPair(pair.base, Observed(pair.tuned, predict=predict), "lora")
+    with pytest.raises(NotFinite, match="the sampled latents"):
+        extract_all(broken, CAPTION, 1, ExtractionSettings(samples_per_image=8, steps=4), embedder)
+    assert min(times) < 500 < max(times)
