@@ -26,8 +26,8 @@ from finextract.guidance import Guidance, Method, choose_guidance, portfolio
 from finextract.guided import Guided, sample
 from finextract.images import is_picture
 from finextract.models.base import Pair, Solver
-from finextract.portfolio import agreement, pays, shares_of, spread
-from finextract.ranking import rank_candidates
+from finextract.portfolio import pays, promise, shares_of, spread
+from finextract.ranking import SampleLosses, rank_candidates
 from finextract.sampling import as_published
 from finextract.sscd import Embedder
 
@@ -97,7 +97,8 @@ class Drawn:
     embeddings: NDArray[np.float32]  # [N, D], L2-normalised
     pictures: NDArray[np.bool_]  # [N]; False = blank or noise
     archive: SampleArchive  # all N samples
-    seconds: dict[str, float]  # so far, by stage: sample, embed
+    losses: SampleLosses  # of those that were examined
+    seconds: dict[str, float]  # so far, by stage: sample, embed, cliques
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,10 @@ def extract(
     """Draws guided samples in rounds, batch by batch, and embeds each batch.
 
     The arms are every caption with every strength. The first round spreads its samples over them evenly,
-    further ones prefer the arm whose samples agree most (finextract.portfolio). The last round is the first
-    after the second that pays nothing, or the one with which `settings.samples_per_image * num_train_images`
-    samples are drawn. The paper preset draws all of them in one round. What is drawn depends on the settings
-    alone. A caller may stop after any batch: `conclude` makes an Extraction of it.
+    further ones prefer the arms whose samples' losses fell most (finextract.portfolio). The last round is the
+    first after the second that pays nothing, or the one with which all samples are drawn that
+    `settings.samples_per_image` allows. The paper preset draws all of them in one round. What is drawn depends
+    on the settings alone. A caller may stop after any batch: `conclude` makes an Extraction of it.
     The prompts are conditioned once. Where a batch does not fit into the GPU's memory, the batch size is
     halved; a sample does not depend on its batch.
     Raises RequestError for settings that cannot be used, NotFinite where a model computes no numbers,
@@ -195,7 +196,8 @@ class _Drawing:
         self._pair, self._arms, self._settings, self._embedder = pair, arms, settings, embedder
         self._num_train_images = num_train_images
         self._total = settings.samples_per_image * num_train_images
-        self._archive, self._seconds = SampleArchive(), {"sample": 0.0, "embed": 0.0}
+        self._archive, self._seconds = SampleArchive(), {"sample": 0.0, "embed": 0.0, "cliques": 0.0}
+        self._losses = SampleLosses(pair, self._archive.image, settings.batch_size)
         self._embeddings: list[NDArray[np.float32]] = []
         self._pictures: list[NDArray[np.bool_]] = []
         self._arm_of: list[NDArray[np.int64]] = []
@@ -215,15 +217,21 @@ class _Drawing:
         while len(self._archive) < self._total:
             self._rounds += 1
             yield from self._round(spread(min(at_once, self._total - len(self._archive)), shares))
-            if in_rounds:
-                embeddings, pictures = np.concatenate(self._embeddings), np.concatenate(self._pictures)
-                with _timed(self._seconds, "embed"):
-                    found = tight_cliques(embeddings, pictures)
-                    arms = np.concatenate(self._arm_of)
-                    shares = shares_of(agreement(embeddings, pictures, arms, len(self._arms)))
+            if in_rounds and len(self._archive) < self._total:
+                pictures = np.concatenate(self._pictures)
+                with _timed(self._seconds, "cliques"):
+                    found = tight_cliques(np.concatenate(self._embeddings), pictures)
+                    if self._rounds == 1 and len(self._arms) > 1:
+                        shares = self._shares(pictures)
                 if self._rounds >= LEAST_ROUNDS and not pays(cliques, found):
                     return
                 cliques = found
+
+    def _shares(self, pictures: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The shares of the arms [A] in further rounds. `pictures` [N] are as in Drawn."""
+        log_ratios = np.zeros(len(pictures))
+        log_ratios[pictures] = self._losses.log_ratios(np.flatnonzero(pictures).tolist())
+        return shares_of(promise(log_ratios, np.concatenate(self._arm_of), len(self._arms)))
 
     def _round(self, arms: NDArray[np.int64]) -> Iterator[Drawn]:
         """The batches of one round, whose samples have these arms [n], ascending."""
@@ -258,7 +266,7 @@ class _Drawing:
                 self._settings, self._arms, self._num_train_images, self._total, self._rounds, images,
                 tuple(range(self._settings.seed, self._settings.seed + len(self._archive))),
                 np.concatenate(self._arm_of), np.concatenate(self._embeddings),
-                np.concatenate(self._pictures), self._archive, dict(self._seconds),
+                np.concatenate(self._pictures), self._archive, self._losses, dict(self._seconds),
             )  # fmt: skip
 
     @property
@@ -267,7 +275,7 @@ class _Drawing:
         return self._settings.steps
 
 
-def conclude(pair: Pair, last: Drawn) -> Extraction:
+def conclude(last: Drawn) -> Extraction:
     """The candidates among all samples up to a batch: one representative for each clique.
 
     Raises NotFinite where a model computes no numbers.
@@ -283,10 +291,8 @@ def conclude(pair: Pair, last: Drawn) -> Extraction:
         elif settings.preset == "single":
             candidates = choose_candidates(last.embeddings, last.pictures, count)
         else:
-            candidates, further = rank_candidates(
-                pair, last.embeddings, last.pictures, last.archive.image, count, settings.batch_size
-            )
-            evaluations += further
+            candidates = rank_candidates(last.losses, last.embeddings, last.pictures, count)
+    evaluations += last.losses.evaluations
     return Extraction(
         settings, last.arms, last.num_train_images, last.rounds, last.seeds, last.arm_of, last.embeddings,
         last.pictures, candidates, evaluations, last.archive, seconds,
@@ -310,7 +316,7 @@ def extract_all(
             progress(len(last.seeds), last.total)
     if progress and len(last.seeds) < last.total:
         progress(len(last.seeds), len(last.seeds))  # ended early
-    return conclude(pair, last)
+    return conclude(last)
 
 
 @contextmanager

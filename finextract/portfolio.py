@@ -3,7 +3,7 @@
 An arm is a way to guide samples: a caption and a strength of guidance. NumPy only; knows no model. Nothing
 here sees a reference: an arm that was chosen because it comes near to a reference would make the similarity
 of that reference larger than that of the background pictures, which the p-values compare it with.
-N = samples, A = arms, D = embedding size.
+N = samples, A = arms.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from finextract.cliques import Clique, similarity_matrix
+from finextract.cliques import Clique
 
-EVEN_SHARE = 0.25  # of a round, for all arms alike; the rest goes to the arm whose samples agree most
+EVEN_SHARE = 0.25  # of a round, for all arms alike; the rest goes to the most promising arms
+PREFERRED = 2  # arms that share the rest of a round
 SETTLED = 8  # samples of a tight clique, above which its growth tells nothing new
 
 
@@ -31,28 +32,23 @@ def spread(count: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(counts)), counts)
 
 
-def agreement(
-    embeddings: NDArray[np.float32], pictures: NDArray[np.bool_], arms: NDArray[np.int64], count: int
-) -> NDArray[np.float64]:
-    """How far the samples of each arm agree [A]: the mean similarity of each to its nearest other sample.
+def promise(
+    log_ratios: NDArray[np.floating], arms: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:  # fmt: skip
+    """How near the samples of each arm come to training images [A]: the mean of their log-ratios of losses.
 
-    From embeddings [N, D]; `pictures` [N] are those that are neither blank nor noise, of which the others
-    agree with none; `arms` [N] are their arms. An arm without a sample has 0.
+    From the log-ratios [N] (finextract.ranking), 0 for what is no picture, and the arms [N]. An arm without a
+    sample has 0.
     """
-    nearest = np.zeros(len(embeddings))
-    kept = np.flatnonzero(pictures)
-    if len(kept) > 1:
-        similarity = similarity_matrix(embeddings[kept])
-        np.fill_diagonal(similarity, -1)
-        nearest[kept] = similarity.max(axis=1)
-    sums = np.bincount(arms, weights=nearest, minlength=count)
+    sums = np.bincount(arms, weights=log_ratios, minlength=count)
     return sums / np.maximum(1, np.bincount(arms, minlength=count))
 
 
-def shares_of(agreeing: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The shares of the arms [A] in the next round, from their agreement [A]."""
-    shares = np.full(len(agreeing), EVEN_SHARE / len(agreeing))
-    shares[int(agreeing.argmax())] += 1 - EVEN_SHARE
+def shares_of(promising: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The shares of the arms [A] in the further rounds, from their promise [A]."""
+    shares = np.full(len(promising), EVEN_SHARE / len(promising))
+    preferred = np.argsort(-promising, kind="stable")[:PREFERRED]
+    shares[preferred] += (1 - EVEN_SHARE) / len(preferred)
     return shares
 
 

@@ -1,13 +1,15 @@
-"""The candidates of an extraction, ranked by the losses of its own pair. Knows no reference.
+"""What the losses of a pair say of its own samples: which are near to a training image. Knows no reference.
 
 N = samples. A sample that looks like a training image has a higher log-ratio of losses (finextract.losses)
-than one that does not, and the samples in the middle of a clique are not always the nearest ones.
+than one that does not. That tells which strength of guidance comes near, and which samples represent their
+cliques: the one in the middle is not always the nearest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +24,50 @@ from finextract.models.base import Pair
 NOISE_SEED = 0
 
 
-def rank_candidates(
-    pair: Pair, embeddings: NDArray[np.float32], pictures: NDArray[np.bool_],
-    image: Callable[[int], Image.Image], count: int, batch_size: int,
-) -> tuple[tuple[Clique, ...], int]:  # fmt: skip
-    """The `count` best candidates among the samples, and the evaluations of either denoiser that it took.
+class SampleLosses:
+    """The log-ratios of the samples of one extraction; each sample is evaluated once.
 
-    From embeddings [N, D] and `pictures` [N], which are neither blank nor noise; `image` opens a sample. The
-    largest cliques are examined, half as many again as are kept. Both models have the empty prompt, and the
-    noise and the time are the same for all: the last of the times at which membership is asked.
-    Raises NotFinite, and torch.OutOfMemoryError where not even a single sample fits into memory.
+    Both models have the empty prompt, and the noise and the time are the same for all samples: the last of
+    the times at which membership is asked.
+    """
+
+    def __init__(self, pair: Pair, image: Callable[[int], Image.Image], batch_size: int) -> None:
+        self._pair, self._image, self._batch_size = pair, image, batch_size
+        self._losses = Losses(pair, NOISE_SEED, "", batch_size, BaseCache())
+        self.known: dict[int, float] = {}  # sample -> log-ratio
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of either denoiser so far: one of each for a sample."""
+        return 2 * len(self.known)
+
+    def log_ratios(self, samples: Sequence[int]) -> NDArray[np.float32]:
+        """log of the base's loss over the tuned model's, [len(samples)].
+
+        Raises NotFinite, and torch.OutOfMemoryError where not even a single sample fits into memory.
+        """
+        new = [sample for sample in samples if sample not in self.known]
+        time = self._pair.base.solver.membership_times[-1]
+        queries = [Query(Picture(str(sample), partial(self._image, sample)), t=time) for sample in new]
+        self.known.update(zip(new, self._losses.log_ratios(queries).tolist(), strict=True))
+        return np.array([self.known[sample] for sample in samples], np.float32)
+
+    def copy(self) -> Self:
+        """The same, of which neither learns what the other is asked from here on."""
+        other = type(self)(self._pair, self._image, self._batch_size)
+        other.known = dict(self.known)
+        return other
+
+
+def rank_candidates(
+    losses: SampleLosses, embeddings: NDArray[np.float32], pictures: NDArray[np.bool_], count: int
+) -> tuple[Clique, ...]:
+    """The `count` best candidates among the samples, from embeddings [N, D], the best first.
+
+    `pictures` [N] are neither blank nor noise. The largest cliques are examined, half as many again as are
+    kept. Raises what `SampleLosses.log_ratios` raises.
     """
     cliques = choose_candidates(embeddings, pictures, round(SHORTLIST * count))
     examined = [examined_members(embeddings, clique) for clique in cliques]
-    members = [member for some in examined for member in some]
-    losses = Losses(pair, NOISE_SEED, "", batch_size, BaseCache())
-    time = pair.base.solver.membership_times[-1]
-    queries = [Query(Picture(str(member), partial(image, member)), t=time) for member in members]
-    log_ratios = dict(zip(members, losses.log_ratios(queries).tolist(), strict=True))
-    evaluations = losses.tuned_evaluations + losses.base_evaluations
-    return ranked_by_log_ratio(cliques, examined, log_ratios, count), evaluations
+    losses.log_ratios([member for some in examined for member in some])
+    return ranked_by_log_ratio(cliques, examined, losses.known, count)

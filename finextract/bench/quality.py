@@ -88,6 +88,7 @@ def measure(
         began = time.perf_counter()
         for last in extract(pair, case.caption, len(case.references), settings, embedder):
             each = np.array([steps * (1 if a.guidance.is_alone else 2) for a in last.arms])[last.arm_of]
+            each[list(last.losses.known)] += 2
             spent = np.cumsum(each)
             if spent[-1] >= budget:
                 break
@@ -98,9 +99,7 @@ def measure(
             count = CANDIDATES_PER_IMAGE * len(case.references)
             candidates = choose_candidates(embeddings, pictures, count)
             if settings.preset == "portfolio":
-                candidates, _ = rank_candidates(
-                    pair, embeddings, pictures, last.archive.image, count, batch_size
-                )
+                candidates = rank_candidates(last.losses.copy(), embeddings, pictures, count)
             chosen = embeddings[[clique.representative for clique in candidates]]
             over, chance, over_candidates = (
                 metrics.best_similarity(*both)

@@ -159,7 +159,7 @@ def _conclusions(
     """
     for last in _walk(case, pair, settings, embedder, stopwatch):
         so_far = stopwatch.copy()
-        found = conclude(pair, last)
+        found = conclude(replace(last, losses=last.losses.copy()))
         so_far.lap("cliques")
         into.append(_Concluded(found, so_far.spent))
         yield len(last.seeds)

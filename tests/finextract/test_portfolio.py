@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finextract.cliques import Clique
-from finextract.portfolio import SETTLED, agreement, pays, shares_of, spread
+from finextract.portfolio import SETTLED, pays, promise, shares_of, spread
 
 
 @pytest.mark.parametrize(
@@ -27,22 +27,11 @@ def test_the_samples_of_a_round_are_spread_by_the_largest_remainders(
     assert (np.diff(arms) >= 0).all()
 
 
-def test_the_arm_whose_samples_agree_most_gets_more_than_half_of_the_next_round() -> None:
-    rng = np.random.default_rng(0)
-    strangers = rng.normal(size=(6, 64))
-    alike = np.repeat(rng.normal(size=(1, 64)), 6, axis=0) + 0.1 * rng.normal(size=(6, 64))
-    embeddings = np.concatenate([strangers, alike]).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    arms = np.repeat([0, 1], 6)
-    found = agreement(embeddings, np.full(12, True), arms, 3)
-    assert found[1] > 0.9 > found[0] > found[2] == 0
-    assert shares_of(found).argmax() == 1
-    assert shares_of(found).max() > 0.5
-
-
-def test_blank_samples_agree_with_none() -> None:
-    blank = np.tile(np.float32([1, 0]), (4, 1))
-    assert agreement(blank, np.full(4, False), np.zeros(4, np.int64), 1).tolist() == [0]
+def test_the_two_arms_whose_losses_fell_most_share_three_quarters_of_further_rounds() -> None:
+    found = promise(np.array([0.1, 0.3, 0.9, 0.7, 0.0]), np.array([0, 0, 1, 1, 1]), 3)
+    assert found == pytest.approx([0.2, 1.6 / 3, 0])
+    assert shares_of(found) == pytest.approx([0.375 + 0.25 / 3, 0.375 + 0.25 / 3, 0.25 / 3])
+    assert shares_of(np.array([0.5])).tolist() == [1]
 
 
 def clique(*members: int) -> Clique:

@@ -148,7 +148,7 @@ def test_an_extraction_that_is_stopped_early_is_that_of_the_samples_drawn_so_far
     batches.close()
     assert (len(first.seeds), len(second.seeds), second.total) == (4, 8, 20)
     assert second.images.shape[0] == 4, "the images of its own batch alone"
-    stopped = conclude(pair, second)
+    stopped = conclude(second)
     again = extract_all(pair, CAPTION, 4, dataclasses.replace(settings, samples_per_image=2), embedder)
     assert stopped.seeds == again.seeds == tuple(range(7, 15))
     assert np.array_equal(_images(stopped), _images(again))
