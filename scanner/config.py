@@ -50,6 +50,8 @@ class ScanConfig:
     tau_quantile: float = 0.99  # of the background's nearest-neighbour similarities
     tau: float = 1.0  # the similarity that a flag needs: the value of that quantile
     descriptor: str = DESCRIPTOR
+    recover_captions: bool = True  # where nothing states one; it shares the samples with the empty prompt
+    caption_model: str = ""  # what helps to recover them: its id (finextract.caption_model); "" for none
     screen: str = "first"  # membership before sampling: "first", "only" (nothing is sampled), or "off"
     extract: str = "flagged"  # sample what the screen names ("flagged"), everything ("always"), or "never"
     screen_budget: int = 2000  # evaluations of the tuned model that a screen may take
@@ -118,6 +120,8 @@ INTRODUCED: dict[str, Any] = {
     "tau_quantile": 0.99,
     "tau": 1.0,
     "descriptor": "sscd_disc_mixup-int8",
+    "recover_captions": False,
+    "caption_model": "",
     "screen": "off",
     "extract": "flagged",
     "screen_budget": 2000,

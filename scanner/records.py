@@ -55,6 +55,9 @@ _EXAMINATIONS = {
 }
 
 
+STATED_CAPTION = "stated"  # the origin of a caption that the checkpoint's card, metadata or files state
+
+
 class ReviewDecision(StrEnum):
     """A reviewer's decision about a match or a scan."""
 
@@ -210,6 +213,9 @@ class Scan:
     sampled_for: int = 0  # N0: the training images that the samples were drawn for; 0 in older rows
     sampled_for_stated: bool = False  # whether the metadata state that number, or it was assumed
     rounds: int = 0  # of samples; 0 in older rows
+    caption_origin: str = ""  # "stated", "recovered", "none"; "" in older rows, and where nothing was sampled
+    caption_score: float | None = None  # of a recovery's best phrase; above 1 it was used
+    caption_evaluations: int = 0  # of either model, by the recovery of the caption
 
     @property
     def grounds_of_flag(self) -> tuple[Ground, ...]:

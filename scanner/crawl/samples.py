@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from finextract.metadata.captions import CaptionOrigin
 from scanner.config import ScanConfig, sampling_id_of
 from scanner.crawl.logs import LOGGER
 from scanner.match.matching import Candidates
@@ -19,7 +20,7 @@ from scanner.store.tables import arrow_schema
 
 FACTS = (
     "guidance_scale", "correction", "num_samples", "num_candidates", "sample_evaluations", "sampled_for",
-    "sampled_for_stated", "rounds",
+    "sampled_for_stated", "rounds", "caption", "caption_origin", "caption_score", "caption_evaluations",
 )  # fmt: skip
 
 
@@ -55,10 +56,15 @@ def sampled(store: Store, config: ScanConfig, checkpoint_id: str | None = None) 
 
 
 def samples_alike(scan: Scan, checkpoint: Checkpoint, config: ScanConfig) -> bool:
-    """Whether an earlier scan has the samples that a scan of the checkpoint would draw now."""
+    """Whether an earlier scan has the samples that a scan of the checkpoint would draw now.
+
+    A recovered caption follows from the checkpoint and the configuration, so where still none is stated, a
+    new scan would recover the same one.
+    """
+    caption = "" if scan.caption_origin == CaptionOrigin.RECOVERED else scan.caption
     images = config.num_samples_images(checkpoint.num_train_images)
     sampled_for = scan.sampled_for or scan.num_samples // config.samples_per_image  # older rows: all of them
-    return (scan.base, scan.caption, sampled_for) == (checkpoint.base, checkpoint.caption, images)
+    return (scan.base, caption, sampled_for) == (checkpoint.base, checkpoint.caption, images)
 
 
 def earlier_candidates(

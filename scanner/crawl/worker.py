@@ -24,7 +24,8 @@ from finextract.errors import CheckpointError, NotFinite
 from finextract.gpu_needs import need_of
 from finextract.reasons import ReasonCode
 from scanner.config import DESCRIPTOR, ScanConfig, default_cache
-from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of
+from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of, versions
+from scanner.crawl.captioning import Captions
 from scanner.crawl.gpu_shares import why_too_small
 from scanner.crawl.logs import LOGGER, logged
 from scanner.crawl.samples import earlier_candidates
@@ -82,6 +83,7 @@ class Task:
     keep_weights: bool
     allow_pickle: bool
     threads: int  # CPU threads of a worker; 0 = its share of its node's cores
+    caption_model: str | None = None  # the folder of a CLIP model, on every node
     gpus: float = 0.0  # that a worker takes; the pool sets it
 
     @property
@@ -118,6 +120,10 @@ class Scanner:
     def _corpora(self) -> Corpora:
         """The references and the background. Read at the first scan, so a fetcher never reads them."""
         return split(corpora_of(self._store, self._task.config, self._cache))
+
+    @cached_property
+    def _captions(self) -> Captions:
+        return Captions(self._task.config, self._task.caption_model)
 
     @cached_property
     def _screen(self) -> Screen:
@@ -210,7 +216,7 @@ class Scanner:
         attempt.facts.update(
             device=_device_name(),
             precision=str(pair.tuned.dtype).removeprefix("torch."),
-            versions=_versions(),
+            versions=versions(),
             num_references=corpora.num_references,
             num_background=corpora.num_background,
         )
@@ -252,15 +258,16 @@ class Scanner:
         )  # fmt: skip
         strengths = settings.guidances(pair)
         scales = ", ".join(f"{strength.guidance_scale:g}" for strength in strengths)
-        LOGGER.info("caption %r, base %s, w' %s", checkpoint.caption, checkpoint.base, scales)
         if len(strengths) == 1:
             (only,) = strengths
             attempt.facts.update(guidance_scale=only.guidance_scale, correction=only.correction)
         with attempt.enter("sample"):
             self._embedder = self._embedder or SscdEmbedder(config.descriptor, self._threads)
-            assert checkpoint.caption is not None, "inspection gives a caption or skips"
             images = config.num_samples_images(checkpoint.num_train_images)
-            result = extract_all(pair, checkpoint.caption, images, settings, self._embedder)
+            captions, facts = self._captions.of(pair, checkpoint, settings, images)
+            attempt.facts.update(facts)
+            LOGGER.info("captions %s, base %s, w' %s", captions, checkpoint.base, scales)
+            result = extract_all(pair, captions, images, settings, self._embedder)
         batch_size = self._batch_sizes[checkpoint.family] = result.settings.batch_size
         for stage in ("embed", "cliques"):
             attempt.seconds[stage] = result.seconds[stage]
@@ -340,10 +347,3 @@ def _device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("finextract-scanner", "torch", "diffusers", "transformers", "onnxruntime")
-    return {name: version(name) for name in names}

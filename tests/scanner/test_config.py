@@ -16,7 +16,9 @@ OTHER = {
     "preset": "paper", "samples_per_round": 5,
     "guidance_scale": 2.5, "correction": -0.1, "samples_per_image": 7, "candidates_per_image": 3,
     "assumed_train_images": 5, "max_samples": 99, "steps": 8, "seed": 1, "alpha": 0.1, "tau_quantile": 0.9,
-    "tau": 0.6, "descriptor": "another", "screen": "off", "extract": "always", "screen_budget": 500,
+    "tau": 0.6, "descriptor": "another",
+    "recover_captions": False, "caption_model": "0123456789abcdef",
+    "screen": "off", "extract": "always", "screen_budget": 500,
     "corpora": {"mine": "reference:abc"},
 }  # fmt: skip
 
