@@ -105,7 +105,7 @@ def read_images(folder: Path) -> tuple[tuple[str, ...], tuple[Image.Image, ...]]
 
 def audit(
     pair: Pair,
-    caption: str,
+    captions: str | Sequence[str],
     names: tuple[str, ...],
     references: tuple[Image.Image, ...],
     settings: ExtractionSettings,
@@ -124,7 +124,7 @@ def audit(
     trained = membership(pair, pictures_of, examination, background=background, progress=progress)
     membership_s = time.perf_counter() - start
     sampled = partial(progress, "sampling") if progress else None
-    extraction = extract_all(pair, caption, len(references), settings, embedder, sampled)
+    extraction = extract_all(pair, captions, len(references), settings, embedder, sampled)
     start = time.perf_counter()
     targets = embedder.embed(references)  # [R, D]
     pictures = np.flatnonzero(extraction.pictures)

@@ -163,8 +163,8 @@ def extract(
     The arms are every caption with every strength. The first round spreads its samples over them evenly,
     further ones prefer the arms whose samples' losses fell most (finextract.portfolio). The last round is the
     first after the second that pays nothing, or the one with which all samples are drawn that
-    `settings.samples_per_image` allows. The paper preset draws all of them in one round. What is drawn depends
-    on the settings alone. A caller may stop after any batch: `conclude` makes an Extraction of it.
+    `settings.samples_per_image` allows. The paper preset draws all of them in one round. What is drawn
+    depends on the settings alone. A caller may stop after any batch: `conclude` makes an Extraction of it.
     The prompts are conditioned once. Where a batch does not fit into the GPU's memory, the batch size is
     halved; a sample does not depend on its batch.
     Raises RequestError for settings that cannot be used, NotFinite where a model computes no numbers,

@@ -51,6 +51,8 @@ class ScanConfig:
     tau: float = 1.0  # the similarity that is enough for a flag: the value of that quantile
     relative_tau: float | None = None  # times a reference's similarity to any other picture: enough as well
     descriptor: str = DESCRIPTOR
+    recover_captions: bool = True  # where nothing states one; it shares the samples with the empty prompt
+    caption_model: str = ""  # what helps to recover them: its id (finextract.caption_model); "" for none
     screen: str = "first"  # membership before sampling: "first", "only" (nothing is sampled), or "off"
     extract: str = "flagged"  # sample what the screen names ("flagged"), everything ("always"), or "never"
     screen_budget: int = 2000  # evaluations of the tuned model that a screen may take
@@ -123,6 +125,8 @@ INTRODUCED: dict[str, Any] = {
     "tau": 1.0,
     "relative_tau": None,
     "descriptor": "sscd_disc_mixup-int8",
+    "recover_captions": False,
+    "caption_model": "",
     "screen": "off",
     "extract": "flagged",
     "screen_budget": 2000,

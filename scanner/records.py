@@ -29,9 +29,7 @@ class Verdict(StrEnum):
 class Ground(StrEnum):
     """What a flag claims. The two are different claims, and are never mixed."""
 
-    TRAINED_ON = (
-        "trained_on"  # about training: by the models' losses, a reference was among the training images
-    )
+    TRAINED_ON = "trained_on"  # about training: a reference was among the training images, by the losses
     GIVES_BACK = "gives_back"  # about what anybody can generate: an extracted image matches a reference
 
 
@@ -53,6 +51,8 @@ _EXAMINATIONS = {
     Examination.SCREENED: "screened; not sampled",
     Examination.BOTH: "screened and sampled",
 }
+
+STATED_CAPTION = "stated"  # the origin of a caption that the checkpoint's card, metadata or files state
 
 
 class ReviewDecision(StrEnum):
@@ -210,6 +210,9 @@ class Scan:
     sampled_for: int = 0  # N0: the training images that the samples were drawn for; 0 in older rows
     sampled_for_stated: bool = False  # whether the metadata state that number, or it was assumed
     rounds: int = 0  # of samples; 0 in older rows
+    caption_origin: str = ""  # "stated", "recovered", "none"; "" in older rows, and where nothing was sampled
+    caption_score: float | None = None  # of a recovery's best phrase; above 1 it was used
+    caption_evaluations: int = 0  # of either model, by the recovery of the caption
 
     @property
     def grounds_of_flag(self) -> tuple[Ground, ...]:

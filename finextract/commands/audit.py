@@ -48,7 +48,7 @@ def audit(checkpoint: Path, base: Path, base_parts: Path | None, train_images: P
 
     names, references = read_images(train_images)
     null = [picture_of(file) for file in picture_files(background)] if background else []
-    pair, caption, settings, embedder = prepare_extraction(
+    pair, captions, settings, embedder, told = prepare_extraction(
         checkpoint, base, base_parts, options, len(references)
     )
     folder = new_folder(out, checkpoint, "audit")
@@ -58,11 +58,11 @@ def audit(checkpoint: Path, base: Path, base_parts: Path | None, train_images: P
         variants=variants_for(training),
     )  # fmt: skip
     result = run(
-        pair, caption, names, references, settings, embedder, Progress(), examination=examination,
+        pair, captions, names, references, settings, embedder, Progress(), examination=examination,
         background=null,
     )  # fmt: skip
     sheet = folder / "contact-sheet.png"
-    summary = {**of_run(checkpoint, base), **result.summary(), "contact_sheet": str(sheet)}
+    summary = {**of_run(checkpoint, base), **result.summary(), **told, "contact_sheet": str(sheet)}
     trained = trained_on_sentence(result.membership, "image")
     save_image(contact_sheet(result, [*_heading(summary), trained]), sheet)
     file = save_result(summary, folder)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -35,7 +35,11 @@ PAIR: tuple[Option, ...] = (
 )  # fmt: skip
 SAMPLING: tuple[Option, ...] = (
     click.option("--caption", metavar="TEXT",
-                 help="The training caption.  [default: from the card, metadata or sidecar files, or none]"),
+                 help="The training caption; an empty one samples without a prompt.  [default: from the "
+                      "card, metadata or sidecar files; else a guess that the models bear out; else none]"),
+    click.option("--caption-model", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+                 help="A CLIP model of open_clip that helps to guess a caption that nothing states: a folder "
+                      "with open_clip_config.json and the weights as safetensors.  [default: none]"),
     click.option("--method", type=click.Choice(["finextract", "cfg", "direct"]), default="finextract",
                  show_default=True, help="Model guidance, or a baseline on the tuned model alone."),
     click.option("--guidance-scale", type=float, metavar="W",
@@ -88,30 +92,57 @@ def of_run(checkpoint: Path, base: Path) -> dict[str, str]:
     }
 
 
+class Prepared(NamedTuple):
+    """What an extraction needs."""
+
+    pair: Pair
+    captions: tuple[str, ...]  # that share the samples
+    settings: ExtractionSettings
+    embedder: Embedder
+    told: dict[str, Any]  # of the caption, for result.json
+
+
 def prepare_extraction(
     checkpoint: Path, base: Path, base_parts: Path | None, options: dict[str, Any], num_train_images: int
-) -> tuple[Pair, str, ExtractionSettings, Embedder]:
+) -> Prepared:
     """Loads what an extraction needs, and says on stderr what it will do."""
+    from finextract.caption_model import CaptionModel
+    from finextract.caption_recovery import budget_for, recover
     from finextract.extract import ExtractionSettings
     from finextract.metadata.captions import CaptionOrigin, caption_for
+    from finextract.metadata.phrases import local_subjects
     from finextract.sscd import load_embedder
 
     caption = caption_for(checkpoint, options.pop("caption"))
+    folder = options.pop("caption_model")
     settings = ExtractionSettings(**options)
+    is_stated = caption.origin is not CaptionOrigin.NONE
+    ranker = CaptionModel(folder) if folder is not None and not is_stated else None
     pair = load(base, checkpoint, base_parts)
     settings.guidances(pair)  # refuses numbers that cannot be used, before anything is sampled
-    if caption.origin is CaptionOrigin.NONE:
-        click.echo("no file states the training caption: sampling without a prompt", err=True)
-    else:
+    captions: tuple[str, ...] = (caption.text,)
+    evaluations = 0
+    if is_stated:
         shown = textwrap.shorten(caption.text, SHOWN_CAPTION, placeholder=" ...")
         click.echo(f"caption ({caption.origin}): {shown!r}", err=True)
+    else:
+        budget = budget_for(settings, pair, num_train_images)
+        recovery = recover(pair, local_subjects(checkpoint), budget, ranker, settings.batch_size)
+        caption, captions, evaluations = recovery.caption, recovery.captions, recovery.evaluations
+        click.echo(f"no file states the training caption: {recovery.sentence}", err=True)
     if caption.exceeds_clip:
         click.echo("the caption is longer than CLIP reads (75 tokens): its end has no effect", err=True)
     embedder = load_embedder()
     count = settings.samples_per_image * num_train_images
     at_most = "" if settings.preset == "paper" else "at most "
     click.echo(f"drawing {at_most}{count} samples of {settings.steps_for(pair.tuned.solver)} steps", err=True)
-    return pair, caption.text, settings, embedder
+    told = {
+        "caption": caption.text,
+        "caption_origin": caption.origin.value,
+        "caption_score": caption.score,
+        "caption_evaluations": evaluations,
+    }
+    return Prepared(pair, captions, settings, embedder, told)
 
 
 def load(base: Path, checkpoint: Path, base_parts: Path | None = None) -> Pair:

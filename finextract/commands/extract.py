@@ -35,11 +35,11 @@ def extract(checkpoint: Path, base: Path, base_parts: Path | None, num_train_ima
     from finextract.extract import extract_all as run
     from finextract.results import new_folder, save_image, save_result
 
-    pair, caption, settings, embedder = prepare_extraction(
+    pair, captions, settings, embedder, told = prepare_extraction(
         checkpoint, base, base_parts, options, num_train_images
     )
     folder = new_folder(out, checkpoint, "extract")
-    result = run(pair, caption, num_train_images, settings, embedder, partial(Progress(), "sampling"))
+    result = run(pair, captions, num_train_images, settings, embedder, partial(Progress(), "sampling"))
     rows = []
     for rank, clique in enumerate(result.candidates, 1):
         file = folder / f"candidate-{rank:03}.png"
@@ -48,6 +48,7 @@ def extract(checkpoint: Path, base: Path, base_parts: Path | None, num_train_ima
             {
                 "file": str(file),
                 "seed": result.seeds[clique.representative],
+                "caption": result.arm(clique.representative).caption,
                 "guidance_scale": result.arm(clique.representative).guidance.guidance_scale,
                 "clique_size": len(clique.members),
                 "clique_similarity": round(clique.similarity, 4),
@@ -57,7 +58,7 @@ def extract(checkpoint: Path, base: Path, base_parts: Path | None, num_train_ima
     summary = {
         **of_run(checkpoint, base),
         "candidates": rows,
-        "caption": caption,
+        **told,
         "method": settings.method,
         "seed": settings.seed,
         "steps": result.settings.steps,

@@ -27,6 +27,7 @@ class CaptionOrigin(StrEnum):
     TRIGGER_WORDS = "trigger_words"  # of a hub's entry, or of a file that a download tool wrote
     METADATA = "metadata"  # the training metadata in the header of the weight file
     SIDECAR = "sidecar"  # the configuration of the training run, as a file beside the weights
+    RECOVERED = "recovered"  # nowhere: it was guessed, and the pair of models bore it out
     NONE = "none"  # nowhere: the text is empty
 
 
@@ -36,6 +37,7 @@ class Caption:
 
     text: str
     origin: CaptionOrigin
+    score: float | None = None  # of a recovery: of its caption, or of its best phrase where none is above 1
 
     @property
     def exceeds_clip(self) -> bool:

@@ -110,6 +110,12 @@ _SCAN_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         "type": click.FloatRange(0, 1, min_open=True), "default": DEFAULTS.alpha, "show_default": True,
         "help": "The false-discovery level: a flag needs a corrected p-value (q) of at most this.",
     }),
+    (("--caption-model",), {
+        "type": click.Path(file_okay=False, resolve_path=True), "metavar": "DIR",
+        "help": "A CLIP model of open_clip that helps to guess captions that nothing states: a folder with "
+        "open_clip_config.json and the weights as safetensors, on every machine of a crawl.  "
+        "[default: none]",
+    }),
     (("--screen",), {
         "type": click.Choice(["first", "only", "off"]), "default": DEFAULTS.screen, "show_default": True,
         "help": "Ask the models' losses which references a checkpoint was trained on: before sampling, "

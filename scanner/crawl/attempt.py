@@ -86,3 +86,11 @@ def reason_code_of(error: Exception) -> ReasonCode:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ReasonCode.NO_SPACE
     return ReasonCode.INTERNAL_ERROR
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that shape a result."""
+    from importlib.metadata import version
+
+    names = ("finextract-scanner", "torch", "diffusers", "transformers", "onnxruntime", "open_clip_torch")
+    return {name: version(name) for name in names}

@@ -1,7 +1,8 @@
-"""The samples of earlier scans, as the store holds them: whose they are, and the rows of their candidates."""
+"""The candidates of a scan as rows: from its extraction, or from an earlier scan that sampled alike."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from finextract.metadata.captions import CaptionOrigin
 from scanner.config import ScanConfig, sampling_id_of
 from scanner.crawl.logs import LOGGER
 from scanner.match.matching import Candidates
@@ -19,7 +21,7 @@ from scanner.store.tables import arrow_schema
 
 FACTS = (
     "guidance_scale", "correction", "num_samples", "num_candidates", "sample_evaluations", "sampled_for",
-    "sampled_for_stated", "rounds",
+    "sampled_for_stated", "rounds", "caption", "caption_origin", "caption_score", "caption_evaluations",
 )  # fmt: skip
 
 
@@ -55,10 +57,15 @@ def sampled(store: Store, config: ScanConfig, checkpoint_id: str | None = None) 
 
 
 def samples_alike(scan: Scan, checkpoint: Checkpoint, config: ScanConfig) -> bool:
-    """Whether an earlier scan has the samples that a scan of the checkpoint would draw now."""
+    """Whether an earlier scan has the samples that a scan of the checkpoint would draw now.
+
+    A recovered caption follows from the checkpoint and the configuration, so where still none is stated, a
+    new scan would recover the same one.
+    """
+    caption = "" if scan.caption_origin == CaptionOrigin.RECOVERED else scan.caption
     images = config.num_samples_images(checkpoint.num_train_images)
     sampled_for = scan.sampled_for or scan.num_samples // config.samples_per_image  # older rows: all of them
-    return (scan.base, scan.caption, sampled_for) == (checkpoint.base, checkpoint.caption, images)
+    return (scan.base, caption, sampled_for) == (checkpoint.base, checkpoint.caption, images)
 
 
 def earlier_candidates(
@@ -77,6 +84,31 @@ def earlier_candidates(
             own = [replace(row, candidate_id=new_id(), scan_id=scan_id) for row in rows]
             return own, {name: getattr(scan, name) for name in FACTS}
     return [], {}
+
+
+def rows_of(extraction: Any, scan_id: str, descriptor: str, store: Store) -> list[Candidate]:
+    """The rows of the candidates of a finextract.extract.Extraction, whose images the store gets."""
+    rows = []
+    for clique in extraction.candidates:
+        sample = clique.representative
+        guidance = extraction.arm(sample).guidance
+        extraction.picture(sample).save(stream := io.BytesIO(), format="PNG")
+        rows.append(
+            Candidate(
+                candidate_id=new_id(),
+                scan_id=scan_id,
+                seed=extraction.seeds[sample],
+                clique_size=len(clique.members),
+                clique_similarity=clique.similarity,
+                image_sha256=store.put_image(stream.getvalue()),
+                descriptor=descriptor,
+                embedding=tuple(extraction.embeddings[sample].tolist()),
+                guidance_scale=guidance.guidance_scale,
+                correction=guidance.correction,
+                log_ratio=clique.log_ratio,
+            )
+        )
+    return rows
 
 
 def of_each_scan(table: pa.Table, scan_ids: Sequence[str], counts: Sequence[int]) -> list[Candidates]:

@@ -14,7 +14,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class CrawlOptions:
     max_download: int = 10_000_000_000  # bytes of a checkpoint; a larger one is skipped
     cache_bytes: int = 50_000_000_000  # of all downloads that are kept
     keep_weights: bool = False  # keep a downloaded checkpoint after its scan
+    caption_model: str | None = None  # the folder of a CLIP model that helps to recover captions
     allow_pickle: bool = False  # convert pickled checkpoints that pass every check, and scan them
     ray_address: str | None = None  # of a running cluster; None to start Ray on this machine
     workers: int | None = None  # scans at once; None for as many as there is room for
@@ -205,12 +206,15 @@ def effective_config(options: CrawlOptions, store: Store, observer: Observer | N
     """The configuration of a crawl with the corpora of the store, and the tau that their background gives.
 
     Raises CorpusError where a corpus is unknown, there is no reference or no background, or the budget of the
-    screen is too small.
+    screen is too small, and RequestError for a folder that is no caption model.
     """
+    from finextract.caption_model import caption_model_id
     from scanner.match.matching import with_corpora
 
-    warn = (observer or Observer()).message
-    return with_corpora(store, options.config, list(options.corpora), warn)
+    warn, config = (observer or Observer()).message, options.config
+    if options.caption_model is not None:
+        config = replace(config, caption_model=caption_model_id(Path(options.caption_model)))
+    return with_corpora(store, config, list(options.corpora), warn)
 
 
 def _scan(
@@ -286,6 +290,7 @@ def _task(options: CrawlOptions, store: Store, source: Source, observer: Observe
         cache_bytes=options.cache_bytes,
         keep_weights=options.keep_weights,
         allow_pickle=options.allow_pickle,
+        caption_model=options.caption_model,
         threads=0 if options.ray_address or not options.workers else max(1, cores // options.workers),
     )
 

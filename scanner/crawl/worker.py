@@ -6,7 +6,6 @@ its functions.
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 import time
@@ -24,10 +23,11 @@ from finextract.errors import CheckpointError, NotFinite
 from finextract.gpu_needs import need_of
 from finextract.reasons import ReasonCode
 from scanner.config import DESCRIPTOR, ScanConfig, default_cache
-from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of
+from scanner.crawl.attempt import Attempt, reason_code_of, sentence_of, versions
+from scanner.crawl.captioning import Captions
 from scanner.crawl.gpu_shares import why_too_small
 from scanner.crawl.logs import LOGGER, logged
-from scanner.crawl.samples import earlier_candidates
+from scanner.crawl.samples import earlier_candidates, rows_of
 from scanner.crawl.screening import Screen
 from scanner.crawl.threads import share_of_cores, thread_settings
 from scanner.crawl.verdicts import examination, grounds_of
@@ -38,7 +38,7 @@ from scanner.hubs.fetching import fetched
 from scanner.hubs.registry import open_source
 from scanner.match.corpus import corpora_of
 from scanner.match.matching import Candidates, Corpora, compare, split, thresholds_of
-from scanner.records import Candidate, Checkpoint, Scan, Verdict, new_id
+from scanner.records import Candidate, Checkpoint, Scan, Verdict
 from scanner.store.leases import LeaseLost, Leases, lease_key
 from scanner.store.patience import CRAWL_S, Patience
 from scanner.store.store import Store
@@ -82,6 +82,7 @@ class Task:
     keep_weights: bool
     allow_pickle: bool
     threads: int  # CPU threads of a worker; 0 = its share of its node's cores
+    caption_model: str | None = None  # the folder of a CLIP model, on every node
     gpus: float = 0.0  # that a worker takes; the pool sets it
 
     @property
@@ -118,6 +119,10 @@ class Scanner:
     def _corpora(self) -> Corpora:
         """The references and the background. Read at the first scan, so a fetcher never reads them."""
         return split(corpora_of(self._store, self._task.config, self._cache))
+
+    @cached_property
+    def _captions(self) -> Captions:
+        return Captions(self._task.config, self._task.caption_model)
 
     @cached_property
     def _screen(self) -> Screen:
@@ -210,7 +215,7 @@ class Scanner:
         attempt.facts.update(
             device=_device_name(),
             precision=str(pair.tuned.dtype).removeprefix("torch."),
-            versions=_versions(),
+            versions=versions(),
             num_references=corpora.num_references,
             num_background=corpora.num_background,
         )
@@ -227,7 +232,7 @@ class Scanner:
             attempt.facts.update(facts)
             result = None if candidates else self._sample(pair, checkpoint, attempt)
             with attempt.enter("match"):
-                candidates = candidates or self._candidates(result, attempt)
+                candidates = candidates or rows_of(result, attempt.scan_id, config.descriptor, self._store)
                 embeddings = np.array([c.embedding for c in candidates], np.float32)
                 own = Candidates(attempt.scan_id, [c.candidate_id for c in candidates], embeddings)
                 (evidence,) = compare([own], corpora, thresholds_of(config), config.alpha)
@@ -252,15 +257,16 @@ class Scanner:
         )  # fmt: skip
         strengths = settings.guidances(pair)
         scales = ", ".join(f"{strength.guidance_scale:g}" for strength in strengths)
-        LOGGER.info("caption %r, base %s, w' %s", checkpoint.caption, checkpoint.base, scales)
         if len(strengths) == 1:
             (only,) = strengths
             attempt.facts.update(guidance_scale=only.guidance_scale, correction=only.correction)
         with attempt.enter("sample"):
             self._embedder = self._embedder or SscdEmbedder(config.descriptor, self._threads)
-            assert checkpoint.caption is not None, "inspection gives a caption or skips"
             images = config.num_samples_images(checkpoint.num_train_images)
-            result = extract_all(pair, checkpoint.caption, images, settings, self._embedder)
+            captions, facts = self._captions.of(pair, checkpoint, settings, images)
+            attempt.facts.update(facts)
+            LOGGER.info("captions %s, base %s, w' %s", captions, checkpoint.base, scales)
+            result = extract_all(pair, captions, images, settings, self._embedder)
         batch_size = self._batch_sizes[checkpoint.family] = result.settings.batch_size
         for stage in ("embed", "cliques"):
             attempt.seconds[stage] = result.seconds[stage]
@@ -277,25 +283,6 @@ class Scanner:
         LOGGER.info("%d samples in %d rounds, %d candidates, batches of %d", *counts)
         return result
 
-    def _candidates(self, result: Any, attempt: Attempt) -> list[Candidate]:
-        """The rows of an extraction's candidates, whose images it stores."""
-        return [
-            Candidate(
-                candidate_id=new_id(),
-                scan_id=attempt.scan_id,
-                seed=result.seeds[clique.representative],
-                clique_size=len(clique.members),
-                clique_similarity=clique.similarity,
-                image_sha256=self._store.put_image(_png(result.picture(clique.representative))),
-                descriptor=self._task.config.descriptor,
-                embedding=tuple(result.embeddings[clique.representative].tolist()),
-                guidance_scale=(used := result.arm(clique.representative).guidance).guidance_scale,
-                correction=used.correction,
-                log_ratio=clique.log_ratio,
-            )
-            for clique in result.candidates
-        ]
-
     def _load_base(self, base: BaseFiles) -> Any:
         """The base model; the last one stays loaded for the checkpoints that share it."""
         import torch
@@ -308,12 +295,6 @@ class Scanner:
             dtype = gpu_precision(base.model) if device.type == "cuda" else torch.float32
             self._base = (base, load_base(base.model, device, dtype, base.parts))
         return self._base[1]
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def sscd_weights() -> tuple[str, Path]:
@@ -341,10 +322,3 @@ def _device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("finextract-scanner", "torch", "diffusers", "transformers", "onnxruntime")
-    return {name: version(name) for name in names}

@@ -17,6 +17,7 @@ OTHER = {
     "guidance_scale": 2.5, "correction": -0.1, "samples_per_image": 7, "candidates_per_image": 3,
     "assumed_train_images": 5, "max_samples": 99, "steps": 8, "seed": 1, "alpha": 0.1, "tau_quantile": 0.9,
     "tau": 0.6, "relative_tau": 1.4, "descriptor": "another",
+    "recover_captions": False, "caption_model": "0123456789abcdef",
     "screen": "off", "extract": "always", "screen_budget": 500,
     "corpora": {"mine": "reference:abc"},
 }  # fmt: skip

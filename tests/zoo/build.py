@@ -359,6 +359,13 @@ def larger(family: str, step: str, steps: int | None, compiled: bool) -> None:
         zoo.tune()
 
 
+def caption_model() -> None:
+    """Train a small open_clip model on the base's pictures, into caption_model/."""
+    import _caption_model
+
+    _caption_model.train(_pixels("base"), base_captions(), ZOO / "caption_model")
+
+
 def check(zoo_json: Path, samples: int, only: str, arms: str) -> None:
     """A first look at AS by arm (dev rows unless --only says otherwise); sheets go to .build/sheets."""
     import _check
@@ -377,10 +384,11 @@ def main() -> None:
         ("tune", tune.__doc__),
         ("more", more.__doc__),
         ("partial", partial.__doc__),
+        ("caption-model", caption_model.__doc__),
         ("check", check.__doc__),
         ("sdxl", "make the zoo of a small SDXL in sdxl/"),
         ("sd3", "make the zoo of a small Stable Diffusion 3.5 in sd3/"),
-        ("all", "every step but `more`, `partial`, `sdxl`, `sd3` and `check`"),
+        ("all", "every step but `more`, `partial`, `sdxl`, `sd3`, `caption-model` and `check`"),
     ):
         command = commands.add_parser(name, help=(text or "").splitlines()[0])
         if name in ("base", "all"):
@@ -422,6 +430,7 @@ def main() -> None:
         "partial": lambda: partial(args.only),
         "sdxl": lambda: larger("sdxl", args.only, args.steps, args.compile),
         "sd3": lambda: larger("sd3", args.only, args.steps, args.compile),
+        "caption-model": caption_model,
         "check": lambda: check(args.zoo, args.samples, args.only, args.arms),
     }
     for name in list(steps)[:5] if args.command == "all" else [args.command]:

@@ -190,7 +190,7 @@ def facts(opened: OpenedCheckpoint, row: EvidenceRow | None) -> Grid:
         ("Revision", checkpoint.revision),
         ("Kind", f"{checkpoint.kind}, {checkpoint.family}, {checkpoint.size_bytes / 1e6:,.1f} MB"),
         ("Base", (scan.base if scan else None) or checkpoint.base or "not known"),
-        ("Caption", _caption(checkpoint.caption if scan is None else scan.caption)),
+        ("Caption", _caption(checkpoint, scan)),
         *(_sampling(scan) if scan else []),
         *(_images(row) if row else []),
         ("Licence", checkpoint.license or "not stated"),
@@ -228,9 +228,12 @@ def _screening(scan: Scan) -> list[tuple[str, str]]:
     return rows
 
 
-def _caption(caption: str | None) -> str:
+def _caption(checkpoint: Checkpoint, scan: Scan | None) -> str:
+    caption = checkpoint.caption if scan is None else scan.caption
     if caption is None:
         return "not known"
+    if scan is not None and scan.caption_score is not None and caption:
+        return f"{caption} (none is stated: recovered, score {scan.caption_score:.2f})"
     return caption or "none is stated; samples are drawn without a prompt"
 
 

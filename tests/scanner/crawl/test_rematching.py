@@ -20,6 +20,7 @@ from scanner.crawl.engine import crawl
 from scanner.crawl.planning import Plan, Planned
 from scanner.crawl.progress import Budget, Observer, Progress
 from scanner.crawl.rematching import Rematched, Rematching
+from scanner.crawl.samples import samples_alike
 from scanner.crawl.worker import Task
 from scanner.match.corpus import load_corpora
 from scanner.match.matching import Candidates, compare, split, thresholds_of, with_corpora
@@ -270,6 +271,15 @@ def test_another_caption_or_base_or_missing_candidates_ask_for_new_samples(
     assert sorted(p.checkpoint_id for p in done.rest) == sorted([*ids[1:5], "unknown"])
     other = replace(task, config=replace(task.config, steps=9))
     assert len(Rematching(sampled, other)) == 0
+
+
+def test_a_recovered_caption_is_no_other_caption_while_still_none_is_stated() -> None:
+    config, unstated = ScanConfig(), replace(checkpoint(1), caption="")
+    recovered = replace(earlier(1, 3), caption="a photo of a cat", caption_origin="recovered", sampled_for=5)
+    assert samples_alike(recovered, unstated, config)
+    assert not samples_alike(recovered, replace(unstated, caption="a photo of a cat"), config)
+    assert samples_alike(replace(recovered, caption="", caption_origin="none"), unstated, config)
+    assert not samples_alike(replace(recovered, caption_origin="stated"), unstated, config)
 
 
 def test_nothing_is_compared_when_the_budget_is_spent(sampled: Store, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_what_the_screen_names_is_sampled_and_the_two_grounds_stay_apart(
     assert scan.num_samples == 20
     assert scan.sample_evaluations == 10 * (7 + 2 * 13)  # seven of the tuned model alone
     assert (scan.sampled_for, scan.rounds) == (5, 1)
+    assert (scan.caption, scan.caption_origin) == ("a picture of a cat", "stated")
 
 
 def test_every_checkpoint_is_sampled_when_asked_and_none_when_not(copied: Store, tmp_path: Path) -> None:
