@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finextract import metrics
+from finextract.ceilings import ceilings
 from finextract.extract import Extraction, ExtractionSettings, extract_all
 from finextract.images import Picture, open_picture, picture_files
 from finextract.membership import Membership, MembershipSettings, membership
@@ -36,9 +37,15 @@ class Audit:
     references: tuple[Image.Image, ...]  # [R]
     over_samples: NDArray[np.float32]  # each training image's best similarity to a sample [R]
     over_candidates: NDArray[np.float32]  # ... to a candidate [R]
+    ceilings: NDArray[np.float32]  # the similarity that a perfect copy of it would have [R]
     nearest: tuple[int, ...]  # the sample nearest to each training image [R]; empty without pictures
     membership: Membership  # of the training images
     seconds: dict[str, float]  # by stage
+
+    @property
+    def gives_back(self) -> NDArray[np.bool_]:
+        """Whether a sample comes near enough to what a perfect copy of each training image would be [R]."""
+        return self.over_samples > metrics.STRICT * self.ceilings
 
     def summary(self) -> dict[str, Any]:
         """The result as `finextract audit --json` prints it."""
@@ -57,19 +64,23 @@ class Audit:
             "samples": self.extraction.num_samples,
             "degenerate_samples": int((~self.extraction.pictures).sum()),
             "candidates": len(self.extraction.candidates),
+            "given_back": int(self.gives_back.sum()),
             "train_images": [
                 {
                     "name": name,
                     "similarity": round(float(similarity), 4),
                     "candidate_similarity": round(float(candidate), 4),
-                    "gives_back": bool(similarity > metrics.STRICT),
+                    "ceiling": round(float(ceiling), 4),
+                    "gives_back": bool(gives_back),
                     "trained_on": evidence.trained_on,
                     "membership_q": evidence.q_value,
                 }
-                for name, similarity, candidate, evidence in zip(
+                for name, similarity, candidate, ceiling, gives_back, evidence in zip(
                     self.names,
                     self.over_samples,
                     self.over_candidates,
+                    self.ceilings,
+                    self.gives_back,
                     self.membership.references,
                     strict=True,
                 )
@@ -137,6 +148,7 @@ def audit(
         references,
         metrics.best_similarity(targets, extraction.embeddings[pictures]),
         metrics.best_similarity(targets, extraction.candidate_embeddings()),
+        ceilings(pair.base, references, embedder),
         nearest,
         trained,
         {"membership": membership_s, **extraction.seconds, "match": time.perf_counter() - start},

@@ -24,10 +24,14 @@ def contact_sheet(result: Audit, heading: Sequence[str]) -> Image.Image:
     pairs = [
         (
             [picture, extraction.picture(result.nearest[i])] if result.nearest else [picture],
-            [name, f"similarity {similarity:.2f}", _trained_on(result.membership.references[i])],
+            [
+                name,
+                f"similarity {similarity:.2f} of {ceiling:.2f}",
+                _trained_on(result.membership.references[i]),
+            ],
         )
-        for i, (name, picture, similarity) in enumerate(
-            zip(result.names, result.references, result.over_samples, strict=True)
+        for i, (name, picture, similarity, ceiling) in enumerate(
+            zip(result.names, result.references, result.over_samples, result.ceilings, strict=True)
         )
     ]
     candidates = [

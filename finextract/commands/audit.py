@@ -33,9 +33,10 @@ def audit(checkpoint: Path, base: Path, base_parts: Path | None, train_images: P
     """Tell what CHECKPOINT gives back of its training images, and what its losses show.
 
     CHECKPOINT is a .safetensors file, a diffusers folder, or a folder with one weight file. Two answers, side
-    by side. "Gives back": AS and A-ESR, the share of the training images that some sample copies. "Trained
-    on": whether the models' losses show that an image was trained on, as `finextract membership` does. Writes
-    a contact sheet and result.json.
+    by side. "Gives back": the images that some sample copies as well as the model's autoencoder allows, and
+    AS and A-ESR, the share of the images with a similarity above 0.7 and 0.6 to a sample. "Trained on":
+    whether the models' losses show that an image was trained on, as `finextract membership` does. Writes a
+    contact sheet and result.json.
     """
     from finextract.audit import audit as run
     from finextract.audit import read_images
@@ -97,22 +98,20 @@ def _row(image: dict[str, Any]) -> tuple[str, str, str]:
     """An image with both answers."""
     return (
         for_terminal(image["name"], 40),
-        f"{'yes' if image['gives_back'] else 'no'}, similarity {image['similarity']:.2f}",
+        f"{'yes' if image['gives_back'] else 'no'}, similarity {image['similarity']:.2f} of "
+        f"{image['ceiling']:.2f}",
         f"yes, q {image['membership_q']:.1g}" if image["trained_on"] else "not shown",
     )
 
 
 def _came_back(summary: dict[str, Any]) -> str:
     """What an audit found back, in a sentence."""
-    count, total = summary["extracted"]["0.7"], len(summary["train_images"])
+    count, total = summary["given_back"], len(summary["train_images"])
+    copy = "70 % of the similarity that a perfect copy would have after the model's autoencoder."
+    if not count:
+        return f"None of your {total} images came back: none of {summary['samples']:,} samples reaches {copy}"
     each = "it" if count == 1 else "each of them"
-    return (
-        f"{count} of your {total} images came back: for {each} a sample has a similarity above 0.7, the "
-        "paper's own bound for a copy."
-        if count
-        else f"None of your {total} images came back: none of {summary['samples']:,} samples has a "
-        "similarity above 0.7, the paper's own bound for a copy, to one of them."
-    )
+    return f"{count} of your {total} images came back: for {each} a sample reaches {copy}"
 
 
 def _heading(summary: dict[str, Any]) -> list[str]:
