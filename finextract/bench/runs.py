@@ -187,7 +187,7 @@ def _plot(rows: Sequence[Measured], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     places = sorted({row.out_of_domain for row in rows})
     figure, axes = pyplot.subplots(1, len(places), figsize=(5 * len(places), 4), sharey=True, squeeze=False)
@@ -203,6 +203,9 @@ def _plot(rows: Sequence[Measured], file: Path) -> None:
         axis.set_title("Out of the base's domain" if where else "In the base's domain")
         axis.set_xlabel("evaluations of either denoiser")
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes[0][0].set_ylabel("A-ESR at 0.6 (share of training images)")
     axes[0][0].legend()
     figure.tight_layout()
