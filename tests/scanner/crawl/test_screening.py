@@ -152,7 +152,8 @@ def test_what_the_screen_names_is_sampled_and_the_two_grounds_stay_apart(
     flagged = [match for match in copied.select(Match, "WHERE scan_id = ?", [scan.scan_id]) if match.flagged]
     assert (Ground.GIVES_BACK in scan.grounds_of_flag) == bool(flagged)
     assert scan.num_samples == 20
-    assert scan.sample_evaluations == 10 * (7 + 2 * 13)  # seven of the tuned model alone
+    sampled = 10 * (7 + 2 * 13)  # seven of the tuned model alone
+    assert scan.sample_evaluations == sampled + 2 * 20, "and the losses of all samples"
     assert (scan.sampled_for, scan.rounds) == (5, 1)
     assert (scan.caption, scan.caption_origin) == ("a picture of a cat", "stated")
 
