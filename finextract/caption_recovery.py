@@ -43,17 +43,11 @@ SHARE = 0.1  # of the evaluations of the longest extraction that a recovery may 
 SAMPLES, STEPS = 8, 12  # with the empty prompt, where a ranker looks at them
 RANKED_SCALE = 2.0  # w' of these samples; without a ranker they are those of the tuned model alone
 PROBES = 4  # of the samples are re-noised; without a ranker no more than these are drawn
-LOGIT_SCALE = (
-    100.0  # of CLIP's similarities, which makes a picture's phrases a distribution (Radford et al. 2021)
-)
+LOGIT_SCALE = 100.0  # of CLIP's similarities: a picture's phrases are a distribution (Radford et al. 2021)
 TIME = 800.0  # to which: so noisy that the prompt still matters, and not so noisy that the samples do not
 BASE_PART = 0.75  # b; 0.5 and 0.75 put the true subject of all three dev checkpoints first, 0 and 1 of two
 KEPT = 4  # of an author's own subjects, the likeliest ones, whatever the ranker says
-LEFT = (
-    40,
-    20,
-    6,
-)  # phrases after one probe, after two, and after their scores on two; the last have all probes
+LEFT = 40, 20, 6  # phrases after one probe, after two, and after their scores on two
 FITTING = 2  # of the last are those that the ranker likes best; the others are chosen by the pair
 FIRST_SEED, NOISE_SEED = 1_000_000_000, 2_000_000_000  # apart from those of an extraction
 
@@ -179,9 +173,7 @@ class Ranking:
         self.evaluations = 0
         self.images = self._sampled(guided)  # uint8 [N, 3, H, W]
         self._x = self._renoised()  # [PROBES, C, H, W]
-        self._distances: dict[
-            tuple[str, Side], list[float]
-        ] = {}  # on the first probes, as many as were asked
+        self._distances: dict[tuple[str, Side], list[float]] = {}  # on the first probes that were asked
         self._empty = self._predicted("base", "", 0, PROBES)
 
     def narrowed(self, subjects: Sequence[str]) -> list[str]:

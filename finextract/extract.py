@@ -21,10 +21,10 @@ from PIL import Image
 from finextract.archive import SampleArchive
 from finextract.candidates import choose_candidates, published_candidates, tight_cliques
 from finextract.cliques import Clique
+from finextract.embedding import Sampled, embedded_beside
 from finextract.errors import RequestError
 from finextract.guidance import Guidance, Method, choose_guidance, portfolio
 from finextract.guided import Guided, sample
-from finextract.images import is_picture
 from finextract.models.base import Pair, Solver
 from finextract.portfolio import pays, promise, shares_of, spread
 from finextract.ranking import SampleLosses, rank_candidates
@@ -98,7 +98,7 @@ class Drawn:
     pictures: NDArray[np.bool_]  # [N]; False = blank or noise
     archive: SampleArchive  # all N samples
     losses: SampleLosses  # of those that were examined
-    seconds: dict[str, float]  # so far, by stage: sample, embed, cliques
+    seconds: dict[str, float]  # so far, by stage: sample, embed (what sampling waited for it), cliques
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ def extract(
     first after the second that pays nothing, or the one with which all samples are drawn that
     `settings.samples_per_image` allows. The paper preset draws all of them in one round. What is drawn
     depends on the settings alone. A caller may stop after any batch: `conclude` makes an Extraction of it.
-    The prompts are conditioned once. Where a batch does not fit into the GPU's memory, the batch size is
-    halved; a sample does not depend on its batch.
+    The prompts are conditioned once. A batch is embedded while the next one is sampled. Where a batch does
+    not fit into the GPU's memory, the batch size is halved; a sample does not depend on its batch.
     Raises RequestError for settings that cannot be used, NotFinite where a model computes no numbers,
     torch.OutOfMemoryError where not even a single sample fits into memory.
     """
@@ -235,18 +235,33 @@ class _Drawing:
 
     def _round(self, arms: NDArray[np.int64]) -> Iterator[Drawn]:
         """The batches of one round, whose samples have these arms [n], ascending."""
+        for batch, pictures, embeddings, waited_s in embedded_beside(self._sampled(arms), self._embedder):
+            self._seconds["embed"] += waited_s
+            self._archive.add(batch.images)
+            self._pictures.append(pictures)
+            self._embeddings.append(embeddings)
+            self._arm_of.append(batch.arm_of)
+            yield Drawn(
+                self._settings, self._arms, self._num_train_images, self._total, self._rounds, batch.images,
+                tuple(range(self._settings.seed, self._settings.seed + len(self._archive))),
+                np.concatenate(self._arm_of), np.concatenate(self._embeddings),
+                np.concatenate(self._pictures), self._archive, self._losses, dict(self._seconds),
+            )  # fmt: skip
+
+    def _sampled(self, arms: NDArray[np.int64]) -> Iterator[Sampled]:
+        """The same, not embedded yet."""
         groups = [(self._arms[a].caption, self._arms[a].guidance.is_alone) for a in arms]
+        first = self._settings.seed + len(self._archive)  # of the round
         at = 0
         while at < len(arms):
             end = at + 1
             while end < min(len(arms), at + self._settings.batch_size) and groups[end] == groups[at]:
                 end += 1
             chosen = [self._arms[a].guidance for a in arms[at:end]]
-            first = self._settings.seed + len(self._archive)
             try:
                 with _timed(self._seconds, "sample"):
                     predict = self._guided[groups[at][0]].predictor(*chosen)
-                    seeds = tuple(range(first, first + end - at))
+                    seeds = tuple(range(first + at, first + end))
                     images = sample(self._pair.tuned, predict, seeds, self._steps, self._solver)
             except torch.OutOfMemoryError:
                 if self._settings.batch_size == 1:
@@ -254,20 +269,8 @@ class _Drawing:
                 size = self._settings.batch_size // 2
                 self._settings = replace(self._settings, batch_size=size)
                 continue
-            with _timed(self._seconds, "embed"):
-                self._pictures.append(is_picture(images))
-                self._embeddings.append(
-                    self._embedder.embed([Image.fromarray(i.transpose(1, 2, 0)) for i in images])
-                )
-                self._archive.add(images)
-            self._arm_of.append(arms[at:end])
+            yield Sampled(images, arms[at:end])
             at = end
-            yield Drawn(
-                self._settings, self._arms, self._num_train_images, self._total, self._rounds, images,
-                tuple(range(self._settings.seed, self._settings.seed + len(self._archive))),
-                np.concatenate(self._arm_of), np.concatenate(self._embeddings),
-                np.concatenate(self._pictures), self._archive, self._losses, dict(self._seconds),
-            )  # fmt: skip
 
     @property
     def _steps(self) -> int:

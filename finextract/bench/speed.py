@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from finextract import metrics
@@ -195,13 +194,13 @@ def _walk(
 ) -> Iterator[Drawn]:
     """The batches of `extract`. What the caller does between them does not count.
 
-    Its questions between rounds are counted as sampling, and its archive as files.
+    Its questions between rounds are counted as sampling, and its archive as embedding. A batch is embedded
+    beside the sampling of the next one, which has its processor seconds.
     """
     watched = CopiedPair(pair.base, cast("Model", _WatchedModel(pair.tuned, stopwatch)), pair.kind)
     stopwatch.lap(None)
-    own = _WatchedEmbedder(embedder, stopwatch)
-    for drawn in extract(watched, case.caption, len(case.references), settings, own):
-        stopwatch.lap("files")
+    for drawn in extract(watched, case.caption, len(case.references), settings, embedder):
+        stopwatch.lap("embed")
         yield drawn
         stopwatch.lap(None)
     stopwatch.lap("sample")
@@ -222,21 +221,6 @@ class _WatchedModel:
         images = self._model.decode(latents)
         self._stopwatch.lap("decode")
         return images
-
-
-class _WatchedEmbedder:
-    """An embedder whose work is a stage."""
-
-    def __init__(self, embedder: Embedder, stopwatch: Stopwatch) -> None:
-        self._embedder, self._stopwatch = embedder, stopwatch
-        self.descriptor = embedder.descriptor
-
-    def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """PIL pictures -> float32 [N, D], L2-normalised."""
-        self._stopwatch.lap("files")
-        embeddings = self._embedder.embed(images)
-        self._stopwatch.lap("embed")
-        return embeddings
 
 
 def _ours(

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -321,6 +322,36 @@ def test_where_memory_is_too_small_the_batch_is_halved_and_the_samples_stay_the_
     assert np.abs(_images(little).astype(int) - _images(plenty)).max() <= 1
     with pytest.raises(torch.OutOfMemoryError):
         extract_all(short_of_memory(0), CAPTION, 2, settings, embedder)
+
+
+def test_a_batch_is_embedded_while_the_next_one_is_sampled(pair: CopiedPair[Any]) -> None:
+    """Each waits for the other: with one after the other, neither would go on."""
+    sampling, embedding = threading.Semaphore(0), threading.Semaphore(0)
+    batches = 0
+
+    def decode(latents: Tensor) -> Tensor:
+        nonlocal batches
+        batches += 1
+        if batches == 2:
+            sampling.release()
+            assert embedding.acquire(timeout=60), "the first batch is embedded only after the second is drawn"
+        return pair.tuned.decode(latents)
+
+    class Waiting(Labels):
+        def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+            if batches < 3:
+                embedding.release()
+                assert sampling.acquire(timeout=60), (
+                    "the second batch is drawn only after the first is embedded"
+                )
+                sampling.release()
+            return super().embed(images)
+
+    observed: Any = CopiedPair(pair.base, Observed(pair.tuned, decode=decode), "lora")
+    settings = ExtractionSettings(preset="single", samples_per_image=6, steps=1, batch_size=2)
+    drawn = list(extract(observed, CAPTION, 1, settings, Waiting(range(6))))
+    assert [len(d.seeds) for d in drawn] == [2, 4, 6]
+    assert [len(d.images) for d in drawn] == [2, 2, 2]
 
 
 def test_settings_that_cannot_be_used_are_refused_before_the_first_batch(
