@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "tui"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from filled_store import Crawl, Desk  # noqa: E402
 
