@@ -72,7 +72,8 @@ def test_a_file_with_all_components_is_the_model_of_its_pipeline_folder(family: 
     with torch.inference_mode():
         x = torch.randn(1, *model.latent_shape)
         ours, theirs = (m.predict(x, 500, m.condition("a cat")) for m in (model, folder))
-    assert torch.equal(ours, theirs)
+    # The weights are equal bit by bit; some processors add up otherwise where they lie otherwise in memory.
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert gpu_precision(file) == gpu_precision(tmp_path / "whole")
 
 
