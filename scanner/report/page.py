@@ -15,9 +15,10 @@ from jinja2 import Environment, StrictUndefined
 from scanner.match.pictures import StoredPicture, UnreadablePicture
 from scanner.records import Verdict
 from scanner.report.contents import digest_of
+from scanner.report.words import in_short, meaning_of, standing_of, verdict_of
 from scanner.store.store import Store
 from scanner.text import printable
-from scanner.wording import count, one_in, probability, share, utc
+from scanner.wording import count, one_in, probability, utc
 
 PICTURES = 40  # rows with pictures on a page, so that it can still be sent
 BAR = 300  # pixels of a similarity of 1
@@ -66,71 +67,15 @@ def _report(store: Store, data: dict[str, Any]) -> dict[str, Any]:
     return {
         "data": data,
         "flagged": scan is not None and scan["verdict"] == Verdict.FLAGGED,
-        "verdict": _verdict(scan),
-        "short": _short(scan, rows),
-        "meaning": _meaning(scan, rows),
+        "verdict": verdict_of(scan),
+        "short": in_short(scan, rows),
+        "meaning": meaning_of(scan, rows),
         "examined": _examined(data),
         "rows": shown,
         "decisions": [_decision(event) for event in data["decisions"]],
         "repeat": _repeat(data),
         "hashes": _hashes(data),
     }
-
-
-def _verdict(scan: dict[str, Any] | None) -> str:
-    if scan is None:
-        return "This checkpoint has not been scanned."
-    grounds = {
-        "trained_on": "it was trained on images that were looked for",
-        "gives_back": "it gives images back that were looked for",
-    }
-    return {
-        Verdict.FLAGGED: f"Flagged: {' and '.join(grounds[g] for g in scan['grounds'])}.",
-        Verdict.NOTHING_FOUND: "Nothing was found.",
-        Verdict.SKIPPED: f"It could not be scanned: {scan['reason']}",
-        Verdict.FAILED: f"The scan failed: {scan['reason']}",
-    }[Verdict(scan["verdict"])]
-
-
-def _short(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> list[str]:
-    if scan is None or scan["verdict"] in (Verdict.SKIPPED, Verdict.FAILED):
-        return []
-    given = sum("gives_back" in row["grounds"] for row in rows)
-    trained = sum("trained_on" in row["grounds"] for row in rows if row["reference"]["sha256"])
-    sentences = [f"{count(scan['references'], 'image')} of the corpora were looked for."]
-    if given:
-        sentences.append(
-            f"{count(given, 'image')} came back: the checkpoint drew pictures that are nearer to them than "
-            "to any other picture, and nearer than chance explains. Each stands beside the image below."
-        )
-    if trained:
-        sentences.append(
-            f"{count(trained, 'image')} {'was' if trained == 1 else 'were'} among the training images, by "
-            "what the checkpoint knows better than its base model. This was measured, not drawn."
-        )
-    if not given and not trained and not scan["grounds"]:
-        sentences.append("None of them was shown to be in the checkpoint.")
-    return sentences
-
-
-def _meaning(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> list[str]:
-    sentences = [
-        '"Trained on" says that an image was used to make the file. "Gives back" says that the file draws a '
-        "picture like it. Each can be true without the other.",
-        "It does not say who trained the checkpoint, or whether they were allowed to.",
-        "Where nothing was found it is not shown that nothing is there: weak traces are missed.",
-    ]
-    flagged = [v["q"] for row in rows for v in (row["match"], row["membership"]) if v and _is_flagged(v)]
-    if flagged and scan and scan["alpha"] is not None:
-        sentences.append(
-            f"A flag may be wrong: of all flags that are as strong as the weakest one here, "
-            f"{share(max(flagged))} are expected to be false. A person should look at each pair."
-        )
-    return sentences
-
-
-def _is_flagged(values: dict[str, Any]) -> bool:
-    return bool(values.get("flagged") or values.get("trained_on"))
 
 
 def _examined(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -174,7 +119,7 @@ def _row(
     pictures, missing = _pictures(store, row) if with_pictures else ([], [])
     sentences = [*(_of_match(match, scan) if match else []), *(_of_membership(found) if found else [])]
     return {
-        "title": f"{title}: {_standing(row)}",
+        "title": f"{title}: {standing_of(row)}",
         "pictures": pictures,
         "missing": missing,
         "bars": _bars(match) if match else [],
@@ -182,13 +127,6 @@ def _row(
         "sentences": sentences,
         "decisions": [_decision(event) for event in row["decisions"]],
     }
-
-
-def _standing(row: dict[str, Any]) -> str:
-    words = {"trained_on": "trained on", "gives_back": "given back"}
-    found = " and ".join(words[ground] for ground in row["grounds"]) or "not flagged"
-    decided = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "reviewer unsure"}
-    return f"{found}, {decided.get(row['standing_decision'], 'not decided yet')}"
 
 
 def _pictures(store: Store, row: dict[str, Any]) -> tuple[list[_Picture], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from scanner.errors import ConfigError
@@ -46,6 +47,59 @@ FROM standing JOIN checkpoints USING (checkpoint_id)
 WHERE scan_id IN (SELECT scan_id FROM subjects SEMI JOIN decided USING (subject_id))
 ORDER BY repo, file, checkpoint_id"""
 
+# Scans that looked for a picture, with what they found about it; the strongest first.
+OF_PICTURES = f"""
+WITH standing AS ({STANDING_SCANS}),
+decided AS ({STANDING_DECISIONS}),
+found AS (
+    SELECT
+        coalesce(m.scan_id, t.scan_id) AS scan_id, coalesce(m.corpus, t.corpus) AS corpus,
+        coalesce(m.reference_id, t.reference_id) AS reference_id,
+        coalesce(m.match_id, t.membership_id) AS subject_id,
+        coalesce(m.flagged, false) AS gives_back, coalesce(t.trained_on, false) AS trained_on,
+        m.similarity, m.q_value AS match_q, t.q_value AS membership_q
+    FROM (FROM matches WHERE reference_id IN (SELECT unnest($ids))) m
+    FULL JOIN (FROM memberships WHERE reference_id IN (SELECT unnest($ids))) t
+        ON t.scan_id = m.scan_id AND t.corpus = m.corpus AND t.reference_id = m.reference_id
+)
+SELECT checkpoint_id, repo, file, found.* EXCLUDE (scan_id), d.decision
+FROM found JOIN standing USING (scan_id) JOIN checkpoints USING (checkpoint_id)
+LEFT JOIN decided d USING (subject_id)
+ORDER BY gives_back AND trained_on DESC, gives_back DESC, trained_on DESC, similarity DESC NULLS LAST, repo"""
+NEAREST = """
+SELECT corpus, reference_id, path, list_dot_product(embedding, $embedding::FLOAT[]) AS similarity
+FROM "references" WHERE role = 'reference' AND descriptor = $descriptor
+ORDER BY similarity DESC, corpus, reference_id LIMIT 1"""
+HOLDING = """
+SELECT DISTINCT corpus FROM "references" WHERE reference_id = ? AND role = 'reference' ORDER BY corpus"""
+SCANNED = "SELECT count(DISTINCT checkpoint_id) AS n FROM scans WHERE verdict IN ('flagged', 'nothing_found')"
+
+
+class PictureRow(NamedTuple):
+    """What the standing scan of a checkpoint found about one reference."""
+
+    checkpoint_id: str
+    repo: str
+    file: str
+    corpus: str
+    reference_id: str
+    subject_id: str
+    gives_back: bool
+    trained_on: bool
+    similarity: float | None
+    match_q: float | None
+    membership_q: float | None
+    decision: str | None
+
+
+class Nearest(NamedTuple):
+    """The reference that is nearest to a picture."""
+
+    corpus: str
+    reference_id: str
+    path: str
+    similarity: float
+
 
 class Target(NamedTuple):
     """What one report is about: the scan of a checkpoint, or one row of its evidence."""
@@ -83,3 +137,28 @@ def flagged_targets(store: Store) -> list[Target]:
 def confirmed_targets(store: Store) -> list[Target]:
     """Every checkpoint of which a reviewer confirmed its standing scan or a row of it, by repository."""
     return [Target(**row) for row in store.query(CONFIRMED)]
+
+
+def scans_of_pictures(store: Store, reference_ids: Sequence[str]) -> list[PictureRow]:
+    """What the standing scans found about references, the strongest first."""
+    return [PictureRow(**row) for row in store.query(OF_PICTURES, {"ids": list(reference_ids)})]
+
+
+def corpora_with(store: Store, reference_id: str) -> list[str]:
+    """The corpora of references that hold an image, by name."""
+    asked = (
+        "SELECT DISTINCT corpus FROM \"references\" WHERE reference_id = ? AND role = 'reference' ORDER BY 1"
+    )
+    return [row["corpus"] for row in store.query(asked, [reference_id])]
+
+
+def nearest_reference(store: Store, embedding: Sequence[float], descriptor: str) -> Nearest | None:
+    """The reference nearest to an embedding; None where the store has none under the descriptor."""
+    found = store.query(NEAREST, {"embedding": list(embedding), "descriptor": descriptor})
+    return Nearest(**found[0]) if found else None
+
+
+def scanned(store: Store) -> int:
+    """How many checkpoints have been scanned."""
+    (row,) = store.query(SCANNED)
+    return int(row["n"])

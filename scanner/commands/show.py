@@ -1,0 +1,137 @@
+"""`scanner show`: what was found in one checkpoint, or which checkpoints contain one picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scanner.commands.options import store_option
+from scanner.commands.output import rows_or_records
+from scanner.errors import ConfigError
+from scanner.text import for_terminal
+from scanner.wording import NONE, count, probability, similarity
+
+if TYPE_CHECKING:
+    from scanner.store.report_queries import PictureRow
+    from scanner.store.store import Store
+
+SAME = 0.75  # SSCD's own bound for a copy: of such pairs 90 % are copies (Meta, for the mixup descriptor)
+DECIDED = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "unsure"}
+
+
+@click.command("show")
+@click.argument("name", metavar="[CHECKPOINT|MATCH]", required=False)
+@click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="A picture of yours: which checkpoints contain it?")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@store_option
+def command(name: str | None, image: Path | None, as_json: bool, store: str) -> None:
+    """Show what was found in a checkpoint, or which checkpoints contain a picture.
+
+    A CHECKPOINT is a repository, or the beginning of an id. A picture is found as the same file, or as the
+    same picture in another file, among the references of the store.
+    """
+    from scanner.store.store import Store
+
+    if (name is None) == (image is None):
+        raise ConfigError("name a checkpoint, or a picture with --image FILE: one of the two.")
+    opened = Store(store)
+    if image is not None:
+        _show_picture(opened, image, as_json)
+    else:
+        assert name is not None, "one of the two is given"
+        _show_checkpoint(opened, name, as_json)
+
+
+def _show_checkpoint(store: Store, name: str, as_json: bool) -> None:
+    from scanner.report.contents import as_json as to_json
+    from scanner.report.contents import contents_of
+    from scanner.report.words import in_short, meaning_of, standing_of, verdict_of
+    from scanner.store.report_queries import named_target
+
+    contents = contents_of(store, named_target(store, name))
+    if as_json:
+        click.echo(to_json(contents), nl=False)
+        return
+    scan, rows = contents["scan"], contents["evidence"]
+    click.echo(for_terminal(f"{contents['checkpoint']['repo']}: {verdict_of(scan)}"))
+    for sentence in (*in_short(scan, rows), *meaning_of(scan, rows)[2:]):
+        click.echo(for_terminal(sentence))
+    if rows:
+        click.echo()
+        columns = ("image", "found", "similarity", "q", "q of training", "id")
+        rows_or_records(columns, [_row(row, standing_of(row)) for row in rows])
+
+
+def _row(row: dict[str, Any], standing: str) -> list[str]:
+    reference, match, found = row["reference"], row["match"], row["membership"]
+    name = Path(reference["path"] or reference["sha256"]).name or f"corpus {row['corpus']}"
+    values = [
+        name, standing, similarity(match["similarity"] if match else None),
+        probability(match["q"] if match else None), probability(found["q"] if found else None), row["id"],
+    ]  # fmt: skip
+    return [for_terminal(value) for value in values]
+
+
+def _show_picture(store: Store, image: Path, as_json: bool) -> None:
+    from scanner.store.report_queries import scanned, scans_of_pictures
+
+    reference_id, how = _reference_of(store, image)
+    found = scans_of_pictures(store, [reference_id])
+    if as_json:
+        rows = [row._asdict() for row in found]
+        click.echo(json.dumps({"reference_id": reference_id, "found": rows}, indent=2))
+        return
+    click.echo(for_terminal(f"{image} is {how}."))
+    flagged = [row for row in found if row.gives_back or row.trained_on]
+    total = count(scanned(store), "checkpoint")
+    if not flagged:
+        click.echo(f"None of {total} that were scanned was shown to contain it.")
+        return
+    number = len({row.checkpoint_id for row in flagged})
+    click.echo(f"{number} of {total} that were scanned {'contains' if number == 1 else 'contain'} it:\n")
+    columns = ("checkpoint", "gives it back", "trained on it", "decision", "id")
+    rows_or_records(columns, [_of_picture(row) for row in flagged])
+
+
+def _of_picture(row: PictureRow) -> list[str]:
+    given = f"similarity {similarity(row.similarity)}, q {probability(row.match_q)}"
+    values = [
+        row.repo, given if row.gives_back else NONE,
+        f"q {probability(row.membership_q)}" if row.trained_on else NONE,
+        DECIDED.get(row.decision or "", "undecided"), row.subject_id,
+    ]  # fmt: skip
+    return [for_terminal(value) for value in values]
+
+
+def _reference_of(store: Store, image: Path) -> tuple[str, str]:
+    """The reference that a picture is, and in words how that is known. Raises ConfigError if it is none."""
+    from scanner.crawl.worker import SscdEmbedder
+    from scanner.hashing import sha256_of
+    from scanner.images import ImageError, open_image
+    from scanner.store.report_queries import corpora_with, nearest_reference
+
+    sha256 = sha256_of(image)
+    if corpora := corpora_with(store, sha256):
+        return sha256, f"an image of {' and '.join(corpora)}"
+    embedder = SscdEmbedder()
+    try:
+        (embedding,) = embedder.embed([open_image(image)])
+    except ImageError as error:
+        raise ConfigError(f"{image} {error}") from error
+    nearest = nearest_reference(store, embedding.tolist(), embedder.descriptor)
+    if nearest is not None and nearest.similarity >= SAME:
+        likeness = f"similarity {nearest.similarity:.2f}"
+        return nearest.reference_id, f"the same picture as {nearest.path} of {nearest.corpus} ({likeness})"
+    next_best = (
+        "the store has no references"
+        if nearest is None
+        else f"the nearest, {nearest.path} of {nearest.corpus}, has a similarity of {nearest.similarity:.2f}"
+    )
+    raise ConfigError(
+        f"{image} is no image of a corpus: {next_best}. Add it with scanner corpus add, and crawl again: "
+        "what was sampled before is compared with it."
+    )

@@ -1,0 +1,76 @@
+"""What a report says in sentences, for the page and for the terminal. The texts are not escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scanner.records import Verdict
+from scanner.wording import count, share
+
+
+def verdict_of(scan: dict[str, Any] | None) -> str:
+    """The verdict, with the grounds of a flag, or the reason why there is none."""
+    if scan is None:
+        return "This checkpoint has not been scanned."
+    grounds = {
+        "trained_on": "it was trained on images that were looked for",
+        "gives_back": "it gives images back that were looked for",
+    }
+    return {
+        Verdict.FLAGGED: f"Flagged: {' and '.join(grounds[g] for g in scan['grounds'])}.",
+        Verdict.NOTHING_FOUND: "Nothing was found.",
+        Verdict.SKIPPED: f"It could not be scanned: {scan['reason']}",
+        Verdict.FAILED: f"The scan failed: {scan['reason']}",
+    }[Verdict(scan["verdict"])]
+
+
+def in_short(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What was found, in a few sentences."""
+    if scan is None or scan["verdict"] in (Verdict.SKIPPED, Verdict.FAILED):
+        return []
+    given = sum("gives_back" in row["grounds"] for row in rows)
+    trained = sum("trained_on" in row["grounds"] for row in rows if row["reference"]["sha256"])
+    sentences = [f"{count(scan['references'], 'image')} of the corpora were looked for."]
+    if given:
+        sentences.append(
+            f"{count(given, 'image')} came back: the checkpoint drew pictures that are nearer to them than "
+            "to any other picture, and nearer than chance explains."
+        )
+    if trained:
+        sentences.append(
+            f"{count(trained, 'image')} {'was' if trained == 1 else 'were'} among the training images, by "
+            "what the checkpoint knows better than its base model. This was measured, not drawn."
+        )
+    if not given and not trained and not scan["grounds"]:
+        sentences.append("None of them was shown to be in the checkpoint.")
+    return sentences
+
+
+def meaning_of(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What it means, and what it does not claim."""
+    sentences = [
+        '"Trained on" says that an image was used to make the file. "Gives back" says that the file draws a '
+        "picture like it. Each can be true without the other.",
+        "It does not say who trained the checkpoint, or whether they were allowed to.",
+        "Where nothing was found it is not shown that nothing is there: weak traces are missed.",
+    ]
+    flagged = [v["q"] for row in rows for v in (row["match"], row["membership"]) if v and _is_flagged(v)]
+    if flagged and scan and scan["alpha"] is not None:
+        sentences.append(
+            f"A flag may be wrong: of all flags that are as strong as the weakest one here, "
+            f"{share(max(flagged))} are expected to be false. A person should look at each pair."
+        )
+    return sentences
+
+
+def _is_flagged(values: dict[str, Any]) -> bool:
+    return bool(values.get("flagged") or values.get("trained_on"))
+
+
+def standing_of(row: dict[str, Any]) -> str:
+    """What was found about one reference, and what a reviewer decided."""
+    words = {"trained_on": "trained on", "gives_back": "given back"}
+    found = " and ".join(words[ground] for ground in row["grounds"]) or "not flagged"
+    decided = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "reviewer unsure"}
+    return f"{found}, {decided.get(row['standing_decision'], 'not decided yet')}"
