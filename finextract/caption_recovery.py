@@ -79,12 +79,15 @@ class Recovery:
     def sentence(self) -> str:
         """What came of it, for people."""
         if not self.evaluations:
-            return "sampling without a prompt"
+            return (
+                "sampling without a prompt. Guesses were not tried: they may take a tenth of the evaluations "
+                "of the samples, and need more. Draw more samples, or state the caption (--caption)"
+            )
         cost = f"{self.phrases} phrases tried in {self.evaluations} evaluations"
         if self.caption.text:
             return (
-                f"{self.caption.text!r} (recovered, score {self.score:.2f}; {cost}) shares the "
-                "samples with the empty prompt"
+                f"{self.caption.text!r} was recovered (score {self.score:.2f}, where the empty prompt has 1; "
+                f"{cost}). It shares the samples with the empty prompt"
             )
         return (
             f"sampling without a prompt, which does better than the best guess, {self.best!r} (score "

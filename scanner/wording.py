@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 NONE = "–"  # stands for a value that is missing
+RAREST = 1e-6  # a smaller p-value rests on the far tail of a distribution
 
 
 def similarity(value: float | None) -> str:
@@ -22,6 +23,11 @@ def probability(value: float | None) -> str:
 def one_in(value: float) -> str:
     """Returns a probability as a frequency: 0.001 is `1 in 1,000`."""
     return f"1 in {round(1 / value):,}" if 0 < value <= 0.5 else f"{value:.0%}"
+
+
+def rarely(value: float) -> str:
+    """Returns a p value as a frequency: `at most 1 in 1,000`, or `fewer than` the rarest that is told."""
+    return f"fewer than {one_in(RAREST)}" if value < RAREST else f"at most {one_in(value)}"
 
 
 def share(value: float) -> str:

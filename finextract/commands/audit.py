@@ -86,7 +86,9 @@ def audit(checkpoint: Path, base: Path, base_parts: Path | None, train_images: P
                 over["extraction_success_rate"][tau],
             )
         )
-    click.echo(f"{'UNet evaluations':28}{summary['unet_evaluations']:,} for what it gives back")
+    for_caption = summary["caption_evaluations"]
+    further = f", and {for_caption:,} for the caption" if for_caption else ""
+    click.echo(f"{'UNet evaluations':28}{summary['unet_evaluations']:,} for what it gives back{further}")
     click.echo(f"{'':28}{cost_line(result.membership)}, for what was trained on")
     click.echo(f"{'seconds':28}" + ", ".join(f"{k} {v:.1f}" for k, v in summary["seconds"].items()))
     click.echo(f"{'contact sheet':28}{sheet}")
@@ -116,11 +118,14 @@ def _came_back(summary: dict[str, Any]) -> str:
 
 def _heading(summary: dict[str, Any]) -> list[str]:
     """The lines at the top of a contact sheet."""
-    scales = ", ".join(f"{arm['guidance_scale']:g}" for arm in summary["strengths"])
+    used = dict.fromkeys(f"{arm['guidance_scale']:g}" for arm in summary["strengths"])
+    scales = ", ".join(used)
+    shared = " (recovered, beside the empty one)" if summary["caption_origin"] == "recovered" else ""
     guided = "" if summary["method"] == "direct" else f", guidance scale {scales}"
     return [
         f"finextract audit of {summary['checkpoint']}",
-        f"Base: {summary['base']}. Caption: {summary['caption']!r}. Finished {summary['finished_at']}.",
+        f"Base: {summary['base']}. Caption: {summary['caption']!r}{shared}. "
+        f"Finished {summary['finished_at']}.",
         f"Method {summary['method']}{guided}, {summary['samples']} samples of {summary['steps']} steps, seed "
         f"{summary['seed']}, descriptor {summary['descriptor']}, version {summary['version']}.",
         _came_back(summary),

@@ -49,7 +49,8 @@ def background_lines(result: Membership, noun: str) -> list[str]:
     count, least = len(result.background_log_ratios), 1 / (1 + len(result.background_log_ratios))
     if not count:
         return [
-            f"There is no background (--background), so the answers rest on each {noun}'s own variants alone."
+            "There is no background (--background), so whether something was trained on rests on each "
+            f"{noun}'s own variants alone."
         ]
     lines = []
     if least > result.settings.alpha:

@@ -33,27 +33,35 @@ def command(names: tuple[str, ...], flagged: bool, confirmed: bool, out: Path, s
     from scanner.store.report_queries import confirmed_targets, flagged_targets, named_target
     from scanner.store.store import Store
 
+    _refuse_others(out)
     opened = Store(store)
     targets = [named_target(opened, name) for name in names]
     targets += flagged_targets(opened) if flagged else []
     targets += confirmed_targets(opened) if confirmed else []
     targets = list(dict.fromkeys(targets))
+    if not targets and (flagged or confirmed):
+        raise ConfigError(f"nothing in the store is {'flagged' if flagged else 'confirmed'} yet.")
     if not targets:
-        asked = (
-            "there is nothing of that kind in the store" if flagged or confirmed else "no checkpoint is named"
-        )
-        raise ConfigError(f"{asked}. Name a repository or an id, or use --flagged or --confirmed.")
+        raise ConfigError("no checkpoint is named. Name a repository or an id, or use --flagged.")
     contents = [contents_of(opened, target) for target in targets]
     data = contents[0] if len(contents) == 1 else {
         "format": contents[0]["format"], "program": contents[0]["program"],
         "written_at": contents[0]["written_at"], "reports": contents,
     }  # fmt: skip
     twin = out.with_suffix(".json")
-    if twin == out:
-        raise ConfigError(f"{out} is the name of the JSON twin. Name the page FILE.html.")
     _write(out, page_of(opened, contents, data))
     _write(twin, as_json(data))
     click.echo(f"{out}: {len(contents):,} of the store's checkpoints; data: {twin}", err=True)
+
+
+def _refuse_others(out: Path) -> None:
+    """Raises ConfigError where the page or its twin would replace what is no report."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out} is no name of a page. Name it FILE.html.")
+    marks = ((out, b'content="finextract-scanner"'), (out.with_suffix(".json"), b'"finextract-scanner '))
+    for file, mark in marks:
+        if file.exists() and (file.is_dir() or mark not in file.read_bytes()):
+            raise ConfigError(f"{file} exists and is no report, so it is kept. Name another file with -o.")
 
 
 def _write(file: Path, text: str) -> None:

@@ -68,7 +68,7 @@ def _show_checkpoint(store: Store, name: str, as_json: bool) -> None:
 
 def _row(row: dict[str, Any], standing: str) -> list[str]:
     reference, match, found = row["reference"], row["match"], row["membership"]
-    name = Path(reference["path"] or reference["sha256"]).name or f"corpus {row['corpus']}"
+    name = reference["name"] or reference["sha256"] or f"corpus {row['corpus']}"
     values = [
         name, standing, similarity(match["similarity"] if match else None),
         probability(match["q"] if match else None), probability(found["q"] if found else None), row["id"],
@@ -112,11 +112,18 @@ def _reference_of(store: Store, image: Path) -> tuple[str, str]:
     from scanner.crawl.worker import SscdEmbedder
     from scanner.hashing import sha256_of
     from scanner.images import ImageError, open_image
+    from scanner.records import Role
     from scanner.store.report_queries import corpora_with, nearest_reference
 
     sha256 = sha256_of(image)
-    if corpora := corpora_with(store, sha256):
-        return sha256, f"an image of {' and '.join(corpora)}"
+    corpora = corpora_with(store, sha256)
+    if mine := [name for name, role in corpora.items() if role is Role.REFERENCE]:
+        return sha256, f"an image of {' and '.join(mine)}"
+    if corpora:
+        name, role = next(iter(corpora.items()))
+        raise ConfigError(
+            f"{image} is an image of {name} ({role.value}), and such images are not looked for."
+        )
     embedder = SscdEmbedder()
     try:
         (embedding,) = embedder.embed([open_image(image)])
@@ -125,11 +132,15 @@ def _reference_of(store: Store, image: Path) -> tuple[str, str]:
     nearest = nearest_reference(store, embedding.tolist(), embedder.descriptor)
     if nearest is not None and nearest.similarity >= SAME:
         likeness = f"similarity {nearest.similarity:.2f}"
-        return nearest.reference_id, f"the same picture as {nearest.path} of {nearest.corpus} ({likeness})"
+        return (
+            nearest.reference_id,
+            f"by its looks the same picture as {nearest.path} of {nearest.corpus} ({likeness})",
+        )
     next_best = (
         "the store has no references"
         if nearest is None
-        else f"the nearest, {nearest.path} of {nearest.corpus}, has a similarity of {nearest.similarity:.2f}"
+        else f"the nearest, {nearest.path} of {nearest.corpus}, has a similarity of "
+        f"{nearest.similarity:.2f}, and {SAME:g} would make it the same picture"
     )
     raise ConfigError(
         f"{image} is no image of a corpus: {next_best}. Add it with scanner corpus add, and crawl again: "

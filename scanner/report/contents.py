@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any
 
 from finextract import __version__
 from scanner.records import ConfigRow, Decision, Match, Membership, Scan, now
 from scanner.store.decisions import fold
 from scanner.store.desk_queries import EvidenceRow, OpenedCheckpoint, open_checkpoint
-from scanner.store.report_queries import Target
+from scanner.store.report_queries import Target, names_of
 from scanner.store.store import Store
 
 ROWS = 1000  # rows of evidence in one report, the strongest
@@ -31,11 +32,12 @@ def contents_of(store: Store, target: Target) -> dict[str, Any]:
         "format": FORMAT,
         "program": f"finextract-scanner {__version__}",
         "written_at": _time(now()),
-        "checkpoint": _checkpoint(opened),
+        "checkpoint": _checkpoint(opened) | {"listed_as": names_of(store, target.checkpoint_id)},
         "scan": _scan(opened.scan),
         "configuration": config,
         "evidence": [_row(row) for row in rows],
-        "rows_left_out": opened.total - len(opened.rows),
+        "about": target.subject_id,  # the one row that was asked for; null = all of them
+        "rows_left_out": opened.total - len(rows),
         "decisions": [_event(event) for event in opened.history],
     }
 
@@ -88,6 +90,7 @@ def _scan(scan: Scan | None) -> dict[str, Any] | None:
         "finished_at": _time(scan.finished_at),
         "caption": scan.caption,
         "caption_origin": scan.caption_origin,
+        "caption_evaluations": scan.caption_evaluations,
         "samples": scan.num_samples,
         "first_seed": scan.seed,
         "rounds": scan.rounds,
@@ -122,7 +125,7 @@ def _row(row: EvidenceRow) -> dict[str, Any]:
         "grounds": [ground.value for ground in row.grounds],
         "reference": {
             "sha256": row.reference_id,  # of the original file; empty for a corpus as a whole
-            "path": reference.path if reference else None,
+            "name": PurePath(reference.path).name if reference else None,
             "copy_sha256": reference.image_sha256 if reference else None,
         },
         "match": _match(row.match) if row.match else None,
@@ -130,6 +133,8 @@ def _row(row: EvidenceRow) -> dict[str, Any]:
         if candidate is None
         else {
             "seed": candidate.seed,
+            "guidance_scale": candidate.guidance_scale,
+            "correction": candidate.correction,
             "clique_size": candidate.clique_size,
             "clique_similarity": candidate.clique_similarity,
             "image_sha256": candidate.image_sha256,
@@ -162,6 +167,7 @@ def _membership(found: Membership) -> dict[str, Any]:
         "q": found.q_value,
         "trained_on": found.trained_on,
         "pictures": found.num_pictures,
+        "framing": found.framing,
         "background_images": found.num_background,
     }
 

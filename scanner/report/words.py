@@ -8,6 +8,12 @@ from typing import Any
 from scanner.records import Verdict
 from scanner.wording import count, share
 
+EXAMINED = {
+    "sampled": "Pictures were drawn from it; its losses were not asked.",
+    "screened": "Its losses were asked, and no picture was drawn from it.",
+    "screened_and_sampled": "Its losses were asked, and pictures were drawn from it.",
+}
+
 
 def verdict_of(scan: dict[str, Any] | None) -> str:
     """The verdict, with the grounds of a flag, or the reason why there is none."""
@@ -31,10 +37,12 @@ def in_short(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> lis
         return []
     given = sum("gives_back" in row["grounds"] for row in rows)
     trained = sum("trained_on" in row["grounds"] for row in rows if row["reference"]["sha256"])
-    sentences = [f"{count(scan['references'], 'image')} of the corpora were looked for."]
+    asked = f"It was asked about {count(scan['references'], 'image')}."
+    sentences = [f"{asked} {EXAMINED.get(scan['examined'], '')}".rstrip()]
     if given:
+        them = "it" if given == 1 else "them"
         sentences.append(
-            f"{count(given, 'image')} came back: the checkpoint drew pictures that are nearer to them than "
+            f"{count(given, 'image')} came back: the checkpoint drew pictures that are nearer to {them} than "
             "to any other picture, and nearer than chance explains."
         )
     if trained:
@@ -43,7 +51,7 @@ def in_short(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> lis
             "what the checkpoint knows better than its base model. This was measured, not drawn."
         )
     if not given and not trained and not scan["grounds"]:
-        sentences.append("None of them was shown to be in the checkpoint.")
+        sentences.append("None of the images was shown to be in the checkpoint.")
     return sentences
 
 
@@ -58,8 +66,9 @@ def meaning_of(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> l
     flagged = [v["q"] for row in rows for v in (row["match"], row["membership"]) if v and _is_flagged(v)]
     if flagged and scan and scan["alpha"] is not None:
         sentences.append(
-            f"A flag may be wrong: of all flags that are as strong as the weakest one here, "
-            f"{share(max(flagged))} are expected to be false. A person should look at each pair."
+            f"A flag may be wrong. Of the flags of this checkpoint {share(max(flagged))} are expected to be "
+            "false; and where thousands of checkpoints are asked that contain none of the images, some are "
+            "flagged all the same. A person should look at each pair."
         )
     return sentences
 

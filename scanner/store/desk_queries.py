@@ -109,7 +109,8 @@ ORDER BY gives_back OR trained_on DESC, match.similarity DESC NULLS LAST, member
     membership.p_value, subject_id
 LIMIT $limit"""
 CANDIDATES = """
-SELECT candidate_id, seed, clique_size, clique_similarity, image_sha256, descriptor
+SELECT
+    candidate_id, seed, clique_size, clique_similarity, image_sha256, descriptor, guidance_scale, correction
 FROM candidates WHERE scan_id = $scan_id AND candidate_id IN (SELECT unnest($ids))"""
 # A reference has one row for each descriptor, all of the same file.
 REFERENCES = """
@@ -208,6 +209,8 @@ class CandidateImage:
     clique_similarity: float
     image_sha256: str
     descriptor: str
+    guidance_scale: float | None = None  # None in older rows, whose scan has it
+    correction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from scanner.errors import ConfigError
+from scanner.records import Role
 from scanner.store.decisions import STANDING_DECISIONS
 from scanner.store.queries import STANDING_RANK
 from scanner.store.store import Store
@@ -21,6 +22,14 @@ SELECT checkpoint_id, scan_id, repo, file, NULL AS subject_id
 FROM checkpoints LEFT JOIN standing USING (checkpoint_id)
 WHERE repo = $name OR (length($name) >= {SHORTEST} AND starts_with(checkpoint_id, $name))
 ORDER BY repo, file, checkpoint_id"""
+# A repository whose weights another one publishes too is listed under the newest name alone.
+ELSEWHERE = f"""
+WITH standing AS ({STANDING_SCANS}),
+named AS (SELECT DISTINCT checkpoint_id FROM all_checkpoints WHERE repo = $name)
+SELECT checkpoint_id, scan_id, repo, file, NULL AS subject_id
+FROM named JOIN checkpoints USING (checkpoint_id) LEFT JOIN standing USING (checkpoint_id)
+ORDER BY repo, file, checkpoint_id"""
+NAMES = "SELECT DISTINCT repo FROM all_checkpoints WHERE checkpoint_id = ? ORDER BY repo"
 SUBJECTS = f"""
 WITH found AS (
     SELECT match_id AS subject_id, scan_id FROM matches
@@ -71,7 +80,7 @@ SELECT corpus, reference_id, path, list_dot_product(embedding, $embedding::FLOAT
 FROM "references" WHERE role = 'reference' AND descriptor = $descriptor
 ORDER BY similarity DESC, corpus, reference_id LIMIT 1"""
 HOLDING = """
-SELECT DISTINCT corpus FROM "references" WHERE reference_id = ? AND role = 'reference' ORDER BY corpus"""
+SELECT DISTINCT corpus, role FROM "references" WHERE reference_id = ? ORDER BY corpus"""
 SCANNED = "SELECT count(DISTINCT checkpoint_id) AS n FROM scans WHERE verdict IN ('flagged', 'nothing_found')"
 
 
@@ -117,11 +126,13 @@ def named_target(store: Store, name: str) -> Target:
     Raises ConfigError where there is none, or several.
     """
     found = [Target(**row) for row in store.query(NAMED, {"name": name})]
-    found = found or [Target(**row) for row in store.query(SUBJECTS, {"name": name})]
+    for query in (ELSEWHERE, SUBJECTS):
+        found = found or [Target(**row) for row in store.query(query, {"name": name})]
     if not found:
         raise ConfigError(
             f"the store knows no checkpoint or match {for_terminal(name)}. Name a repository as `scanner "
-            "status` shows it, or the id of a checkpoint, a match or a membership."
+            f"status` shows it, or the first {SHORTEST} characters or more of the id of a checkpoint, a "
+            "match or a membership."
         )
     if len(found) > 1:
         listed = ", ".join(for_terminal(t.subject_id or f"{t.checkpoint_id} ({t.file})") for t in found[:5])
@@ -144,12 +155,21 @@ def scans_of_pictures(store: Store, reference_ids: Sequence[str]) -> list[Pictur
     return [PictureRow(**row) for row in store.query(OF_PICTURES, {"ids": list(reference_ids)})]
 
 
-def corpora_with(store: Store, reference_id: str) -> list[str]:
-    """The corpora of references that hold an image, by name."""
-    asked = (
-        "SELECT DISTINCT corpus FROM \"references\" WHERE reference_id = ? AND role = 'reference' ORDER BY 1"
-    )
-    return [row["corpus"] for row in store.query(asked, [reference_id])]
+def names_of(store: Store, checkpoint_id: str) -> list[str]:
+    """Every repository that was listed with the weights of a checkpoint."""
+    return [row["repo"] for row in store.query(NAMES, [checkpoint_id])]
+
+
+def corpora_with(store: Store, reference_id: str) -> dict[str, Role]:
+    """The corpora that hold an image, by name, with their roles."""
+    return {row["corpus"]: Role(row["role"]) for row in store.query(HOLDING, [reference_id])}
+
+
+def path_of_reference(store: Store, reference_id: str, corpus: str) -> str:
+    """Where the original file of a reference was when it was added; "" where the store has none."""
+    asked = 'SELECT path FROM "references" WHERE reference_id = ? AND corpus = ? LIMIT 1'
+    found = store.query(asked, [reference_id, corpus])
+    return str(found[0]["path"]) if found else ""
 
 
 def nearest_reference(store: Store, embedding: Sequence[float], descriptor: str) -> Nearest | None:

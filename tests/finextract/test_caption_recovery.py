@@ -99,7 +99,8 @@ def test_a_recovery_is_repeated_to_the_bit_and_in_any_batches(pair: CopiedPair[T
 
 def test_where_the_budget_allows_nothing_nothing_is_tried(pair: CopiedPair[TunableModel]) -> None:
     found = recover(pair, ("flower",), 50)
-    assert (found.captions, found.evaluations, found.sentence) == (("",), 0, "sampling without a prompt")
+    assert (found.captions, found.evaluations) == (("",), 0)
+    assert found.sentence.startswith("sampling without a prompt. Guesses were not tried")
     assert recover(pair, (), 130).evaluations == 0, "there is no phrase to try"
 
 
@@ -166,7 +167,7 @@ def test_extract_recovers_the_caption_of_a_checkpoint_without_a_card(tmp_path: P
     assert result["caption_origin"] == "recovered"
     assert result["caption_score"] > 1
     assert {strength["caption"] for strength in result["strengths"]} == {result["caption"], ""}
-    assert "recovered, score" in ran.stderr
+    assert "was recovered (score" in ran.stderr
     assert 0 < result["caption_evaluations"] <= result["unet_evaluations"] / 10
 
 

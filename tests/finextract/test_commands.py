@@ -154,7 +154,7 @@ def test_membership_says_in_a_sentence_what_was_trained_on_and_then_shows_each_p
     assert all(line.endswith("trained on") for line in lines[3:6])
     assert not lines[6].endswith("trained on")
     assert any(line.startswith("Evaluations: ") for line in lines)
-    assert any("rest on each picture's own variants alone" in line for line in lines)
+    assert any("rests on each picture's own variants alone" in line for line in lines)
     assert "not ruled out" in lines[-1]
     assert "references 4/4" in done.stderr
 

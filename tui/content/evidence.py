@@ -116,8 +116,8 @@ def _of_match(
         (
             "q value",
             probability(match.q_value),
-            f"The p value, corrected for comparing {references}: of all matches with this q value or less, "
-            f"{share(match.q_value)} are expected to be false.{level}",
+            f"The p value, corrected for comparing {references}: of this scan's matches with this q value or "
+            f"less, {share(match.q_value)} are expected to be false.{level}",
         ),
         ("Clique", *_clique(candidate)),
     ]

@@ -11,7 +11,8 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from scanner.records import Membership, Scan
-from tui.content.formatting import NONE, count, one_in, probability, share
+from scanner.wording import rarely
+from tui.content.formatting import NONE, count, probability, share
 
 # What each framing does with a picture (finextract.framing, which the desk does not import).
 FRAMINGS = {
@@ -26,7 +27,6 @@ FRAMINGS = {
     "shift-up": "the centred part, moved up a little",
     "shift-down": "the centred part, moved down a little",
 }
-RAREST = 1e-6  # a smaller p-value is not told as a frequency: it rests on the far tail of a distribution
 SHADES = "·░▒▓█"  # of a heat map, from no help to the most
 HEAT_LEGEND = "denser: where in the picture the fine-tuning helped most (·: hardly or not)"
 LEGEND = "• one of its own versions (a digit: so many)"
@@ -75,7 +75,7 @@ def _of_reference(scan: Scan | None, found: Membership) -> list[Row]:
             "p value",
             probability(found.p_value),
             "If the checkpoint was not trained on this picture, a margin this high comes up in "
-            f"{_frequency(found.p_value)} pictures.",
+            f"{rarely(found.p_value)} pictures.",
         )
     )
     rows += [_q_value(scan, found), *_framing(found), _log_ratio(found)]
@@ -101,7 +101,7 @@ def _of_corpus(scan: Scan | None, found: Membership) -> list[Row]:
             "p value",
             probability(found.p_value),
             "If the checkpoint was trained on none of these pictures, a margin this high comes up in "
-            f"{_frequency(found.p_value)} corpora.",
+            f"{rarely(found.p_value)} corpora.",
         ),
         _q_value(scan, found),
         (
@@ -112,10 +112,6 @@ def _of_corpus(scan: Scan | None, found: Membership) -> list[Row]:
     ]
 
 
-def _frequency(p_value: float) -> str:
-    return f"fewer than {one_in(RAREST)}" if p_value < RAREST else f"at most {one_in(p_value)}"
-
-
 def _q_value(scan: Scan | None, found: Membership) -> Row:
     references = (
         count(scan.num_references, "reference") if scan and scan.num_references else "many references"
@@ -124,8 +120,8 @@ def _q_value(scan: Scan | None, found: Membership) -> Row:
     return (
         "q value",
         probability(found.q_value),
-        f"The p value, corrected for examining {references} and their corpora: of all memberships with this "
-        f"q value or less, {share(found.q_value)} are expected to be false.{needs}",
+        f"The p value, corrected for examining {references} and their corpora: of this scan's memberships "
+        f"with this q value or less, {share(found.q_value)} are expected to be false.{needs}",
     )
 
 

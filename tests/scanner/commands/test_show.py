@@ -76,7 +76,7 @@ def test_the_same_picture_in_another_file_is_found_by_its_looks(tmp_path: Path) 
     )
     Image.open(first).convert("RGB").resize((200, 200)).save(tmp_path / "again.jpg", quality=80)
     told = show(store, "--image", str(tmp_path / "again.jpg")).stdout
-    assert f"is the same picture as {first} of cats (similarity 0." in told
+    assert f"is by its looks the same picture as {first} of cats (similarity 0." in told
     assert "anna/cats" in told
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")

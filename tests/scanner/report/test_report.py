@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -74,9 +75,11 @@ def test_a_page_says_what_was_found_what_was_not_claimed_and_how_to_check_it(
         "1 image came back", "1 image was among the training images",
         "It does not say who trained the checkpoint", "1-0.png: trained on and given back, confirmed",
         "the similarity of the two pictures is 0.81", "at most 1 in 1,000 comparisons (p 0.0010)",
+        "fewer than 1 in 1,000 cases",
         "q is 0.0040", "rosa <b>: confirmed", scan.scan_id, match.reference_id,
         "https://huggingface.co/anna/style", "The corpus mine as a whole: trained on",
-        "none of 52 other works", "Not shown to be given back: the similarity of the two pictures is 0.40",
+        "none of 20 was found", "It was asked about 24 images.",
+        "Not shown to be given back: the similarity of the two pictures is 0.40",
         "Training is not shown: the checkpoint knows this picture",
     ):  # fmt: skip
         assert part in text
@@ -124,6 +127,27 @@ def test_the_json_twin_has_the_data_of_the_page_and_the_page_its_digest(crawl: C
     assert [f.name for f in sorted(tmp_path.iterdir())] == ["a.html", "a.json"]
 
 
+def test_a_report_replaces_a_report_and_nothing_else(crawl: Crawl, tmp_path: Path) -> None:
+    page(crawl, tmp_path / "a.html", "anna/style")
+    assert "kim/plain" in page(crawl, tmp_path / "a.html", "kim/plain")
+    for name in ("b.html", "c.json"):
+        (tmp_path / name).write_text("{}")
+        done = report(crawl, (tmp_path / name).with_suffix(".html"), "anna/style")
+        assert "exists and is no report, so it is kept" in str(done.exception)
+        assert (tmp_path / name).read_text() == "{}"
+
+
+def test_weights_that_two_repositories_publish_are_found_under_both_names(
+    crawl: Crawl, tmp_path: Path
+) -> None:
+    first = crawl.list("twin/first", checkpoint_id="f" * 64)
+    crawl.list("twin/second", checkpoint_id="f" * 64, listed_at=first.listed_at + timedelta(days=1))
+    for repo in ("twin/first", "twin/second"):
+        text = Tags(page(crawl, tmp_path / "a.html", repo)).text
+        assert "What was found in twin/second" in text
+        assert "twin/first" in text
+
+
 def test_a_report_of_one_match_has_no_other(crawl: Crawl, tmp_path: Path) -> None:
     match = crawl.matches["anna/style"][1]
     written = page(crawl, tmp_path / "a.html", match.match_id)
@@ -167,7 +191,7 @@ def test_a_picture_that_the_store_lost_is_told_and_the_rest_of_the_page_stands(
     shutil.rmtree(copied / "images")
     crawl_of.matches = crawl.matches
     written = page(crawl_of, tmp_path / "a.html", "anna/style")
-    assert "The store holds no copy of the image that the checkpoint drew." in written
+    assert "The store holds no copy of the picture that the checkpoint drew." in written
     assert "the similarity of the two pictures is 0.81" in written
 
 
@@ -177,7 +201,7 @@ def test_a_picture_that_the_store_lost_is_told_and_the_rest_of_the_page_stands(
         (["nobody/x"], "the store knows no checkpoint or match nobody/x"),
         ([], "no checkpoint is named. Name a repository or an id"),
         (["anna/style", "-o", "nowhere/a.html"], "nowhere/a.html cannot be written"),
-        (["anna/style", "-o", "nowhere/a.json"], "a.json is the name of the JSON twin"),
+        (["anna/style", "-o", "a.png"], "a.png is no name of a page. Name it FILE.html."),
     ],
 )
 def test_what_cannot_be_reported_is_an_error_that_says_what_to_do(
