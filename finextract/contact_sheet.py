@@ -18,7 +18,8 @@ def contact_sheet(result: Audit, heading: Sequence[str]) -> Image.Image:
     """Each training image above its nearest sample, and the candidates below them.
 
     `heading` is printed line by line at the top: what was audited, when and how. Below each pair stand the
-    file name of the training image, the SSCD similarity of the two, and whether it was trained on.
+    file name of the training image, whether it came back (the SSCD similarity of the two, of that which a
+    perfect copy would have), and whether it was trained on.
     """
     extraction = result.extraction
     pairs = [
@@ -26,12 +27,19 @@ def contact_sheet(result: Audit, heading: Sequence[str]) -> Image.Image:
             [picture, extraction.picture(result.nearest[i])] if result.nearest else [picture],
             [
                 name,
-                f"similarity {similarity:.2f} of {ceiling:.2f}",
+                f"{'came back' if back else 'not back'}: {similarity:.2f} of {ceiling:.2f}",
                 _trained_on(result.membership.references[i]),
             ],
         )
-        for i, (name, picture, similarity, ceiling) in enumerate(
-            zip(result.names, result.references, result.over_samples, result.ceilings, strict=True)
+        for i, (name, picture, similarity, ceiling, back) in enumerate(
+            zip(
+                result.names,
+                result.references,
+                result.over_samples,
+                result.ceilings,
+                result.gives_back,
+                strict=True,
+            )
         )
     ]
     candidates = [

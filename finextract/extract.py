@@ -172,18 +172,23 @@ def extract(
     """
     if num_train_images < 1:
         raise RequestError("the number of training images must be at least 1.")
-    if (total := settings.samples_per_image * num_train_images) > MAX_SAMPLES:
-        raise RequestError(
-            f"{settings.samples_per_image} samples for each of {num_train_images:,} training images are "
-            f"{total:,}, and at most {MAX_SAMPLES:,} can be compared with each other. Draw fewer for each "
-            "image (--samples-per-image), or state fewer images: those that are given back most are found."
-        )
+    refuse_too_many(settings, num_train_images)
     captions = (captions,) if isinstance(captions, str) else tuple(dict.fromkeys(captions))
     if not captions:
         raise RequestError("an extraction needs a caption; the empty one samples without a prompt.")
     arms = tuple(Arm(caption, guidance) for caption in captions for guidance in settings.guidances(pair))
     settings = replace(settings, steps=settings.steps_for(pair.tuned.solver))
     return _Drawing(pair, arms, num_train_images, settings, embedder).batches()
+
+
+def refuse_too_many(settings: ExtractionSettings, num_train_images: int) -> None:
+    """Raises RequestError where there would be more samples than can be compared with each other."""
+    if (total := settings.samples_per_image * num_train_images) > MAX_SAMPLES:
+        raise RequestError(
+            f"{settings.samples_per_image} samples for each of {num_train_images:,} training images are "
+            f"{total:,}, and at most {MAX_SAMPLES:,} can be compared with each other. Draw fewer for each "
+            "image (--samples-per-image), or state fewer images: those that are given back most are found."
+        )
 
 
 class _Drawing:

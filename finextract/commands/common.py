@@ -27,7 +27,7 @@ type Option = Callable[[Command], Command]
 
 PAIR: tuple[Option, ...] = (
     click.argument("checkpoint", type=click.Path(path_type=Path)),
-    click.option("--base", required=True, type=click.Path(path_type=Path), metavar="DIR|FILE",
+    click.option("--base", required=True, type=click.Path(path_type=Path, exists=True), metavar="DIR|FILE",
                  help="The base model: a diffusers pipeline folder, or one .safetensors file."),
     click.option("--base-parts", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
                  help="A pipeline folder of the base's family with what a base of one file lacks: VAE, text "
@@ -108,7 +108,7 @@ def prepare_extraction(
     """Loads what an extraction needs, and says on stderr what it will do."""
     from finextract.caption_model import CaptionModel
     from finextract.caption_recovery import budget_for, recover
-    from finextract.extract import ExtractionSettings
+    from finextract.extract import ExtractionSettings, refuse_too_many
     from finextract.metadata.captions import CaptionOrigin, caption_for
     from finextract.metadata.phrases import local_subjects
     from finextract.sscd import load_embedder
@@ -116,6 +116,7 @@ def prepare_extraction(
     caption = caption_for(checkpoint, options.pop("caption"))
     folder = options.pop("caption_model")
     settings = ExtractionSettings(**options)
+    refuse_too_many(settings, num_train_images)
     is_stated = caption.origin is not CaptionOrigin.NONE
     ranker = CaptionModel(folder) if folder is not None and not is_stated else None
     pair = load(base, checkpoint, base_parts)

@@ -226,6 +226,19 @@ def test_a_caption_of_ten_thousand_characters_is_used_and_said_to_have_an_end_wi
     assert max(map(len, done.stderr.splitlines())) < 300
 
 
+def test_more_samples_than_can_be_compared_are_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finextract.models.loading.load_pair", None)  # it would be called
+    monkeypatch.setattr("sys.argv", ["finextract", *EXTRACT[:2], "--base", str(ZOO / "base"),
+                                     "--num-train-images", "10000"])  # fmt: skip
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert "are 500,000, and at most 20,000 can be compared" in capsys.readouterr().err
+    assert not Path("finextract-out").exists()
+
+
 def test_weights_that_are_no_numbers_are_an_error_of_the_checkpoint_and_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
