@@ -45,7 +45,7 @@ SAMPLING: tuple[Option, ...] = (
     click.option("--guidance-scale", type=float, metavar="W",
                  help="w' of the paper, as the only strength.  [default: 1, 2, 3 and the preset; 3 for cfg]"),
     click.option("--correction", type=float, metavar="K",
-                 help="k of the paper; 0 is off.  [default: -0.02 for full weights, 0 for LoRA]"),
+                 help="k of the paper; 0 is off.  [default: -0.02 at the preset of full weights, else 0]"),
     click.option("--preset", type=click.Choice(["portfolio", "paper"]), default="portfolio",
                  show_default=True,
                  help="Rounds over several strengths, as long as they pay; or the published settings: 50 "

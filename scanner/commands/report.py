@@ -60,7 +60,11 @@ def _refuse_others(out: Path) -> None:
         raise ConfigError(f"{out} is no name of a page. Name it FILE.html.")
     marks = ((out, b'content="finextract-scanner"'), (out.with_suffix(".json"), b'"finextract-scanner '))
     for file, mark in marks:
-        if file.exists() and (file.is_dir() or mark not in file.read_bytes()):
+        try:
+            is_other = file.exists() and mark not in file.read_bytes()
+        except OSError:  # a folder, or a file of somebody else
+            is_other = True
+        if is_other:
             raise ConfigError(f"{file} exists and is no report, so it is kept. Name another file with -o.")
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scanner.store.store import Store
 
 SAME = 0.75  # SSCD's own bound for a copy: of such pairs 90 % are copies (Meta, for the mixup descriptor)
-DECIDED = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "unsure"}
 
 
 @click.command("show")
@@ -98,6 +97,8 @@ def _show_picture(store: Store, image: Path, as_json: bool) -> None:
 
 
 def _of_picture(row: PictureRow) -> list[str]:
+    from scanner.report.words import DECIDED
+
     given = f"similarity {similarity(row.similarity)}, q {probability(row.match_q)}"
     values = [
         row.repo, given if row.gives_back else NONE,

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from scanner.match.pictures import StoredPicture, UnreadablePicture
 from scanner.records import Verdict
 from scanner.report.contents import digest_of
-from scanner.report.words import in_short, meaning_of, standing_of, verdict_of
+from scanner.report.words import DECIDED, in_short, meaning_of, standing_of, verdict_of
 from scanner.store.report_queries import path_of_reference
 from scanner.store.store import Store
 from scanner.text import printable
@@ -41,8 +41,8 @@ METHOD = (
     "137 training images of 25 checkpoints were found to be trained on, and none of 52 other works of the "
     "same hands. Where it saw another random cut of each image every time, none of 20 was found. Of works "
     "that were trained on 400 times each, 47 of 68 were given back, and none of 68 others by the same hands "
-    "was said to be; with a hundred times or less, nearly nothing comes back. Published models, which are "
-    "larger, may differ in all of this.",
+    "was said to be; of 204 that were trained on a hundred times or less, one was given back. Published "
+    "models, which are larger, may differ in all of this.",
 )
 
 
@@ -234,7 +234,7 @@ def _frequency(p_value: float) -> str:
 
 def _decision(event: dict[str, Any]) -> str:
     what = {
-        "decide": {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "unsure"}.get(event["decision"]),
+        "decide": DECIDED.get(event["decision"]),
         "note": f"note: {event['note']}" if event["note"] else "note removed",
         "withdraw": f"withdrew the event {event['withdraws']}",
     }[event["event"]]

@@ -8,6 +8,7 @@ from typing import Any
 from scanner.records import Verdict
 from scanner.wording import count, share
 
+DECIDED = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "unsure"}  # by a reviewer
 EXAMINED = {
     "sampled": "Pictures were drawn from it; its losses were not asked.",
     "screened": "Its losses were asked, and no picture was drawn from it.",
@@ -81,5 +82,4 @@ def standing_of(row: dict[str, Any]) -> str:
     """What was found about one reference, and what a reviewer decided."""
     words = {"trained_on": "trained on", "gives_back": "given back"}
     found = " and ".join(words[ground] for ground in row["grounds"]) or "not flagged"
-    decided = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "reviewer unsure"}
-    return f"{found}, {decided.get(row['standing_decision'], 'not decided yet')}"
+    return f"{found}, {DECIDED.get(row['standing_decision'], 'not decided yet')}"

@@ -32,12 +32,16 @@ def test_paintings_have_a_lower_ceiling_than_clip_art_and_none_is_a_perfect_copy
 
 
 def test_a_wide_picture_is_judged_as_the_better_of_the_ways_in_which_trainers_cut_it(
-    base: TunableModel,
+    base: TunableModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On white, a picture of twice the width loses nothing when its middle is cut out."""
     _, (tree, *_) = read_images(ZOO / "images/subjects/trees")
     wide = Image.new("RGB", (2 * tree.width, tree.height), "white")
     wide.paste(tree, (tree.width // 2, 0))
-    square, found = ceilings(base, [tree, wide], load_embedder())
-    assert found > 0.5
-    assert np.isfinite(square)
+    found = ceilings(base, [wide], load_embedder())
+    alone = []
+    for framing in ("squash", "centre"):
+        monkeypatch.setattr("finextract.ceilings.FRAMINGS", (framing,))
+        alone.append(ceilings(base, [wide], load_embedder()))
+    assert found == pytest.approx(np.maximum(*alone))
+    assert abs(alone[0] - alone[1]) > 0.02
