@@ -52,7 +52,8 @@ def run_speed(
     floors: dict[str, Any] = {}
     facts = facts_of_run()
     lines = [
-        f"{samples_per_image} samples for each training image at most; {facts['device']}, {facts['threads']} "
+        f"{samples_per_image} samples for each training image, of the default up to {speed.FURTHER} times as "
+        f"many until its result is as good; {facts['device']}, {facts['threads']} "
         f"threads, {', '.join(f'{name} {number}' for name, number in facts['versions'].items())}. Loading "
         "is not counted. Seconds that passed / seconds that the processors worked for this process."
     ]

@@ -56,7 +56,8 @@ def quality(manifests: tuple[Path, ...], split: str, only: tuple[str, ...], pres
               help="Checkpoints whose name has it; may be given several times.  "
                    "[default: the first]")  # fmt: skip
 @click.option("--samples-per-image", type=click.IntRange(1), default=50, show_default=True,
-              help="Samples for each training image; of the default at most.")  # fmt: skip
+              help="Samples for each training image; the default goes on to four times as many until its "
+                   "result is as good.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="The folder of the results; one that holds no run.")  # fmt: skip
 def speed(
