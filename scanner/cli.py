@@ -23,13 +23,14 @@ from scanner.errors import ScannerError
 from scanner.text import first_line, for_terminal_lines
 
 VERBS = {
-    "corpus": "Add and list corpora: references, backgrounds and unseen works.",
+    "corpus": "Add, list and remove corpora: references, backgrounds and unseen works.",
     "crawl": "List fine-tuned checkpoints, and scan those that have no verdict yet.",
     "nightly": "Crawl all sources since the last complete night.",
     "status": "Show the verdicts of the listed checkpoints.",
     "sql": "Query the store in SQL.",
     "show": "Show what was found in a checkpoint, or which checkpoints contain a picture.",
     "report": "Write what was found as a page that can be sent, with its evidence.",
+    "purge": "Remove a checkpoint, a corpus or old recovered images for good.",
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",
     "compact": "Merge the store's small files, and remove what killed crawls left; safe at any time.",
     "migrate": "Convert a store that an older version wrote.",

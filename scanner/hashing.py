@@ -1,8 +1,9 @@
-"""SHA256 of files."""
+"""SHA256 of files, and of the weights that make up a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from finextract.regular_files import open_regular
@@ -12,3 +13,16 @@ def sha256_of(path: Path) -> str:
     """The SHA256 of a regular file, 64 hex digits, read in pieces. Raises OSError."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identify(weights: Iterable[tuple[str, str]]) -> str:
+    """A checkpoint's id from its weight files' (path, SHA256) pairs.
+
+    One file is named by its SHA256 alone, so the same file on two hubs is one checkpoint; a folder by the
+    SHA256 over its sorted pairs.
+    """
+    pairs = sorted(weights)
+    assert pairs, "a checkpoint has at least one weight file"
+    if len(pairs) == 1:
+        return pairs[0][1].lower()
+    return hashlib.sha256("\n".join(f"{path}\t{sha}" for path, sha in pairs).encode()).hexdigest()

@@ -7,8 +7,6 @@ names the model that made it, and embeddings of two descriptors are never compar
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -110,24 +108,11 @@ def new_id() -> str:
     return token_hex(16)
 
 
-def identify(weights: Iterable[tuple[str, str]]) -> str:
-    """A checkpoint's id from its weight files' (path, SHA256) pairs.
-
-    One file is named by its SHA256 alone, so the same file on two hubs is one checkpoint; a folder by the
-    SHA256 over its sorted pairs.
-    """
-    pairs = sorted(weights)
-    assert pairs, "a checkpoint has at least one weight file"
-    if len(pairs) == 1:
-        return pairs[0][1].lower()
-    return hashlib.sha256("\n".join(f"{path}\t{sha}" for path, sha in pairs).encode()).hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One published fine-tuned model, as a source listed it."""
 
-    checkpoint_id: str  # see `identify`
+    checkpoint_id: str  # see scanner.hashing.identify
     source: str  # "hf", "folder:PATH"
     repo: str  # OWNER/NAME on a hub, the relative path in a folder
     revision: str  # commit that the listing pinned; "" where the source has none
@@ -344,6 +329,19 @@ class Night:
     recorded_at: datetime | None = None  # when this row was written
 
 
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What a person removed from the store for good, without its content."""
+
+    removal_id: str
+    what: str  # "checkpoint", "corpus" or "older_than"
+    name: str  # the checkpoint's id, the corpus's name, or the time before which pictures were recovered
+    removed: dict[str, float]  # how much: rows by table, and "images", "files"
+    reviewer: str  # who removed it
+    removed_at: datetime
+
+
 Record = (
     Checkpoint | Listing | Scan | Candidate | Membership | Match | Decision | Reference | ConfigRow | Night
-)
+    | Removal
+)  # fmt: skip

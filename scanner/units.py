@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 from scanner.errors import ConfigError
 
@@ -27,6 +28,16 @@ def parse_size(text: str) -> int:
             f"{text} is not a size. Write a number of bytes, or one with a unit: 500MB, 2GB, 1.5GiB."
         )
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_age(text: str) -> timedelta:
+    """The time that a text such as "90d", "12w" or "36h" states. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,5})\s*([hdw])\s*", text.lower())
+    if match is None:
+        raise ConfigError(f"{text} is not an age. Write hours, days or weeks: 36h, 90d, 12w.")
+    return (
+        int(match[1]) * {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[match[2]]
+    )
 
 
 def show_size(size_bytes: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scanner.commands.options import store_option
+from scanner.commands.purge import remove_corpus, yes_option
 from scanner.errors import ConfigError, CorpusError
 from scanner.text import for_terminal
 
@@ -26,7 +27,7 @@ MEANINGS = {
 
 @click.group(name="corpus")
 def command() -> None:
-    """Add and list corpora: reference images, backgrounds and unseen works."""
+    """Add, list and remove corpora: reference images, backgrounds and unseen works."""
 
 
 @command.command()
@@ -125,3 +126,19 @@ def list_(as_json: bool, store: str) -> None:
         cells = (row["name"], row["role"], row["images"], ", ".join(row["descriptors"]))  # type: ignore[arg-type]
         table.add_row(*(for_terminal(str(cell)) for cell in cells))
     Console(markup=False, highlight=False).print(table)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; tell what would be removed.")
+@yes_option
+@store_option
+def remove(name: str, dry_run: bool, yes: bool, store: str) -> None:
+    """Remove a corpus for good, with all that was found about its images.
+
+    Scans that were flagged for it alone are flagged no more. What checkpoints gave back stays: it belongs to
+    them, and `scanner purge --checkpoint` removes it.
+    """
+    from scanner.store.store import Store
+
+    remove_corpus(Store(store), name, yes=yes, dry_run=dry_run)

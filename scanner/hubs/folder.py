@@ -23,7 +23,7 @@ from finextract.regular_files import kind_of_special_file
 from finextract.weights.files import shards_of
 from finextract.weights.formats import read_header
 from scanner.errors import Skipped, SourceError, Unavailable
-from scanner.hashing import sha256_of
+from scanner.hashing import identify, sha256_of
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import local_base
 from scanner.hubs.cache import DownloadCache, check_sha256
@@ -41,7 +41,7 @@ from scanner.hubs.layout import (
     unusable,
 )
 from scanner.hubs.pickles import scannable
-from scanner.records import Checkpoint, InspectionStatus, identify, now
+from scanner.records import Checkpoint, InspectionStatus, now
 from scanner.text import first_line
 from scanner.units import show_size
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -106,6 +106,17 @@ def _remove_unused(folder: Path) -> None:
         with suppress(OSError):
             if path.stat().st_mtime < oldest:
                 shutil.rmtree(path)
+
+
+def forget(cache: Path, ids: Collection[str]) -> int:
+    """Removes the files of every corpus that has one of those references; returns how many corpora."""
+    wanted, removed = np.array([i.encode() for i in ids]), 0
+    for folder in (cache / FOLDER).glob("*"):
+        with suppress(OSError, ValueError):  # another process removes it, or builds it
+            if np.isin(np.load(folder / "ids.npy"), wanted).any():
+                shutil.rmtree(folder)
+                removed += 1
+    return removed
 
 
 def _folder(cache: Path, digest: str, descriptor: str) -> Path:

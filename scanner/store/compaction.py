@@ -25,7 +25,7 @@ from scanner.store.datafiles import columns_file, is_part, is_readable
 from scanner.store.delta import DataFile
 from scanner.store.storage import SCRATCH, FolderStorage
 from scanner.store.store import Store
-from scanner.store.tables import COMPACTED, CONTESTED, KEPT, TABLES, compaction
+from scanner.store.tables import COMPACTED, CONTESTED, KEPT, TABLES, compaction, quoted
 
 INTERVAL_S = 60.0  # between two compactions of a store that a crawl writes to
 CRAWL_PARTS = 200  # of a table, before it is compacted during a crawl
@@ -159,6 +159,27 @@ def rewrite(
         return rows
     storage.remove(f"{table}/{name}")
     return None
+
+
+def remove_rows(store: Store, table: str, condition: str, *, dry_run: bool = False) -> int:
+    """Rewrites the data files that hold rows for which an SQL condition is true, without these rows.
+
+    Returns the number of these rows; a file that another process replaced meanwhile is left as it is.
+    Raises OSError, DeltaError, duckdb.Error, StoreError.
+    """
+    addresses = {store.storage.address(f"{table}/{f.name}"): f.name for f in store.tables[table].files()}
+    if not addresses:
+        return 0
+    listed = ", ".join(quoted(address) for address in [*addresses, columns_file(table)])
+    found = store.query(
+        f"SELECT filename, count(*) AS n FROM read_parquet([{listed}], union_by_name = true, "
+        f"filename = true) WHERE {condition} GROUP BY filename"
+    )
+    kept, removed = f"NOT coalesce({condition}, false)", 0
+    for row in found:
+        if dry_run or rewrite(store, table, [addresses[row["filename"]]], where=kept) is not None:
+            removed += row["n"]
+    return removed
 
 
 def _copy(store: Store, sql: str, target: Path, memory: str, threads: int) -> int:

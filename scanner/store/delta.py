@@ -148,6 +148,18 @@ class Table:
                 )
             )
 
+    def erase_replaced(self) -> int:
+        """Deletes every file that a commit has replaced, however recently; a reader of one asks again.
+
+        Files that no commit names yet, such as a writer's, stay. Returns how many. Raises OSError,
+        DeltaError.
+        """
+        with self._writing:
+            self._writer = self._updated(self._writer)
+            if self._writer is None:
+                return 0
+            return len(self._writer.vacuum(0, dry_run=False, enforce_retention_duration=False))
+
     def _commit(
         self, actions: Callable[[DeltaTable], list[AddAction | RemoveAction] | None], retries: int
     ) -> bool:

@@ -31,6 +31,11 @@ FOLDER = "leases"
 NAME = re.compile(r"(?P<key>.+)~(?P<number>\d{6})\.json")
 
 
+def leases_of(storage: Storage, checkpoint_id: str) -> list[str]:
+    """The paths of a checkpoint's leases, under any configuration. Raises OSError."""
+    return [f"{FOLDER}/{name}" for name in storage.names(FOLDER) if name.startswith(f"{checkpoint_id}-")]
+
+
 class LeaseLost(Exception):
     """Another crawl has taken over the checkpoint; nothing was written."""
 
@@ -66,7 +71,7 @@ class Leases:
             for key in keys:
                 if not (found := numbers.get(key)):
                     fresh.append(key)
-                elif self._is_free(_path(key, max(found))) and self._create(key, max(found) + 1, found):
+                elif self.is_free(_path(key, max(found))) and self._create(key, max(found) + 1, found):
                     taken.add(key)
             return taken | self._create_all(fresh)
         except OSError as error:
@@ -164,7 +169,7 @@ class Leases:
             return None
         return stated if isinstance(stated, dict) else None
 
-    def _is_free(self, path: str) -> bool:
+    def is_free(self, path: str) -> bool:
         """Whether the lease has expired, or its process has ended on this machine."""
         try:
             stated = json.loads(self._storage.read(path))

@@ -23,11 +23,11 @@ from deltalake.exceptions import DeltaError
 
 from scanner.errors import StoreError
 from scanner.records import now
-from scanner.store.compaction import rewrite
+from scanner.store.compaction import remove_rows
 from scanner.store.leases import FOLDER as LEASES
 from scanner.store.storage import Storage
 from scanner.store.store import Store
-from scanner.store.tables import quoted
+from scanner.store.tables import among
 from scanner.text import first_line
 
 LOGGER = logging.getLogger("scanner.store")
@@ -79,7 +79,10 @@ def collect(store: Store, *, grace: timedelta = GRACE, dry_run: bool = False) ->
         if store.is_damaged:
             LOGGER.warning("The orphans of %s are kept until its damaged files are restored.", store.uri)
             return Orphans()
-        rows = {table: _remove_rows(store, table, scans, dry_run=dry_run) for table in OF_SCANS}
+        of_scans = among("scan_id", scans)
+        rows = {
+            table: remove_rows(store, table, of_scans, dry_run=dry_run) if scans else 0 for table in OF_SCANS
+        }
         return Orphans(
             **rows,
             images=_remove(store.storage, _unnamed(store.storage, named), since, dry_run=dry_run),
@@ -113,26 +116,6 @@ def _found_before(storage: Storage) -> dict[str, datetime]:
         return {}
     except (ValueError, TypeError, AttributeError):  # not ours any more: it begins anew
         return {}
-
-
-def _remove_rows(store: Store, table: str, scans: Sequence[str], *, dry_run: bool) -> int:
-    """Rewrites the data files that hold rows of those scans, without these rows; returns their number."""
-    addresses = {store.storage.address(f"{table}/{f.name}"): f.name for f in store.tables[table].files()}
-    if not scans or not addresses:
-        return 0
-    ids = " ".join(scans)
-    listed = ", ".join(quoted(address) for address in addresses)
-    found = store.query(
-        f"SELECT filename, count(*) AS n FROM read_parquet([{listed}], union_by_name = true, "
-        "filename = true) WHERE scan_id IN (SELECT unnest(string_split(?, ' '))) GROUP BY filename",
-        [ids],
-    )
-    kept = f"scan_id NOT IN (SELECT unnest(string_split({quoted(ids)}, ' ')))"
-    removed = 0
-    for row in found:
-        if dry_run or rewrite(store, table, [addresses[row["filename"]]], where=kept) is not None:
-            removed += row["n"]
-    return removed
 
 
 def _unnamed(storage: Storage, named: pa.ChunkedArray) -> list[str]:

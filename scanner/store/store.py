@@ -50,8 +50,8 @@ ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
 STREAMED = 10_000  # of a query whose rows are streamed, at once
 # Rows that refer to others are read before them: a scan is never seen without its matches.
 READ_ORDER = (
-    "decisions", "nights", "scans", "matches", "memberships", "candidates", "references", "configs",
-    "listings", "checkpoints",
+    "removals", "decisions", "nights", "scans", "matches", "memberships", "candidates", "references",
+    "configs", "listings", "checkpoints",
 )  # fmt: skip
 assert set(READ_ORDER) == set(TABLES.values())
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -28,6 +28,7 @@ from scanner.records import (
     Membership,
     Night,
     Reference,
+    Removal,
     Scan,
 )
 
@@ -42,6 +43,7 @@ TABLES: dict[type[Any], str] = {
     Reference: "references",
     ConfigRow: "configs",
     Night: "nights",
+    Removal: "removals",
 }
 # A verdict counts before a failed attempt, whichever clock was ahead. A failed scan counts before an older
 # skip by inspection, because inspection does not skip that checkpoint any more.
@@ -235,3 +237,10 @@ def _files(paths: Sequence[str]) -> str:
 def quoted(text: str) -> str:
     """A text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def among(column: str, values: Iterable[str]) -> str:
+    """The SQL condition that a column is one of some ids, of which none has a space."""
+    if not (listed := " ".join(values)):
+        return "false"
+    return f"{column} IN (SELECT unnest(string_split({quoted(listed)}, ' ')))"

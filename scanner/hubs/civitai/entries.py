@@ -17,6 +17,7 @@ from typing import Any
 
 from finextract.metadata.prompts import Chosen, choose_caption, plain_prompt
 from finextract.reasons import Reason, ReasonCode
+from scanner.hashing import identify
 from scanner.hubs.base_models import CIVITAI_SCHEME
 from scanner.hubs.civitai.files import (
     Json,
@@ -31,7 +32,7 @@ from scanner.hubs.civitai.files import (
     warning_of,
 )
 from scanner.hubs.fields import UNKNOWN_TIME, placeholder_id, when
-from scanner.records import Checkpoint, InspectionStatus, identify, now
+from scanner.records import Checkpoint, InspectionStatus, now
 from scanner.text import printable
 
 TYPES = ("Checkpoint", "LORA", "LoCon", "DoRA")  # of fine-tunes; LoHa and LoKr are among them

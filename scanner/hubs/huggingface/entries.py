@@ -15,6 +15,7 @@ from typing import Any
 from finextract.metadata.cards import card_from
 from finextract.reasons import Reason, ReasonCode
 from finextract.weights.embedding_keys import embeddings_beside
+from scanner.hashing import identify
 from scanner.hubs.base_models import is_repo
 from scanner.hubs.fields import MAX_SIZE, UNKNOWN_TIME, placeholder_id, visible, when
 from scanner.hubs.layout import (
@@ -26,7 +27,7 @@ from scanner.hubs.layout import (
     pipeline_configs,
     unusable,
 )
-from scanner.records import Checkpoint, InspectionStatus, identify, now
+from scanner.records import Checkpoint, InspectionStatus, now
 
 MAX_FILES = 20_000  # of one repository; the rest is ignored
 CONCEPT_IMAGES = re.compile(r"concept_images/[^/]+\.(?:png|jpe?g|webp)", re.IGNORECASE)

@@ -22,6 +22,7 @@ from finextract.metadata.cards import Card, card_from, parse_card
 from finextract.reasons import ReasonCode
 from finextract.weights.embedding_keys import embeddings_beside
 from scanner.errors import Skipped
+from scanner.hashing import identify
 from scanner.hubs.base import Query
 from scanner.hubs.base_models import is_repo, local_base
 from scanner.hubs.cache import DownloadCache, check_room
@@ -46,7 +47,7 @@ from scanner.hubs.layout import (
 )
 from scanner.hubs.pickles import scannable
 from scanner.hubs.remote import read_header
-from scanner.records import Checkpoint, InspectionStatus, identify
+from scanner.records import Checkpoint, InspectionStatus
 
 RELATIONS = ("adapter", "finetune")  # of a model to its base, as the hub tags them
 BASES = (

@@ -34,6 +34,7 @@ from servers.misbehaviour import ALL, ANSWERS, LIMITS, Script, Seeded
 
 from finextract.reasons import ReasonCode
 from scanner.errors import ConfigError, EntryError, Skipped, SourceError, Unavailable
+from scanner.hashing import identify
 from scanner.hubs import addresses, http
 from scanner.hubs.base import Query
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
@@ -42,7 +43,7 @@ from scanner.hubs.civitai.client import CivitaiClient
 from scanner.hubs.civitai.entries import family_of, make_checkpoints
 from scanner.hubs.civitai.source import CivitaiSource
 from scanner.hubs.fields import placeholder_id
-from scanner.records import BaseOrigin, Checkpoint, InspectionStatus, identify
+from scanner.records import BaseOrigin, Checkpoint, InspectionStatus
 
 SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TOLD = {"ss_sd_model_name": SD1}  # a header that names its base

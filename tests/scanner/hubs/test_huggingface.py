@@ -21,7 +21,7 @@ from finextract.models.loading import load_base
 from finextract.reasons import ReasonCode
 from finextract.weights.files import component_paths, find_weights
 from scanner.errors import ConfigError, Skipped, SourceError, Unavailable
-from scanner.hashing import sha256_of
+from scanner.hashing import identify, sha256_of
 from scanner.hubs.addresses import trust
 from scanner.hubs.base import Query
 from scanner.hubs.base_fetcher import BaseFetcher
@@ -29,7 +29,7 @@ from scanner.hubs.cache import DownloadCache
 from scanner.hubs.huggingface.entries import make_checkpoints
 from scanner.hubs.huggingface.source import HuggingFaceSource
 from scanner.hubs.registry import open_source
-from scanner.records import Checkpoint, InspectionStatus, identify
+from scanner.records import Checkpoint, InspectionStatus
 from scanner.store.store import Store
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
