@@ -29,6 +29,7 @@ VERBS = {
     "status": "Show the verdicts of the listed checkpoints.",
     "sql": "Query the store in SQL.",
     "show": "Show what was found in a checkpoint, or which checkpoints contain a picture.",
+    "decide": "Record decisions and notes about what was found.",
     "report": "Write what was found as a page that can be sent, with its evidence.",
     "purge": "Remove a checkpoint, a corpus or old recovered images for good.",
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",

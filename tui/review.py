@@ -6,43 +6,13 @@ scanner.store.decisions explains which events stand.
 
 from __future__ import annotations
 
-import getpass
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-
-from scanner.records import Decision, EventKind, ReviewDecision, new_id, now
-from scanner.store.decisions import Standing, fold, in_order
+from scanner.records import Decision, EventKind, ReviewDecision
+from scanner.store.decisions import fold, in_order
+from scanner.store.reviewing import Recorded as Recorded
+from scanner.store.reviewing import Subject as Subject
+from scanner.store.reviewing import event_after
+from scanner.store.reviewing import reviewer_name as reviewer_name
 from scanner.store.store import Store
-
-
-def reviewer_name() -> str:
-    """Returns $FINEXTRACT_REVIEWER, or else the login name."""
-    if name := os.environ.get("FINEXTRACT_REVIEWER", "").strip():
-        return name
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user may have no name
-        return f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The match, membership or scan that an event is about."""
-
-    subject_id: str
-    label: str  # names the subject in messages to the reviewer
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """An event that was recorded, and what stands for its subject since."""
-
-    subject: Subject
-    event: Decision
-    standing: Standing
-    withdrawn: Decision | None = None  # the event that a withdraw event names
 
 
 class Review:
@@ -97,18 +67,11 @@ class Review:
         withdraws: Decision | None = None,
     ) -> Recorded:
         history = self._history(subject)
-        named = withdraws.decision_id if withdraws else None
-        time = _time_after(history)
-        row = Decision(new_id(), subject.subject_id, event, decision, note, named, self.reviewer, time)
+        row = event_after(
+            history, subject.subject_id, event, self.reviewer, decision=decision, note=note,
+            withdraws=withdraws,
+        )  # fmt: skip
         self.store.append([row])
         if withdraws is None:
             self._own.append((subject, row))
         return Recorded(subject, row, fold([*history, row]), withdraws)
-
-
-def _time_after(history: Sequence[Decision]) -> datetime:
-    """Returns the present, or a time just after the newest event if another machine's clock is ahead."""
-    present = now()
-    if not history:
-        return present
-    return max(present, max(event.decided_at for event in history) + timedelta(microseconds=1))

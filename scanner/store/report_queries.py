@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from scanner.errors import ConfigError
@@ -16,28 +16,43 @@ SHORTEST = 8  # characters of an id that name it
 STANDING_SCANS = f"""
     SELECT checkpoint_id, scan_id, verdict FROM scans
     QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1"""
+# Names are joined by their first characters, because a comparison of each id with each name takes too long
+# where thousands are named.
+_ASKED = f"""
+asked AS (SELECT unnest($names) AS name),
+begun AS (SELECT name, left(name, {SHORTEST}) AS start FROM asked WHERE length(name) >= {SHORTEST})"""
 NAMED = f"""
-WITH standing AS ({STANDING_SCANS})
-SELECT checkpoint_id, scan_id, repo, file, NULL AS subject_id
-FROM checkpoints LEFT JOIN standing USING (checkpoint_id)
-WHERE repo = $name OR (length($name) >= {SHORTEST} AND starts_with(checkpoint_id, $name))
-ORDER BY repo, file, checkpoint_id"""
+WITH {_ASKED}, standing AS ({STANDING_SCANS}),
+known AS (SELECT checkpoint_id, repo, file FROM checkpoints),
+named AS (
+    SELECT name, known.* FROM asked JOIN known ON repo = name
+    UNION SELECT name, known.* FROM begun JOIN known ON left(checkpoint_id, {SHORTEST}) = start
+    WHERE starts_with(checkpoint_id, name)
+)
+SELECT name, checkpoint_id, scan_id, repo, file, NULL AS subject_id
+FROM named LEFT JOIN standing USING (checkpoint_id) ORDER BY repo, file, checkpoint_id"""
 # A repository whose weights another one publishes too is listed under the newest name alone.
 ELSEWHERE = f"""
-WITH standing AS ({STANDING_SCANS}),
-named AS (SELECT DISTINCT checkpoint_id FROM all_checkpoints WHERE repo = $name)
-SELECT checkpoint_id, scan_id, repo, file, NULL AS subject_id
+WITH {_ASKED}, standing AS ({STANDING_SCANS}),
+named AS (SELECT DISTINCT name, checkpoint_id FROM all_checkpoints JOIN asked ON repo = name)
+SELECT name, checkpoint_id, scan_id, repo, file, NULL AS subject_id
 FROM named JOIN checkpoints USING (checkpoint_id) LEFT JOIN standing USING (checkpoint_id)
 ORDER BY repo, file, checkpoint_id"""
-NAMES = "SELECT DISTINCT repo FROM all_checkpoints WHERE checkpoint_id = ? ORDER BY repo"
 SUBJECTS = f"""
-WITH found AS (
+WITH {_ASKED}, found AS (
     SELECT match_id AS subject_id, scan_id FROM matches
     UNION ALL SELECT membership_id, scan_id FROM memberships
 )
-SELECT scans.checkpoint_id, found.scan_id, repo, file, subject_id
-FROM found JOIN scans USING (scan_id) JOIN checkpoints USING (checkpoint_id)
-WHERE length($name) >= {SHORTEST} AND starts_with(subject_id, $name) ORDER BY subject_id"""
+SELECT name, scans.checkpoint_id, found.scan_id, repo, file, subject_id
+FROM begun JOIN found ON left(subject_id, {SHORTEST}) = start
+JOIN scans USING (scan_id) JOIN checkpoints USING (checkpoint_id)
+WHERE starts_with(subject_id, name) ORDER BY subject_id"""
+SCANS = f"""
+WITH {_ASKED}
+SELECT name, checkpoint_id, scan_id, repo, file, NULL AS subject_id
+FROM begun JOIN scans ON left(scan_id, {SHORTEST}) = start JOIN checkpoints USING (checkpoint_id)
+WHERE starts_with(scan_id, name) ORDER BY scan_id"""
+NAMES = "SELECT DISTINCT repo FROM all_checkpoints WHERE checkpoint_id = ? ORDER BY repo"
 FLAGGED = f"""
 WITH standing AS ({STANDING_SCANS})
 SELECT checkpoint_id, scan_id, repo, file, NULL AS subject_id
@@ -123,21 +138,37 @@ class Target(NamedTuple):
 def named_target(store: Store, name: str) -> Target:
     """The checkpoint that a repository's name or the beginning of an id names, or the match or membership.
 
+    The id of a scan names its checkpoint with that scan. Raises ConfigError where there is none, or several.
+    """
+    return one_of(name, named_targets(store, [name])[name])
+
+
+def named_targets(store: Store, names: Collection[str]) -> dict[str, list[Target]]:
+    """Everything that each of the names may mean; as many queries for thousands of names as for one."""
+    found: dict[str, list[Target]] = {name: [] for name in names}
+    for query in (NAMED, ELSEWHERE, SUBJECTS, SCANS):
+        left = [name for name, targets in found.items() if not targets]
+        for row in store.query(query, {"names": left}) if left else ():
+            found[row.pop("name")].append(Target(**row))
+    return found
+
+
+def one_of(name: str, targets: Sequence[Target]) -> Target:
+    """The one target that a name means; a whole name or id goes before the beginning of another one.
+
     Raises ConfigError where there is none, or several.
     """
-    found = [Target(**row) for row in store.query(NAMED, {"name": name})]
-    for query in (ELSEWHERE, SUBJECTS):
-        found = found or [Target(**row) for row in store.query(query, {"name": name})]
-    if not found:
+    targets = [t for t in targets if name in (t.repo, t.checkpoint_id, t.subject_id)] or targets
+    if not targets:
         raise ConfigError(
             f"the store knows no checkpoint or match {for_terminal(name)}. Name a repository as `scanner "
             f"status` shows it, or the first {SHORTEST} characters or more of the id of a checkpoint, a "
-            "match or a membership."
+            "match, a membership or a scan."
         )
-    if len(found) > 1:
-        listed = ", ".join(for_terminal(t.subject_id or f"{t.checkpoint_id} ({t.file})") for t in found[:5])
-        raise ConfigError(f"{for_terminal(name)} names {len(found)}: {listed}. Give one of these ids.")
-    return found[0]
+    if len(targets) > 1:
+        listed = ", ".join(for_terminal(t.subject_id or f"{t.checkpoint_id} ({t.file})") for t in targets[:5])
+        raise ConfigError(f"{for_terminal(name)} names {len(targets)}: {listed}. Give one of these ids.")
+    return targets[0]
 
 
 def flagged_targets(store: Store) -> list[Target]:
