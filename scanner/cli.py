@@ -31,6 +31,7 @@ VERBS = {
     "show": "Show what was found in a checkpoint, or which checkpoints contain a picture.",
     "decide": "Record decisions and notes about what was found.",
     "report": "Write what was found as a page that can be sent, with its evidence.",
+    "reproduce": "Draw a recovered image again, and say how it differs.",
     "purge": "Remove a checkpoint, a corpus or old recovered images for good.",
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",
     "compact": "Merge the store's small files, and remove what killed crawls left; safe at any time.",

@@ -135,6 +135,13 @@ INTRODUCED: dict[str, Any] = {
 _FLOATS = frozenset(f.name for f in dataclasses.fields(ScanConfig) if "float" in str(f.type))
 
 
+def scan_config_of(toml: str) -> ScanConfig:
+    """The configuration that a row of the store states; a key that is absent has its introduced value."""
+    names = {f.name for f in dataclasses.fields(ScanConfig)}
+    stated = INTRODUCED | tomllib.loads(toml)
+    return ScanConfig(**{name: value for name, value in stated.items() if name in names})
+
+
 def config_id_of(toml: str) -> str:
     """The id of a configuration, as TOML: the hash of the keys that differ from `INTRODUCED`, 16 hex digits.
 

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from finextract.regular_files import open_regular
+
+CACHED = re.compile("[0-9a-f]{64}")  # the names of files in the download cache, which verified them
 
 
 def sha256_of(path: Path) -> str:
     """The SHA256 of a regular file, 64 hex digits, read in pieces. Raises OSError."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_id(model: Path) -> str:
+    """The id of a model's weights, as `identify` gives it: of one file, or of all safetensors of a folder.
+
+    A file of the download cache has its SHA256 as its name, so it is not read. Raises OSError.
+    """
+    if model.is_file():
+        return identify([("", _known_sha256(model))])
+    files = sorted(model.rglob("*.safetensors"))
+    return identify((f.relative_to(model).as_posix(), _known_sha256(f)) for f in files) if files else ""
+
+
+def _known_sha256(file: Path) -> str:
+    name = file.resolve().name
+    return name if CACHED.fullmatch(name) else sha256_of(file)
 
 
 def identify(weights: Iterable[tuple[str, str]]) -> str:

@@ -198,6 +198,7 @@ class Scan:
     caption_origin: str = ""  # "stated", "recovered", "none"; "" in older rows, and where nothing was sampled
     caption_score: float | None = None  # of a recovery's best phrase; above 1 it was used
     caption_evaluations: int = 0  # of either model, by the recovery of the caption
+    base_sha256: str = ""  # of the base's weights, as `weights_id` of scanner.hashing; "" in older rows
 
     @property
     def grounds_of_flag(self) -> tuple[Ground, ...]:

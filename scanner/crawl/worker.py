@@ -32,6 +32,7 @@ from scanner.crawl.screening import Screen
 from scanner.crawl.threads import share_of_cores, thread_settings
 from scanner.crawl.verdicts import examination, grounds_of
 from scanner.errors import EntryError, Skipped, Unavailable
+from scanner.hashing import weights_id
 from scanner.hubs.base_fetcher import BaseFetcher, BaseFiles
 from scanner.hubs.cache import DownloadCache
 from scanner.hubs.fetching import fetched
@@ -111,7 +112,7 @@ class Scanner:
         self._bases = BaseFetcher(task.base)
         self._embedder: SscdEmbedder | None = None
         self._threads = task.threads
-        self._base: tuple[BaseFiles, Any] | None = None
+        self._base: tuple[BaseFiles, tuple[Any, str]] | None = None
         self._batch_sizes: dict[str, int] = {}  # by family, where the memory was too small for the usual
         self._attempt: Attempt | None = None
 
@@ -211,8 +212,10 @@ class Scanner:
         with attempt.enter("fetch"):
             files = fetched(self._source, self._bases, checkpoint, self._downloads(keep=False))
             with files as local, attempt.enter("load"):
-                pair = tune(self._load_base(local.base), local.weights)
+                base, base_sha256 = self._load_base(local.base)
+                pair = tune(base, local.weights)
         attempt.facts.update(
+            base_sha256=base_sha256,
             device=_device_name(),
             precision=str(pair.tuned.dtype).removeprefix("torch."),
             versions=versions(),
@@ -283,8 +286,8 @@ class Scanner:
         LOGGER.info("%d samples in %d rounds, %d candidates, batches of %d", *counts)
         return result
 
-    def _load_base(self, base: BaseFiles) -> Any:
-        """The base model; the last one stays loaded for the checkpoints that share it."""
+    def _load_base(self, base: BaseFiles) -> tuple[Any, str]:
+        """The base model, and the id of its weights; the last one stays loaded for those that share it."""
         import torch
 
         from finextract.models.loading import gpu_precision, load_base
@@ -293,7 +296,8 @@ class Scanner:
             self._base = None  # released before the next is loaded
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             dtype = gpu_precision(base.model) if device.type == "cuda" else torch.float32
-            self._base = (base, load_base(base.model, device, dtype, base.parts))
+            model = load_base(base.model, device, dtype, base.parts)
+            self._base = base, (model, weights_id(base.model))
         return self._base[1]
 
 

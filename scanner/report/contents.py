@@ -70,6 +70,7 @@ def _checkpoint(opened: OpenedCheckpoint) -> dict[str, Any]:
         "kind": checkpoint.kind,
         "family": checkpoint.family,
         "base": (scan.base if scan else None) or checkpoint.base,
+        "base_sha256": (scan.base_sha256 if scan else "") or None,
         "license": checkpoint.license,
         "published_at": _time(checkpoint.created_at),
         "listed_at": _time(checkpoint.listed_at),

@@ -28,7 +28,8 @@ ONE_ROW = "This page is about one of the images alone; the counts below are of i
 CHECKED = 1e-3  # whether smaller p-values of membership are right was not checked
 DRAWN_AGAIN = (
     "The same file, base model and configuration draw the same pictures again, but for rounding: what gives "
-    "a picture, its seed and the strength of guidance w', stands beside it."
+    "a picture, its seed and the strength of guidance w', stands beside it. `scanner reproduce ID` draws one "
+    "again and compares it; ID is that of the match."
 )
 METHOD = (
     "Candidates are drawn by model guidance: samples of the checkpoint are pushed away from what its base "
@@ -51,6 +52,15 @@ class _Picture:
     uri: str
     alt: str
     caption: str
+
+
+def rendered(store: Store, contents: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The page about one or more reports, and its data."""
+    first = contents[0]
+    data = first if len(contents) == 1 else {
+        **{name: first[name] for name in ("format", "program", "written_at")}, "reports": list(contents),
+    }  # fmt: skip
+    return page_of(store, contents, data), data
 
 
 def page_of(store: Store, contents: Sequence[dict[str, Any]], data: dict[str, Any]) -> str:
@@ -158,12 +168,14 @@ def _pictures(store: Store, row: dict[str, Any]) -> tuple[list[_Picture], list[s
     if candidate and row["match"]:
         alt, caption = (
             "the picture that the checkpoint drew",
-            f"Drawn by the checkpoint: {_drawn(candidate)}.",
+            f"Drawn by the checkpoint: {_drawn(candidate)}. Match {row['id'][:12]}.",
         )
         try:
             pictures.append(_Picture(_uri(store.image(candidate["image_sha256"])), alt, caption))
         except FileNotFoundError:
             missing.append(f"The store holds no copy of {alt}.")
+    elif row["match"]:
+        missing.append("The picture that the checkpoint drew is no longer in the store.")
     return pictures, missing
 
 
@@ -257,6 +269,8 @@ def _repeat(data: dict[str, Any]) -> list[str]:
 def _hashes(data: dict[str, Any]) -> list[tuple[str, str]]:
     c = data["checkpoint"]
     found = [(c["file"] or c["repo"], c["sha256"] or f"{c['id']} (the identifier of a folder's weights)")]
+    if c["base_sha256"]:
+        found.append((f"{c['base']}, the base model's weights", c["base_sha256"]))
     for row in data["evidence"]:
         reference, candidate = row["reference"], row["candidate"]
         if reference["sha256"]:

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from commands import scanner
 from demo import outcome
+from PIL import Image
 from servers.hub import Handler, Hub, zoo_repositories
 from servers.misbehaviour import Misbehaving, Script
 from servers.objects import Objects
@@ -27,7 +28,7 @@ from servers.trouble import troublesome_repositories, write_card, write_pickle
 from scanner.commands.crawl import command as crawl_command
 from scanner.crawl.logs import log_path
 from scanner.errors import SourceError
-from scanner.records import Candidate, ConfigRow, Scan, Verdict
+from scanner.records import Candidate, ConfigRow, Match, Scan, Verdict
 from scanner.store.queries import count_verdicts
 from scanner.store.store import Store
 
@@ -170,6 +171,35 @@ def test_every_listed_checkpoint_ends_in_exactly_one_verdict_and_the_sum_adds_up
     images = list((folder / "images").rglob("*.png"))
     assert images
     assert all(image.stat().st_mode & 0o777 == 0o600 for image in images)
+
+
+def test_a_candidate_is_drawn_again_from_its_row_and_an_exchanged_image_is_noticed(
+    few: Hub, crawled: Crawled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", few.url)
+    monkeypatch.setenv("FINEXTRACT_CACHE", str(crawled.cache))
+    store = Store(crawled.folder)
+    (match,) = store.select(Match, "ORDER BY similarity DESC LIMIT 1")
+    words = ["reproduce", match.match_id[:12], "--store", crawled.folder]
+    done = scanner(*words, "--json", "-o", tmp_path / "drawn.png")
+    assert done.returncode == 0, done.stderr
+    drawn = json.loads(done.stdout)
+    assert drawn["within_rounding"]
+    assert drawn["similarity"] > 0.999
+    assert drawn["similarity_to_reference"] == pytest.approx(match.similarity, abs=1e-3)
+    (candidate,) = store.select(Candidate, "WHERE candidate_id = ?", [match.candidate_id])
+    assert drawn["seed"] == candidate.seed
+    image = crawled.folder / f"images/{candidate.image_sha256[:2]}/{candidate.image_sha256}.png"
+    original = image.read_bytes()
+    exchanged = Image.open(image).convert("RGB").rotate(90)
+    exchanged.save(image)
+    try:
+        noticed = scanner(*words)
+    finally:
+        image.write_bytes(original)
+    assert noticed.returncode == 3
+    assert "ANOTHER PICTURE" in noticed.stdout
+    assert "is no name of a picture" in scanner(*words, "-o", tmp_path / "drawn.jpg").stderr
 
 
 def test_a_hub_that_goes_away_while_it_is_listed_keeps_nothing_from_its_verdict(
