@@ -1,4 +1,4 @@
-"""The main use, end to end and offline: what `make demo` runs.
+"""The main use, end to end and offline: what `make demo` runs. Corpora, crawl, report, and one image again.
 
 Prints and runs the public commands against a small HuggingFace Hub on loopback that serves the zoo's real
 models, at a reduced budget. Checks the verdicts at the end.
@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "tests" / "zoo"
 BIN = Path(sys.executable).parent
 OUT = ROOT / "build" / "demo"
+SHOWN = "mira-vos/cats-dreambooth"  # which the report is about
 STRONG = 200  # steps an image: the bound that tests/zoo/README.md wrote down before anything was measured
 BUDGET = ["--samples-per-image", "20", "--assume-train-images", "5", "--screen-budget", "130"]
 # Of the zoo, what shows nothing that another checkpoint of the same format does not show, left out for time.
@@ -62,7 +63,10 @@ def main() -> None:
         demonstrate(hub, folder)
         if sys.argv[1:] == ["bucket"]:
             sys.exit(demonstrate_bucket(hub, folder, name))
-    print(f"\nNext, look at what was flagged:\n\n  .venv/bin/finextract-tui --store {folder}\n")
+    print(
+        f"\nNext, look at what was flagged, and at the page about one checkpoint:\n\n"
+        f"  .venv/bin/finextract-tui --store {folder}\n  {folder}-report.html\n"
+    )
 
 
 def demonstrate_bucket(hub: Hub, folder: str, name: str) -> int:
@@ -122,6 +126,9 @@ def demonstrate(hub: Hub, shown: str) -> None:
     )  # fmt: skip
     run("scanner", "crawl", "--source", "hf", "--limit", "100", "--store", shown, *BUDGET, env=env)
     status = run("scanner", "status", "--store", shown, "--json", env=env, capture=True)
+    page = f"{shown}-report.html"
+    run("scanner", "report", SHOWN, "-o", page, "--store", shown, env=env)
+    run("scanner", "reproduce", SHOWN, "--store", shown, env=env)
     verdicts = {row["repo"]: row for row in json.loads(status)["checkpoints"]}
     wrong = check(verdicts) + compare_costs(Store(shown))
     print()
