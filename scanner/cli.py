@@ -36,6 +36,7 @@ VERBS = {
     "export": "Write the store's tables as Parquet, CSV, JSON or one DuckDB file.",
     "compact": "Merge the store's small files, and remove what killed crawls left; safe at any time.",
     "migrate": "Convert a store that an older version wrote.",
+    "notify": "Tell a command or a webhook of new flags; send a test message.",
     "config": "Show the effective settings, and where each comes from.",
     "doctor": "Check torch, GPU, SSCD, Ray, disk, hubs and tokens.",
     "completion": "Print the script that completes `scanner` in a shell.",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx2
 
@@ -25,6 +26,10 @@ from scanner.store.storage import open_storage
 from scanner.store.store import MARKER
 from scanner.text import first_line, printable
 from scanner.units import show_size
+from scanner.wording import count
+
+if TYPE_CHECKING:
+    from scanner.crawl.delivery import Notify
 
 TIMEOUT_S = 8.0
 LITTLE_BYTES = 20_000_000_000  # of free disk space, below which few checkpoints fit
@@ -48,7 +53,9 @@ class Check:
     remedy: str = ""  # how to fix or improve it
 
 
-def examine(store: str, ray_address: str | None) -> Iterator[Check]:
+def examine(
+    store: str, ray_address: str | None, notify: Callable[[], Notify | None] = lambda: None
+) -> Iterator[Check]:
     """Runs every check and yields its result. Raises nothing for what a check finds."""
     checks: tuple[Callable[[], Check], ...] = (
         check_torch,
@@ -58,6 +65,7 @@ def examine(store: str, ray_address: str | None) -> Iterator[Check]:
         lambda: check_disk("cache", default_cache()),
         *((lambda hub=hub: check_hub(hub)) for hub in HUBS),
         *((lambda hub=hub: check_token(hub)) for hub in HUBS),
+        lambda: check_notify(store, notify),
         check_isolation,
     )
     for check in checks:
@@ -174,6 +182,29 @@ def check_token(hub: Hub) -> Check:
     if there:
         return Check(name, State.GOOD, "set (not shown)")
     return Check(name, State.POOR, "not set", f"Without it {hub.without_token}.")
+
+
+def check_notify(store: str, setting: Callable[[], Notify | None]) -> Check:
+    """Whether anybody is told of new flags, and whether messages wait."""
+    from scanner.crawl.delivery import SECRET_VARIABLE
+    from scanner.crawl.outbox import Outbox
+
+    try:
+        notify = setting()
+    except ScannerError as error:
+        return Check("notify", State.BAD, first_line(error), "Correct [notify] in scanner.toml.")
+    if notify is None:
+        return Check("notify", State.GOOD, "not set: new flags are recorded, and nobody is told")
+    signed = "signed" if os.environ.get(SECRET_VARIABLE) else f"not signed: {SECRET_VARIABLE} is not set"
+    finding = f"{notify}" + (f", {signed}" if notify.webhook else "")
+    try:
+        waiting = len(Outbox(open_storage(store), "doctor").waiting())
+    except (OSError, ScannerError):  # which the check of the store says
+        waiting = 0
+    if waiting:
+        remedy = "Run `scanner notify` to send them, or `scanner notify --test` to see what fails."
+        return Check("notify", State.POOR, f"{finding}; {count(waiting, 'message')} not delivered", remedy)
+    return Check("notify", State.GOOD, finding)
 
 
 def check_isolation() -> Check:

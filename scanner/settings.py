@@ -16,7 +16,7 @@ import datetime
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ class SharedOption(click.Option):
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.section = section
+
+
+class PrivateOption(click.Option):
+    """An option whose value may hold a secret; it is shown as `shown` makes it."""
+
+    def __init__(self, *args: Any, shown: Callable[[str], str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shown = shown
 
 
 def places() -> list[Path]:
@@ -204,6 +212,8 @@ def effective(root: click.Context, file: Path | None) -> Iterator[Defaults]:
     for path, context in _contexts(root):
         for option in options(context.command).values():
             value, origin = _value(context, option, file)
+            if isinstance(option, PrivateOption) and isinstance(value, str):
+                value = option.shown(value)
             if value is not None and value != ():
                 yield {
                     "verb": " ".join(path), "option": option.opts[-1], "value": value, "from": origin,

@@ -17,7 +17,8 @@ from scanner.commands.output import (
     outcome_table,
     show_listing,
 )
-from scanner.commands.progress import Terminal
+from scanner.commands.progress import RESUME, Terminal
+from scanner.errors import ConfigError
 from scanner.hubs.registry import USAGES
 from scanner.records import Checkpoint, InspectionStatus, Verdict
 from scanner.store.queries import outcomes
@@ -45,30 +46,56 @@ if TYPE_CHECKING:
 @scan_options()
 @click.option("--fail-on-flag", is_flag=True, help="Exit with code 1 if a listed checkpoint is flagged.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def command(list_only: bool, dry_run: bool, fail_on_flag: bool, as_json: bool, **given: Any) -> int:
+@click.option("--jsonl", is_flag=True, help="Print each verdict as a line of JSON as soon as it is recorded.")
+def command(
+    list_only: bool, dry_run: bool, fail_on_flag: bool, as_json: bool, jsonl: bool, **given: Any
+) -> int:
     """List fine-tuned checkpoints, and scan those that have no verdict yet.
 
     A crawl can be interrupted at any time: run the same command again to resume it.
 
     Exit codes: 0 every listed checkpoint has a verdict and none failed; 1 the same, and one is flagged
     (--fail-on-flag); 2 an option cannot be used, or the source could not be listed to its end; 3 some
-    checkpoints failed; 130 interrupted.
+    checkpoints failed; 130 interrupted; 141 the reader of --jsonl has ended.
     """
     from scanner.crawl.service import crawl
 
+    if jsonl and (as_json or list_only or dry_run):
+        raise ConfigError(
+            "--jsonl prints verdicts while a crawl scans: --json, --list-only and --dry-run exclude it."
+        )
     catch_signals()
     options = crawl_options(given)
     if list_only or dry_run:
         return _list(options, dry_run=dry_run, as_json=as_json)
-    with Terminal() as terminal:
-        result = crawl(options, terminal)
-    _show(result, Store(options.store), as_json=as_json)
+    if jsonl:
+        result = _stream(options)
+    else:
+        with Terminal() as terminal:
+            result = crawl(options, terminal)
+    _show(result, Store(options.store), as_json=as_json, jsonl=jsonl)
     if result.cut_short is not None:
         raise result.cut_short
     return 3 if result.counts.failed else 1 if result.counts.flagged and fail_on_flag else 0
 
 
-def _show(result: CrawlResult, store: Store, *, as_json: bool) -> None:
+def _stream(options: CrawlOptions) -> CrawlResult:
+    """Crawls, and writes the lines of --jsonl to stdout."""
+    from scanner.commands.feed import Feed, to_stdout
+    from scanner.crawl.progress import Observers
+    from scanner.crawl.service import crawl
+
+    try:
+        with Terminal() as terminal, Feed(to_stdout) as feed:
+            result = crawl(options, Observers(terminal, feed))
+            feed.ended(result)
+    except BrokenPipeError:
+        click.echo(f"Nobody reads the lines any more, so the crawl has ended. {RESUME}", err=True)
+        raise
+    return result
+
+
+def _show(result: CrawlResult, store: Store, *, as_json: bool, jsonl: bool) -> None:
     """Prints the verdicts of the listed checkpoints to stdout, and the rest to stderr."""
     if not result.listed:
         click.echo("Nothing was listed. Try other values of --since, --filter or --base-model.", err=True)
@@ -78,7 +105,7 @@ def _show(result: CrawlResult, store: Store, *, as_json: bool) -> None:
         shown = {"config_id": result.config_id, **result.counts.as_dict(), "store": result.total.as_dict(),
                  "checkpoints": rows}  # fmt: skip
         click.echo(json.dumps(shown, indent=2))
-    else:
+    elif not jsonl:
         outcome_table(outcomes(store, result.config_id, among=ids, limit=SHOWN_ROWS), result.counts.planned)
     click.echo(f"{result.counts}\n{result.total}", err=True)
     if result.total.flagged:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from scanner.commands.options import store_option
+from scanner.commands.options import notify_setting, store_option
 from scanner.text import for_terminal
 
 
@@ -23,7 +23,7 @@ def command(store: str, ray_address: str | None, as_json: bool) -> int:
     from scanner.doctor import State, examine
 
     done = []
-    for check in examine(store, ray_address):
+    for check in examine(store, ray_address, notify_setting):
         done.append(check)
         if not as_json:
             click.echo(for_terminal(f"{check.state.value:6} {check.name:14} {check.finding}"))

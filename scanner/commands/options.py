@@ -14,6 +14,7 @@ from scanner.settings import SharedOption
 from scanner.units import parse_size
 
 if TYPE_CHECKING:
+    from scanner.crawl.delivery import Notify
     from scanner.crawl.service import CrawlOptions
 
 DEFAULTS = ScanConfig()
@@ -178,4 +179,13 @@ def crawl_options(given: dict[str, Any], **others: Any) -> CrawlOptions:
         settings["steps"] = PAPER_STEPS if settings["preset"] == "paper" else DEFAULTS.steps
     config = ScanConfig(**settings)
     fields = {name: value for name, value in given.items() if name not in _SCAN_SETTINGS}
-    return CrawlOptions(**fields, config=config, **others)
+    return CrawlOptions(**fields, config=config, notify=notify_setting(), **others)
+
+
+def notify_setting() -> Notify | None:
+    """Who is told of new flags, by [notify] in scanner.toml. Raises ConfigError."""
+    from scanner.crawl.delivery import Notify
+
+    context = click.get_current_context(silent=True)
+    given = ((context.find_root().default_map if context else None) or {}).get("notify", {})
+    return Notify.given(given.get("command_"), given.get("webhook"), given.get("timeout_s"))

@@ -38,6 +38,16 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a crawl over one source."""
+
+    run_id: str  # of the scans that it makes
+    config_id: str
+    source: str
+    store: str
+
+
 @dataclass
 class Budget:
     """What a crawl may spend. A scan that has begun when the budget is spent is completed."""
@@ -61,9 +71,12 @@ class Budget:
 class Observer:
     """Receives the events of a crawl. Every method does nothing here; override those that you need.
 
-    `rate_limited` and `message` may be called from the thread that lists; the other methods are called from
-    the thread that runs the crawl.
+    `rate_limited` and `message` may be called from the threads that list and that notify; the other methods
+    are called from the thread that runs the crawl.
     """
+
+    def begun(self, run: Run) -> None:
+        """A crawl begins, before anything of it is scanned."""
 
     def message(self, text: str) -> None:
         """A sentence for people, such as the beginning and the end of the listing."""
@@ -85,3 +98,43 @@ class Observer:
 
     def tick(self, progress: Progress) -> None:
         """Called every few seconds while workers scan."""
+
+
+class Observers(Observer):
+    """Gives each event to several observers, in order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def begun(self, run: Run) -> None:
+        """See `Observer.begun`, as for all of these."""
+        for observer in self._observers:
+            observer.begun(run)
+
+    def message(self, text: str) -> None:
+        for observer in self._observers:
+            observer.message(text)
+
+    def checkpoint_listed(self, checkpoint: Checkpoint) -> None:
+        for observer in self._observers:
+            observer.checkpoint_listed(checkpoint)
+
+    def listing_progress(self, listed: int, inspected: int) -> None:
+        for observer in self._observers:
+            observer.listing_progress(listed, inspected)
+
+    def rate_limited(self, wait: RateLimitWait) -> None:
+        for observer in self._observers:
+            observer.rate_limited(wait)
+
+    def outcome(self, checkpoint: Checkpoint, scan: Scan, progress: Progress) -> None:
+        for observer in self._observers:
+            observer.outcome(checkpoint, scan, progress)
+
+    def interrupted(self, counts: VerdictCounts) -> None:
+        for observer in self._observers:
+            observer.interrupted(counts)
+
+    def tick(self, progress: Progress) -> None:
+        for observer in self._observers:
+            observer.tick(progress)

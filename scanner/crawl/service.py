@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scanner.config import ScanConfig, default_cache
-from scanner.crawl.progress import Budget, Observer
+from scanner.crawl.progress import Budget, Observer, Run
 from scanner.crawl.summary import ListingResult, ListingSummary
 from scanner.errors import ConfigError, SourceError
 from scanner.records import Checkpoint, Verdict, new_id
@@ -29,6 +29,7 @@ from scanner.store.queries import VerdictCounts, count_verdicts
 from scanner.store.store import Store
 
 if TYPE_CHECKING:
+    from scanner.crawl.delivery import Notify
     from scanner.crawl.listing import ListedBatch
     from scanner.crawl.planning import Plan
     from scanner.crawl.worker import Task
@@ -58,6 +59,7 @@ class CrawlOptions:
     workers: int | None = None  # scans at once; None for as many as there is room for
     gpus_per_worker: float | None = None  # a part of one, or several; 0 for CPU cores; None by their memory
     listing_pauses_s: tuple[float, ...] | None = None  # before a broken listing is resumed; None: the usual
+    notify: Notify | None = None  # whom to tell of new flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,7 @@ def _scan(
     """Scans a plan; `source` is the one that is listed meanwhile."""
     from scanner.crawl import engine
     from scanner.crawl.listing import resumption
+    from scanner.crawl.notifying import notifying
     from scanner.crawl.worker import Scanner
     from scanner.hubs import http
 
@@ -249,10 +252,14 @@ def _scan(
                 f"{todo} to do. {config.what_flags}"
             )
 
+    observer.begun(Run(task.run_id, config.config_id, task.source, task.store))
     try:
-        with http.on_rate_limit(observer.rate_limited):
+        with (
+            http.on_rate_limit(observer.rate_limited),
+            notifying(options.notify, store, task.run_id, observer) as observers,
+        ):
             verdicts = engine.crawl(
-                task, plan, store, observer=observer, on_listed=on_listed, budget=budget,
+                task, plan, store, observer=observers, on_listed=on_listed, budget=budget,
                 address=options.ray_address, workers=options.workers,
                 gpus_per_worker=options.gpus_per_worker, worker_class=worker_class or Scanner,
             )  # fmt: skip

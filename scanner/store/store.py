@@ -44,7 +44,7 @@ DAMAGE = duckdb.IOException, duckdb.InvalidInputException  # what DuckDB raises 
 # What lies in the folder of a store.
 NAMES = {
     *TABLES.values(),
-    *("images", "leases", "logs", "reports", "base-losses", "orphans.json", "before-migration"),
+    *("images", "leases", "logs", "reports", "base-losses", "orphans.json", "before-migration", "notify"),
 }
 ATTEMPTS = 5  # of a query: files may be replaced or found damaged while it runs
 STREAMED = 10_000  # of a query whose rows are streamed, at once

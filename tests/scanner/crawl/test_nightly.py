@@ -6,7 +6,9 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,10 @@ from stub_worker import ended
 
 from finextract.reasons import ReasonCode
 from scanner.cli import cli
+from scanner.commands.feed import Feed
 from scanner.config import DESCRIPTOR
 from scanner.crawl import nightly, service
+from scanner.crawl.delivery import Notify
 from scanner.crawl.progress import Budget, Observer
 from scanner.crawl.service import CrawlOptions
 from scanner.crawl.worker import Stage, Task
@@ -110,6 +114,34 @@ def test_the_next_night_lists_what_changed_since_and_tries_the_failed_again(hub:
     assert night.listed == 1
     assert night.verdicts == {"failed": 1, "nothing_found": 1}, "the new revision, and what had failed"
     assert len(store.query("SELECT * FROM checkpoints WHERE repo = 'o/c'")) == 2
+
+
+def test_each_flag_is_told_once_over_all_nights_and_crawls(hub: Hub, store: Store, tmp_path: Path) -> None:
+    add_references(store)
+    told, lines = tmp_path / "told.jsonl", list[str]()
+    keep = f"import sys; open({str(told)!r}, 'a').write(sys.stdin.read())"
+    options = CrawlOptions(
+        source="hf", store=store.uri, workers=1, notify=Notify((sys.executable, "-c", keep))
+    )  # fmt: skip
+    nightly.run(options, ["hf"], "2026-11-24", worker_class=Stub)
+    with Feed(lines.append) as feed:
+        feed.ended(service.crawl(options, feed, worker_class=Stub))
+        alike = replace(options, config=replace(options.config, alpha=0.1))
+        feed.ended(service.crawl(alike, feed, worker_class=Stub))
+    (message,) = map(json.loads, told.read_text().splitlines())
+    assert (message["event"], message["repo"]) == ("flag", "o/mine")
+    first, second = (list(run) for _, run in groupby(map(json.loads, "".join(lines).splitlines()), by_run))
+    assert [(line["event"], line.get("verdict")) for line in first] == [
+        ("begun", None), ("verdict", "failed"), ("ended", None),
+    ]  # fmt: skip
+    assert first[-1]["failed"] == first[-1]["store"]["failed"] == 1
+    assert [line["event"] for line in second] == ["begun", *["verdict"] * 4, "ended"]
+    (flag,) = [line for line in second if line.get("verdict") == "flagged"]
+    assert (flag["repo"], flag["grounds"], flag["found"]) == ("o/mine", ["gives_back"], [])
+
+
+def by_run(line: dict[str, object]) -> object:
+    return line["run_id"]
 
 
 def test_a_budget_leaves_the_rest_for_the_next_night(hub: Hub, store: Store) -> None:
