@@ -17,9 +17,10 @@ from typing import Any
 
 from scanner.records import now
 from scanner.store.leases import Leases
+from scanner.store.removal import WAITING
 from scanner.store.storage import Storage
 
-SINCE, WAITING, SENT = "notify/since.json", "notify/waiting", "notify/sent"
+SINCE, SENT = "notify/since.json", "notify/sent"
 
 
 class Outbox:

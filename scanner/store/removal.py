@@ -11,6 +11,7 @@ and decisions stay, and so does every candidate of a scan of which a reviewer co
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,7 @@ from scanner.text import first_line
 
 PASSES = 5  # over a table, of which another process may replace files meanwhile
 EPOCH, MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
+WAITING = "notify/waiting"  # messages about flags that were not delivered yet
 OLD_STORE = "before-migration"  # what `scanner migrate --keep-old` leaves
 # Images of the rows that go, which no other row names.
 UNNAMED = """
@@ -106,7 +108,13 @@ def plan_checkpoint(store: Store, checkpoint_id: str) -> Plan:
     logs = [path for path in store.storage.below("logs") if path.rpartition("/")[2][:-4] in set(scans)]
     reports = [path for path in store.storage.below("reports") if _mentions(store.storage, path, names)]
     kept = {path: tuple(names) for path in reports if path.endswith(".md")}  # of nights, about others too
-    files = [*leases, *logs, *(path for path in reports if path not in kept)]
+    told = [
+        path
+        for folder in (WAITING, "logs/notify")
+        for path in store.storage.below(folder)
+        if _mentions(store.storage, path, [checkpoint_id, *names])
+    ]
+    files = [*leases, *logs, *told, *(path for path in reports if path not in kept)]
     instead = [
         replace(night, flagged=night.flagged.replace(checkpoint_id, "removed"), recorded_at=now())
         for night in nights
@@ -143,6 +151,8 @@ def plan_corpus(store: Store, name: str) -> Plan:
         "references": of_corpus,
     }
     files = [path for path in store.storage.below(BASE_LOSSES) if _has_losses(store.storage, path, ids)]
+    in_message = [f'"corpus": {json.dumps(name)}']
+    files += [p for p in store.storage.below(WAITING) if _mentions(store.storage, p, in_message)]
     plan = Plan("corpus", name, rows, files=tuple(files), instead=tuple(new))
     return _counted(store, plan, unflagged=len(unflagged))
 

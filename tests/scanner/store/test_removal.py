@@ -57,6 +57,12 @@ def crawl(tmp_path: Path) -> Crawl:
     made.store.append([replace(night, recorded_at=BEGAN)])
     made.store.storage.put("reports/night-2026-11-24.md", f"- {SECRET}\n- kim/other\n".encode())
     made.store.storage.put(f"logs/ab/{made.scans[SECRET].scan_id}.log", f"lora of hf: {SECRET}".encode())
+    message = {
+        "id": "m",
+        "checkpoint_id": made.scans[SECRET].checkpoint_id,
+        "found": [{"corpus": "paintings"}],
+    }
+    made.store.storage.put("notify/waiting/m.json", json.dumps(message, indent=1).encode())
     return made
 
 
@@ -120,7 +126,7 @@ def test_no_byte_of_a_purged_checkpoint_is_left(crawl: Crawl) -> None:
     assert found_of(holding(root, *traces)) == len(traces)
     told = run("purge", "--store", root, "--checkpoint", SECRET, "--dry-run")
     assert "2 candidates, 3 memberships, 2 matches, 2 events of the decision log, 1 scan" in told.stderr
-    assert "2 images, 1 log, report or shared file" in told.stderr
+    assert "2 images, 2 logs, reports, messages and shared files" in told.stderr
     assert found_of(holding(root, *traces)) == len(traces), "a dry run removes nothing"
     assert run("purge", "--store", root, "--checkpoint", SECRET, "--yes").exit_code == 0
     log = store.select(Removal)
