@@ -8,8 +8,11 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from datetime import timedelta
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -212,13 +215,44 @@ def test_what_cannot_be_reported_is_an_error_that_says_what_to_do(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_browser_prints_the_page(crawl: Crawl, tmp_path: Path) -> None:
-    page(crawl, tmp_path / "a.html", HOSTILE)
+def browse(folder: Path, address: str, *words: str) -> str:
+    """What headless Chromium prints."""
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-pdf-header-footer"
-    subprocess.run(
-        [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}",
-         f"--print-to-pdf={tmp_path / 'a.pdf'}", (tmp_path / "a.html").as_uri()],
-        check=True, capture_output=True, timeout=120,
+    done = subprocess.run(
+        [str(CHROMIUM), *flags.split(), f"--user-data-dir={folder / 'profile'}", *words, address],
+        check=True, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
+    return done.stdout
+
+
+def asked_by_the_page(folder: Path) -> set[str]:
+    """The addresses that a page on loopback has asked for, by the browser's own log and by the server."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{server.server_port}"
+        browse(folder, f"{origin}/a.html", f"--log-net-log={folder / 'log.json'}", "--dump-dom")
+        server.shutdown()
+    events = json.loads((folder / "log.json").read_text())["events"]
+    asked = [event.get("params", {}) for event in events]
+    own = {p["url"].removeprefix(origin) for p in asked if p.get("initiator") == origin and "url" in p}
+    return own - {"/a.html"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+def test_a_browser_prints_the_page_asks_nobody_for_it_and_shows_a_script_as_text(
+    crawl: Crawl, tmp_path: Path
+) -> None:
+    text = page(crawl, tmp_path / "a.html", HOSTILE)
+    address = (tmp_path / "a.html").as_uri()
+    browse(tmp_path, address, f"--print-to-pdf={tmp_path / 'a.pdf'}")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    shown = browse(tmp_path, address, "--dump-dom")
+    assert html.escape(HOSTILE) in shown
+    assert "<script" not in shown
+    assert asked_by_the_page(tmp_path) == set()
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', text)
+    assert policy is not None
+    open_page = text.replace(policy[0], '<img src="x.png"><img src="http://example.org/y.png">')
+    (tmp_path / "a.html").write_text(open_page)
+    assert {"/x.png", "http://example.org/y.png"} <= asked_by_the_page(tmp_path), "as it would be noticed"
