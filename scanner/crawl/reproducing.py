@@ -25,9 +25,9 @@ from scanner.records import Candidate, Checkpoint, ConfigRow, Match, Reference, 
 from scanner.store.report_queries import Target
 from scanner.store.store import Store
 
-# A sample of the same computation on another processor, or in another batch, differs by rounding. Measured on
-# the zoo (docs/method.md): at most 2 of 255 in any pixel in float32, and the similarity is 0.999 or more.
-ROUNDING = 8  # of 255: the largest difference of any pixel that is called rounding
+# A sample that is computed by other kernels, or in another batch, differs by rounding. Measured on the zoo in
+# float32 (docs/method.md): at most 1 of 255 in any pixel, at a similarity of 0.999 or more.
+ROUNDING = 4  # of 255: the largest difference of any pixel that is called rounding
 SAME_PICTURE = 0.95  # a similarity that is called the same picture: other devices and precisions differ more
 
 
