@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -55,6 +56,12 @@ class _Verbs(click.Group):
             return None
         command: click.Command = import_module(f"scanner.commands.{cmd_name.replace('-', '_')}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click exits with 1 for one that has an errno, and 1 would say: flagged
+            raise BrokenPipeError from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

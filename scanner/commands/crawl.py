@@ -14,7 +14,9 @@ from scanner.commands.output import (
     CHECKPOINT_FIELDS,
     SHOWN_ROWS,
     listing_as_dict,
+    marked_counts,
     outcome_table,
+    say,
     show_listing,
 )
 from scanner.commands.progress import RESUME, Terminal
@@ -107,7 +109,8 @@ def _show(result: CrawlResult, store: Store, *, as_json: bool, jsonl: bool) -> N
         click.echo(json.dumps(shown, indent=2))
     elif not jsonl:
         outcome_table(outcomes(store, result.config_id, among=ids, limit=SHOWN_ROWS), result.counts.planned)
-    click.echo(f"{result.counts}\n{result.total}", err=True)
+    for counts in (result.counts, result.total):
+        say(marked_counts(counts), err=True)
     if result.total.flagged:
         click.echo(f"To review what is flagged: finextract-tui --store {store.uri}", err=True)
     if result.verdicts.get(Verdict.FAILED):

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from scanner.commands.options import notify_setting, store_option
+from scanner.commands.output import marked, say
 from scanner.text import for_terminal
 
 
@@ -26,9 +27,9 @@ def command(store: str, ray_address: str | None, as_json: bool) -> int:
     for check in examine(store, ray_address, notify_setting):
         done.append(check)
         if not as_json:
-            click.echo(for_terminal(f"{check.state.value:6} {check.name:14} {check.finding}"))
+            say(marked(for_terminal(f"{check.state.value:6} {check.name:14} {check.finding}"), check.state))
             if check.remedy:
-                click.echo(for_terminal(f"{'':22}{check.remedy}"))
+                say(for_terminal(f"{'':22}{check.remedy}"))
     if as_json:
         click.echo(json.dumps([asdict(check) for check in done], indent=2))
     return 2 if any(check.state is State.BAD for check in done) else 0

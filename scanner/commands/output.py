@@ -1,10 +1,13 @@
-"""How verdicts, listings and reasons are printed.
+"""How verdicts, listings and reasons are printed, and in which colours.
 
 Names and reasons are untrusted text: they are printed without control characters, and never as markup.
+Colours are for a terminal, or where $FORCE_COLOR is set; with $NO_COLOR there are none. Each goes with the
+word that it colours, so nothing is told by colour alone.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ from rich.text import Text
 
 from scanner.records import Examination, Ground, Verdict
 from scanner.store.grounds import grounds_label, shown_q
-from scanner.store.queries import ReasonCount, names_in_list, shorter
+from scanner.store.queries import ReasonCount, VerdictCounts, names_in_list, shorter
 from scanner.text import for_terminal
 from scanner.units import show_size
 
@@ -24,6 +27,44 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 100  # checkpoints in a table
 VERDICTS = {"flagged": "FLAGGED", "nothing_found": "nothing found"}
+STYLES = {"flagged": "bold red", "failed": "yellow", "skipped": "dim", "wrong": "bold red", "note": "yellow"}
+PIPED_WIDTH = 140  # of a table where there is no terminal
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader has gone: for scanner.cli, whose exit code says so; rich would exit with 1."""
+        raise BrokenPipeError
+
+
+def console(*, stderr: bool = False) -> Console:
+    """What all verbs print texts and tables with."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPED_WIDTH
+    return _Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)
+
+
+def say(text: str | Text, *, err: bool = False) -> None:
+    """Prints a text as it is, without wrapping it."""
+    console(stderr=err).print(text, soft_wrap=True)
+
+
+def marked(text: str, *words: str) -> Text:
+    """A text in which the first occurrence of each word has the word's colour."""
+    shown = Text(text)
+    for word in words:
+        if (at := text.lower().find(spelt := word.replace("_", " "))) >= 0:
+            shown.stylize(STYLES.get(word, ""), at, at + len(spelt))
+    return shown
+
+
+def marked_counts(counts: VerdictCounts) -> Text:
+    """The sum of the verdicts; what is flagged or failed has its colour."""
+    shown = Text(str(counts))
+    for number, word in ((counts.flagged, "flagged"), (counts.failed, "failed")):
+        if number:
+            shown.highlight_words([f"{number:,} {word}"], STYLES[word])
+    return shown
 
 
 def verdict_line(
@@ -67,15 +108,12 @@ def outcome_table(rows: list[dict[str, Any]], total: int) -> None:
         q = shown_q(row["grounds"], row["q_value"], row["membership_q"])
         table.add_row(
             Text(for_terminal(name)),
-            Text(
-                VERDICTS.get(row["verdict"], row["verdict"]),
-                style="bold" if row["verdict"] == "flagged" else "",
-            ),
+            Text(VERDICTS.get(row["verdict"], row["verdict"]), style=STYLES.get(row["verdict"], "")),
             "" if row["best_similarity"] is None else f"{row['best_similarity']:.2f}",
             "" if q is None else _q(q),
             Text(for_terminal(_details(row))),
         )
-    _console().print(table)
+    console().print(table)
     if len(rows) < total:
         click.echo(
             f"... and {total - len(rows):,} more. `scanner status --limit N` shows N of them, --json all."
@@ -96,16 +134,17 @@ def _q(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def rows_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+def rows_table(names: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> None:
     """Prints rows of text to stdout, under the names of their columns."""
-    _console().print(_table(names, rows))
+    console().print(_table(names, rows))
 
 
-def rows_or_records(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def rows_or_records(names: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """Prints rows as a table where the table fits the terminal, else each row with one field a line."""
-    console, table = _console(), _table(names, rows)
-    if table.__rich_measure__(console, console.options.update(max_width=10**6)).maximum <= console.width:
-        console.print(table)
+    shown_on, table = console(), _table(names, rows)
+    everything = shown_on.options.update(max_width=10**6)
+    if table.__rich_measure__(shown_on, everything).maximum <= shown_on.width:
+        shown_on.print(table)
         return
     shown = [for_terminal(name) for name in names]
     for number, row in enumerate(rows, 1):
@@ -113,29 +152,34 @@ def rows_or_records(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         record.add_column(style="bold", no_wrap=True)
         record.add_column(overflow="fold")
         for name, value in zip(shown, row, strict=True):
-            record.add_row(Text(name), Text(value))
-        console.print(Text(f"row {number:,}", style="dim"))
-        console.print(record)
+            record.add_row(Text(name), _cell(value))
+        shown_on.print(Text(f"row {number:,}", style="dim"))
+        shown_on.print(record)
 
 
-def _table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def _cell(value: str | Text) -> Text:
+    return value if isinstance(value, Text) else Text(value)
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         table.add_column(Text(for_terminal(name)), overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(_cell, row))
     return table
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
 
 
 def reasons_table(reasons: Sequence[ReasonCount]) -> None:
     """Prints why checkpoints were skipped or failed: each reason with its number and an example."""
-    rows = ((f"{r.count:,}", r.verdict, r.label, f"{r.repo}: {shorter(r.reason, r.repo)}") for r in reasons)
-    rows_table(("number", "verdict", "reason", "example"), (map(for_terminal, row) for row in rows))
+    rows = (
+        (
+            f"{r.count:,}", Text(r.verdict, style=STYLES.get(r.verdict, "")), for_terminal(r.label),
+            for_terminal(f"{r.repo}: {shorter(r.reason, r.repo)}"),
+        )
+        for r in reasons
+    )  # fmt: skip
+    rows_table(("number", "verdict", "reason", "example"), rows)
 
 
 CHECKPOINT_FIELDS = ("checkpoint_id", "source", "repo", "revision", "file", "size_bytes", "kind", "family",

@@ -15,8 +15,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
+from rich.text import Text
 
-from scanner.commands.output import verdict_line
+from scanner.commands import output
+from scanner.commands.output import marked, verdict_line
 from scanner.crawl.logs import log_path
 from scanner.crawl.progress import Observer
 from scanner.records import Verdict, now
@@ -40,8 +42,8 @@ class ProgressLine:
     """Messages and a progress line on stderr; a context manager that removes the line in the end."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, markup=False, highlight=False)
-        self.is_drawn = self._console.is_terminal
+        self._console = console or output.console(stderr=True)
+        self.is_drawn = self._console.is_terminal if console else sys.stderr.isatty()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -53,13 +55,16 @@ class ProgressLine:
             self._bar.stop()
             self._bar = None
 
-    def message(self, text: str) -> None:
-        """Prints a message above the line, without the control characters of untrusted text."""
-        text = for_terminal_lines(text)
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def message(self, text: str | Text) -> None:
+        """Prints a message above the line, without the control characters of untrusted text.
+
+        A `Text` has none already.
+        """
+        shown = Text(for_terminal_lines(text)) if isinstance(text, str) else text
+        if self._bar is not None or self._console.is_terminal:
+            self._console.print(shown, soft_wrap=True)
         else:
-            click.echo(text, err=True)
+            click.echo(shown.plain, err=True)
 
     def update(self, description: str, completed: int, total: int | None, status: str) -> None:
         """Draws the line: a word, a bar (which pulses where the total is not known), and a text."""
@@ -113,7 +118,7 @@ class Terminal(Observer):
             click.echo(f"\nscanner: interrupted{counts}{RESUME}", err=True)
             sys.exit(130)
 
-    def message(self, text: str) -> None:
+    def message(self, text: str | Text) -> None:
         """Prints a message that stays."""
         self._line.message(text)
         self._last_message = time.monotonic()
@@ -141,7 +146,7 @@ class Terminal(Observer):
             f"({seconds:.0f} s)", grounds=scan.grounds_of_flag, examined=scan.examined,
             membership_q=scan.membership_q,
         )  # fmt: skip
-        self.message(f"[{_done(progress)}] {line}")
+        self.message(marked(f"[{_done(progress)}] {line}", scan.verdict))
 
     def tick(self, progress: CrawlProgress) -> None:
         """Draws the line anew; without a terminal, prints the progress every minute."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
 from scanner.commands.options import store_option
-from scanner.commands.output import rows_or_records
+from scanner.commands.output import STYLES, marked, rows_or_records, say
 from scanner.errors import ConfigError
 from scanner.text import for_terminal
 from scanner.wording import NONE, count, probability, similarity
@@ -56,7 +57,8 @@ def _show_checkpoint(store: Store, name: str, as_json: bool) -> None:
         click.echo(to_json(contents), nl=False)
         return
     scan, rows = contents["scan"], contents["evidence"]
-    click.echo(for_terminal(f"{contents['checkpoint']['repo']}: {verdict_of(scan)}"))
+    repo, verdict = for_terminal(contents["checkpoint"]["repo"]), scan and scan["verdict"]
+    say(Text(f"{repo}: ").append_text(marked(for_terminal(verdict_of(scan)), *([verdict] if scan else []))))
     for sentence in (*in_short(scan, rows), *meaning_of(scan, rows)[2:]):
         click.echo(for_terminal(sentence))
     if rows:
@@ -65,14 +67,16 @@ def _show_checkpoint(store: Store, name: str, as_json: bool) -> None:
         rows_or_records(columns, [_row(row, standing_of(row)) for row in rows])
 
 
-def _row(row: dict[str, Any], standing: str) -> list[str]:
+def _row(row: dict[str, Any], standing: str) -> list[str | Text]:
     reference, match, found = row["reference"], row["match"], row["membership"]
     name = reference["name"] or reference["sha256"] or f"corpus {row['corpus']}"
     values = [
         name, standing, similarity(match["similarity"] if match else None),
         probability(match["q"] if match else None), probability(found["q"] if found else None), row["id"],
     ]  # fmt: skip
-    return [for_terminal(value) for value in values]
+    cells: list[str | Text] = [for_terminal(value) for value in values]
+    cells[1] = Text(for_terminal(standing), style=STYLES["flagged"] if row["grounds"] else "")
+    return cells
 
 
 def _show_picture(store: Store, image: Path, as_json: bool) -> None:

@@ -9,9 +9,18 @@ import time
 from dataclasses import asdict
 
 import click
+from rich.text import Text
 
 from scanner.commands.options import store_option
-from scanner.commands.output import SHOWN_ROWS, outcome_table, reasons_table, verdict_line
+from scanner.commands.output import (
+    SHOWN_ROWS,
+    marked,
+    marked_counts,
+    outcome_table,
+    reasons_table,
+    say,
+    verdict_line,
+)
 from scanner.errors import ConfigError
 from scanner.store.queries import count_reasons, count_verdicts, newest, outcomes
 from scanner.store.store import Store
@@ -75,7 +84,7 @@ def command(
             click.echo()
             reasons_table(counted)
             click.echo()
-    click.echo(str(total))
+    say(marked_counts(total))
 
 
 def _watch(store: Store, config_id: str | None, quiet: bool) -> None:
@@ -87,33 +96,28 @@ def _watch(store: Store, config_id: str | None, quiet: bool) -> None:
             stamp = store.stamp()
             if stamp != seen:
                 seen = stamp
-                lines = [f"{time.strftime('%H:%M:%S')}  {count_verdicts(store, config_id)}"]
+                counts = marked_counts(count_verdicts(store, config_id))
+                lines = [Text(f"{time.strftime('%H:%M:%S')}  ").append_text(counts)]
                 if drawn:
                     click.clear()
                     width, height = shutil.get_terminal_size()
-                    lines += [""] + ([] if quiet else _newest(store, config_id, height - 4))
-                    lines = [line[: width - 1] for line in lines] + [
-                        "Ctrl-C ends this display and not the crawl."
-                    ]
-                click.echo("\n".join(lines))
+                    lines += [Text()] + ([] if quiet else _newest(store, config_id, height - 4))
+                    for line in lines:
+                        line.truncate(width - 1)
+                    lines.append(Text("Ctrl-C ends this display and not the crawl."))
+                say(Text("\n").join(lines))
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         click.echo()
 
 
-def _newest(store: Store, config_id: str | None, count: int) -> list[str]:
+def _newest(store: Store, config_id: str | None, count: int) -> list[Text]:
     """The newest verdicts, one on each line."""
-    return [
-        f"{row['finished_at'].astimezone():%H:%M:%S}  "
-        + verdict_line(
-            row["repo"],
-            row["verdict"],
-            row["best_similarity"],
-            row["q_value"],
-            row["reason"],
-            grounds=row["grounds"],
-            examined=row["examined"],
-            membership_q=row["membership_q"],
-        )
-        for row in newest(store, config_id, max(1, count))
-    ]
+    lines = []
+    for row in newest(store, config_id, max(1, count)):
+        line = verdict_line(
+            row["repo"], row["verdict"], row["best_similarity"], row["q_value"], row["reason"],
+            grounds=row["grounds"], examined=row["examined"], membership_q=row["membership_q"],
+        )  # fmt: skip
+        lines.append(marked(f"{row['finished_at'].astimezone():%H:%M:%S}  {line}", row["verdict"]))
+    return lines

@@ -78,8 +78,10 @@ class Notifier(Observer):
         self._thread.join(wait_s)
         self._abandoned.set()
         self._thread.join(ABANDONED_S)
-        if self.told.waiting or self._thread.is_alive():
-            left = count(max(1, self.told.waiting), "message")
+        if self._lost or self._thread.is_alive():  # the store did not answer, or a delivery has not ended
+            self.told.waiting = max(1, self.told.waiting)
+        if self.told.waiting:
+            left = count(self.told.waiting, "message")
             why = f": {self.told.problem}" if self.told.problem else ""
             self._tell(f"{left} about flags could not be delivered yet{why}.\n{NEXT}")
         return self.told

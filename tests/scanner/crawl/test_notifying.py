@@ -193,6 +193,23 @@ def test_a_flag_that_a_killed_crawl_recorded_is_told_by_the_next_one(crawl: Craw
         assert [m["scan_id"] for m in server.messages] == [scan.scan_id]
 
 
+def test_a_message_that_the_store_cannot_keep_is_told_of_and_made_by_the_next_crawl(crawl: Crawl) -> None:
+    folder, away = crawl.store.root / "notify", crawl.store.root / "away"
+    said: list[str] = []
+    with hook() as server:
+        notify = Notify.given(None, server.url)
+        tell(crawl, notify)
+        scan = crawl.flagged(ANNA, (0.9,), 0.01, finished_at=now())
+        folder.rename(away)
+        folder.write_text("no folder")
+        told = tell(crawl, notify, scan, said=said)
+        assert (told.delivered, told.waiting, server.messages) == (0, 1, [])
+        assert "could not be delivered yet: " in said[-1]
+        folder.unlink()
+        away.rename(folder)
+        assert tell(crawl, notify).delivered == 1
+
+
 def test_a_checkpoint_is_told_again_on_new_grounds_alone(crawl: Crawl) -> None:
     first = crawl.flagged(ANNA, (), 0.01, margins=(0.3,))
     with hook() as server:
