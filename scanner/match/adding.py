@@ -38,7 +38,7 @@ from scanner.store.store import Store
 BATCH_IMAGES = 16  # embedded together
 BATCH_PIXELS = 40_000_000  # in memory together
 PART_ROWS = 256  # references written together
-PART_S = 60.0  # after which fewer are written
+PART_S = 20.0  # after which fewer are written
 DOWNLOADS = 8  # at once
 
 
