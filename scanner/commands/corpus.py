@@ -118,9 +118,13 @@ def add(
         click.echo(for_terminal(f"  {told}"), err=True)
     if from_demo:
         click.echo(f"  {DEMO}", err=True)
-    if done.added:
+    if not done.added:
+        return
+    try:
         for told in told_duplicates(opened, name, embedder.descriptor):
             click.echo(for_terminal(f"  {told}"), err=True)
+    except CorpusError as error:  # the images are stored all the same
+        click.echo(for_terminal(f"  Near-duplicates were not looked for: {error}"), err=True)
 
 
 def _check(

@@ -7,6 +7,7 @@ requested, and others are refused, redirects included, before anything is sent t
 from __future__ import annotations
 
 import ipaddress
+import threading
 from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from scanner.hubs.http import (
     Interrupted,
     RetryPolicy,
     check_status,
+    interrupt_waits,
     pause,
     read_at_most,
     with_retries,
@@ -57,15 +59,30 @@ class PictureDownloads:
         )
         check: Callable[[str, str], object] | None = None if allow_private else _check_peer
         self._client = limit_reads(client, partial(pause, 0), check)
+        self._running = 0  # calls
+        self._changed = threading.Condition()
 
     def __enter__(self) -> PictureDownloads:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Interrupts the calls that still run, in whatever thread: they raise Interrupted."""
+        with interrupt_waits(), self._changed:
+            self._changed.wait_for(lambda: not self._running, timeout=TIMEOUT_S)
         self._client.close()
 
     def __call__(self, url: str) -> bytes:
         """The content at an address. Raises Skipped or Unavailable, whose message follows the address."""
+        with self._changed:
+            self._running += 1
+        try:
+            return self._downloaded(url)
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _downloaded(self, url: str) -> bytes:
         host = "its host"
         try:
             host = httpx2.URL(url).host or host

@@ -117,9 +117,7 @@ def add(
     finally:
         store.append(rows)
     progress.removed = sum(
-        sha256 not in seen
-        for place, sha256 in known.places.items()
-        if place.startswith(pictures.scopes or ("\0",))
+        sha256 not in seen for place, sha256 in known.places.items() if place.startswith(pictures.scopes)
     )
     if not progress.added and not progress.unchanged:
         label, reason = progress.unusable[0]

@@ -27,6 +27,11 @@ NEARLY_SAME = 0.75
 BLOCK = 4096  # images whose similarities are in memory at once, with as many others: 64 MB
 COMPARED = 200_000  # images at most; the time grows with the square: some minutes of a core
 SHOWN = 3  # pairs that are named
+TOLD_FROM = 20_000  # images; comparing more takes so long that it is announced
+COPY = "A copy is no further evidence, and costs as much as any other image."
+COPY_IN_NULL = (
+    "Take copies out: they raise tau, the similarity that a flag needs, and add nothing to compare with."
+)
 Floats = NDArray[np.float32]
 
 
@@ -107,11 +112,13 @@ def told_duplicates(store: Store, name: str, descriptor: str, cache: Path | None
     if len(mine.embeddings) > COMPARED:
         yield f"More than {COMPARED:,} images are not compared with each other: near-duplicates are not told."
         return
+    if len(mine.embeddings) >= TOLD_FROM:
+        yield f"Comparing {len(mine.embeddings):,} images with each other, to tell near-duplicates ..."
     if (found := near_pairs(mine)).pairs:
         yield (
             f"{found.images} of the images are nearly the same as another one of them (a similarity of "
-            f"{NEARLY_SAME:g} or more; {found.pairs} pairs). {_examples(store, name, name, found)} A copy "
-            "is no further evidence, and each costs as much as any other image."
+            f"{NEARLY_SAME:g} or more; {found.pairs} pairs). {_examples(store, name, name, found)} "
+            f"{COPY if mine.role is Role.REFERENCE else COPY_IN_NULL}"
         )
     for other_name in others:
         (other,) = load_corpora(store, [other_name], descriptor, cache=cache)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from servers.pictures import Answer, PictureServer
@@ -11,7 +13,7 @@ from servers.pictures import Answer, PictureServer
 from scanner.errors import EntryError, Skipped, Unavailable
 from scanner.hubs import pictures
 from scanner.hubs.deadlines import TimeLimit
-from scanner.hubs.http import RetryPolicy
+from scanner.hubs.http import Interrupted, RetryPolicy
 from scanner.hubs.pictures import PictureDownloads
 
 QUICK = RetryPolicy(rate_limit_wait_s=0.0, max_retries=1, time_limit=TimeLimit(deadline_s=5.0))
@@ -109,3 +111,16 @@ def test_a_download_that_breaks_off_is_no_picture(server: PictureServer) -> None
 def test_an_address_that_is_none_is_told(url: str) -> None:
     with PictureDownloads(policy=QUICK) as download, pytest.raises(EntryError, match="was not downloaded"):
         download(url)
+
+
+def test_closing_ends_downloads_that_wait_for_a_host(server: PictureServer) -> None:
+    server.answers["/a.png"] = Answer(b"", 429, {"Retry-After": "100"})
+    with ThreadPoolExecutor(1) as threads:
+        with PictureDownloads(allow_private=True) as download:
+            running = threads.submit(download, f"{server.url}/a.png")
+            while not server.asked:
+                time.sleep(0.01)
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            running.result()
+        assert time.monotonic() - began < 5
