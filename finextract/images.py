@@ -6,6 +6,7 @@ N = samples, H and W = height and width in pixels.
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import warnings
 import zlib
@@ -18,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from finextract.errors import ImageError, RequestError
 
@@ -27,6 +28,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoders that start n
 # What Pillow's decoders raise for damaged files.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, TypeError, AttributeError, LookupError,
            ArithmeticError, struct.error, zlib.error)  # fmt: skip
+_FRAMED = ("GIF", "WEBP", "PNG", "TIFF")  # formats that may hold several pictures
+_MAX_PROFILE_BYTES = 4 * 1024**2
 MIN_CONTRAST = 4.0  # standard deviation of the grey values, in 0 to 255
 MIN_SMOOTHNESS = 0.4  # correlation of neighbouring grey values; white noise has 0, photographs over 0.9
 
@@ -79,7 +82,8 @@ def open_image(
     An image of more than `max_pixels` pixels (by default Pillow's own limit against decompression bombs,
     89 million) is refused before it is decoded, and so is one whose longer side exceeds `max_aspect` times
     the shorter one. With `max_side`, a larger image is scaled down to that many pixels on its longer side.
-    Transparent pixels take the colour `background`.
+    Transparent pixels take the colour `background`. CMYK is converted by its embedded colour profile. The
+    values of RGB are kept whatever its profile says, as training programs keep them.
     Raises ImageError, whose message is a predicate: it follows the name of the file.
     """
     try:
@@ -96,7 +100,7 @@ def open_image(
                 if max_side is not None:
                     opened.draft("RGB", (max_side, max_side))
                 opened.load()
-                image = flatten(ImageOps.exif_transpose(opened), background)
+                image = flatten(_without_cmyk(ImageOps.exif_transpose(opened)), background)
     except UnidentifiedImageError as error:
         raise ImageError("is not an image in a supported format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -106,6 +110,31 @@ def open_image(
     if max_side is not None:
         image.thumbnail((max_side, max_side))
     return image
+
+
+def is_animated(file: Path | BinaryIO) -> bool:
+    """Whether an image file has several frames or pages, of which `open_image` takes the first."""
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            return opened.format in _FRAMED and bool(getattr(opened, "is_animated", False))
+    except _DAMAGE:
+        return False
+
+
+def _without_cmyk(image: Image.Image) -> Image.Image:
+    """The image as RGB where it is CMYK with a colour profile that can be used; otherwise as it is.
+
+    Without its profile, CMYK would be converted as if its inks were pure, which gives glaring colours.
+    """
+    profile = image.info.get("icc_profile")
+    if image.mode != "CMYK" or not profile or len(profile) > _MAX_PROFILE_BYTES:
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, *_DAMAGE):
+        return image
+    return converted or image
 
 
 def flatten(image: Image.Image, background: str | tuple[int, int, int] = "white") -> Image.Image:

@@ -21,7 +21,7 @@ from typing import Any
 import platformdirs
 import tomli_w
 
-from scanner.records import ConfigRow, now
+from scanner.records import ConfigRow, Role, now
 
 # The keys that do not affect the samples of a checkpoint.
 COMPARING = ("alpha", "tau", "relative_tau", "tau_quantile", "corpora", "screen", "extract", "screen_budget")
@@ -89,17 +89,26 @@ class ScanConfig:
         return named or self.extract == "always"
 
     @property
+    def has_null(self) -> bool:
+        """Whether its corpora hold a background or unseen works; True while it has no corpora yet."""
+        return not self.corpora or any(
+            not stated.startswith(f"{Role.REFERENCE.value}:") for stated in self.corpora.values()
+        )
+
+    @property
     def what_flags(self) -> str:
         """What a flag needs, by its grounds, in a sentence."""
-        needs = []
+        needs, unsure = [], ""
         if self.is_screened:
             needs.append(f"it was trained on a reference (q <= {self.alpha:g})")
-        if self.is_sampled(named=True):
+        if self.is_sampled(named=True) and not self.has_null:
+            unsure = " Without a background, what it gives back is shown as similar and is not flagged."
+        elif self.is_sampled(named=True):
             needed = f"similarity >= {self.tau:.2f}"
             if self.relative_tau is not None:
                 needed += ", or down to half of that where it resembles no other picture"
             needs.append(f"it gives one back ({needed}; q <= {self.alpha:g})")
-        return f"A checkpoint is flagged if {', or '.join(needs)}."
+        return f"A checkpoint is flagged if {', or '.join(needs)}.{unsure}" if needs else unsure.strip()
 
     def num_samples_images(self, stated: int | None) -> int:
         """The N0 to sample for: as the metadata state it, or assumed; limited by `max_samples`."""

@@ -4,6 +4,6 @@ The desk imports no module of the method itself.
 """
 
 from finextract.errors import ImageError
-from finextract.images import SUFFIXES, open_image
+from finextract.images import SUFFIXES, is_animated, open_image
 
-__all__ = ["SUFFIXES", "ImageError", "open_image"]
+__all__ = ["SUFFIXES", "ImageError", "is_animated", "open_image"]

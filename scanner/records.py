@@ -233,8 +233,8 @@ class Match:
     corpus: str
     reference_id: str
     similarity: float  # cosine in [-1, 1], higher is closer
-    null_similarity: float  # the highest that any background image reaches against the same candidates
-    p_value: float  # conformal, against the background
+    null_similarity: float | None  # the highest of any image of the null to the same candidates; None without
+    p_value: float  # conformal, against the null; 1 without
     q_value: float  # Benjamini-Hochberg over the references of the scan
     flagged: bool  # similarity >= needed, q_value <= alpha, and is_nearest
     nearest_other: float | None = None  # of the reference to any other picture; None where q > alpha

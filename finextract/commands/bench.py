@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from finextract.commands.common import Option, Progress, quieten_libraries, with_options
+from finextract.commands.common import Option, Progress, with_options
 
 # Evaluations of either denoiser for each training image; the paper's own preset takes 5,000.
 EVALUATIONS = {"cpu": 600, "gpu": 5000}
@@ -72,6 +72,7 @@ def speed(
     second network cost.
     """
     from finextract.bench.speed_runs import run_speed
+    from finextract.models.loading import quieten_libraries
 
     quieten_libraries()
     run_speed(list(manifests), split, list(only), samples_per_image, STEPS, out, click.echo, Progress())

@@ -148,21 +148,12 @@ def prepare_extraction(
 
 def load(base: Path, checkpoint: Path, base_parts: Path | None = None) -> Pair:
     """Loads a pair without the libraries' own progress bars and messages, and says on stderr where it is."""
-    from finextract.models.loading import load_pair
+    from finextract.models.loading import load_pair, quieten_libraries
 
     quieten_libraries()
     pair = load_pair(base, checkpoint, parts=base_parts)
     click.echo(f"{pair.kind} weights on {pair.tuned.device}", err=True)
     return pair
-
-
-def quieten_libraries() -> None:
-    """Keeps the libraries' own progress bars and messages off stderr."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 class Progress:

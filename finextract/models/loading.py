@@ -331,3 +331,12 @@ def _load_component(folder: Path, component: str) -> dict[str, Tensor]:
         read_header(file)
         state.update(_load_state(file))
     return state
+
+
+def quieten_libraries() -> None:
+    """Keeps the libraries' own progress bars and messages off stderr."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,10 +13,16 @@ from scanner.commands.options import store_option
 from scanner.commands.purge import remove_corpus, yes_option
 from scanner.errors import ConfigError, CorpusError
 from scanner.text import for_terminal
+from scanner.units import show_duration
 
 if TYPE_CHECKING:
-    from scanner.match.corpus import Added
+    from scanner.match.adding import Added
+    from scanner.match.sources import Pictures
 
+DEMO = (
+    "These pictures are small clip art and emoji: good for trying the program out. They are unlike "
+    "photographs and paintings, and a flag of such images that rests on them is no evidence."
+)
 SHOWN = 5  # images that could not be used; the others are counted
 MEANINGS = {
     "reference": "a corpus of references",
@@ -30,9 +36,31 @@ def command() -> None:
     """Add, list and remove corpora: reference images, backgrounds and unseen works."""
 
 
-@command.command()
+BACKGROUND = """What a background must be: images of the same kind as yours (photographs for photographs,
+    paintings for paintings) that no checkpoint was trained on and that show none of your images. With N
+    images of your own, 20 N of them are needed before a single copied one can be flagged at a level of 5 %; a
+    few dozen are enough for "trained on". Works of yours that were never published (--unseen) are better
+    still. Good sources are pictures that were published after the checkpoints, such as new ones on Wikimedia
+    Commons or in the open collections of museums."""
+
+
+@command.command(
+    help=f"""Embed pictures and store them as the corpus NAME.
+
+    SOURCE is a folder, a picture, a list of paths or addresses (a .txt file with one on each line, or - for
+    standard input), a table with a column of them (.csv, .tsv, .jsonl, .parquet; a Parquet column may hold
+    the pictures themselves), a WebDataset shard (.tar), or an address. Several may be given. Relative paths
+    are relative to the folder of their list.
+
+    Run the command again when a source has changed, or after it was interrupted: only new images are
+    embedded, and what an address holds is not downloaded again. The store keeps a copy of each picture, at
+    most 1,024 pixels on its longer side, which workers on other machines read.
+
+    {BACKGROUND}
+    """
+)
 @click.argument("name")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1)
 @click.option(
     "--background",
     is_flag=True,
@@ -44,19 +72,66 @@ def command() -> None:
     help="Works of yours that were never published, so that no checkpoint was trained on them: flags are "
     "judged against them too.",
 )
+@click.option("--column", metavar="NAME", help="The column of a table that names or holds the pictures.")
+@click.option("--again", is_flag=True, help="Download again what was stored from an address before.")
+@click.option(
+    "--allow-private-addresses",
+    is_flag=True,
+    help="Download from addresses of private networks and of this machine too. A list may come from anybody, "
+    "so they are refused without this option.",
+)
+@click.option(
+    "--from-demo",
+    is_flag=True,
+    help="Add the 400 pictures of clip art and emoji that come with the program as a background. Good for "
+    "trying the program, and for clip art. For photographs and paintings it is of another kind, and a "
+    "flag that rests on it is no evidence.",
+)
 @store_option
-def add(name: str, folder: Path, background: bool, unseen: bool, store: str) -> None:
-    """Embed the images below DIR and store them as the corpus NAME.
-
-    Run the command again when DIR has changed: only new images are embedded. The store keeps a copy of each
-    picture, at most 1,024 pixels on its longer side, which workers on other machines read.
-    """
+def add(
+    name: str, sources: tuple[str, ...], background: bool, unseen: bool, column: str | None, again: bool,
+    allow_private_addresses: bool, from_demo: bool, store: str,
+) -> None:  # fmt: skip
     from scanner.crawl.worker import SscdEmbedder
-    from scanner.match.corpus import add as add_images
-    from scanner.match.corpus import image_files, on_both_sides
+    from scanner.hubs.pictures import PictureDownloads
+    from scanner.match.adding import add as add_images
+    from scanner.match.duplicates import told_duplicates
+    from scanner.match.sources import pictures_of_sources
+    from scanner.match.sources.demo import demo_background
     from scanner.records import Role
     from scanner.store.store import Store
 
+    _check(name, sources, background, unseen, from_demo, column)
+    role = Role.BACKGROUND if background or from_demo else Role.UNSEEN if unseen else Role.REFERENCE
+    with PictureDownloads(allow_private=allow_private_addresses) as download:
+        # A wrong source creates no store.
+        pictures = (
+            demo_background() if from_demo else pictures_of_sources(sources, column=column, download=download)
+        )
+        opened, embedder = Store(store, create=True), SscdEmbedder()
+        done = _shown(add_images(opened, name, pictures, embedder, role, again=again))
+    click.echo(
+        f"{for_terminal(name)}: {done.added} added, {done.unchanged} unchanged, {len(done.unusable)} not "
+        f"usable; {MEANINGS[role]}",
+        err=True,
+    )
+    for told in _told(done, pictures):
+        click.echo(for_terminal(f"  {told}"), err=True)
+    if from_demo:
+        click.echo(f"  {DEMO}", err=True)
+    if not done.added:
+        return
+    try:
+        for told in told_duplicates(opened, name, embedder.descriptor):
+            click.echo(for_terminal(f"  {told}"), err=True)
+    except CorpusError as error:  # the images are stored all the same
+        click.echo(for_terminal(f"  Near-duplicates were not looked for: {error}"), err=True)
+
+
+def _check(
+    name: str, sources: tuple[str, ...], background: bool, unseen: bool, from_demo: bool, column: str | None
+) -> None:
+    """Raises CorpusError or ConfigError for arguments that do not fit together."""
     if not name.isprintable() or not name.strip() or len(name) > 100:
         raise CorpusError("a corpus needs a printable name of at most 100 characters.")
     if background and unseen:
@@ -64,31 +139,39 @@ def add(name: str, folder: Path, background: bool, unseen: bool, store: str) -> 
             "--background and --unseen exclude each other: a background is made of other people's images, "
             "unseen works are your own.\nAdd the two as two corpora."
         )
-    image_files(folder)  # a wrong folder creates no store
-    opened = Store(store, create=True)
-    role = Role.BACKGROUND if background else Role.UNSEEN if unseen else Role.REFERENCE
-    done = _shown(add_images(opened, name, folder, SscdEmbedder(), role))
-    click.echo(
-        f"{name}: {done.added} added, {done.unchanged} unchanged, {len(done.unusable)} not usable; "
-        + MEANINGS[role],
-        err=True,
-    )
-    if done.repeated:
-        click.echo(f"  {done.repeated} are copies of others and are counted once.", err=True)
-    for path, reason in list(done.unusable.items())[:SHOWN]:
-        click.echo(for_terminal(f"  not usable: {path.relative_to(folder)} {reason}"), err=True)
-    if len(done.unusable) > SHOWN:
-        click.echo(f"  and {len(done.unusable) - SHOWN} more", err=True)
-    if done.removed:
-        click.echo(
-            f"  {done.removed} images of the corpus are not in {folder} any more; they stay in the corpus.",
-            err=True,
+    if from_demo and (sources or unseen or column):
+        raise ConfigError(
+            "--from-demo is a background of its own: it takes no SOURCE, no --unseen and no --column."
         )
-    for other, images in on_both_sides(opened, name).items():
-        click.echo(
-            f"  {images} of the images are in {for_terminal(other)} as well. An image cannot be a reference "
-            "and a part of the null: it counts as a reference alone.",
-            err=True,
+    if not sources and not from_demo:
+        raise click.UsageError(
+            "Pass what to add: a folder, a picture, a list, a table, a WebDataset shard or an address."
+        )
+
+
+def _told(done: Added, pictures: Pictures) -> Iterator[str]:
+    """What else is to be said of the pictures that were added, a line each."""
+    if done.repeated:
+        yield f"{done.repeated} are copies of others and are counted once."
+    if done.animated:
+        yield f"{done.animated} have several frames or pages: the first one was taken."
+    problems = [*done.unusable, *pictures.problems]
+    for label, reason in problems[:SHOWN]:
+        yield f"not usable: {label} {reason}"
+    if len(problems) > SHOWN:
+        yield f"and {len(problems) - SHOWN} more"
+    if done.not_downloaded:
+        yield f"{done.not_downloaded} were not downloaded. Run the same command again to try them again."
+    if pictures.not_read:
+        named = ", ".join(pictures.not_read[:SHOWN]) + (", ..." if len(pictures.not_read) > SHOWN else "")
+        yield (
+            f"{len(pictures.not_read)} files are of kinds that are not read ({named}). Convert them to PNG "
+            "or JPEG, and add those."
+        )
+    if done.removed:
+        yield (
+            f"{done.removed} images of the corpus are not in {pictures.named} any more; they stay in the "
+            "corpus."
         )
 
 
@@ -96,11 +179,28 @@ def _shown(progress: Iterator[Added]) -> Added:
     """Runs to the end, with a progress line on a terminal."""
     from scanner.commands.progress import ProgressLine
 
-    with ProgressLine() as line:
-        for done in progress:
-            completed = done.added + done.unchanged + done.repeated + len(done.unusable)
-            line.update("embedding", completed, done.found, f"{completed:,}/{done.found:,}")
+    began = time.monotonic()
+    done: Added | None = None
+    try:
+        with ProgressLine() as line:
+            for done in progress:
+                line.update("embedding", done.done, done.found, _status(done, time.monotonic() - began))
+    except KeyboardInterrupt:
+        kept = f"{done.added:,} images are" if done else "What was added is"
+        click.echo(f"Interrupted. {kept} stored. Run the same command again to resume.", err=True)
+        raise
+    assert done is not None, "adding ends with its result"
     return done
+
+
+def _status(done: Added, seconds: float) -> str:
+    """How many of how many, how fast, and for how long still."""
+    parts = [f"{done.done:,}/{done.found:,}"]
+    rate = done.added / seconds if seconds > 1 else 0.0
+    if rate:
+        left = (done.found - done.done) / rate
+        parts += [f"{rate:.3g} a second", f"{show_duration(left)} left"]
+    return ", ".join(parts)
 
 
 @command.command(name="list")
@@ -116,7 +216,7 @@ def list_(as_json: bool, store: str) -> None:
         click.echo(json.dumps(rows, default=lambda time: time.isoformat(), indent=2))
         return
     if not rows:
-        click.echo("The store has no corpus. Add one with `scanner corpus add NAME DIR`.", err=True)
+        click.echo("The store has no corpus. Add one with `scanner corpus add NAME SOURCE`.", err=True)
         return
     from rich.console import Console
     from rich.table import Table

@@ -37,7 +37,6 @@ def command(
     drawn. The models are fetched as a crawl fetches them. The exit code is 0 where it is the same picture,
     and 3 where it is another one.
     """
-    from finextract.commands.common import quieten_libraries
     from finextract.errors import CheckpointError
     from scanner.crawl.reproducing import reproduce
     from scanner.errors import EntryError
@@ -47,7 +46,6 @@ def command(
     opened = Store(store)
     target = named_target(opened, name)
     click.echo(for_terminal(f"Fetching {target.repo} and its base, and drawing ..."), err=True)
-    quieten_libraries()
     try:
         drawn = reproduce(opened, target, base=base, allow_pickle=allow_pickle)
     except (EntryError, CheckpointError) as error:

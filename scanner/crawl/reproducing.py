@@ -75,8 +75,9 @@ def reproduce(store: Store, target: Target, *, base: str | None = None, allow_pi
     """
     import torch
 
-    from finextract.models.loading import gpu_precision, load_base, tune
+    from finextract.models.loading import gpu_precision, load_base, quieten_libraries, tune
 
+    quieten_libraries()
     match, candidate, scan, checkpoint, config = _rows(store, target)
     stored = _stored(store, candidate)
     checkpoint = replace(checkpoint, base=scan.base or checkpoint.base)

@@ -207,8 +207,8 @@ def open_store(options: CrawlOptions, observer: Observer) -> Store:
 def effective_config(options: CrawlOptions, store: Store, observer: Observer | None = None) -> ScanConfig:
     """The configuration of a crawl with the corpora of the store, and the tau that their background gives.
 
-    Raises CorpusError where a corpus is unknown, there is no reference or no background, or the budget of the
-    screen is too small, and RequestError for a folder that is no caption model.
+    Raises CorpusError where a corpus is unknown, there is no reference, or the budget of the screen is too
+    small, and RequestError for a folder that is no caption model.
     """
     from finextract.caption_model import caption_model_id
     from scanner.match.matching import with_corpora

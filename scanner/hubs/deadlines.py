@@ -77,30 +77,46 @@ def limited(limit: TimeLimit) -> Iterator[None]:
         _attempt.reset(token)
 
 
-def limit_reads(client: httpx2.Client, before_read: Callable[[], object]) -> httpx2.Client:
+def limit_reads(
+    client: httpx2.Client,
+    before_read: Callable[[], object],
+    on_connect: Callable[[str, str], object] | None = None,
+) -> httpx2.Client:
     """Makes the connections of a client, through a proxy or not, respect `limited`; returns the client.
 
-    `before_read` is called before each read, and may raise. httpx2 has no public setting for what it reads
-    with (httpcore2 has: `network_backend`), so two private attributes are used;
+    `before_read` is called before each read, and may raise. So may `on_connect`, which gets the host and the
+    address of each connection that goes through no proxy, before anything is sent. httpx2 has no public
+    setting for what it reads with (httpcore2 has: `network_backend`), so two private attributes are used;
     tests/scanner/hubs/test_slow_servers.py fails where they change.
     """
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, httpx2.HTTPTransport):
-            transport._pool._network_backend = _Backend(transport._pool._network_backend, before_read)
+            direct = on_connect if transport is client._transport else None
+            backend = transport._pool._network_backend
+            transport._pool._network_backend = _Backend(backend, before_read, direct)
     return client
 
 
 class _Backend(httpcore2.NetworkBackend):
     """Opens connections whose reads are checked."""
 
-    def __init__(self, backend: httpcore2.NetworkBackend, before_read: Callable[[], object]) -> None:
-        self._backend, self._before_read = backend, before_read
+    def __init__(
+        self, backend: httpcore2.NetworkBackend, before_read: Callable[[], object],
+        on_connect: Callable[[str, str], object] | None,
+    ) -> None:  # fmt: skip
+        self._backend, self._before_read, self._on_connect = backend, before_read, on_connect
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:  # fmt: skip
         stream = self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        if self._on_connect is not None:
+            try:
+                self._on_connect(host, str(stream.get_extra_info("server_addr")[0]))
+            except BaseException:
+                stream.close()
+                raise
         return _Stream(stream, self._before_read)
 
     def sleep(self, seconds: float) -> None:

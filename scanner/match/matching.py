@@ -6,7 +6,8 @@ no other picture much (finextract.significance.Thresholds). Another picture is a
 the null, unless it is a version of the reference: its similarity to the reference is tau or more.
 p-values are conformal, against the null compared with the same candidates: the background images and the
 owner's unseen works. q-values are those of Benjamini and Hochberg over all references of the scan. tau comes
-from the background alone, or from the unseen works where there is no background.
+from the background alone, or from the unseen works where there is no background. Without any null nothing is
+flagged: p and q are 1, and a match says how similar two pictures are and no more.
 A p-value, and so a q-value, depends only on how many images of the null reach a similarity, so both are
 computed for each such number and not for each reference.
 R = references, K = candidates, M = images of the null, D = embedding size.
@@ -40,12 +41,17 @@ BLOCK = 4096  # references that are compared at once
 SCANS = 64  # whose candidates are compared at once,
 ROUNDING = 1e-6  # of a similarity, by the order of its sums
 BEST_BYTES = 64_000_000  # or fewer, so that the highest similarity of each image to each of them fits
+HOW_TO_ADD = (
+    "Add images like yours that no checkpoint was trained on (scanner corpus add NAME SOURCE --background), "
+    "or works of yours that were never published (--unseen). scanner corpus add --help says what a "
+    "background must be, and has one to try the program with (--from-demo)."
+)
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Corpora:
-    """What candidates are compared with: at least one reference, and one image of the null."""
+    """What candidates are compared with: at least one reference, and the null, if there is one."""
 
     references: tuple[Corpus, ...]
     background: tuple[Corpus, ...]
@@ -95,27 +101,20 @@ class Comparison:
 def split(corpora: Sequence[Corpus]) -> Corpora:
     """The corpora by their role; an image that is a reference too is left out of the null.
 
-    Raises CorpusError where there is no reference, or neither a background nor unseen works.
+    Raises CorpusError where there is no reference.
     """
     references, background, unseen = (
         tuple(corpus for corpus in corpora if corpus.role is role and len(corpus.embeddings))
         for role in (Role.REFERENCE, Role.BACKGROUND, Role.UNSEEN)
     )
     background, unseen = (_without(null, references) for null in (background, unseen))
-    names = ", ".join(c.name for c in corpora)
-    among = f"the selected corpora ({names}) hold" if names else "the store holds"
     if not references:
+        names = ", ".join(c.name for c in corpora)
+        among = f"the selected corpora ({names}) hold" if names else "the store holds"
         raise CorpusError(
             f"{among} no reference images, so there is nothing to look for.\n"
-            "Add the images that you own (scanner corpus add NAME DIR), or select their corpus: --corpus NAME"
-        )
-    if not background and not unseen:
-        further = " that are not references too" if any(c.role is not Role.REFERENCE for c in corpora) else ""
-        raise CorpusError(
-            f"{among} no background images{further}, and without them no similarity is evidence.\n"
-            "Add images like yours that no checkpoint was trained on (scanner corpus add NAME DIR "
-            "--background), or works of yours that were never published (--unseen), or select such a corpus: "
-            "--corpus NAME"
+            "Add the images that you own (scanner corpus add NAME SOURCE), or select their corpus: --corpus "
+            "NAME"
         )
     return Corpora(references, background, unseen)
 
@@ -133,16 +132,25 @@ def _without(null: tuple[Corpus, ...], references: tuple[Corpus, ...]) -> tuple[
     return tuple(corpus for corpus in null if len(corpus.embeddings))
 
 
-def warn_if_small(num_references: int, num_background: int, alpha: float) -> str | None:
-    """A warning where the background is too small for a single match to be flagged, else None."""
+def warn_if_small(
+    num_references: int, num_background: int, alpha: float, *, screened: bool = True
+) -> str | None:
+    """A warning where the null is too small for a single match to be flagged, or missing; else None."""
     needed = minimum_background(num_references, alpha)
     if num_background >= needed:
         return None
-    return (
-        f"{num_background} background images are few for {num_references} references: that one of "
-        f"them is given back cannot reach q <= {alpha:g} with fewer than {needed}. "
-        "Add more with scanner corpus add --background."
+    if num_background:
+        return (
+            f"{num_background} background images are few for {num_references} references: that one of "
+            f"them is given back cannot reach q <= {alpha:g} with fewer than {needed}. {HOW_TO_ADD}"
+        )
+    still = (
+        "A checkpoint can still be flagged as trained on an image of yours, judged by the image's own "
+        "mirrored and moved versions. Pictures that it draws are shown as similar, without a flag."
+        if screened
+        else "Nothing can be flagged: pictures that a checkpoint draws are shown as similar, and no more."
     )
+    return f"there is no background, and without one no similarity is evidence. {still}\n{HOW_TO_ADD}"
 
 
 def with_corpora(
@@ -150,11 +158,14 @@ def with_corpora(
 ) -> ScanConfig:
     """The configuration with its corpora, and the tau of the background, or else of the unseen works.
 
-    `warn` gets a sentence where the corpora are too small for any flag. Raises CorpusError.
+    `warn` gets a sentence where the corpora are too small for any flag that a picture is given back. Raises
+    CorpusError.
     """
     corpora = load_corpora(store, names, config.descriptor)
     compared = split(corpora)
-    if warning := warn_if_small(compared.num_references, compared.num_background, config.alpha):
+    if warning := warn_if_small(
+        compared.num_references, compared.num_background, config.alpha, screened=config.is_screened
+    ):
         warn(f"warning: {warning}")
     if config.is_screened:
         sizes = [len(corpus.embeddings) for corpus in compared.references]
@@ -162,8 +173,10 @@ def with_corpora(
             plan(config.screen_budget, sum(sizes), compared.num_background, sizes, len(VARIANTS))
         except RequestError as error:
             raise CorpusError(f"--screen-budget {config.screen_budget}: {error}") from error
-    embeddings = (corpus.embeddings for corpus in compared.background or compared.unseen)
-    found = thresholds_of_background(config.tau_quantile, *embeddings)
+    embeddings = [corpus.embeddings for corpus in compared.background or compared.unseen]
+    found = (
+        thresholds_of_background(config.tau_quantile, *embeddings) if embeddings else Thresholds(1.0, None)
+    )
     return replace(
         config,
         tau=round(found.tau, 4),
@@ -250,7 +263,7 @@ def _comparison(
             corpus=corpus.name,
             reference_id=corpus.reference_ids[row].decode(),
             similarity=float(best[places[n]]),
-            null_similarity=float(ordered[-1]),
+            null_similarity=float(ordered[-1]) if len(ordered) else None,
             p_value=float(p[reached[n]]),
             q_value=float(q[reached[n]]),
             flagged=bool(flagged[n]),

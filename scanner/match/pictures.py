@@ -17,7 +17,8 @@ from PIL import Image
 from scanner.errors import CorpusError
 from scanner.hashing import sha256_of
 from scanner.images import ImageError, open_image
-from scanner.match.corpus import COPY_SIDE, MAX_ASPECT, Corpus, copy_of
+from scanner.match.copies import COPY_SIDE, MAX_ASPECT, copy_of
+from scanner.match.corpus import Corpus
 from scanner.store.store import Store
 
 

@@ -170,6 +170,7 @@ def _membership(found: Membership) -> dict[str, Any]:
         "pictures": found.num_pictures,
         "framing": found.framing,
         "background_images": found.num_background,
+        "compared_with_background": found.background_p is not None,
     }
 
 

@@ -129,6 +129,8 @@ def _readable(time: str | None) -> str:
 
 
 def _compared(scan: dict[str, Any]) -> str:
+    if not scan["background_images"]:
+        return f"{count(scan['references'], 'image')}; there was no background"
     background = count(scan["background_images"], "background image")
     return f"{count(scan['references'], 'image')}, and {background} that are said to be unknown to it"
 
@@ -217,6 +219,12 @@ def _dots(found: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _of_match(match: dict[str, Any], scan: dict[str, Any]) -> list[str]:
+    if match["background_similarity"] is None:
+        return [
+            f"Similar, and not shown to be given back: the similarity of the two pictures is "
+            f"{match['similarity']:.2f}, where 1 is the same picture. There was no background, so it is not "
+            "known how often pictures are as similar by chance."
+        ]
     background = count(scan["background_images"], "background image")
     claim = "Given back" if match["flagged"] else "Not shown to be given back"
     return [
@@ -232,10 +240,12 @@ def _of_membership(found: dict[str, Any]) -> list[str]:
     what = "this picture" if found["pictures"] == 1 else f"these {found['pictures']:,} pictures"
     versions = "its own mirrored and moved versions" if found["pictures"] == 1 else "their mirror images"
     claim = "Trained on" if found["trained_on"] else "Training is not shown"
+    alone = found["pictures"] == 1 and not found["compared_with_background"]
+    also = " There was no background that it was compared with as well." if alone else ""
     return [
         f"{claim}: the checkpoint knows {what} better than {versions}{margin}, compared with its base "
         f"model. {CHANCE} {_frequency(found['p'])} (p {probability(found['p'])}); corrected, q "
-        f"is {probability(found['q'])}."
+        f"is {probability(found['q'])}.{also}"
     ]
 
 

@@ -1,5 +1,6 @@
 """One checkpoint opened: images, evidence, links, and untrusted text."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from filled_store import Crawl, Opener
 from PIL import Image
 
 from scanner.records import Verdict
+from tui.content.evidence import _of_match as match_lines
 from tui.widgets.image_view import ImageView
 
 HOSTILE = "evil/[bold red]x[/]\x1b[31m\u202egnp\x07\n[@click=app.quit]go[/]"
@@ -169,3 +171,12 @@ async def test_a_image_of_any_shape_keeps_it(filled: Crawl, desk: Opener) -> Non
     async with desk() as seen:
         await seen.press("enter", "b")
         assert seen.colours("#reference") == {(200 // 16, 30 // 16, 30 // 16)}
+
+
+def test_a_similarity_without_a_background_is_told_to_be_no_evidence(filled: Crawl) -> None:
+    scan = filled.scans["ben/strong-shoe"]
+    match = replace(filled.matches["ben/strong-shoe"][0], null_similarity=None, flagged=False)
+    lines = match_lines(scan, match, None)
+    assert [name for name, *_ in lines] == ["Gives back", "Similarity", "Clique"]
+    assert "There was no background" in lines[0][2]
+    assert "A flag needs" not in " ".join(text for *_, text in lines)

@@ -40,6 +40,11 @@ UNLIKE = (
     "says little about training. Add works like yours that no checkpoint was trained on: scanner corpus add "
     "NAME DIR --background, or --unseen for works of yours that were never published."
 )
+WITHOUT_NULL = (
+    "There was no background, so it is not known how often pictures are as similar by chance. Add works like "
+    "yours that no checkpoint was trained on: scanner corpus add NAME DIR --background. The next crawl "
+    "compares what was sampled again."
+)
 ADVICE = {
     Verdict.FAILED: "The checkpoint is not the cause. The next crawl scans it again.",
     Verdict.SKIPPED: "The checkpoint is the cause, so it was not scanned and has no result.",
@@ -76,6 +81,16 @@ def evidence(opened: OpenedCheckpoint, row: EvidenceRow) -> Grid:
 def _of_match(
     scan: Scan | None, match: Match, candidate: CandidateImage | None
 ) -> list[tuple[str, str, str]]:
+    if match.null_similarity is None:
+        return [
+            ("Gives back", "no flag", WITHOUT_NULL),
+            (
+                "Similarity",
+                similarity(match.similarity),
+                "between the two images, from -1 to 1; higher is closer.",
+            ),
+            ("Clique", *_clique(candidate)),
+        ]
     needed = match.needed if match.needed is not None else scan.tau if scan else None
     needs = f" A flag needs {similarity(needed)} or more." if needed is not None else ""
     background = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from finextract.reasons import ReasonCode
+from scanner.cli import cli
 from scanner.commands.crawl import command as crawl_command
 from scanner.config import ScanConfig
 from scanner.crawl import screening
@@ -114,6 +116,30 @@ def test_a_checkpoint_that_extraction_cannot_flag_is_flagged_as_trained_on(
         for row in trained_on
     )
     assert copied.select(Scan, "WHERE scan_id = ?", [scan.scan_id]) == [scan]
+
+
+def test_ten_images_and_no_background_are_answered_and_told_how_sure(filled: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "few", create=True)
+    for subject in ("cars", "sweets"):
+        deque(add(store, subject, ZOO / "images/subjects" / subject, SscdEmbedder(threads=1)), maxlen=0)
+    store.append(Store(filled).select(Checkpoint))
+    trained = scan_of(store, tmp_path, "cars-lora-light", extract="never")
+    assert trained.grounds_of_flag == (Ground.TRAINED_ON,)
+    assert (trained.num_references, trained.num_background) == (10, 0)
+    named = {row.corpus for row in store.select(Membership) if row.trained_on}
+    assert named == {"cars"}
+    both = scan_of(store, tmp_path, "sweets-lora-te")
+    assert both.examined is Examination.BOTH
+    assert both.grounds_of_flag == (Ground.TRAINED_ON,), "no similarity is a flag without a background"
+    assert (both.num_samples, both.q_value) == (10, 1.0)
+    assert both.best_similarity is not None
+    told = CliRunner().invoke(cli, ["show", "sweets-lora-te", "--store", store.uri]).stdout
+    assert "There was no background to compare with." in told
+    assert "not flagged" in told
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(cli, ["report", "sweets-lora-te", "--out", str(page), "--store", store.uri])
+    assert done.exit_code == 0, done.output
+    assert "it is not known how often pictures are as similar by chance" in " ".join(page.read_text().split())
 
 
 def test_what_the_screen_does_not_name_is_not_sampled_and_its_row_says_so(

@@ -23,8 +23,9 @@ from scanner.crawl.worker import SscdEmbedder
 from scanner.errors import ConfigError, CorpusError
 from scanner.hashing import sha256_of
 from scanner.images import open_image
-from scanner.match import corpus
-from scanner.match.corpus import COPY_SIDE, Added, copy_of, load_corpora, summaries
+from scanner.match import adding, corpus
+from scanner.match.copies import COPY_SIDE, copy_of
+from scanner.match.corpus import Added, load_corpora, summaries
 from scanner.records import Reference, Role
 from scanner.store.store import Store
 
@@ -75,7 +76,7 @@ def test_every_image_of_a_folder_becomes_a_reference(
     store: Store, folder: Path, embedder: SscdEmbedder
 ) -> None:
     done = add(store, folder, embedder)
-    assert (done.found, done.added, done.unusable) == (3, 3, {})
+    assert (done.found, done.added, done.unusable) == (3, 3, [])
     rows = store.select(Reference, "ORDER BY path")
     assert [r.path for r in rows] == [str(folder / n) for n in ("a.png", "b.JPG", "below/c.webp")]
     assert rows[0].reference_id == rows[0].sha256 == sha256_of(folder / "a.png")
@@ -104,8 +105,8 @@ def test_a_copy_counts_once(store: Store, folder: Path, embedder: SscdEmbedder) 
 def test_an_interrupted_add_keeps_what_was_written(
     store: Store, folder: Path, embedder: SscdEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PART_ROWS", 1)
-    monkeypatch.setattr(corpus, "BATCH_IMAGES", 1)
+    monkeypatch.setattr(adding, "PART_ROWS", 1)
+    monkeypatch.setattr(adding, "BATCH_IMAGES", 1)
     next(corpus.add(store, "mine", folder, embedder))
     assert (done := add(store, folder, embedder)).unchanged == 1
     assert done.added == 2
@@ -187,10 +188,12 @@ def test_unusable_images_are_counted_with_a_reason(
     (folder / "b.bmp").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     done = add(store, folder, embedder)
     assert done.added == 3
-    assert {p.name for p in done.unusable} == {
-        "text.png", "empty.gif", "cut.png", "strip.png", "bomb.png", "gone.png", "b.bmp",
-    }  # fmt: skip
-    assert "decompression bomb" in done.unusable[folder / "bomb.png"]
+    told = dict(done.unusable)
+    assert told.keys() == {"text.png", "empty.gif", "cut.png", "strip.png", "bomb.png", "gone.png", "b.bmp"}
+    assert "decompression bomb" in told["bomb.png"]
+    assert told["empty.gif"] == "is empty"
+    assert told["gone.png"] == "does not exist"
+    assert "truncated" in told["cut.png"]
 
 
 def test_a_folder_without_usable_images_is_an_error(

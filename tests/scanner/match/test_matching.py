@@ -17,7 +17,7 @@ from finextract.significance import (
 )
 from scanner.config import ScanConfig
 from scanner.errors import CorpusError
-from scanner.match.corpus import Corpus
+from scanner.match.corpus import Corpus, load_corpora
 from scanner.match.matching import (
     KEPT_MATCHES,
     Candidates,
@@ -25,9 +25,10 @@ from scanner.match.matching import (
     Corpora,
     compare,
     split,
+    thresholds_of,
     with_corpora,
 )
-from scanner.records import Reference, Role, Verdict, now
+from scanner.records import Match, Reference, Role, Verdict, now
 from scanner.store.store import Store
 
 TAU, ALPHA = 0.55, 0.2
@@ -68,8 +69,7 @@ def test_an_image_that_is_a_reference_too_is_no_part_of_the_null() -> None:
     (background,) = compared.background
     assert [i.decode() for i in background.reference_ids] == [f"x{n:05}" for n in range(30)]
     assert np.array_equal(background.embeddings, other)
-    with pytest.raises(CorpusError, match="no background images that are not references too"):
-        split([references, corpus("mine", Role.UNSEEN, mine)])
+    assert split([references, corpus("mine", Role.UNSEEN, mine)]).null == ()
 
 
 def scans_of(rng: np.random.Generator, corpora: Corpora, *, exact: bool) -> list[Candidates]:
@@ -179,10 +179,38 @@ def test_unseen_works_alone_are_a_null_and_references_alone_have_none() -> None:
     unseen = corpus("z", Role.UNSEEN, embeddings(rng, 2, exact=True))
     corpora = split([references, unseen])
     assert (corpora.background, corpora.null, corpora.num_background) == ((), (unseen,), 2)
-    with pytest.raises(CorpusError, match=re.escape("(a) hold no background images")):
-        split([references])
+    assert split([references]).null == ()
     with pytest.raises(CorpusError, match=re.escape("(z) hold no reference images")):
         split([unseen])
+
+
+@pytest.mark.parametrize("screen", ["first", "off"])
+def test_without_a_null_pictures_are_similar_and_nothing_is_flagged(store: Store, screen: str) -> None:
+    rng = np.random.default_rng(0)
+    mine = embeddings(rng, 12, exact=False)
+    store.append([
+        Reference(f"mine{n:02}", "mine", Role.REFERENCE, "", "", 1, 1, "d", tuple(v.tolist()), now())
+        for n, v in enumerate(mine)
+    ])  # fmt: skip
+    warnings: list[str] = []
+    config = with_corpora(store, ScanConfig(descriptor="d", screen=screen), [], warnings.append)
+    assert "there is no background, and without one no similarity is evidence" in warnings[0]
+    assert ("flagged as trained on" in warnings[0]) == (screen == "first")
+    assert ("Nothing can be flagged" in warnings[0]) == (screen == "off")
+    assert "scanner corpus add --help" in warnings[0]
+    assert "similar and is not flagged" in config.what_flags
+    assert ("trained on a reference" in config.what_flags) == (screen == "first")
+    corpora = split(load_corpora(store, None, "d"))
+    copies = Candidates("scan", ["one", "two"], mine[3:5])
+    (found,) = compare([copies], corpora, thresholds_of(config), config.alpha)
+    assert found.verdict is Verdict.NOTHING_FOUND
+    assert (found.num_background, found.q_value) == (0, 1.0)
+    nearest = found.matches[0]
+    assert nearest.similarity == pytest.approx(1, abs=1e-5)
+    assert (nearest.null_similarity, nearest.p_value, nearest.q_value, nearest.flagged) == (None, 1, 1, False)
+    assert len(found.matches) == KEPT_MATCHES
+    store.append(found.matches)
+    assert store.select(Match, "ORDER BY similarity DESC")[0] == nearest
 
 
 def test_tau_comes_from_the_background_or_else_from_unseen_works(store: Store, tmp_path: Path) -> None:
