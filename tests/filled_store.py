@@ -344,7 +344,7 @@ class Desk:
         quiet = 0
         while quiet < 2:
             await self.pilot.pause()
-            busy = any(w.group in ("list", "checkpoint", "images") for w in self.app.workers)
+            busy = any(w.group in ("list", "checkpoint", "images", "index", "hint") for w in self.app.workers)
             quiet = 0 if busy else quiet + 1
             if busy:
                 await asyncio.sleep(0.005)

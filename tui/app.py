@@ -6,9 +6,11 @@ Reads the store while crawls write to it, and writes only decisions.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import click
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from scanner import settings
@@ -16,6 +18,7 @@ from scanner.config import default_store
 from scanner.errors import ScannerError
 from scanner.store.store import Store
 from scanner.text import for_terminal_lines
+from tui.commands import commands
 from tui.keys import EVERYWHERE, bindings
 from tui.review import Review, reviewer_name
 from tui.screens.checkpoint_list import ListScreen
@@ -31,16 +34,21 @@ class DeskApp(App[None]):
     TITLE = "finextract"
     CSS_PATH = "desk.tcss"
     BINDINGS = bindings(EVERYWHERE)
-    ENABLE_COMMAND_PALETTE = False
     NOTIFICATION_TIMEOUT = 6
 
-    def __init__(self, store: Store, reviewer: str, refresh_s: float = REFRESH_S) -> None:
+    def __init__(
+        self, store: Store, reviewer: str, refresh_s: float = REFRESH_S, *, read_only: bool = False
+    ) -> None:
         super().__init__()
-        self.session = Session(store, Review(store, reviewer), refresh_s)
+        self.session = Session(store, Review(store, reviewer, read_only=read_only), refresh_s)
 
     def get_default_screen(self) -> Screen[None]:
         """The list of checkpoints."""
         return ListScreen(self.session)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """What the command palette offers."""
+        return commands(self, screen)
 
     def action_help(self) -> None:
         """Shows all keys."""
@@ -52,9 +60,10 @@ class DeskApp(App[None]):
     "--store", metavar="DIR", envvar="FINEXTRACT_STORE",
     help="The store to review.  [default: $FINEXTRACT_STORE, or `store` in scanner.toml]",
 )  # fmt: skip
+@click.option("--read-only", is_flag=True, help="Only look: nothing is decided, and nothing is written.")
 @click.version_option(package_name="finextract-scanner")
 @click.pass_context
-def main(context: click.Context, store: str | None) -> None:
+def main(context: click.Context, store: str | None, read_only: bool) -> None:
     """Review flagged checkpoints: compare candidates with references, and decide.
 
     Decisions are recorded under the name in $FINEXTRACT_REVIEWER, or else your login name. Press ? to see
@@ -62,8 +71,8 @@ def main(context: click.Context, store: str | None) -> None:
     """
     try:
         option = next(p for p in context.command.params if isinstance(p, click.Option) and p.name == "store")
-        opened = Store(store or settings.top_level(option) or default_store())
+        opened = Store(store or settings.top_level(option) or default_store(), read_only=read_only)
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
-    DeskApp(opened, reviewer_name()).run()
+    DeskApp(opened, reviewer_name(), read_only=read_only).run()

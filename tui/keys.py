@@ -59,7 +59,8 @@ DECIDE = [
     Key("decide.note", "n", "note", "Note", "Write a note, with or without a decision"),
 ]
 LIST = [
-    Key("list.filter", "slash", "filter", "Find", "List only repos whose name contains what you type"),
+    Key("list.filter", "slash", "filter", "Find", "Filter by part of a repo's name, or by the words below"),
+    Key("list.saved", "f", "saved_filters", "Filters", "Choose a saved filter, or save this one", False),
     Key(
         "list.next",
         "v",
@@ -68,8 +69,16 @@ LIST = [
         "List the next verdict: flagged, all, nothing found, …",
     ),
     Key("list.previous", "V", "shift_filter(-1)", "Back", "List the previous verdict", False),
+    Key("list.sort", "s", "sort", "Sort", "Sort by the next column; a click on a heading sorts by it"),
+    Key("list.reverse", "S", "reverse", "Reverse", "Reverse the order", False),
+    Key("list.undecided", "N", "next_undecided", "Next", "To the next undecided row of the whole list"),
+    Key("list.reveal", "b", "reveal", "Show", "Show the images beside the list, or blur them again", False),
     Key("list.reload", "r", "reload", "Reload", "Read the store again now", False),
-    Key("list.unfilter", "escape", "clear_filter", "Clear", "Clear the filter", False),
+    Key("list.unfilter", "escape", "clear_filter", "Clear", "Clear the filter, or else the marks", False),
+]
+MARK = [
+    Key("mark.toggle", "space", "mark", "Mark", "Mark the row or take its mark away, and go one row down"),
+    Key("mark.all", "asterisk", "mark_all", "Mark all", "Mark all loaded rows, or none", False),
 ]
 CHECKPOINT = [
     Key("checkpoint.reveal", "b", "reveal", "Show", "Show the images, or blur them again"),
@@ -79,7 +88,14 @@ CHECKPOINT = [
     Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again"),
 ]
 EVERYWHERE = [
-    Key("desk.help", "question_mark", "help", "Keys", "Show this list of keys, and the words of the lists"),
+    Key(
+        "desk.help",
+        "question_mark",
+        "help",
+        "Keys",
+        "Show all keys, the words of the filter and those of the lists",
+    ),
+    Key("desk.palette", "ctrl+p", "command_palette", "Commands", "Find any command by its name", False),
     Key(
         "desk.next_pane",
         "tab",
@@ -94,6 +110,16 @@ NOTE = [
     Key("note.save", "enter", "save", "Save", "Record the note"),
     Key("note.cancel", "escape", "cancel", "Cancel", "Close without changing the note"),
 ]
+CONFIRM = [
+    Key("confirm.yes", "enter,y", "answer('all')", "All", "Do it for all of them"),
+    Key("confirm.one", "o", "answer('one')", "Only this", "Do it for the row under the cursor alone"),
+    Key("confirm.no", "escape", "answer('')", "Cancel", "Do nothing"),
+]
+SAVED = [
+    Key("saved.choose", "enter", "choose", "Choose", "List what the filter selects, or save under the name"),
+    Key("saved.remove", "delete,ctrl+d", "remove", "Remove", "Remove the saved filter under the cursor"),
+    Key("saved.close", "escape", "close", "Close", "Close without choosing one"),
+]
 HELP = [
     Key("help.close", "escape,question_mark,q", "close", "Close", "Close this list of keys"),
 ]
@@ -101,8 +127,11 @@ GROUPS = {
     "Moving": MOVE,
     "Deciding, on a row of evidence or on a whole checkpoint": DECIDE,
     "The list": LIST,
+    "Marked rows: the keys above decide on all of them at once": MARK,
     "A checkpoint": CHECKPOINT,
     "Writing a note": NOTE,
+    "Before a decision on several rows": CONFIRM,
+    "Saved filters": SAVED,
     "Everywhere": EVERYWHERE,
     "Here": HELP,
 }

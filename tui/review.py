@@ -1,11 +1,16 @@
 """Decisions, notes and withdrawals of one reviewer in one session. Knows no Textual.
 
-Each method appends one event to the decision log before it returns, and is called from one thread at a time.
+Each method that records appends its events to the decision log, as one commit, before it returns. The methods
+are called from one thread at a time.
 scanner.store.decisions explains which events stand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scanner.errors import StoreError
 from scanner.records import Decision, EventKind, ReviewDecision
 from scanner.store.decisions import fold, in_order
 from scanner.store.reviewing import Recorded as Recorded
@@ -14,64 +19,124 @@ from scanner.store.reviewing import event_after
 from scanner.store.reviewing import reviewer_name as reviewer_name
 from scanner.store.store import Store
 
+READ_ONLY = "This desk is read-only: it was opened with --read-only, so nothing can be decided or noted."
+
+
+Event = tuple[Subject, Decision]
+
 
 class Review:
-    """Keeps the decide and note events of this session, so that the newest can be withdrawn first."""
+    """Keeps the decide and note events of this session, so that the newest can be withdrawn first.
 
-    def __init__(self, store: Store, reviewer: str) -> None:
+    What was decided at once is one group, which is written and withdrawn as a whole. A review that is
+    `read_only` writes nothing.
+    """
+
+    def __init__(self, store: Store, reviewer: str, *, read_only: bool = False) -> None:
         self.store = store
         self.reviewer = reviewer
-        self._own: list[tuple[Subject, Decision]] = []  # oldest first, without those that were withdrawn
+        self.read_only = read_only
+        self._own: list[tuple[Event, ...]] = []  # groups, oldest first, without what was withdrawn
 
     def decide(self, subject: Subject, decision: ReviewDecision) -> Recorded:
         """Records a decision; the note that stands is not changed."""
-        return self._record(subject, EventKind.DECIDE, decision=decision)
+        return self.decide_all([subject], decision)[0]
+
+    def decide_all(self, subjects: Sequence[Subject], decision: ReviewDecision) -> list[Recorded]:
+        """Records one decision about each subject, all of them or none."""
+        return self._record([_New(subject, EventKind.DECIDE, decision=decision) for subject in subjects])
 
     def annotate(self, subject: Subject, note: str) -> Recorded:
         """Records a note, or an empty one that removes the note; the decision that stands is not changed."""
-        return self._record(subject, EventKind.NOTE, note=note)
+        return self._record([_New(subject, EventKind.NOTE, note=note)])[0]
 
     def undo(self, selected: Subject | None) -> Recorded | None:
-        """Withdraws one event: of the selected subject if it is decided, and else the last of this session.
+        """Withdraws what `to_withdraw` says; returns the first of it, None if there is nothing."""
+        events = self.to_withdraw(selected)
+        return self.withdraw(events)[0] if events else None
+
+    def to_withdraw(self, selected: Subject | None) -> list[Event]:
+        """Returns what undo is about: the selected subject if it is decided, else the last of this session.
 
         For a decided subject this is the decision that stands, of whichever reviewer, or a newer note of
-        this session. An event of this session that no longer stands is left alone, because somebody has
-        decided since. Returns None if there is nothing to withdraw.
+        this session. If the event was recorded in a group, all of the group that still stands is returned,
+        the selected subject first. An event of this session that no longer stands is left alone, because
+        somebody has decided since.
         """
         if selected is not None:
-            standing = fold(self._history(selected))
+            standing = fold(self._histories([selected])[selected.subject_id])
             if standing.decided is not None:
-                own_note = [event for _, event in self._own if event == standing.noted]
-                return self._withdraw(selected, max([standing.decided, *own_note], key=in_order))
-        for subject, event in reversed(self._own):
-            standing = fold(self._history(subject))
-            if event in (standing.decided, standing.noted):
-                return self._withdraw(subject, event)
-        return None
+                own = [event for group in self._own for _, event in group]
+                noted = [standing.noted] if standing.noted in own and standing.noted else []
+                event = max([standing.decided, *noted], key=in_order)
+                group = next((group for group in self._own if (selected, event) in group), ())
+                others = [other for other in self._standing(group) if other != (selected, event)]
+                return [(selected, event), *others]
+        for group in reversed(self._own):
+            if standing_events := self._standing(group):
+                return standing_events
+        return []
 
-    def _history(self, subject: Subject) -> list[Decision]:
-        return self.store.select(Decision, "WHERE subject_id = ?", [subject.subject_id])
+    def decisions_on(self, subjects: Sequence[Subject]) -> list[Event]:
+        """Returns the decisions that stand for subjects, of whichever reviewer."""
+        histories = self._histories(subjects)
+        found = [(subject, fold(histories[subject.subject_id]).decided) for subject in subjects]
+        return [(subject, decided) for subject, decided in found if decided is not None]
 
-    def _withdraw(self, subject: Subject, event: Decision) -> Recorded:
-        recorded = self._record(subject, EventKind.WITHDRAW, withdraws=event)
-        self._own = [(about, own) for about, own in self._own if own != event]
+    def withdraw(self, events: Sequence[Event]) -> list[Recorded]:
+        """Withdraws events, all of them or none."""
+        recorded = self._record([_New(s, EventKind.WITHDRAW, withdraws=event) for s, event in events])
+        gone = {event.decision_id for _, event in events}
+        left = (tuple(own for own in group if own[1].decision_id not in gone) for group in self._own)
+        self._own = [group for group in left if group]
         return recorded
 
-    def _record(
-        self,
-        subject: Subject,
-        event: EventKind,
-        *,
-        decision: ReviewDecision | None = None,
-        note: str = "",
-        withdraws: Decision | None = None,
-    ) -> Recorded:
-        history = self._history(subject)
-        row = event_after(
-            history, subject.subject_id, event, self.reviewer, decision=decision, note=note,
-            withdraws=withdraws,
+    def _standing(self, group: Sequence[Event]) -> list[Event]:
+        histories = self._histories([subject for subject, _ in group])
+        folded = {subject_id: fold(history) for subject_id, history in histories.items()}
+        return [
+            (subject, event)
+            for subject, event in group
+            if event in (folded[subject.subject_id].decided, folded[subject.subject_id].noted)
+        ]
+
+    def _histories(self, subjects: Sequence[Subject]) -> dict[str, list[Decision]]:
+        histories: dict[str, list[Decision]] = {subject.subject_id: [] for subject in subjects}
+        if histories:
+            where = "WHERE subject_id IN (SELECT unnest(?))"
+            for event in self.store.select(Decision, where, [list(histories)]):
+                histories[event.subject_id].append(event)
+        return histories
+
+    def _record(self, new: Sequence[_New]) -> list[Recorded]:
+        """Writes events as one commit."""
+        if self.read_only:
+            raise StoreError(READ_ONLY)
+        histories = self._histories([one.subject for one in new])
+        rows = [one.after(histories[one.subject.subject_id], self.reviewer) for one in new]
+        self.store.append(rows)
+        recorded = [
+            Recorded(one.subject, row, fold([*histories[one.subject.subject_id], row]), one.withdraws)
+            for one, row in zip(new, rows, strict=True)
+        ]
+        own = tuple((done.subject, done.event) for done in recorded if done.withdrawn is None)
+        if own:
+            self._own.append(own)
+        return recorded
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """An event that is to be written."""
+
+    subject: Subject
+    kind: EventKind
+    decision: ReviewDecision | None = None
+    note: str = ""
+    withdraws: Decision | None = None
+
+    def after(self, history: Sequence[Decision], reviewer: str) -> Decision:
+        return event_after(
+            history, self.subject.subject_id, self.kind, reviewer, decision=self.decision, note=self.note,
+            withdraws=self.withdraws,
         )  # fmt: skip
-        self.store.append([row])
-        if withdraws is None:
-            self._own.append((subject, row))
-        return Recorded(subject, row, fold([*history, row]), withdraws)

@@ -15,3 +15,8 @@ class Session:
     store: Store
     review: Review
     refresh_s: float  # between two checks whether another process has written to the store
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nobody can decide here."""
+        return self.review.read_only

@@ -34,38 +34,28 @@ PAGE_SIZE = 200  # rows loaded at first, and again each time the cursor reaches 
 # Strongest evidence first. Skipped and failed checkpoints are grouped by their reason code, the largest group
 # first.
 ORDER = f"{STRONGEST}, group_size DESC, reason_code"
-GROUP_SIZE = """
-    CASE WHEN verdict IN ('skipped', 'failed')
-        THEN count(*) OVER (PARTITION BY verdict, latest.reason_code) ELSE 0 END AS group_size"""
 LATEST = f"""
     SELECT scan_id, checkpoint_id, verdict, reason, reason_code, best_similarity, q_value, finished_at,
         {GROUNDS} AS grounds, examined, membership_q
-    FROM scans WHERE $verdict <> 'flagged' OR verdict = 'flagged'
+    FROM scans WHERE {{which}}
     QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1"""
-# A flagged scan ranks before every other scan of its checkpoint, so the flagged list needs neither the other
-# scans nor the checkpoints table to find its first rows; it reads the checkpoints of those rows only.
-BEST_FLAGGED = f"""
-    SELECT *, count(*) OVER () AS total, 0 AS group_size
-    FROM latest ORDER BY {ORDER}, checkpoint_id LIMIT $limit"""
-BEST = f"""
-    SELECT checkpoint_id, latest.* EXCLUDE (checkpoint_id), count(*) OVER () AS total, {GROUP_SIZE}
-    FROM checkpoints LEFT JOIN latest USING (checkpoint_id)
-    WHERE contains(lower(repo), lower($part)) AND ($verdict = 'all' OR coalesce(verdict, 'to_do') = $verdict)
-    ORDER BY {ORDER}, repo, checkpoint_id LIMIT $limit"""
-LISTED = f"""
-WITH latest AS ({LATEST}
-),
-best AS MATERIALIZED ({{best}}
-),
-matched AS MATERIALIZED (SELECT match_id, scan_id, corpus, reference_id FROM matches WHERE flagged),
-trained AS MATERIALIZED (
-    SELECT membership_id, scan_id, corpus, reference_id FROM memberships WHERE trained_on
-),
-flags AS (
-    SELECT match_id AS subject_id, scan_id FROM matched WHERE scan_id IN (SELECT scan_id FROM best)
+# Flagged matches, and trained-on memberships of references without a flagged match.
+FLAGS = """
+    SELECT match_id AS subject_id, scan_id, corpus, reference_id FROM matches WHERE flagged
     UNION ALL
-    SELECT membership_id, scan_id FROM trained ANTI JOIN matched USING (scan_id, corpus, reference_id)
-    WHERE scan_id IN (SELECT scan_id FROM best)
+    SELECT membership_id, scan_id, corpus, reference_id
+    FROM (FROM memberships WHERE trained_on) t
+    ANTI JOIN (FROM matches WHERE flagged) m USING (scan_id, corpus, reference_id)"""
+# A flagged scan ranks before every other scan of its checkpoint, so the flagged list needs neither the other
+# scans nor the checkpoints table to find its rows; it reads the checkpoints of the page's rows only.
+FLAGGED = f"""
+WITH latest AS ({LATEST.format(which="verdict = 'flagged'")}
+),
+best AS MATERIALIZED (
+    SELECT *, count(*) OVER () AS total, 0 AS group_size
+    FROM latest ORDER BY {ORDER}, checkpoint_id LIMIT $limit OFFSET $offset
+),
+flags AS (SELECT * FROM ({FLAGS}) WHERE scan_id IN (SELECT scan_id FROM best)
 ),
 standing AS ({STANDING_DECISIONS}
 ),
@@ -85,14 +75,7 @@ SELECT
     d.decision, coalesce(d.note, '') AS note
 FROM best JOIN checkpoints c USING (checkpoint_id)
 LEFT JOIN flag_counts USING (scan_id) LEFT JOIN standing d ON d.subject_id = best.scan_id
-ORDER BY {ORDER}, repo, checkpoint_id"""
-REASONS = f"""
-WITH latest AS ({LATEST}
-)
-SELECT latest.reason_code, count(*) AS count
-FROM latest JOIN checkpoints USING (checkpoint_id)
-WHERE verdict = $verdict AND contains(lower(repo), lower($part))
-GROUP BY latest.reason_code ORDER BY count DESC, latest.reason_code"""
+ORDER BY {ORDER}, checkpoint_id"""
 # What a scan found: in each row a match, a membership, or a flagged match with its reference's membership.
 FOUND = """
     SELECT
@@ -182,13 +165,21 @@ class CheckpointRow:
     def decided(self) -> int:
         return self.confirmed + self.dismissed + self.unsure
 
+    @property
+    def undecided(self) -> bool:
+        """Whether it is flagged, and decided neither as a whole nor by a decision on each of its flags."""
+        each = self.flags > 0 and self.decided == self.flags
+        return self.verdict is Verdict.FLAGGED and self.decision is None and not each
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPage:
-    """The first rows of the list."""
+    """Some rows of a list, one after another."""
 
     rows: tuple[CheckpointRow, ...]
-    total: int
+    total: int  # rows of the whole list
+    offset: int = 0  # rows of the list before these
+    as_of: datetime | None = None  # when they were read, if the store has changed since
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,37 +245,20 @@ class OpenedCheckpoint:
     history: tuple[Decision, ...]  # all events about the scan as a whole, oldest first
 
 
-def list_checkpoints(
-    store: Store, shown: ListFilter, part: str = "", limit: int = PAGE_SIZE
-) -> CheckpointPage:
-    """Returns the first `limit` checkpoints of a list, strongest evidence first.
+def list_flagged(store: Store, offset: int = 0, limit: int = PAGE_SIZE) -> CheckpointPage | None:
+    """Returns `limit` flagged checkpoints from `offset` on, strongest evidence first, without an index.
 
-    `part` restricts the list to repos that contain it, in upper or lower case.
+    Returns None where it cannot: nothing is flagged, or a scan's checkpoint is no longer listed.
     """
-    parameters: dict[str, Any] = {"verdict": str(shown), "limit": limit}
-    if shown is ListFilter.FLAGGED and not part:
-        best = BEST_FLAGGED
-    else:
-        best, parameters["part"] = BEST, part
-    rows = tuple(_checkpoint_row(row) for row in store.query(LISTED.format(best=best), parameters))
-    if best is BEST_FLAGGED and len(rows) < min(limit, rows[0].total if rows else limit):
-        # Fewer rows than expected: nothing is flagged, or a scan's checkpoint is no longer listed.
-        parameters["part"] = part
-        rows = tuple(_checkpoint_row(row) for row in store.query(LISTED.format(best=BEST), parameters))
-    return CheckpointPage(rows, rows[0].total if rows else 0)
+    found = store.query(FLAGGED, {"offset": offset, "limit": limit})
+    rows = tuple(checkpoint_row(row) for row in found)
+    if not rows or len(rows) < min(limit, rows[0].total - offset):
+        return None
+    return CheckpointPage(rows, rows[0].total, offset)
 
 
-def count_standing_reasons(store: Store, verdict: Verdict, part: str = "") -> list[StandingReason]:
-    """Counts the checkpoints whose standing scan has a verdict by reason code, largest group first.
-
-    `part` restricts the count to repos that contain it.
-    """
-    rows = store.query(REASONS, {"verdict": str(verdict), "part": part})
-    codes = [(ReasonCode(row["reason_code"]) if row["reason_code"] else None, row["count"]) for row in rows]
-    return [StandingReason(code, count) for code, count in codes]
-
-
-def _checkpoint_row(row: dict[str, Any]) -> CheckpointRow:
+def checkpoint_row(row: dict[str, Any]) -> CheckpointRow:
+    """Returns a row of a query as a record."""
     verdict = Verdict(row["verdict"]) if row["verdict"] else None
     decision = ReviewDecision(row["decision"]) if row["decision"] else None
     code = ReasonCode(row["reason_code"]) if row["reason_code"] else None
@@ -311,6 +285,11 @@ def open_checkpoint(
     (counts,) = store.query(COUNTS, {"scan_id": scan_id})
     scan = scans[0] if scans else None
     return OpenedCheckpoint(checkpoint, scan, rows, **counts, history=tuple(history.get(scan_id, ())))
+
+
+def strongest_evidence(store: Store, scan_id: str) -> EvidenceRow | None:
+    """Returns the first row of what a scan found, without its log; None if it found nothing."""
+    return next(iter(_evidence(store, scan_id, 1)), None)
 
 
 def _evidence(store: Store, scan_id: str, limit: int) -> list[EvidenceRow]:

@@ -59,13 +59,19 @@ assert set(READ_ORDER) == set(TABLES.values())
 class Store:
     """An open store. Cheap to open; each thread queries through its own cursor.
 
-    `uri` is a folder, or SCHEME://BUCKET/PREFIX of an object store. Raises StoreError where there is no store
+    `uri` is a folder, or SCHEME://BUCKET/PREFIX of an object store. One that is `read_only` is left as it is,
+    its mode included, and only asked. Raises StoreError where there is no store
     (unless `create`), where it has the format of an older version, or where it cannot be opened.
     """
 
     def __init__(
-        self, uri: str | Path, *, create: bool = False, patience: Patience = NO_PATIENCE
-    ) -> None:  # fmt: skip
+        self,
+        uri: str | Path,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        patience: Patience = NO_PATIENCE,
+    ) -> None:
         self.storage = open_storage(uri, patience)
         self.uri = self.storage.uri
         self.tables = {name: Table(self.storage, name, table_schema(name)) for name in TABLES.values()}
@@ -83,7 +89,8 @@ class Store:
                         "Pass --store DIR, or make one with `scanner corpus add`."
                     )
                 self.tables[MARKER].create()
-            self.storage.restrict(NAMES)
+            if not read_only:
+                self.storage.restrict(NAMES)
         except (OSError, DeltaError) as error:
             hint = "Check its credentials and AWS_ENDPOINT_URL" if "://" in self.uri else "Name a folder"
             raise StoreError(

@@ -50,9 +50,13 @@ def desk(crawl: Crawl, monkeypatch: pytest.MonkeyPatch) -> Opener:
 
     @asynccontextmanager
     async def opened(
-        size: tuple[int, int] = (80, 24), reviewer: str = "vera", refresh_s: float = 60
+        size: tuple[int, int] = (80, 24),
+        reviewer: str = "vera",
+        refresh_s: float = 60,
+        read_only: bool = False,
     ) -> AsyncIterator[Desk]:
-        app = DeskApp(Store(crawl.store.root), reviewer, refresh_s)
+        store = Store(crawl.store.root, read_only=read_only)
+        app = DeskApp(store, reviewer, refresh_s, read_only=read_only)
         async with app.run_test(size=size) as pilot:
             held = Desk(app, pilot)
             await held.settle()

@@ -7,7 +7,9 @@ from filled_store import Crawl, Opener
 
 from finextract.reasons import ReasonCode
 from scanner.records import Verdict
-from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_checkpoints
+from scanner.store.desk_filter import View
+from scanner.store.desk_index import DeskIndex
+from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_flagged
 from scanner.store.queries import VerdictCounts, count_verdicts, reason_label
 from scanner.store.store import Store
 from tui.widgets.table import Table
@@ -33,7 +35,8 @@ async def test_flagged_checkpoints_are_listed_with_the_strongest_evidence_first(
 def test_a_flag_whose_checkpoint_was_replaced_does_not_shorten_the_list(crawl: Crawl) -> None:
     crawl.many(5)
     crawl.store.append([replace(crawl.scans["many/0"], scan_id="gone", checkpoint_id="gone", q_value=0.001)])
-    shown = list_checkpoints(crawl.store, ListFilter.FLAGGED, limit=3)
+    assert list_flagged(crawl.store, limit=3) is None
+    shown = DeskIndex(crawl.store).page(View(), 0, 3)
     assert (len(shown.rows), shown.total) == (3, 5)
     assert count_verdicts(crawl.store).flagged == 5
 
@@ -144,8 +147,8 @@ async def test_the_store_is_not_queried_while_nothing_is_written(
 ) -> None:  # type: ignore[no-untyped-def]
     queried, looked = [], []
     monkeypatch.setattr(
-        "tui.screens.checkpoint_list.list_checkpoints",
-        lambda *args: queried.append(args) or list_checkpoints(*args),
+        "tui.screens.checkpoint_list.list_flagged",
+        lambda *args: queried.append(args) or list_flagged(*args),
     )
     stamp = Store.stamp
     monkeypatch.setattr(Store, "stamp", lambda store: looked.append(store) or stamp(store))
@@ -167,10 +170,11 @@ async def test_the_list_is_paged_and_grows_when_its_end_is_reached(crawl: Crawl,
 def test_a_flag_under_one_configuration_is_not_hidden_by_another(crawl: Crawl) -> None:
     flagged = crawl.flagged("anna/shoe", [0.9], 0.01)
     crawl.scan("anna/shoe", Verdict.NOTHING_FOUND, config_id="another", scan_id="later")
+    index = DeskIndex(crawl.store)
     for verdict in (ListFilter.ALL, ListFilter.FLAGGED):
-        seen = list_checkpoints(crawl.store, verdict)
+        seen = index.page(View(verdict), 0, 10)
         assert [(row.repo, row.scan_id) for row in seen.rows] == [("anna/shoe", flagged.scan_id)]
-    assert list_checkpoints(crawl.store, ListFilter.NOTHING_FOUND).rows == ()
+    assert index.page(View(ListFilter.NOTHING_FOUND), 0, 10).rows == ()
     assert count_verdicts(crawl.store) == VerdictCounts(
         planned=1, flagged=1, nothing_found=0, skipped=0, failed=0
     )
@@ -179,7 +183,7 @@ def test_a_flag_under_one_configuration_is_not_hidden_by_another(crawl: Crawl) -
 async def test_a_wide_terminal_shows_source_and_base_and_a_narrow_one_fits(
     filled: Crawl, desk: Opener
 ) -> None:
-    async with desk(size=(120, 40)) as seen:
+    async with desk(size=(110, 40)) as seen:
         assert "demo/tiny-dif" in seen.text
         assert "Source" in seen.text
     async with desk(size=(80, 24)) as seen:

@@ -16,7 +16,7 @@ from finextract.framing import FRAMINGS
 from scanner.cli import cli
 from scanner.commands.output import verdict_line
 from scanner.records import Examination, Ground, Reference, ReviewDecision, Scan, Verdict
-from scanner.store.desk_queries import ListFilter, list_checkpoints, open_checkpoint
+from scanner.store.desk_queries import list_flagged, open_checkpoint
 from scanner.store.rows import arrow_rows
 from scanner.store.store import Store
 from tui.content.membership import drawn, framing_in_words, shaded
@@ -53,12 +53,12 @@ async def test_each_flag_names_its_grounds_and_both_stand_before_images_and_imag
     screened: Crawl, desk: Opener
 ) -> None:
     screened.flagged("finn/weaker", [0.45], 0.6, margins=[0.1], membership_q=0.04)
+    equal = [WEAK, "trained", "on", "0.410", "0.0040"], [SET, "trained", "on", "–", "0.0040"]
     async with desk(size=(80, 24)) as seen:
         assert [line.split()[:5] for line in seen.part_lines("#checkpoints")[1:6]] == [
             [BOTH, "both", "0.900", "0.0040", "3"],
             ["ben/images", "gives", "back", "0.950", "0.0040"],
-            [WEAK, "trained", "on", "0.410", "0.0040"],
-            [SET, "trained", "on", "–", "0.0040"],
+            *sorted(equal, key=lambda line: screened.scans[line[0]].checkpoint_id),
             ["finn/weaker", "trained", "on", "0.450", "0.0400"],
         ]
         assert "flagged: trained on and gives back" in seen.part("#detail")
@@ -81,7 +81,7 @@ async def test_the_list_says_how_a_checkpoint_was_looked_at_in_which_nothing_was
 
 
 async def test_the_help_says_what_the_grounds_mean(screened: Crawl, desk: Opener) -> None:
-    async with desk(size=(120, 70)) as seen:
+    async with desk(size=(120, 160)) as seen:
         await seen.press("question_mark")
         assert "A claim about training: by the models' losses" in seen.flat
         assert "A claim about what anybody can generate now" in seen.flat
@@ -240,7 +240,9 @@ async def test_a_membership_is_decided_noted_and_withdrawn_as_a_match_is(
 async def test_a_whole_list_of_evidence_is_paged_and_counted(screened: Crawl) -> None:
     opened = read(screened, BOTH, limit=3)
     assert (len(opened.rows), opened.total, opened.flagged) == (3, 4, 3)
-    (row, *_) = list_checkpoints(screened.store, ListFilter.FLAGGED).rows
+    page = list_flagged(screened.store)
+    assert page is not None
+    (row, *_) = page.rows
     assert (row.repo, row.flags, row.grounds) == (BOTH, 3, (Ground.TRAINED_ON, Ground.GIVES_BACK))
 
 

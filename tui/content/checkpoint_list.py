@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from rich.text import Text
 
 from scanner.records import Ground, ReviewDecision, Verdict
+from scanner.store.desk_filter import Sort, View
 from scanner.store.desk_queries import CheckpointPage, CheckpointRow, ListFilter, StandingReason
 from scanner.store.grounds import grounds_cell, grounds_label, shown_q
 from scanner.store.queries import COMMIT_DIGITS, VerdictCounts, names_in_list, reason_label, shorter
@@ -24,16 +25,10 @@ from tui.content.formatting import (
     similarity,
     utc,
 )
+from tui.content.sorting import heading
 from tui.widgets.table import Column, Line
 
-HEADINGS = {
-    ListFilter.FLAGGED: "Flagged, strongest evidence first",
-    ListFilter.ALL: "All verdicts",
-    ListFilter.NOTHING_FOUND: "Nothing found, nearest first (this does not prove that nothing is there)",
-    ListFilter.SKIPPED: "Skipped, by reason",
-    ListFilter.FAILED: "Failed, by reason; the next crawl tries again",
-    ListFilter.TO_DO: "To do",
-}
+MARK = "■ "  # before the name of a marked row
 WITH_REASONS = {ListFilter.SKIPPED: Verdict.SKIPPED, ListFilter.FAILED: Verdict.FAILED}
 EMPTY_STORE = """\
 This store is empty: no crawl has listed a checkpoint yet.
@@ -61,7 +56,7 @@ or gives one back, under these settings.
 This does not prove that no checkpoint was trained on one.
 
 v shows the other verdicts, and the reasons of skipped checkpoints."""
-NO_SUCH_REPO = "No repo in this list has that in its name. Escape clears the filter."
+NO_SUCH_ROW = "No checkpoint in this list fits the filter. Escape clears it; v shows the other verdicts."
 NO_SUCH_VERDICT = "No checkpoint has this verdict. v shows the next verdict."
 
 
@@ -73,15 +68,15 @@ class ListState:
     advice: Text | None
 
 
-def counts_line(counts: VerdictCounts | None, width: int) -> Text:
+def counts_line(counts: VerdictCounts | None, width: int, *, read_only: bool = False) -> Text:
     """Returns the counts of all verdicts as a sum, on two lines if it is longer than `width` cells.
 
     `counts` is None while they are being counted.
     """
-    text = Text("Counting …" if counts is None else str(counts))
+    text = Text(("read-only · " if read_only else "") + ("Counting …" if counts is None else str(counts)))
     if text.cell_len > width:
         text = Text(text.plain.replace(" = ", "\n= "))
-    text.highlight_regex(r"[\d,]+ (planned|flagged)", "bold")
+    text.highlight_regex(r"^read-only|[\d,]+ (planned|flagged)", "bold")
     return text
 
 
@@ -95,53 +90,87 @@ def reasons_text(reasons: Sequence[StandingReason]) -> Text:
     return text
 
 
-def list_state(page: CheckpointPage, counts: VerdictCounts | None, shown: ListFilter, part: str) -> ListState:
-    """Returns the heading of the list and, if the list is empty, advice what to do next."""
-    heading = Text(HEADINGS[shown], style="bold", no_wrap=True, overflow="ellipsis")
-    if part:
-        heading.append(f" · repo contains “{for_terminal(part, 40)}”", style="not bold")
+def list_state(
+    page: CheckpointPage, counts: VerdictCounts | None, view: View, words: str, marked: int = 0
+) -> ListState:
+    """Returns the heading of the list and, if the list is empty, advice what to do next.
+
+    `words` are those of the filter box, and `marked` is the number of marked rows.
+    """
+    text = Text(no_wrap=True, overflow="ellipsis")
+    if marked:
+        text.append(f"{marked:,} marked", style="bold reverse")
+        text.append(" · ")
+    text.append(heading(view), style="bold")
+    if words.strip():
+        text.append(f" · filter “{for_terminal(words.strip(), 60)}”")
     if len(page.rows) < page.total:
-        heading.append(f" · first {len(page.rows):,} of {page.total:,}", style="not bold")
+        last = page.offset + len(page.rows)
+        place = f"{page.offset + 1:,} to {last:,}" if page.offset else f"first {last:,}"
+        text.append(f" · {place} of {page.total:,}")
+    elif words.strip():
+        text.append(f" · {page.total:,}")
+    if page.as_of is not None:
+        text.append(f" · as of {page.as_of.astimezone():%H:%M:%S}")
     if page.rows:
-        return ListState(heading, None)
+        return ListState(text, None)
     if counts is None:
-        return ListState(heading, Text(""))
+        return ListState(text, Text(""))
     if counts.planned == 0:
         advice = EMPTY_STORE
-    elif part:
-        advice = NO_SUCH_REPO
-    elif shown is ListFilter.FLAGGED and counts.todo:
+    elif view.where:
+        advice = NO_SUCH_ROW
+    elif view.shown is ListFilter.FLAGGED and counts.todo:
         waiting = count(counts.todo, "checkpoint is", "checkpoints are")
         advice = NOTHING_FLAGGED_YET.format(waiting=waiting)
-    elif shown is ListFilter.FLAGGED:
+    elif view.shown is ListFilter.FLAGGED:
         advice = NOTHING_FLAGGED
     else:
         advice = NO_SUCH_VERDICT
-    return ListState(heading, Text(advice))
+    return ListState(text, Text(advice))
 
 
 def columns(shown: ListFilter, wide: bool) -> list[Column]:
     """Returns the columns of a list."""
-    repo = Column("Repo", 16, share=3, keep_end=True)  # what tells two revisions apart comes last
-    kind = [Column("Kind", 9)] if shown is not ListFilter.FLAGGED else []
-    origin = [Column("Source", 7), *kind, Column("Base", 10, share=2)] if wide else []
-    scanned = Column("Scanned", 7)
+    # What tells two revisions apart comes last.
+    repo = Column("Repo", 16, share=3, keep_end=True, sort=Sort.REPO)
+    kind = [Column("Kind", 9, sort=Sort.KIND)] if shown is not ListFilter.FLAGGED else []
+    base = Column("Base", 10, share=2, sort=Sort.BASE)
+    origin = [Column("Source", 7, sort=Sort.SOURCE), *kind, base] if wide else []
+    scanned = Column("Scanned", 7, sort=Sort.SCANNED)
     if shown is ListFilter.FLAGGED:
-        scores = [Column("Similar", 7, right=True), Column("q value", 7, right=True)]
-        flags = [Column("Grounds", 10), *scores, Column("Flags", 5, right=True)]
+        flags = [
+            Column("Grounds", 10, sort=Sort.GROUNDS),
+            Column("Similar", 7, right=True, sort=Sort.SIMILARITY),
+            Column("q value", 7, right=True, sort=Sort.Q_VALUE),
+            Column("Flags", 5, right=True, sort=Sort.FLAGS),
+        ]
         if wide:
-            return [repo, *origin, *flags, Column("Decision", 17), scanned]
-        return [repo, *flags, Column("Decision", 16)]
+            return [repo, *origin, *flags, Column("Decision", 17, sort=Sort.DECISION), scanned]
+        return [repo, *flags, Column("Decision", 16, sort=Sort.DECISION)]
     if shown in WITH_REASONS:
-        return [repo, *origin, Column("Reason", 18, share=2), Column("Explanation", 12, share=2), scanned]
-    verdict = [Column("Verdict", 13)] if shown is ListFilter.ALL else []
-    return [repo, *origin, *verdict, Column("Result", 20, share=3), scanned]
+        reason = Column("Reason", 18, share=2, sort=Sort.REASON)
+        return [repo, *origin, reason, Column("Explanation", 12, share=2, sort=Sort.EXPLANATION), scanned]
+    verdict = [Column("Verdict", 13, sort=Sort.VERDICT)] if shown is ListFilter.ALL else []
+    return [repo, *origin, *verdict, Column("Result", 20, share=3, sort=Sort.SIMILARITY), scanned]
 
 
-def lines(rows: Sequence[CheckpointRow], shown: ListFilter, present: datetime, wide: bool) -> list[Line]:
-    """Returns the rows of a list. Checkpoints of the same repo are named so that they can be told apart."""
+def lines(
+    rows: Sequence[CheckpointRow],
+    shown: ListFilter,
+    present: datetime,
+    wide: bool,
+    marked: Container[str] = (),
+) -> list[Line]:
+    """Returns the rows of a list. Checkpoints of the same repo are named so that they can be told apart.
+
+    `marked` holds the ids of the marked ones.
+    """
     names = names_in_list((r.source, r.repo, r.revision, r.file.removesuffix(".safetensors")) for r in rows)
-    return [_line(row, name, shown, present, wide) for row, name in zip(rows, names, strict=True)]
+    return [
+        _line(row, f"{MARK if row.checkpoint_id in marked else ''}{name}", shown, present, wide)
+        for row, name in zip(rows, names, strict=True)
+    ]
 
 
 def _line(row: CheckpointRow, name: str, shown: ListFilter, present: datetime, wide: bool) -> Line:

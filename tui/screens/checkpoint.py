@@ -136,6 +136,8 @@ class CheckpointScreen(DecidingScreen):
         if (whole := fold(opened.history).decided) is not None:
             by = for_terminal(whole.reviewer, 40)
             head.append(f" · {decision_text(whole.decision)} as a whole by {by}", style="not bold")
+        if self.session.read_only:
+            head.append(" · read-only")
         self.query_one("#head", Static).update(head)
         self.query_one("#link", Static).update(Text(self._link(opened.checkpoint.url)))
         self.set_class(not opened.rows, "-without-rows")

@@ -1,6 +1,8 @@
-"""All keys of tui.keys and what they do, as they are mapped now, and the words of the lists."""
+"""All keys of tui.keys and what they do, as they are mapped now; the words of the filter and of the lists."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from rich.table import Table as Grid
 from rich.text import Text
@@ -11,7 +13,12 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui.content.glossary import WORDS
+from tui.filter_words import EXAMPLE, PROPERTIES, STATES
 from tui.keys import GROUPS, HELP, Key, bindings
+
+FILTER_WORDS = {f"{name}:": meaning for name, meaning in PROPERTIES.items()} | {
+    str(state): meaning for state, meaning in STATES.items()
+}
 
 
 class HelpScreen(ModalScreen[None]):
@@ -21,9 +28,10 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help-box") as box:
-            box.border_title, box.border_subtitle = "Keys", "↓ also the words of the lists"
+            box.border_title, box.border_subtitle = "Keys", "↓ also the words of the filter and of the lists"
             yield Static(self._grid())
-            yield Static(self._words())
+            yield Static(self._words("Words of the filter, for example " + EXAMPLE, FILTER_WORDS))
+            yield Static(self._words("Words in the lists", WORDS))
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
@@ -38,12 +46,12 @@ class HelpScreen(ModalScreen[None]):
                 grid.add_row(Text(self._shown(key), style="bold", justify="right"), Text(key.sentence))
         return grid
 
-    def _words(self) -> Grid:
+    def _words(self, title: str, words: Mapping[str, str]) -> Grid:
         grid = Grid.grid(padding=(0, 2), expand=True)
         grid.add_column(width=13)
         grid.add_column(ratio=1)
-        grid.add_row(Text(""), Text("Words in the lists", style="bold underline"))
-        for word, meaning in WORDS.items():
+        grid.add_row(Text(""), Text(title, style="bold underline"))
+        for word, meaning in words.items():
             grid.add_row(Text(word, style="bold", justify="right"), Text(meaning))
         return grid
 

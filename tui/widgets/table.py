@@ -24,6 +24,7 @@ class Column:
     share: int = 0
     right: bool = False
     keep_end: bool = False  # whether a text that is too long is cut in its middle and not at its end
+    sort: str = ""  # names what a click on the heading sorts by; empty for nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,20 @@ class Table(DataTable[Text], inherit_bindings=False):
 
     class AtEnd(Message):
         """The cursor is on the last row."""
+
+    class AtStart(Message):
+        """A key moves the cursor up from the first row."""
+
+        def __init__(self, *, first: bool) -> None:
+            super().__init__()
+            self.first = first  # whether it moves to the first row of all
+
+    class HeadingClicked(Message):
+        """The heading of a column was clicked."""
+
+        def __init__(self, column: Column) -> None:
+            super().__init__()
+            self.column = column
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", zebra_stripes=False, show_row_labels=False)
@@ -113,6 +128,30 @@ class Table(DataTable[Text], inherit_bindings=False):
             self._build()
             if self._lines:
                 self.move_cursor(row=place)
+
+    def action_cursor_up(self) -> None:
+        """Moves one row up, or posts AtStart on the first row."""
+        self._post_at_start()
+        super().action_cursor_up()
+
+    def action_page_up(self) -> None:
+        """Moves one page up, or posts AtStart on the first row."""
+        self._post_at_start()
+        super().action_page_up()
+
+    def action_scroll_top(self) -> None:
+        """Moves to the first row of all."""
+        self.post_message(self.AtStart(first=True))
+        super().action_scroll_top()
+
+    def _post_at_start(self) -> None:
+        if self.cursor_row == 0:
+            self.post_message(self.AtStart(first=False))
+
+    def on_data_table_header_selected(self, event: DataTable.HeaderSelected) -> None:
+        """Posts which column's heading was clicked."""
+        event.stop()
+        self.post_message(self.HeadingClicked(self._layout[event.column_index]))
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """Posts AtEnd if the cursor is on the last row."""
