@@ -26,7 +26,7 @@ NOUNS = {
     "references": ("reference", "references"),
     "decisions": ("event of the decision log", "events of the decision log"),
     "images": ("image", "images"),
-    "files": ("log, report, message or shared file", "logs, reports, messages and shared files"),
+    "files": ("further file", "further files"),
 }
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before anything is removed.")
 
