@@ -292,7 +292,7 @@ class Reference:
     reference_id: str  # unique inside its corpus: the image file's SHA256
     corpus: str
     role: Role
-    path: str  # absolute, as it was when the corpus was added
+    path: str  # where it came from: an absolute path, an address, or FILE#MEMBER of a shard or a table
     sha256: str
     width: int  # pixels
     height: int  # pixels

@@ -60,7 +60,7 @@ def load_corpora(
         if name not in known:
             existing = f"Existing corpora: {', '.join(known)}." if known else "The store has no corpus yet."
             raise CorpusError(
-                f"there is no corpus {name}. {existing} Make one with `scanner corpus add NAME DIR`."
+                f"there is no corpus {name}. {existing} Make one with `scanner corpus add NAME SOURCE`."
             )
     return [_load(store, name, descriptor, cache or default_cache()) for name in wanted]
 

@@ -172,7 +172,8 @@ def with_corpora(
         try:
             plan(config.screen_budget, sum(sizes), compared.num_background, sizes, len(VARIANTS))
         except RequestError as error:
-            raise CorpusError(f"--screen-budget {config.screen_budget}: {error}") from error
+            also = "" if compared.null else "\nWith a background, a quick filter chooses among many images."
+            raise CorpusError(f"--screen-budget {config.screen_budget}: {error}{also}") from error
     embeddings = [corpus.embeddings for corpus in compared.background or compared.unseen]
     found = (
         thresholds_of_background(config.tau_quantile, *embeddings) if embeddings else Thresholds(1.0, None)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scanner.errors import ConfigError, CorpusError
 from scanner.images import ImageError, open_image
-from scanner.match.sources.base import READ, Download, Item, Pictures, item_of
+from scanner.match.sources.base import READ, Download, Item, Pictures, address_of, item_of
 from scanner.match.sources.folders import folder_pictures, one_picture
 from scanner.match.sources.lists import (
     csv_pictures,
@@ -31,6 +31,7 @@ __all__ = ["Download", "Item", "Pictures", "pictures_of_sources"]
 STDIN = "-"
 TABLES = {".csv": csv_pictures, ".tsv": csv_pictures, ".jsonl": json_lines_pictures,
           ".ndjson": json_lines_pictures}  # fmt: skip
+ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 KINDS = (
     "a folder, a picture, a list (.txt, or - for standard input), a table (.csv, .tsv, .jsonl, .parquet), "
     "a WebDataset shard (.tar), or an address"
@@ -55,6 +56,10 @@ def _pictures(source: str | Path, column: str | None, download: Download | None)
     if source == STDIN:
         return text_pictures("standard input", sys.stdin, Path.cwd(), download)
     if isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
+        if _suffix(source.partition("?")[0]) in (*TABLES, *ARCHIVES, ".parquet", ".tar", ".txt"):
+            raise CorpusError(
+                f"{address_of(source)} is not the address of a picture. Download that file, and name it."
+            )
         item = item_of(source, Path.cwd(), download)
         return Pictures(item.label, (item,))
     path, suffix = Path(source), _suffix(source)
@@ -72,6 +77,8 @@ def _pictures(source: str | Path, column: str | None, download: Download | None)
         return shard_pictures(path)
     if suffix in (".txt", ".lst"):
         return text_file_pictures(path, download)
+    if suffix in ARCHIVES:
+        raise CorpusError(f"{path} is a compressed archive. Unpack it, and pass the folder.")
     if suffix not in READ:
         _check_is_picture(path)
     return one_picture(path)

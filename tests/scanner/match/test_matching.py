@@ -209,6 +209,9 @@ def test_without_a_null_pictures_are_similar_and_nothing_is_flagged(store: Store
     assert nearest.similarity == pytest.approx(1, abs=1e-5)
     assert (nearest.null_similarity, nearest.p_value, nearest.q_value, nearest.flagged) == (None, 1, 1, False)
     assert len(found.matches) == KEPT_MATCHES
+    if screen == "first":
+        with pytest.raises(CorpusError, match="With a background, a quick filter"):
+            with_corpora(store, ScanConfig(descriptor="d", screen_budget=15), [])
     store.append(found.matches)
     assert store.select(Match, "ORDER BY similarity DESC")[0] == nearest
 

@@ -283,6 +283,16 @@ def test_several_sources_make_one_corpus(
     assert "1 were not downloaded. Run the same command again to try them again." in done.stderr
 
 
+def test_what_has_to_be_fetched_or_unpacked_first_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"shard\.tar is not the address of a picture\. Download that file"):
+        pictures_of_sources(["https://example.com/shard.tar?token=secret"])
+    (broken,) = pictures_of_sources(["http://[/a.png"], download=lambda url: b"").items
+    assert broken.place == "http://[/a.png"
+    (tmp_path / "all.ZIP").write_bytes(b"PK")
+    with pytest.raises(CorpusError, match=r"all\.ZIP is a compressed archive\. Unpack it"):
+        pictures_of_sources([tmp_path / "all.ZIP"])
+
+
 def test_secrets_of_an_address_are_not_stored() -> None:
     assert address_of("HTTPS://me:password@a.b:8/c.png?id=1&token=x&X-Goog-Signature=y#z") == (
         "https://a.b:8/c.png?id=1"
