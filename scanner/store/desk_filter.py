@@ -74,7 +74,7 @@ _KEYS = {  # the SQL of a sort, and whether it is in descending order unless it 
     Sort.GROUNDS: ("grounds", False),
     Sort.SIMILARITY: ("best_similarity", True),
     Sort.Q_VALUE: ("coalesce(CASE WHEN grounds <> 'trained_on' THEN q_value END, membership_q)", False),
-    Sort.FLAGS: ("flags", True),
+    Sort.FLAGS: ("coalesce(flags, 0)", True),
     Sort.DECISION: (_DECISION, False),
     Sort.REASON: ("reason_code", False),
     Sort.EXPLANATION: ("lower(reason)", False),
@@ -130,9 +130,9 @@ class ViewSql:
     parameters: dict[str, Any]
 
     @property
-    def order(self) -> str:
-        """What follows ORDER BY. Rows without a value come last; equal ones are in the default order."""
-        return f"{self.key} {'DESC' if self.descending else 'ASC'} NULLS LAST, place"
+    def direction(self) -> str:
+        """What follows the key in ORDER BY; rows without a value come last, equal ones by their place."""
+        return "DESC" if self.descending else "ASC"
 
     def before(self, first: str, second: str) -> str:
         """Whether the row of one table alias is before that of another; both have `key` and `place`."""

@@ -85,11 +85,13 @@ SELECT
 FROM listed LEFT JOIN counts USING (scan_id) LEFT JOIN standing s ON s.subject_id = scan_id
 WHERE counts.scan_id IS NOT NULL OR s.subject_id IS NOT NULL"""
 PAGE = """
+WITH picked AS (
+    SELECT place, {key} AS key {source} ORDER BY key {direction} NULLS LAST, place LIMIT $limit OFFSET $offset
+)
 SELECT listed.* EXCLUDE (place), coalesce(flags, 0) AS flags, coalesce(confirmed, 0) AS confirmed,
     coalesce(dismissed, 0) AS dismissed, coalesce(unsure, 0) AS unsure, decision, coalesce(note, '') AS note
-FROM listed LEFT JOIN decided USING (place)
-WHERE place IN (SELECT place {source} ORDER BY {order} LIMIT $limit OFFSET $offset)
-ORDER BY {order}"""
+FROM listed JOIN picked USING (place) LEFT JOIN decided USING (place)
+ORDER BY picked.key {direction} NULLS LAST, place"""
 # The first undecided row after a row, or of all without one, and how many rows come before it.
 NEXT = """
 WITH rows AS (SELECT place, checkpoint_id, {key} AS key, {undecided} AS undecided {source}),
@@ -212,7 +214,8 @@ class DeskIndex:
         sql = view_sql(view)
         (counted,) = self._ask(f"SELECT count(*) AS total {sql.source}", sql.parameters)
         given = {**sql.parameters, "limit": limit, "offset": offset}
-        found = self._ask(PAGE.format(source=sql.source, order=sql.order), given)
+        question = PAGE.format(key=sql.key, source=sql.source, direction=sql.direction)
+        found = self._ask(question, given)
         rows = tuple(checkpoint_row({**row, **counted}) for row in found)
         return CheckpointPage(rows, counted["total"], offset, as_of)
 
@@ -225,7 +228,7 @@ class DeskIndex:
             undecided=UNDECIDED,
             source=sql.source,
             following=sql.before("h", "r"),
-            direction="DESC" if sql.descending else "ASC",
+            direction=sql.direction,
             before=sql.before("r", "n"),
         )
         found = self._ask(question, {**sql.parameters, "after": after})

@@ -32,8 +32,9 @@ from scanner.store.tables import record
 PAGE_SIZE = 200  # rows loaded at first, and again each time the cursor reaches the last row
 
 # Strongest evidence first. Skipped and failed checkpoints are grouped by their reason code, the largest group
-# first.
-ORDER = f"{STRONGEST}, group_size DESC, reason_code"
+# first. Of flags on equal evidence the newest comes first: the flagged list is read without the repos' names.
+NEWEST = "CASE WHEN verdict = 'flagged' THEN finished_at END DESC NULLS LAST"
+ORDER = f"{STRONGEST}, group_size DESC, reason_code, {NEWEST}"
 LATEST = f"""
     SELECT scan_id, checkpoint_id, verdict, reason, reason_code, best_similarity, q_value, finished_at,
         {GROUNDS} AS grounds, examined, membership_q

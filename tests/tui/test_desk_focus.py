@@ -74,7 +74,7 @@ async def test_a_filter_without_hits_leaves_the_keys_to_the_list(
 ) -> None:
     async with desk() as seen:
         await seen.press("v", "slash", *"none", "enter")
-        await seen.until(lambda: "No repo in this list has that in its name." in seen.flat)
+        await seen.until(lambda: "No checkpoint in this list fits the filter." in seen.flat)
         await seen.press("question_mark", "escape", "v", "V", "escape")
         await seen.until(lambda: "All verdicts" in seen.text and "dora/control" in seen.text)
         await seen.press("down")
