@@ -344,7 +344,7 @@ class Desk:
         quiet = 0
         while quiet < 2:
             await self.pilot.pause()
-            busy = any(w.group in ("list", "checkpoint", "images") for w in self.app.workers)
+            busy = any(w.group in ("list", "checkpoint", "images", "view", "report") for w in self.app.workers)
             quiet = 0 if busy else quiet + 1
             if busy:
                 await asyncio.sleep(0.005)
@@ -366,8 +366,8 @@ class Desk:
 
     @property
     def flat(self) -> str:
-        """The screen's words in one line, for what may be wrapped."""
-        return " ".join(self.text.split())
+        """The screen's words in one line, for what may be wrapped, without the borders of its parts."""
+        return " ".join(self.text.replace("│", " ").split())
 
     def part(self, selector: str) -> str:
         """The words inside one widget, in one line."""

@@ -17,10 +17,12 @@ from scanner.errors import ScannerError
 from scanner.store.store import Store
 from scanner.text import for_terminal_lines
 from tui.keys import EVERYWHERE, bindings
+from tui.preferences import Preferences, default_path
 from tui.review import Review, reviewer_name
 from tui.screens.checkpoint_list import ListScreen
 from tui.screens.help import HelpScreen
 from tui.session import Session
+from tui.themes import Repaintable, Styles
 
 REFRESH_S = 3.0  # between two checks whether the store has changed, which cost a few file status calls
 
@@ -34,13 +36,36 @@ class DeskApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     NOTIFICATION_TIMEOUT = 6
 
-    def __init__(self, store: Store, reviewer: str, refresh_s: float = REFRESH_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reviewer: str,
+        refresh_s: float = REFRESH_S,
+        *,
+        preferences: Preferences | None = None,
+    ) -> None:
         super().__init__()
         self.session = Session(store, Review(store, reviewer), refresh_s)
+        self.preferences = preferences
+        self.styles_of_words = Styles(self.console)
+        self.styles_of_words.use(self.get_css_variables())
+        chosen = preferences.theme() if preferences else None
+        self.kept_theme = chosen if chosen in self.available_themes else self.theme
+        self.theme = self.kept_theme
 
     def get_default_screen(self) -> Screen[None]:
         """The list of checkpoints."""
         return ListScreen(self.session)
+
+    def watch_theme(self, theme: str) -> None:
+        """Draws every screen in the colours of a theme, and keeps its name for the next run."""
+        self.styles_of_words.use(self.get_css_variables())
+        for screen in self.screen_stack if self.is_running else ():
+            if isinstance(screen, Repaintable):
+                screen.repaint()
+        if self.preferences and theme != self.kept_theme:
+            self.kept_theme = theme
+            self.preferences.keep_theme(theme)
 
     def action_help(self) -> None:
         """Shows all keys."""
@@ -66,4 +91,4 @@ def main(context: click.Context, store: str | None) -> None:
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
-    DeskApp(opened, reviewer_name()).run()
+    DeskApp(opened, reviewer_name(), preferences=Preferences(default_path())).run()

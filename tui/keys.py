@@ -74,6 +74,16 @@ LIST = [
 CHECKPOINT = [
     Key("checkpoint.reveal", "b", "reveal", "Show", "Show the images, or blur them again"),
     Key("checkpoint.large", "f", "large", "Large", "Images as large as the terminal, or small again"),
+    Key("checkpoint.details", "i", "details", "Details", "Ids, hashes and configuration, or back", False),
+    Key("checkpoint.report", "e", "report", "Report", "Write a report of it: a page and its data", False),
+    Key("checkpoint.turn", "w", "turn", "Swap", "Candidate and reference in turn at the same place", False),
+    Key("checkpoint.flicker", "W", "flicker", "Flicker", "The same by itself, or side by side again", False),
+    Key("checkpoint.side", "s", "side", "Side", "Candidate and reference side by side again", False),
+    Key("checkpoint.zoom", "m", "zoom", "Zoom", "Enlarge a quarter of both images, or show all", False),
+    Key("checkpoint.left", "H,shift+left", "move(-1,0)", "Left", "Move the enlarged quarter left", False),
+    Key("checkpoint.right", "L,shift+right", "move(1,0)", "Right", "Move the enlarged quarter right", False),
+    Key("checkpoint.higher", "K,shift+up", "move(0,-1)", "Up", "Move the enlarged quarter up", False),
+    Key("checkpoint.lower", "J,shift+down", "move(0,1)", "Down", "Move the enlarged quarter down", False),
     Key("checkpoint.open_link", "o", "open_link", "Link", "Open the checkpoint's page in the browser", False),
     Key("checkpoint.copy_link", "y", "copy_link", "Copy", "Copy the address of the checkpoint's page", False),
     Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again"),
@@ -88,6 +98,7 @@ EVERYWHERE = [
         "To the next part of the screen, to scroll it",
         False,
     ),
+    Key("desk.theme", "T", "change_theme", "Theme", "Choose the colours; kept for the next run", False),
     Key("desk.quit", "q", "quit", "Quit", "Quit; every decision is already recorded"),
 ]
 NOTE = [

@@ -24,6 +24,7 @@ from tui.content.formatting import (
     similarity,
     utc,
 )
+from tui.content.styles import grounds_mark, verdict_mark
 from tui.widgets.table import Column, Line
 
 HEADINGS = {
@@ -128,13 +129,13 @@ def columns(shown: ListFilter, wide: bool) -> list[Column]:
     scanned = Column("Scanned", 7)
     if shown is ListFilter.FLAGGED:
         scores = [Column("Similar", 7, right=True), Column("q value", 7, right=True)]
-        flags = [Column("Grounds", 10), *scores, Column("Flags", 5, right=True)]
+        flags = [Column("Grounds", 12), *scores, Column("Flags", 5, right=True)]
         if wide:
             return [repo, *origin, *flags, Column("Decision", 17), scanned]
         return [repo, *flags, Column("Decision", 16)]
     if shown in WITH_REASONS:
         return [repo, *origin, Column("Reason", 18, share=2), Column("Explanation", 12, share=2), scanned]
-    verdict = [Column("Verdict", 13)] if shown is ListFilter.ALL else []
+    verdict = [Column("Verdict", 15)] if shown is ListFilter.ALL else []
     return [repo, *origin, *verdict, Column("Result", 20, share=3), scanned]
 
 
@@ -153,16 +154,16 @@ def _line(row: CheckpointRow, name: str, shown: ListFilter, present: datetime, w
             cells.append(cell(for_terminal(f"{row.kind}, {row.family}", 40)))
         cells.append(cell(for_terminal(row.base, 100) or "not known"))
     if shown is ListFilter.FLAGGED:
-        cells.append(cell(grounds_cell(row.grounds)))
+        cells.append(grounds_mark(row.grounds))
         cells.append(cell(similarity(row.best_similarity), right=True))
         cells.append(cell(probability(_q(row)), right=True))
         cells.append(cell(f"{row.flags:,}", right=True))
-        cells.append(cell(decision_state(row)))
+        cells.append(cell(decision_state(row), style=f"decision.{row.decision or 'none'}"))
     else:
         if shown in WITH_REASONS:
             cells.append(cell(reason_label(row.reason_code)))
         elif shown is ListFilter.ALL:
-            cells.append(cell(VERDICTS[row.verdict]))
+            cells.append(verdict_mark(row.verdict))
         cells.append(cell(_result(row)))
     if wide or shown is not ListFilter.FLAGGED:
         cells.append(cell(short_time(row.finished_at, present)))

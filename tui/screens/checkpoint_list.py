@@ -142,6 +142,11 @@ class ListScreen(DecidingScreen):
         if self.page is not None:
             self.show(self.page)
 
+    def repaint(self) -> None:
+        """Shows the words again, in the colours of another theme."""
+        if self.page is not None:
+            self.show(self.page)
+
     @on(Table.AtEnd)
     def load_more(self) -> None:
         """Loads another page below the last row."""
