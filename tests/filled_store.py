@@ -40,6 +40,7 @@ from tui.app import DeskApp
 BEGAN = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
 DESCRIPTOR = "sscd_disc_mixup/int8"
 VARIANTS = (0.104, 0.081, 0.117, 0.109, 0.064, 0.098, 0.131, 0.092, 0.104)  # log-ratios of a reference's own
+LOADS = ("list", "checkpoint", "images", "view", "report")  # the groups of the workers of the desk
 HEAT = tuple(0.6 - 0.1 * (abs(x - 2) + abs(y - 3)) for y in range(8) for x in range(8))  # of a reference
 
 
@@ -344,7 +345,9 @@ class Desk:
         quiet = 0
         while quiet < 2:
             await self.pilot.pause()
-            busy = any(w.group in ("list", "checkpoint", "images", "view", "report") for w in self.app.workers)
+            busy = any(
+                w.group in ("list", "checkpoint", "images", "view", "report") for w in self.app.workers
+            )
             quiet = 0 if busy else quiet + 1
             if busy:
                 await asyncio.sleep(0.005)

@@ -21,9 +21,17 @@ from tui.preferences import Preferences, default_path
 from tui.review import Review, reviewer_name
 from tui.screens.checkpoint_list import ListScreen
 from tui.screens.help import HelpScreen
+from tui.screens.log import LogScreen
+from tui.screens.overview import OverviewScreen
+from tui.screens.pictures import PicturesScreen
 from tui.session import Session
 from tui.themes import Repaintable, Styles
 
+VIEWS: dict[str, type[OverviewScreen | PicturesScreen | LogScreen]] = {
+    "overview": OverviewScreen,
+    "pictures": PicturesScreen,
+    "log": LogScreen,
+}
 REFRESH_S = 3.0  # between two checks whether the store has changed, which cost a few file status calls
 
 
@@ -66,6 +74,13 @@ class DeskApp(App[None]):
         if self.preferences and theme != self.kept_theme:
             self.kept_theme = theme
             self.preferences.keep_theme(theme)
+
+    def action_view(self, name: str) -> None:
+        """Opens a screen above the list in the place of the one that is open, or returns to the list."""
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+        if name in VIEWS:
+            self.push_screen(VIEWS[name](self.session))
 
     def action_help(self) -> None:
         """Shows all keys."""

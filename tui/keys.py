@@ -88,7 +88,26 @@ CHECKPOINT = [
     Key("checkpoint.copy_link", "y", "copy_link", "Copy", "Copy the address of the checkpoint's page", False),
     Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again"),
 ]
+VIEW = [
+    Key("view.close", "escape", "close", "Back", "Back to the screen before"),
+    Key("view.reload", "r", "reload", "Reload", "Read the store again now", False),
+]
+LOG = [
+    Key("log.reviewer", "v", "next_reviewer", "Reviewer", "List the events of the next reviewer, or of all"),
+    Key("log.export", "x", "export", "Export", "Write the events that are listed into a file (JSON lines)"),
+]
 EVERYWHERE = [
+    Key("desk.list", "1", "view('list')", "Checkpoints", "The list of checkpoints", False),
+    Key("desk.overview", "2", "view('overview')", "Overview", "What the store holds, drawn as bars", False),
+    Key(
+        "desk.pictures",
+        "3",
+        "view('pictures')",
+        "Pictures",
+        "Your pictures that were found",
+        False,
+    ),
+    Key("desk.log", "4", "view('log')", "Log", "All that reviewers have said, newest first", False),
     Key("desk.help", "question_mark", "help", "Keys", "Show this list of keys, and the words of the lists"),
     Key(
         "desk.next_pane",
@@ -113,6 +132,8 @@ GROUPS = {
     "Deciding, on a row of evidence or on a whole checkpoint": DECIDE,
     "The list": LIST,
     "A checkpoint": CHECKPOINT,
+    "Overview, pictures and log": VIEW,
+    "The log": LOG,
     "Writing a note": NOTE,
     "Everywhere": EVERYWHERE,
     "Here": HELP,

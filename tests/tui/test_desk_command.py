@@ -13,8 +13,14 @@ from tui.keys import GROUPS
 from tui.screens.checkpoint import CheckpointScreen
 from tui.screens.checkpoint_list import ListScreen
 from tui.screens.help import HelpScreen
+from tui.screens.log import LogScreen
 from tui.screens.note import NoteScreen
+from tui.screens.overview import OverviewScreen
+from tui.screens.pictures import PictureScreen, PicturesScreen
 from tui.widgets.table import Table
+
+VIEWS = (OverviewScreen, PicturesScreen, PictureScreen, LogScreen)
+HOLDERS = (DeskApp, ListScreen, CheckpointScreen, HelpScreen, NoteScreen, Table, *VIEWS)
 
 
 def test_a_missing_store_is_an_error_of_two_lines_and_exit_code_2(tmp_path: Path) -> None:
@@ -71,7 +77,7 @@ def test_the_desk_imports_neither_torch_nor_ray_and_of_the_method_only_what_is_l
 
 
 async def test_the_help_lists_every_key_and_a_remapped_one_as_it_is_now(filled: Crawl, desk: Opener) -> None:
-    async with desk(size=(120, 60)) as seen:
+    async with desk(size=(120, 100)) as seen:
         seen.app.set_keymap({"decide.confirm": "x"})
         await seen.press("question_mark")
         for keys in GROUPS.values():
@@ -85,15 +91,11 @@ async def test_the_help_lists_every_key_and_a_remapped_one_as_it_is_now(filled: 
 def test_every_binding_of_the_desk_comes_from_the_keys_that_the_help_shows() -> None:
     documented = {key.id for keys in GROUPS.values() for key in keys}
     assert len(documented) == sum(len(keys) for keys in GROUPS.values())
-    bound = {
-        binding.id
-        for holder in (DeskApp, ListScreen, CheckpointScreen, HelpScreen, NoteScreen, Table)
-        for binding in holder.BINDINGS
-    }
+    bound = {binding.id for holder in HOLDERS for binding in holder.BINDINGS}
     assert bound == documented
 
 
-@pytest.mark.parametrize("holder", [DeskApp, ListScreen, CheckpointScreen, HelpScreen, NoteScreen, Table])
+@pytest.mark.parametrize("holder", HOLDERS)
 def test_every_key_has_its_action(holder: type) -> None:
     for binding in holder.BINDINGS:
         action = binding.action.partition("(")[0]
@@ -101,7 +103,7 @@ def test_every_key_has_its_action(holder: type) -> None:
             assert hasattr(holder, f"action_{action}"), binding.id
 
 
-@pytest.mark.parametrize("screen", [ListScreen, CheckpointScreen])
+@pytest.mark.parametrize("screen", [ListScreen, CheckpointScreen, OverviewScreen, LogScreen])
 def test_no_two_actions_on_a_screen_share_a_key(screen: type) -> None:
     bound = [*screen.BINDINGS, *DeskApp.BINDINGS, *Table.BINDINGS]
     keys = [key for binding in bound for key in binding.key.split(",")]

@@ -81,7 +81,7 @@ async def test_the_list_says_how_a_checkpoint_was_looked_at_in_which_nothing_was
 
 
 async def test_the_help_says_what_the_grounds_mean(screened: Crawl, desk: Opener) -> None:
-    async with desk(size=(120, 70)) as seen:
+    async with desk(size=(120, 110)) as seen:
         await seen.press("question_mark")
         assert "A claim about training: by the models' losses" in seen.flat
         assert "A claim about what anybody can generate now" in seen.flat
@@ -189,7 +189,9 @@ async def test_a_background_of_another_kind_is_told_with_what_to_do(screened: Cr
     async with desk(size=(80, 90)) as seen:
         await seen.press("down", "down", "enter")
         facts = seen.part("#facts")
-        assert facts.startswith("Reference 2-0.png, of shoes Background is of another kind than the references")
+        assert facts.startswith(
+            "Reference 2-0.png, of shoes Background is of another kind than the references"
+        )
         assert "scanner corpus add NAME DIR --background" in facts
         assert "--unseen" in facts
 

@@ -121,8 +121,8 @@ def _q_value(scan: Scan | None, found: Membership) -> Row:
     return (
         "q value",
         probability(found.q_value),
-        f"Expected to be false: {rarely(found.q_value)} of this scan's memberships with this q value or less. "
-        f"Corrected for examining {references} and their corpora.{needs}",
+        f"Expected to be false: {rarely(found.q_value)} of this scan's memberships with this q value or "
+        f"less. Corrected for examining {references} and their corpora.{needs}",
     )
 
 

@@ -37,6 +37,7 @@ from tui.review import Recorded, Subject
 from tui.screens.checkpoint import CheckpointScreen
 from tui.screens.deciding import DecidingScreen
 from tui.session import Session
+from tui.widgets.screens_bar import ScreensBar
 from tui.widgets.table import Table
 
 TYPING_S = 0.15  # after the last key typed into the filter, until the store is queried
@@ -61,6 +62,7 @@ class ListScreen(DecidingScreen):
         self.opened: set[str | None] = set()  # scans whose evidence was shown in this session
 
     def compose(self) -> ComposeResult:
+        yield ScreensBar("list")
         yield Static(id="counts")
         yield Static(id="heading")
         yield Static(id="reasons")
@@ -144,6 +146,7 @@ class ListScreen(DecidingScreen):
 
     def repaint(self) -> None:
         """Shows the words again, in the colours of another theme."""
+        self.query_one(ScreensBar).repaint()
         if self.page is not None:
             self.show(self.page)
 
