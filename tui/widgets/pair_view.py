@@ -124,11 +124,13 @@ class PairView(Vertical):
         if not self.is_mounted:
             return
         words = [BLURRED if self.blurred else SHOWN]
+        if self.turn is not None or self.corner is not None:
+            words = [words[0].partition(".")[0].partition(":")[0] + "."]  # there is room for less
         if self.turn is not None:
-            how = "in turn" if self.flicker else "w shows the other"
-            words.append(f"The {self.turn}; {how}. s shows both.")
+            how = "in turn" if self.flicker else "w the other"
+            words.append(f"The {self.turn}: {how}, s both.")
         if self.corner is not None:
-            words.append("A quarter; H J K L move it, m shows all.")
+            words.append("A quarter: H J K L move, m all.")
         self.query_one("#blur-state", Static).update(Text(" ".join(words)))
 
     def _note_what_is_seen(self) -> None:
