@@ -59,6 +59,11 @@ class ReasonCode(StrEnum):
         """The reason in a few words, for people."""
         return LABELS[self]
 
+    @property
+    def remedy(self) -> str:
+        """What can be done about it, in a few words; docs/sources.md says more."""
+        return next(remedy for codes, remedy in REMEDIES if self in codes)
+
 
 LABELS = {
     ReasonCode.PICKLE: "stored as a pickle",
@@ -98,6 +103,49 @@ LABELS = {
     ReasonCode.STORE_UNREACHABLE: "the store did not answer",
     ReasonCode.INTERNAL_ERROR: "internal error",
 }
+
+
+_WEIGHTS = "ask the author for whole safetensors"
+_ACCESS = "accept the terms on the hub, set HF_TOKEN or CIVITAI_TOKEN, or ask the author"
+REMEDIES: tuple[tuple[tuple[ReasonCode, ...], str], ...] = (
+    ((ReasonCode.PICKLE,), f"{_WEIGHTS}, or pass --allow-pickle"),
+    ((ReasonCode.DANGEROUS_PICKLE, ReasonCode.DAMAGED, ReasonCode.NO_WEIGHTS), _WEIGHTS),
+    (
+        (
+            ReasonCode.UNSUPPORTED_KIND, ReasonCode.UNSUPPORTED_FAMILY, ReasonCode.UNKNOWN_FAMILY,
+            ReasonCode.UNSUPPORTED_INPUTS, ReasonCode.UNSUPPORTED_LAYOUT,
+        ),
+        "nothing; docs/formats.md lists what can be scanned",
+    ),
+    ((ReasonCode.TOO_LARGE,), "raise --max-download"),
+    (
+        (
+            ReasonCode.BASE_UNKNOWN, ReasonCode.BASE_MISMATCH, ReasonCode.BASE_UNAVAILABLE,
+            ReasonCode.IS_A_BASE,
+        ),
+        "pass --base, or a card that states base_model",
+    ),
+    ((ReasonCode.CAPTION_UNKNOWN,), "crawl again; it is sampled without a prompt now"),
+    (
+        (ReasonCode.GATED, ReasonCode.LOGIN_REQUIRED, ReasonCode.EARLY_ACCESS, ReasonCode.NOT_OFFERED),
+        _ACCESS,
+    ),
+    ((ReasonCode.REAL_PERSON, ReasonCode.REMOVED, ReasonCode.HUB_WARNING), "nothing"),
+    ((ReasonCode.INVALID_ENTRY,), "its author can mend the name, size or hash"),
+    ((ReasonCode.HUB_UNREACHABLE,), "check the network and the endpoint; the next crawl tries again"),
+    ((ReasonCode.RATE_LIMITED,), "wait, set the token, or use fewer --workers"),
+    ((ReasonCode.NOT_READY, ReasonCode.CHANGED), "nothing; the next crawl tries again"),
+    ((ReasonCode.UNREADABLE,), "check the file and its permissions"),
+    ((ReasonCode.NO_SPACE,), "make room on the disk or in the cache folder"),
+    ((ReasonCode.NO_ISOLATION,), "run scanner doctor: user namespaces are needed"),
+    ((ReasonCode.OUT_OF_MEMORY,), "use fewer --workers, or a machine with more memory"),
+    ((ReasonCode.NOT_FINITE,), "try --base with another copy, or a machine without a GPU"),
+    (
+        (ReasonCode.WORKER_DIED, ReasonCode.TIMED_OUT, ReasonCode.STORE_UNREACHABLE),
+        "read the log of the scan in STORE/logs/",
+    ),
+    ((ReasonCode.INTERNAL_ERROR,), "read the log of the scan in STORE/logs/, and report it"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from tui.app import DeskApp
 BEGAN = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
 DESCRIPTOR = "sscd_disc_mixup/int8"
 VARIANTS = (0.104, 0.081, 0.117, 0.109, 0.064, 0.098, 0.131, 0.092, 0.104)  # log-ratios of a reference's own
+LOADS = ("list", "checkpoint", "images", "view", "report")  # the groups of the workers of the desk
 HEAT = tuple(0.6 - 0.1 * (abs(x - 2) + abs(y - 3)) for y in range(8) for x in range(8))  # of a reference
 
 
@@ -344,7 +345,8 @@ class Desk:
         quiet = 0
         while quiet < 2:
             await self.pilot.pause()
-            busy = any(w.group in ("list", "checkpoint", "images", "index", "hint") for w in self.app.workers)
+            groups = ("list", "checkpoint", "images", "index", "hint", "view", "report")
+            busy = any(w.group in groups for w in self.app.workers)
             quiet = 0 if busy else quiet + 1
             if busy:
                 await asyncio.sleep(0.005)
@@ -366,8 +368,8 @@ class Desk:
 
     @property
     def flat(self) -> str:
-        """The screen's words in one line, for what may be wrapped."""
-        return " ".join(self.text.split())
+        """The screen's words in one line, for what may be wrapped, without the borders of its parts."""
+        return " ".join(self.text.replace("│", " ").split())
 
     def part(self, selector: str) -> str:
         """The words inside one widget, in one line."""

@@ -20,11 +20,21 @@ from scanner.store.store import Store
 from scanner.text import for_terminal_lines
 from tui.commands import commands
 from tui.keys import EVERYWHERE, bindings
+from tui.preferences import Preferences, default_path
 from tui.review import Review, reviewer_name
 from tui.screens.checkpoint_list import ListScreen
 from tui.screens.help import HelpScreen
+from tui.screens.log import LogScreen
+from tui.screens.overview import OverviewScreen
+from tui.screens.pictures import PicturesScreen
 from tui.session import Session
+from tui.themes import Repaintable, Styles
 
+VIEWS: dict[str, type[OverviewScreen | PicturesScreen | LogScreen]] = {
+    "overview": OverviewScreen,
+    "pictures": PicturesScreen,
+    "log": LogScreen,
+}
 REFRESH_S = 3.0  # between two checks whether the store has changed, which cost a few file status calls
 
 
@@ -37,10 +47,22 @@ class DeskApp(App[None]):
     NOTIFICATION_TIMEOUT = 6
 
     def __init__(
-        self, store: Store, reviewer: str, refresh_s: float = REFRESH_S, *, read_only: bool = False
+        self,
+        store: Store,
+        reviewer: str,
+        refresh_s: float = REFRESH_S,
+        *,
+        read_only: bool = False,
+        preferences: Preferences | None = None,
     ) -> None:
         super().__init__()
         self.session = Session(store, Review(store, reviewer, read_only=read_only), refresh_s)
+        self.preferences = preferences
+        self.styles_of_words = Styles(self.console)
+        self.styles_of_words.use(self.get_css_variables())
+        chosen = preferences.theme() if preferences else None
+        self.kept_theme = chosen if chosen in self.available_themes else self.theme
+        self.theme = self.kept_theme
 
     def get_default_screen(self) -> Screen[None]:
         """The list of checkpoints."""
@@ -49,6 +71,23 @@ class DeskApp(App[None]):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """What the command palette offers."""
         return commands(self, screen)
+
+    def watch_theme(self, theme: str) -> None:
+        """Draws every screen in the colours of a theme, and keeps its name for the next run."""
+        self.styles_of_words.use(self.get_css_variables())
+        for screen in self.screen_stack if self.is_running else ():
+            if isinstance(screen, Repaintable):
+                screen.repaint()
+        if self.preferences and theme != self.kept_theme:
+            self.kept_theme = theme
+            self.preferences.keep_theme(theme)
+
+    def action_view(self, name: str) -> None:
+        """Opens a screen above the list in the place of the one that is open, or returns to the list."""
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+        if name in VIEWS:
+            self.push_screen(VIEWS[name](self.session))
 
     def action_help(self) -> None:
         """Shows all keys."""
@@ -75,4 +114,4 @@ def main(context: click.Context, store: str | None, read_only: bool) -> None:
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
-    DeskApp(opened, reviewer_name(), read_only=read_only).run()
+    DeskApp(opened, reviewer_name(), read_only=read_only, preferences=Preferences(default_path())).run()

@@ -62,6 +62,13 @@ def blur(image: Image.Image) -> Image.Image:
     return few.resize(image.size, Image.Resampling.BICUBIC)
 
 
+def quarter(image: Image.Image, left: float, top: float) -> Image.Image:
+    """Returns the part of half the width and height whose corner is that share of the image in."""
+    width, height = max(1, image.width // 2), max(1, image.height // 2)
+    x, y = round(left * image.width), round(top * image.height)
+    return image.crop((x, y, x + width, y + height))
+
+
 def fit(image: Image.Image, columns: int, rows: int) -> Image.Image:
     """Returns the image scaled to fit `columns` x `rows` cells, with its shape kept and an even height."""
     scale = min(columns / image.width, 2 * rows / image.height)

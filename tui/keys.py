@@ -83,11 +83,40 @@ MARK = [
 CHECKPOINT = [
     Key("checkpoint.reveal", "b", "reveal", "Show", "Show the images, or blur them again"),
     Key("checkpoint.large", "f", "large", "Large", "Images as large as the terminal, or small again"),
+    Key("checkpoint.details", "i", "details", "Details", "Ids, hashes and configuration, or back", False),
+    Key("checkpoint.report", "e", "report", "Report", "Write a report of it: a page and its data", False),
+    Key("checkpoint.turn", "w", "turn", "Swap", "Candidate and reference in turn at the same place", False),
+    Key("checkpoint.flicker", "W", "flicker", "Flicker", "The same by itself, or side by side again", False),
+    Key("checkpoint.side", "s", "side", "Side", "Candidate and reference side by side again", False),
+    Key("checkpoint.zoom", "m", "zoom", "Zoom", "Enlarge a quarter of both images, or show all", False),
+    Key("checkpoint.left", "H,shift+left", "move(-1,0)", "Left", "Move the enlarged quarter left", False),
+    Key("checkpoint.right", "L,shift+right", "move(1,0)", "Right", "Move the enlarged quarter right", False),
+    Key("checkpoint.higher", "K,shift+up", "move(0,-1)", "Up", "Move the enlarged quarter up", False),
+    Key("checkpoint.lower", "J,shift+down", "move(0,1)", "Down", "Move the enlarged quarter down", False),
     Key("checkpoint.open_link", "o", "open_link", "Link", "Open the checkpoint's page in the browser", False),
     Key("checkpoint.copy_link", "y", "copy_link", "Copy", "Copy the address of the checkpoint's page", False),
     Key("checkpoint.back", "escape", "back", "Back", "Back to the list; the images are blurred again"),
 ]
+VIEW = [
+    Key("view.close", "escape", "close", "Back", "Back to the screen before"),
+    Key("view.reload", "r", "reload", "Reload", "Read the store again now", False),
+]
+LOG = [
+    Key("log.reviewer", "v", "next_reviewer", "Reviewer", "List the events of the next reviewer, or of all"),
+    Key("log.export", "x", "export", "Export", "Write the events that are listed into a file (JSON lines)"),
+]
 EVERYWHERE = [
+    Key("desk.list", "1", "view('list')", "Checkpoints", "The list of checkpoints", False),
+    Key("desk.overview", "2", "view('overview')", "Overview", "What the store holds, drawn as bars", False),
+    Key(
+        "desk.pictures",
+        "3",
+        "view('pictures')",
+        "Pictures",
+        "Your pictures that were found",
+        False,
+    ),
+    Key("desk.log", "4", "view('log')", "Log", "All that reviewers have said, newest first", False),
     Key(
         "desk.help",
         "question_mark",
@@ -104,6 +133,7 @@ EVERYWHERE = [
         "To the next part of the screen, to scroll it",
         False,
     ),
+    Key("desk.theme", "T", "change_theme", "Theme", "Choose the colours; kept for the next run", False),
     Key("desk.quit", "q", "quit", "Quit", "Quit; every decision is already recorded"),
 ]
 NOTE = [
@@ -129,6 +159,8 @@ GROUPS = {
     "The list": LIST,
     "Marked rows: the keys above decide on all of them at once": MARK,
     "A checkpoint": CHECKPOINT,
+    "Overview, pictures and log": VIEW,
+    "The log": LOG,
     "Writing a note": NOTE,
     "Before a decision on several rows": CONFIRM,
     "Saved filters": SAVED,

@@ -79,14 +79,14 @@ found AS (
     SELECT
         coalesce(m.scan_id, t.scan_id) AS scan_id, coalesce(m.corpus, t.corpus) AS corpus,
         coalesce(m.reference_id, t.reference_id) AS reference_id,
-        coalesce(m.match_id, t.membership_id) AS subject_id,
+        CASE WHEN m.flagged OR t.membership_id IS NULL THEN m.match_id ELSE t.membership_id END AS subject_id,
         coalesce(m.flagged, false) AS gives_back, coalesce(t.trained_on, false) AS trained_on,
         m.similarity, m.q_value AS match_q, t.q_value AS membership_q
     FROM (FROM matches WHERE reference_id IN (SELECT unnest($ids))) m
     FULL JOIN (FROM memberships WHERE reference_id IN (SELECT unnest($ids))) t
         ON t.scan_id = m.scan_id AND t.corpus = m.corpus AND t.reference_id = m.reference_id
 )
-SELECT checkpoint_id, repo, file, found.* EXCLUDE (scan_id), d.decision
+SELECT checkpoint_id, repo, file, found.* EXCLUDE (scan_id), d.decision, scan_id
 FROM found JOIN standing USING (scan_id) JOIN checkpoints USING (checkpoint_id)
 LEFT JOIN decided d USING (subject_id)
 ORDER BY gives_back AND trained_on DESC, gives_back DESC, trained_on DESC, similarity DESC NULLS LAST, repo"""
@@ -114,6 +114,7 @@ class PictureRow(NamedTuple):
     match_q: float | None
     membership_q: float | None
     decision: str | None
+    scan_id: str
 
 
 class Nearest(NamedTuple):

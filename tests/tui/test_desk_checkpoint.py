@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filled_store import Crawl, Opener
+from filled_store import BEGAN, Crawl, Opener
 from PIL import Image
 
-from scanner.records import Verdict
+from scanner.records import ConfigRow, Verdict
 from tui.content.evidence import _of_match as match_lines
 from tui.widgets.image_view import ImageView
 
@@ -27,20 +27,41 @@ async def test_enter_opens_a_checkpoint_with_everything_that_a_decision_needs(
             "0.943",
             "A flag needs 0.620 or more",
             "0.412",
+            "Expected to be false: at most 1 in 250 of this scan's matches with this q value or less.",
+            "a photo of sks shoe",
+            "demo/tiny-diffusion",
+            "creativeml-openrail-m",
+            "undecided",
+        ):
+            assert needed in shown, needed
+        assert "seed 17" not in shown
+        assert "c0ffee" not in shown
+
+
+async def test_the_details_have_everything_that_is_needed_to_repeat_the_scan(
+    filled: Crawl, desk: Opener
+) -> None:
+    config = ConfigRow(filled.scans["ben/strong-shoe"].config_id, 'preset = "paper"\ntau = 0.62\n', BEGAN)
+    filled.store.append([config])
+    async with desk(size=(90, 110)) as seen:
+        await seen.press("enter", "i")
+        for needed in (
             "1,000 background",
             "0.0010",
             "1 in 1,000 comparisons",
             "24 references",
             "7 samples",
-            "a photo of sks shoe",
-            "demo/tiny-diffusion",
             "w' 3, correction -0.02",
             "100 samples from seed 0, 5 candidates",
             "seed 17",
-            "creativeml-openrail-m",
             "c0ffee" * 8,
+            "diffusers 0.42.0, torch 2.13.0",
+            'preset = "paper"',
         ):
-            assert needed in shown, needed
+            assert needed in seen.flat, needed
+        await seen.press("i")
+        assert "seed 17" not in seen.flat
+        assert seen.colours("#candidate")
 
 
 async def test_images_are_blurred_until_a_key_and_again_after_leaving(filled: Crawl, desk: Opener) -> None:
@@ -76,7 +97,7 @@ async def test_flagged_matches_come_first_and_the_others_state_that_they_are_no_
 ) -> None:
     async with desk() as seen:
         await seen.press("enter", "end")
-        assert "0.310 0.0070 no flag" in seen.flat
+        assert "0.310 no flag" in seen.flat
         assert "A flag needs both the similarity and the q value" in seen.part("#evidence")
 
 

@@ -14,11 +14,15 @@ from tui.screens.checkpoint import CheckpointScreen
 from tui.screens.checkpoint_list import ListScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.help import HelpScreen
+from tui.screens.log import LogScreen
 from tui.screens.note import NoteScreen
+from tui.screens.overview import OverviewScreen
+from tui.screens.pictures import PictureScreen, PicturesScreen
 from tui.screens.saved_filters import SavedFiltersScreen
 from tui.widgets.table import Table
 
-SCREENS = ListScreen, CheckpointScreen, HelpScreen, NoteScreen, ConfirmScreen, SavedFiltersScreen
+VIEWS = OverviewScreen, PicturesScreen, PictureScreen, LogScreen
+SCREENS = ListScreen, CheckpointScreen, HelpScreen, NoteScreen, ConfirmScreen, SavedFiltersScreen, *VIEWS
 HOLDERS = DeskApp, Table, *SCREENS
 
 
@@ -102,7 +106,7 @@ def test_every_key_has_its_action(holder: type) -> None:
             assert hasattr(holder, f"action_{action}"), binding.id
 
 
-@pytest.mark.parametrize("screen", [ListScreen, CheckpointScreen])
+@pytest.mark.parametrize("screen", [ListScreen, CheckpointScreen, OverviewScreen, LogScreen])
 def test_no_two_actions_on_a_screen_share_a_key(screen: type) -> None:
     bound = [*screen.BINDINGS, *DeskApp.BINDINGS, *Table.BINDINGS]
     keys = [key for binding in bound for key in binding.key.split(",")]

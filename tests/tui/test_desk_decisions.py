@@ -25,11 +25,11 @@ async def test_a_confirmed_match_is_still_confirmed_after_reopening(filled: Craw
     async with desk() as seen:
         assert "2 of 3 decided" in seen.text
         await seen.press("enter")
-        assert "0.943 0.0040 ✓ confirmed" in seen.flat
-        assert "0.871 0.0050 ✗ dismissed" in seen.flat
+        assert "0.943 ✓ confirmed" in seen.flat
+        assert "0.871 ✗ dismissed" in seen.flat
         await seen.pilot.resize_terminal(90, 90)
         await seen.settle()
-        assert "✓ confirmed, by vera" in seen.part("#evidence")
+        assert "✓ confirmed, by vera" in seen.part("#facts")
 
 
 async def test_a_match_is_confirmed_only_after_its_images_were_shown(filled: Crawl, desk: Opener) -> None:
@@ -171,7 +171,7 @@ async def test_a_note_stands_beside_the_decision_and_beside_the_next_one(filled:
         await seen.press("enter")
         await seen.pilot.resize_terminal(90, 90)
         await seen.settle()
-        assert "note “same laces”, by vera" in seen.part("#evidence")
+        assert "note “same laces”, by vera" in seen.part("#facts")
         await seen.press("d", "up", "z")
         assert "Withdrawn: match 1 of 4, 2-0.png is ✓ confirmed again." in seen.toast
         await seen.press("z")
@@ -203,7 +203,7 @@ async def test_the_decision_log_shows_who_decided_and_who_withdrew(filled: Crawl
     filled.decide(match, ReviewDecision.UNSURE, "anna")
     async with desk(size=(90, 90)) as seen:
         await seen.press("enter", "b", "c", "up", "up", "up", "z")
-        log = seen.part("#evidence").partition("Decision log ")[2]
+        log = seen.part("#facts").partition("Decision log ")[2]
         assert "withdrew ✓ confirmed of vera, by vera" in log
         assert "? unsure, by anna" in log
         assert log.index("withdrew") < log.index("✓ confirmed, by vera") < log.index("? unsure, by anna")

@@ -92,7 +92,7 @@ async def test_a_click_beside_the_list_takes_no_key_from_it(nothing_flagged: Cra
 async def test_a_checkpoint_without_a_match_is_scrolled_by_the_arrows(
     nothing_flagged: Crawl, desk: Opener
 ) -> None:
-    async with desk(size=(80, 14)) as seen:
+    async with desk(size=(80, 11)) as seen:
         await seen.press("v", "v", "v", "enter")
         assert "weights.ckpt is a pickle" in seen.flat
         words = seen.app.screen.query_one("#words")

@@ -55,11 +55,11 @@ async def test_each_flag_names_its_grounds_and_both_stand_before_images_and_imag
     screened.flagged("finn/weaker", [0.45], 0.6, margins=[0.1], membership_q=0.04)
     async with desk(size=(80, 24)) as seen:
         assert [line.split()[:5] for line in seen.part_lines("#checkpoints")[1:6]] == [
-            [BOTH, "both", "0.900", "0.0040", "3"],
-            ["ben/images", "gives", "back", "0.950", "0.0040"],
-            [WEAK, "trained", "on", "0.410", "0.0040"],
-            [SET, "trained", "on", "–", "0.0040"],
-            ["finn/weaker", "trained", "on", "0.450", "0.0400"],
+            [BOTH, "◆●", "both", "0.900", "0.0040"],
+            ["ben/images", "●", "gives", "back", "0.950"],
+            [WEAK, "◆", "trained", "on", "0.410"],
+            [SET, "◆", "trained", "on", "–"],
+            ["finn/weaker", "◆", "trained", "on", "0.450"],
         ]
         assert "flagged: trained on and gives back" in seen.part("#detail")
 
@@ -101,7 +101,7 @@ async def test_rows_of_a_store_from_before_the_screen_are_flags_by_matches(
     async with desk(size=(80, 24)) as seen:
         assert "gives back" in lines_of(seen.text, "ben/old")["ben/old"]
         await seen.press("enter")
-        assert "ben/old flagged: gives back · 0 of 1 flag decided" in seen.flat
+        assert "ben/old ▲ flagged: gives back · 0 of 1 flag decided" in seen.flat
         assert "Looked at" not in seen.part("#facts")
 
 
@@ -113,10 +113,10 @@ async def test_a_reference_that_comes_back_and_was_trained_on_is_one_row_with_bo
         assert "flagged: trained on and gives back · 0 of 3 flags decided" in seen.flat
         rows = [line.split()[:3] for line in seen.part_lines("#rows")[1:6]]
         assert rows == [
-            ["both", "0.900", "0.0040"],
-            ["gives", "back", "0.700"],
-            ["trained", "on", "–"],
-            ["–", "0.310", "0.0060"],
+            ["◆●", "both", "0.900"],
+            ["●", "gives", "back"],
+            ["◆", "trained", "on"],
+            ["–", "0.310", "no"],
             [],
         ]
         shown = seen.part("#evidence")
@@ -135,6 +135,9 @@ async def test_a_membership_is_told_in_words_with_its_null_drawn_and_without_a_c
 ) -> None:
     async with desk(size=(80, 80)) as seen:
         await seen.press("enter", "down", "down")
+        assert "No generated image matches this reference: this is about training." in seen.part("#candidate")
+        assert seen.colours("#reference")
+        await seen.press("i")
         shown = seen.part("#evidence")
         for words in (
             "Margin 0.220",
@@ -145,16 +148,14 @@ async def test_a_membership_is_told_in_words_with_its_null_drawn_and_without_a_c
             "denser: where in the picture the fine-tuning helped most",
             "p value 0.0004",
             "at most 1 in 2,500 pictures",
-            "corrected for examining 24 references and their corpora",
-            "about 0.6% or fewer are expected to be false. A flag needs 0.05 or less.",
+            "Corrected for examining 24 references and their corpora",
+            "Expected to be false: at most 1 in 167 of this scan's memberships with this q value or less.",
             "11 tried",
             "a centred crop with 90 % of the side",
             "Log-ratio 0.300",
             "whole picture: higher than 99 of 99 background pictures; the highest of them has 0.117",
         ):
             assert words in shown, words
-        assert "No generated image matches this reference: this is about training." in seen.part("#candidate")
-        assert seen.colours("#reference")
 
 
 async def test_a_checkpoint_that_was_not_sampled_says_that_no_image_was_generated(
@@ -162,8 +163,9 @@ async def test_a_checkpoint_that_was_not_sampled_says_that_no_image_was_generate
 ) -> None:
     async with desk(size=(80, 100)) as seen:
         await seen.press("v", "v", "down", "enter")
-        assert "gus/screened nothing found: screened; not sampled" in seen.flat
+        assert "gus/screened ○ nothing found: screened; not sampled" in seen.flat
         assert "No image was generated: this is about training." in seen.part("#candidate")
+        await seen.press("i")
         assert "Screen 24 of 24 references, 412 evaluations and 388 of the base" in seen.part("#facts")
         assert "Left out 7 references stood out" in seen.part("#facts")
         assert "allowed for comparing 3 of them." in seen.part("#facts")
@@ -180,14 +182,16 @@ async def test_a_corpus_as_a_whole_does_not_say_which_picture_was_trained_on(
         assert "Margin 0.120 The fine-tuning helped this much more on 24 pictures of the corpus" in shown
         assert "95 % interval: 0.070 to 0.170" in shown
         assert "This is about the corpus as a whole" in seen.part("#reference")
-        assert seen.part_lines("#rows")[1].split()[:3] == ["trained", "on", "corpus"]
+        assert seen.part_lines("#rows")[1].split()[:3] == ["◆", "trained", "on"]
 
 
 async def test_a_background_of_another_kind_is_told_with_what_to_do(screened: Crawl, desk: Opener) -> None:
     async with desk(size=(80, 90)) as seen:
         await seen.press("down", "down", "enter")
         facts = seen.part("#facts")
-        assert facts.startswith("Background is of another kind than the references")
+        assert facts.startswith(
+            "Reference 2-0.png, of shoes Background is of another kind than the references"
+        )
         assert "scanner corpus add NAME DIR --background" in facts
         assert "--unseen" in facts
 

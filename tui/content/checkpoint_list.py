@@ -26,6 +26,7 @@ from tui.content.formatting import (
     utc,
 )
 from tui.content.sorting import heading
+from tui.content.styles import grounds_mark, verdict_mark
 from tui.widgets.table import Column, Line
 
 MARK = "■ "  # before the name of a marked row
@@ -140,7 +141,7 @@ def columns(shown: ListFilter, wide: bool) -> list[Column]:
     scanned = Column("Scanned", 7, sort=Sort.SCANNED)
     if shown is ListFilter.FLAGGED:
         flags = [
-            Column("Grounds", 10, sort=Sort.GROUNDS),
+            Column("Grounds", 12, sort=Sort.GROUNDS),
             Column("Similar", 7, right=True, sort=Sort.SIMILARITY),
             Column("q value", 7, right=True, sort=Sort.Q_VALUE),
             Column("Flags", 5, right=True, sort=Sort.FLAGS),
@@ -151,7 +152,7 @@ def columns(shown: ListFilter, wide: bool) -> list[Column]:
     if shown in WITH_REASONS:
         reason = Column("Reason", 18, share=2, sort=Sort.REASON)
         return [repo, *origin, reason, Column("Explanation", 12, share=2, sort=Sort.EXPLANATION), scanned]
-    verdict = [Column("Verdict", 13, sort=Sort.VERDICT)] if shown is ListFilter.ALL else []
+    verdict = [Column("Verdict", 15, sort=Sort.VERDICT)] if shown is ListFilter.ALL else []
     return [repo, *origin, *verdict, Column("Result", 20, share=3, sort=Sort.SIMILARITY), scanned]
 
 
@@ -182,16 +183,16 @@ def _line(row: CheckpointRow, name: str, shown: ListFilter, present: datetime, w
             cells.append(cell(for_terminal(f"{row.kind}, {row.family}", 40)))
         cells.append(cell(for_terminal(row.base, 100) or "not known"))
     if shown is ListFilter.FLAGGED:
-        cells.append(cell(grounds_cell(row.grounds)))
+        cells.append(grounds_mark(row.grounds))
         cells.append(cell(similarity(row.best_similarity), right=True))
         cells.append(cell(probability(_q(row)), right=True))
         cells.append(cell(f"{row.flags:,}", right=True))
-        cells.append(cell(decision_state(row)))
+        cells.append(cell(decision_state(row), style=f"decision.{row.decision or 'none'}"))
     else:
         if shown in WITH_REASONS:
             cells.append(cell(reason_label(row.reason_code)))
         elif shown is ListFilter.ALL:
-            cells.append(cell(VERDICTS[row.verdict]))
+            cells.append(verdict_mark(row.verdict))
         cells.append(cell(_result(row)))
     if wide or shown is not ListFilter.FLAGGED:
         cells.append(cell(short_time(row.finished_at, present)))

@@ -1,15 +1,20 @@
-"""The evidence for a row in words, its decision log, and all facts about the scan; as Rich renderables."""
+"""What a reviewer decides by: the evidence for a row in words, and its decision log.
+
+Everything else about the row and the scan is in tui.content.details. As Rich renderables.
+"""
 
 from __future__ import annotations
 
+from rich.console import RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from scanner.records import Checkpoint, Decision, EventKind, Examination, Match, Scan, Verdict
+from scanner.records import Decision, EventKind, Examination, Ground, Match, Scan, Verdict
 from scanner.store.decisions import fold
 from scanner.store.desk_queries import CandidateImage, EvidenceRow, OpenedCheckpoint
 from scanner.store.grounds import grounds_label, grounds_of_scan
 from scanner.text import for_terminal
+from scanner.wording import rarely
 from tui.content import membership
 from tui.content.formatting import (
     NONE,
@@ -18,10 +23,12 @@ from tui.content.formatting import (
     decision_text,
     one_in,
     probability,
-    share,
     similarity,
     utc,
 )
+from tui.content.membership import Row
+from tui.content.scale import Mark, Scale
+from tui.content.styles import GROUND_MARKS, MUTED
 
 NO_PROOF = "This does not prove that the checkpoint was not trained on one."
 NOTHING = {
@@ -35,11 +42,6 @@ NOTHING = {
         f"{NO_PROOF}"
     ),
 }
-UNLIKE = (
-    "is of another kind than the references: their losses stand apart from it whatever was trained on, so it "
-    "says little about training. Add works like yours that no checkpoint was trained on: scanner corpus add "
-    "NAME DIR --background, or --unseen for works of yours that were never published."
-)
 WITHOUT_NULL = (
     "There was no background, so it is not known how often pictures are as similar by chance. Add works like "
     "yours that no checkpoint was trained on: scanner corpus add NAME DIR --background. The next crawl "
@@ -49,6 +51,9 @@ ADVICE = {
     Verdict.FAILED: "The checkpoint is not the cause. The next crawl scans it again.",
     Verdict.SKIPPED: "The checkpoint is the cause, so it was not scanned and has no result.",
 }
+GROUND_OF = {"Gives back": Ground.GIVES_BACK, "Trained on": Ground.TRAINED_ON}
+# The rows that a reviewer decides by; the others explain how they were found.
+DECIDED_BY = {"Gives back", "Trained on", "Similarity", "Scale", "Margin", "Drawn", "Where", "q value"}
 
 
 def verdict_in_words(scan: Scan) -> str:
@@ -61,38 +66,46 @@ def verdict_in_words(scan: Scan) -> str:
     return words
 
 
-def evidence(opened: OpenedCheckpoint, row: EvidenceRow) -> Grid:
-    """Returns the evidence for one row: on each line a name, a number, and what the number means."""
+def evidence(opened: OpenedCheckpoint, row: EvidenceRow, *, in_full: bool = False) -> Grid:
+    """Returns the evidence for one row: on each line a name, a number, and what the number means.
+
+    `in_full` adds how each number was found.
+    """
     grid = Grid.grid(padding=(0, 1), expand=True)
-    grid.add_column(no_wrap=True, width=10, style="bold")
+    grid.add_column(no_wrap=True, width=12, style="bold")
     grid.add_column(no_wrap=True, width=9, style="bold")
     grid.add_column(ratio=1)
+    parts = []
     if row.match:
-        for line in _of_match(opened.scan, row.match, row.candidate):
-            grid.add_row(*line)
-    if row.match and row.membership:
-        grid.add_row("")
+        parts.append(_of_match(opened.scan, row.match, row.candidate))
     if row.membership:
-        for name, number, meaning in membership.rows_of(opened.scan, row.membership):
-            grid.add_row(name, number, meaning)
+        parts.append(membership.rows_of(opened.scan, row.membership))
+    for place, part in enumerate(parts):
+        if place:
+            grid.add_row("")
+        for name, number, meaning in part:
+            if in_full or name in DECIDED_BY:
+                grid.add_row(*_line(name, number, meaning))
     return grid
 
 
-def _of_match(
-    scan: Scan | None, match: Match, candidate: CandidateImage | None
-) -> list[tuple[str, str, str]]:
+def _line(name: str, number: str, meaning: RenderableType) -> tuple[RenderableType, ...]:
+    ground = GROUND_OF.get(name)
+    if ground is None:
+        return Text("" if name == "Scale" else name), Text(number), meaning
+    style = f"ground.{ground}" if number == "flagged" else MUTED
+    return Text(f"{GROUND_MARKS[ground]} {name}", style=style), Text(number, style=style), meaning
+
+
+def _of_match(scan: Scan | None, match: Match, candidate: CandidateImage | None) -> list[Row]:
     if match.null_similarity is None:
         return [
             ("Gives back", "no flag", WITHOUT_NULL),
-            (
-                "Similarity",
-                similarity(match.similarity),
-                "between the two images, from -1 to 1; higher is closer.",
-            ),
+            ("Similarity", similarity(match.similarity), "It is between -1 and 1; higher is closer."),
             ("Clique", *_clique(candidate)),
         ]
     needed = match.needed if match.needed is not None else scan.tau if scan else None
-    needs = f" A flag needs {similarity(needed)} or more." if needed is not None else ""
+    needs = f"A flag needs {similarity(needed)} or more. " if needed is not None else ""
     background = (
         f"{scan.num_background:,} background images" if scan and scan.num_background else "background images"
     )
@@ -100,6 +113,9 @@ def _of_match(
         count(scan.num_references, "reference") if scan and scan.num_references else "many references"
     )
     level = f" A flag needs {scan.alpha:g} or less." if scan and scan.alpha is not None else ""
+    marks = [Mark("┊", match.null_similarity, "chance", MUTED)]
+    marks += [] if needed is None else [Mark("┃", needed, "needed", "bold")]
+    marks += [Mark("●", match.similarity, "this", "ground.gives_back" if match.flagged else "bold")]
     return [
         (
             "Gives back",
@@ -113,8 +129,9 @@ def _of_match(
         (
             "Similarity",
             similarity(match.similarity),
-            f"between the two images, from -1 to 1; higher is closer.{needs}",
+            f"{needs}It is between -1 and 1; higher is closer.",
         ),
+        ("Scale", "", Scale(marks)),
         (
             "By chance",
             similarity(match.null_similarity),
@@ -126,19 +143,19 @@ def _of_match(
             "p value",
             probability(match.p_value),
             "If the checkpoint was not trained on this reference, a similarity this high comes up in at most "
-            f"{one_in(match.p_value)} comparisons.",
+            f"{one_in(match.p_value)} comparisons. Corrected for comparing {references} it is the q value.",
         ),
         (
             "q value",
             probability(match.q_value),
-            f"The p value, corrected for comparing {references}: of this scan's matches with this q value or "
-            f"less, {share(match.q_value)} are expected to be false.{level}",
+            f"Expected to be false: {rarely(match.q_value)} of this scan's matches with this q value or "
+            f"less.{level}",
         ),
         ("Clique", *_clique(candidate)),
     ]
 
 
-def _of_others(match: Match) -> list[tuple[str, str, str]]:
+def _of_others(match: Match) -> list[Row]:
     """How alike the reference is to other pictures, where that was asked."""
     if match.nearest_other is None:
         return []
@@ -161,12 +178,12 @@ def without_rows(opened: OpenedCheckpoint) -> Text:
     scan = opened.scan
     if scan is None:
         return Text("This checkpoint has no scan yet. Open it again later to see one.")
-    text = Text(verdict_in_words(scan).capitalize(), style="bold")
+    text = Text().append(verdict_in_words(scan).capitalize(), style="bold")
     if scan.reason:
-        text.append(f": {for_terminal(scan.reason)}", style="not bold")
+        text.append(f": {for_terminal(scan.reason)}")
     nothing = NOTHING[scan.examined] if scan.verdict is Verdict.NOTHING_FOUND else None
     if advice := nothing or ADVICE.get(scan.verdict):
-        text.append(f"\n{advice}", style="not bold")
+        text.append(f"\n{advice}")
     return text
 
 
@@ -178,10 +195,17 @@ def decision_log(history: tuple[Decision, ...]) -> Text:
     standing = fold(history)
     for event in reversed(history):
         stands = event in (standing.decided, standing.noted)
-        line = f"{_event(event, events)}, by {for_terminal(event.reviewer, 60)}, {utc(event.decided_at)}\n"
-        text.append(line, style="bold" if stands else "dim")
+        text.append(_event(event, events), style=_event_style(event, stands=stands))
+        said = f", by {for_terminal(event.reviewer, 60)}, {utc(event.decided_at)}\n"
+        text.append(said, style="bold" if stands else MUTED)
     text.rstrip()
     return text
+
+
+def _event_style(event: Decision, *, stands: bool) -> str:
+    if not stands:
+        return MUTED
+    return f"decision.{event.decision}" if event.decision else "bold"
 
 
 def _event(event: Decision, events: dict[str, Decision]) -> str:
@@ -193,118 +217,3 @@ def _event(event: Decision, events: dict[str, Decision]) -> str:
     if withdrawn is None or withdrawn.event is EventKind.WITHDRAW:
         return "withdrew an event that is not in the log"
     return f"withdrew {_event(withdrawn, {})} of {for_terminal(withdrawn.reviewer, 60)}"
-
-
-def facts(opened: OpenedCheckpoint, row: EvidenceRow | None) -> Grid:
-    """Returns everything that is needed to repeat the scan, as a grid of names and values."""
-    checkpoint, scan = opened.checkpoint, opened.scan
-    rows = [
-        *(_screening(scan) if scan else []),
-        ("Source", checkpoint.source),
-        ("File", checkpoint.file or "the whole repo"),
-        ("Revision", checkpoint.revision),
-        ("Kind", f"{checkpoint.kind}, {checkpoint.family}, {checkpoint.size_bytes / 1e6:,.1f} MB"),
-        ("Base", (scan.base if scan else None) or checkpoint.base or "not known"),
-        ("Caption", _caption(checkpoint, scan)),
-        *(_sampling(scan) if scan else []),
-        *(_images(row) if row else []),
-        ("Licence", checkpoint.license or "not stated"),
-        ("Published", utc(checkpoint.created_at)),
-        ("Listed", utc(checkpoint.listed_at)),
-        *_identifiers(checkpoint, scan, row),
-    ]
-    grid = Grid.grid(padding=(0, 1), expand=True)
-    grid.add_column(no_wrap=True, width=10)
-    grid.add_column(ratio=1, overflow="fold")
-    for name, value in rows:
-        grid.add_row(Text(name, style="bold"), Text(for_terminal(value)))
-    return grid
-
-
-def _screening(scan: Scan) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    if scan.background_unlike:
-        rows += [("Background", UNLIKE)]
-    if scan.examined:
-        rows += [("Looked at", scan.examined.label)]
-    if scan.examined in (Examination.SCREENED, Examination.BOTH):
-        references = f"{scan.screened_references:,} of {count(scan.num_references, 'reference')}"
-        spent = f"{scan.screen_evaluations:,} evaluations and {scan.screen_base_evaluations:,} of the base"
-        rows += [("Screen", f"{references}, {spent}")]
-        standing, compared = scan.standing_references, scan.compared_references
-        if compared < standing:
-            rows += [
-                (
-                    "Left out",
-                    f"{standing:,} references stood out, and the budget of the screen allowed for comparing "
-                    f"{compared:,} of them. Of the others it is not known whether they were trained on.",
-                )
-            ]
-    return rows
-
-
-def _caption(checkpoint: Checkpoint, scan: Scan | None) -> str:
-    caption = checkpoint.caption if scan is None else scan.caption
-    if caption is None:
-        return "not known"
-    if scan is not None and scan.caption_score is not None and caption:
-        return f"{caption} (none is stated: recovered, score {scan.caption_score:.2f})"
-    return caption or "none is stated; samples are drawn without a prompt"
-
-
-def _sampling(scan: Scan) -> list[tuple[str, str]]:
-    if scan.examined is Examination.SCREENED:
-        return [("Samples", "none")]
-    several = "several strengths" if scan.rounds else NONE
-    scale = several if scan.guidance_scale is None else f"w' {scan.guidance_scale:g}"
-    guidance = scale if scan.correction is None else f"{scale}, correction {scan.correction:g}"
-    candidates = count(scan.num_candidates, "candidate")
-    samples = count(scan.num_samples, "sample")
-    rounds = f" in {count(scan.rounds, 'round')}" if scan.rounds else ""
-    rows = [("Guidance", guidance), ("Samples", f"{samples}{rounds} from seed {scan.seed}, {candidates}")]
-    if scan.sampled_for:
-        origin = "as its metadata state" if scan.sampled_for_stated else "assumed"
-        rows.append(("Sampled for", f"{count(scan.sampled_for, 'training image')}, {origin}"))
-    return rows
-
-
-def _images(row: EvidenceRow) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    candidate, reference = row.candidate, row.reference
-    if row.match:
-        stored = f"seed {candidate.seed}, image {candidate.image_sha256}" if candidate else "not stored"
-        rows += [("Candidate", stored)]
-    if row.reference_id:
-        size = f", {reference.width} x {reference.height} pixels" if reference else ""
-        place = reference.path if reference else row.reference_id
-        rows += [("Reference", f"{row.corpus}: {place}{size}")]
-    else:
-        rows += [("Corpus", row.corpus)]
-    if row.match:
-        rows += [("Descriptor", candidate.descriptor if candidate else NONE)]
-    return rows
-
-
-def _identifiers(
-    checkpoint: Checkpoint, scan: Scan | None, row: EvidenceRow | None
-) -> list[tuple[str, str]]:  # fmt: skip
-    rows: list[tuple[str, str]] = []
-    if scan:
-        seconds = (scan.finished_at - scan.started_at).total_seconds()
-        device = scan.device or "an unknown device"
-        rows += [
-            ("Scanned", f"{utc(scan.finished_at)}, {seconds:,.0f} s on {device}"),
-            ("Stage", scan.stage),
-            ("Config id", scan.config_id),
-            ("Scan id", scan.scan_id),
-            ("Run id", scan.run_id),
-        ]
-    if row and row.match:
-        rows += [("Match id", row.match.match_id)]
-    if row and row.membership:
-        rows += [("Membership", row.membership.membership_id)]
-    rows += [("Checkpoint", checkpoint.checkpoint_id)]
-    if scan and scan.versions:
-        versions = ", ".join(f"{name} {number}" for name, number in sorted(scan.versions.items()))
-        rows += [("Versions", versions)]
-    return rows

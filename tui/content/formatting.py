@@ -67,3 +67,10 @@ def web_address(url: str) -> str | None:
     except ValueError:
         return None
     return url if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def share_of(part: float, whole: float) -> str:
+    """Returns a part of a whole in per cent; a part above 0 is never told as 0 %."""
+    if whole <= 0:
+        return NONE
+    return "<1 %" if 0 < part / whole < 0.01 else f"{part / whole:.0%}".replace("%", " %")

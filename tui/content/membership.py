@@ -12,7 +12,8 @@ from rich.text import Text
 
 from scanner.records import Membership, Scan
 from scanner.wording import rarely
-from tui.content.formatting import NONE, count, probability, share
+from tui.content.formatting import NONE, count, probability
+from tui.content.styles import MUTED
 
 # What each framing does with a picture (finextract.framing, which the desk does not import).
 FRAMINGS = {
@@ -120,8 +121,8 @@ def _q_value(scan: Scan | None, found: Membership) -> Row:
     return (
         "q value",
         probability(found.q_value),
-        f"The p value, corrected for examining {references} and their corpora: of this scan's memberships "
-        f"with this q value or less, {share(found.q_value)} are expected to be false.{needs}",
+        f"Expected to be false: {rarely(found.q_value)} of this scan's memberships with this q value or "
+        f"less. Corrected for examining {references} and their corpora.{needs}",
     )
 
 
@@ -173,7 +174,7 @@ class Drawing:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in drawn(self.picture, self.variants, options.max_width):
             yield Text(line, no_wrap=True, overflow="crop")
-        yield Text(LEGEND, style="dim")
+        yield Text(LEGEND, style=MUTED)
 
 
 class HeatMap:
@@ -188,7 +189,7 @@ class HeatMap:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in shaded(self.cells):
             yield Text(line, no_wrap=True, overflow="crop")
-        yield Text(HEAT_LEGEND, style="dim")
+        yield Text(HEAT_LEGEND, style=MUTED)
 
 
 def shaded(cells: Sequence[float]) -> list[str]:

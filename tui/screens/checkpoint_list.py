@@ -37,6 +37,7 @@ from tui.screens.marking import Marked
 from tui.session import Session
 from tui.widgets.filter_box import FilterBox
 from tui.widgets.preview import Preview
+from tui.widgets.screens_bar import ScreensBar
 from tui.widgets.table import Table
 
 LARGE = 20_000  # checkpoints in a store whose index is made before it is needed
@@ -64,6 +65,7 @@ class ListScreen(ListViews):
         self.opened: set[str | None] = set()  # scans whose evidence was shown in this session
 
     def compose(self) -> ComposeResult:
+        yield ScreensBar("list")
         yield Static(id="counts")
         yield Static(id="heading")
         yield Static(id="reasons")
@@ -171,6 +173,12 @@ class ListScreen(ListViews):
         """The footer of a narrow terminal leaves out what there is no place for."""
         narrow = {"list.undecided", "mark.toggle"} if self.size.width < 96 else set()
         return super().hidden_keys() | narrow
+
+    def repaint(self) -> None:
+        """Shows the words again, in the colours of another theme."""
+        self.query_one(ScreensBar).repaint()
+        if self.page is not None:
+            self.show(self.page)
 
     @on(Table.AtEnd)
     def load_more(self) -> None:

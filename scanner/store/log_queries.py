@@ -1,0 +1,92 @@
+"""The decision log for the review desk: newest first, paged, of all reviewers or of one; and as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from scanner.errors import StoreError
+from scanner.records import EventKind, ReviewDecision
+from scanner.store.store import Store
+from scanner.text import first_line
+
+LOG = """
+SELECT
+    decided_at, reviewer, event, decision, note, withdraws, decision_id, stands, subject, subject_id, repo,
+    file, checkpoint_id, scan_id, corpus, reference_path, grounds, similarity, margin,
+    count(*) OVER () AS total
+FROM decision_log WHERE $reviewer IS NULL OR reviewer = $reviewer
+ORDER BY decided_at DESC, decision_id DESC LIMIT $limit"""
+EXPORTED = """
+SELECT * FROM decision_log WHERE $reviewer IS NULL OR reviewer = $reviewer ORDER BY decided_at, decision_id"""
+REVIEWERS = "SELECT DISTINCT reviewer FROM decisions ORDER BY reviewer"
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One event of the log, with what it is about."""
+
+    decided_at: datetime
+    reviewer: str
+    event: EventKind
+    decision: ReviewDecision | None
+    note: str
+    withdraws: str | None
+    decision_id: str
+    stands: bool
+    subject: str | None  # match, membership or checkpoint; None where its rows are gone
+    subject_id: str
+    repo: str | None
+    file: str | None
+    checkpoint_id: str | None
+    scan_id: str | None
+    corpus: str | None
+    reference_path: str | None
+    grounds: str | None
+    similarity: float | None
+    margin: float | None
+    total: int  # events that were asked for, not only those on this page
+
+
+def log_events(store: Store, limit: int, reviewer: str | None = None) -> list[LogEvent]:
+    """Returns the newest events, of all reviewers or of one."""
+    rows = store.query(LOG, {"limit": limit, "reviewer": reviewer})
+    return [
+        LogEvent(
+            **row
+            | {
+                "event": EventKind(row["event"]),
+                "decision": ReviewDecision(row["decision"]) if row["decision"] else None,
+            }
+        )
+        for row in rows
+    ]
+
+
+def reviewers(store: Store) -> list[str]:
+    """Returns everybody who ever decided, wrote or withdrew something."""
+    return [row["reviewer"] for row in store.query(REVIEWERS)]
+
+
+def export_log(store: Store, path: Path, reviewer: str | None = None) -> int:
+    """Writes the log as JSON lines, oldest first, into a new private file; returns how many events.
+
+    JSON has no formulas that a spreadsheet would run. Raises StoreError where the file exists or cannot be
+    written.
+    """
+    rows = store.query(EXPORTED, {"reviewer": reviewer})
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(row, default=_plain, ensure_ascii=True)}\n" for row in rows)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {first_line(error)}.") from error
+    return len(rows)
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
