@@ -77,6 +77,11 @@ class Review:
         """Records a note, or an empty one that removes the note; the decision that stands is not changed."""
         return self._record([_New(subject, EventKind.NOTE, note=note)])[0]
 
+    def undo(self, selected: Subject | None) -> Recorded | None:
+        """Withdraws what `to_withdraw` says; returns the first of it, None if there is nothing."""
+        events = self.to_withdraw(selected)
+        return self.withdraw(events)[0] if events else None
+
     def to_withdraw(self, selected: Subject | None) -> list[Event]:
         """Returns what undo is about: the selected subject if it is decided, else the last of this session.
 
