@@ -10,6 +10,7 @@ measures, each in a process of its own:
 - dispatch: a crawl on a real Ray whose workers scan nothing; time and the driver's CPU time per checkpoint
 - `scanner status --quiet`, the real command
 - the desk's first page: the rows of the flagged listing, and the sum above it
+- the desk's actions: sorting by each column, each filter, the next undecided row, many decisions at once
 - what a scan costs wherever it runs: operations and bytes, for the arithmetic in docs/scale.md
 
     python tests/scale.py [--checkpoints 1000000] [--store DIR]      # a store that is there is used again
@@ -300,14 +301,15 @@ def dispatch(folder: Path, count: int, scratch: Path) -> dict[str, Any]:
 
 def desk(folder: Path) -> dict[str, Any]:
     """The desk's first page and the sum above it, asked six times of an open store."""
-    from scanner.store.desk_queries import ListFilter, list_checkpoints
+    from scanner.store.desk_queries import list_flagged
     from scanner.store.queries import count_verdicts
     from scanner.store.store import Store
 
     store, pages, sums = Store(folder), [], []
     for _ in range(6):
         times = [(time.perf_counter(), time.process_time())]
-        shown = list_checkpoints(store, ListFilter.FLAGGED)
+        shown = list_flagged(store)
+        assert shown is not None
         times.append((time.perf_counter(), time.process_time()))
         total = count_verdicts(store)
         times.append((time.perf_counter(), time.process_time()))
@@ -322,6 +324,84 @@ def desk(folder: Path) -> dict[str, Any]:
         wall, cpu = (sorted(values)[2] for values in zip(*measured[1:], strict=True))
         found |= {f"{name}_ms": wall, f"{name}_cpu_ms": cpu}
     return found
+
+
+def desk_actions(folder: Path, scratch: Path) -> dict[str, Any]:
+    """What a reviewer does at the desk, in a copy of the store with references and 5,000 decisions.
+
+    The milliseconds of each kind of action, and which was the slowest one; each is asked three times, and the
+    median counts.
+    """
+    from scanner.records import Reference, ReviewDecision, Role, now
+    from scanner.store.desk_filter import DecisionState, Filter, Sort, View
+    from scanner.store.desk_index import DeskIndex
+    from scanner.store.desk_queries import ListFilter, list_flagged
+    from scanner.store.store import Store
+    from tui.review import Review, Subject
+
+    store = Store(shutil.copytree(folder, scratch / "store", copy_function=os.link))
+    store.append([
+        Reference(f"{n:064x}", "mine", Role.REFERENCE, f"/home/me/{n}.png", f"{n:064x}", 512, 512, "sscd",
+                  (1.0,), now()) for n in range(500)
+    ])  # fmt: skip
+    flagged = store.query("SELECT scan_id FROM scans WHERE verdict = 'flagged' ORDER BY scan_id LIMIT 5200")
+    subjects, review = [Subject(row["scan_id"], "") for row in flagged], Review(store, "vera")
+    review.decide_all(subjects[:5000], ReviewDecision.DISMISS)
+    start = time.perf_counter()
+    index = DeskIndex(store)
+    index.refresh()
+    found: dict[str, Any] = {"index_s": time.perf_counter() - start, "peak_gb": _peak_gb()}
+    start = time.perf_counter()
+    recorded = review.decide_all(subjects[5000:], ReviewDecision.UNSURE)
+    found["decide_200_ms"] = 1000 * (time.perf_counter() - start)
+    start = time.perf_counter()
+    index.page(View(), 0, 200)
+    found["first_page_after_it_ms"] = 1000 * (time.perf_counter() - start)
+    start = time.perf_counter()
+    review.withdraw([(one.subject, one.event) for one in recorded])
+    found["undo_200_ms"] = 1000 * (time.perf_counter() - start)
+    lists = (ListFilter.FLAGGED, ListFilter.ALL, ListFilter.SKIPPED)
+    orders = [
+        View(shown, sort=sort, reverse=back) for shown in lists for sort in Sort for back in (False, True)
+    ]
+    day = datetime(2026, 11, 24, tzinfo=UTC)
+    filters = [
+        Filter(repo=("abc",)), Filter(corpus=("mine",)), Filter(image=("7.png",)), Filter(image=("0" * 60,)),
+        Filter(base=("base-1",)), Filter(kind=("lora",)), Filter(source=("hf",)), Filter(since=day),
+        Filter(grounds=("gives_back",)), *(Filter(states=(state,)) for state in DecisionState),
+        Filter(repo=("a",), corpus=("mine",), kind=("lora",), states=(DecisionState.UNDECIDED,)),
+    ]  # fmt: skip
+    filtered = [View(shown, where) for shown in lists for where in filters]
+    rows = {view: index.page(view, 0, 200).rows for view in orders + filtered}
+    actions = {
+        "first_list": [(view, lambda view: list_flagged(store)) for view in orders[:1]],
+        "page_60_of_it": [(view, lambda view: list_flagged(store, 12_000)) for view in orders[:1]],
+        "sorted": [(view, lambda view: index.page(view, 0, 200)) for view in orders],
+        "filtered": [(view, lambda view: index.page(view, 0, 200)) for view in filtered],
+        "page_60": [(view, lambda view: index.page(view, 12_000, 200)) for view in orders],
+        "next_undecided": [
+            (view, lambda view: index.next_undecided(view, rows[view][100].checkpoint_id))
+            for view in orders + filtered if len(rows[view]) > 100
+        ],
+        "reasons": [(view, index.reasons) for view in filtered if view.shown is ListFilter.SKIPPED],
+        "values": [(column, index.values) for column in ("kind", "base", "source", "corpus")],
+    }  # fmt: skip
+    for name, asked in actions.items():
+        times = [(_median_ms(lambda: ask(what), 3), what) for what, ask in asked]  # type: ignore[operator]  # noqa: B023
+        slowest, what = max(times, key=lambda pair: pair[0])
+        found[f"{name}_slowest_of_{len(times)}_ms"] = slowest
+        if slowest > 300:
+            found[f"{name}_slowest"] = str(what)
+    return found
+
+
+def _median_ms(ask: Any, times: int) -> float:
+    measured = []
+    for _ in range(times):
+        start = time.perf_counter()
+        ask()
+        measured.append(1000 * (time.perf_counter() - start))
+    return sorted(measured)[times // 2]
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -396,7 +476,7 @@ def _alone(*words: str) -> dict[str, Any]:
     return told
 
 
-MEASURED = ("planning", "resuming", "status", "desk", "dispatch", "rematching", "costs")
+MEASURED = ("planning", "resuming", "status", "desk", "desk_actions", "dispatch", "rematching", "costs")
 
 
 def main() -> None:
@@ -412,7 +492,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         with tempfile.TemporaryDirectory(dir=options.store.parent) as scratch:  # links stay on a disk
-            extra = {"dispatch": (options.dispatched, Path(scratch)), "rematching": (options.rematched,),
+            extra = {"dispatch": (options.dispatched, Path(scratch)), "desk_actions": (Path(scratch),),
+                     "rematching": (options.rematched,),
                      "fill_candidates": (options.rematched,)}  # fmt: skip
             print(json.dumps(globals()[options.only](options.store, *extra.get(options.only, ()))))
         return

@@ -59,7 +59,7 @@ SELECT
 FROM found"""
 # With the picture that the flag is about. A reference has one row for each descriptor, all of the same file.
 FLAGGED = f"""
-WITH flags AS ({FLAGS}),
+WITH {FLAGS.format(which="true")},
 owned AS (
     SELECT corpus, reference_id, path, lower(sha256) AS sha256 FROM "references"
     SEMI JOIN flags USING (corpus, reference_id)

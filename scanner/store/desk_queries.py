@@ -40,13 +40,19 @@ LATEST = f"""
         {GROUNDS} AS grounds, examined, membership_q
     FROM scans WHERE {{which}}
     QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1"""
-# Flagged matches, and trained-on memberships of references without a flagged match.
+# `flags`: flagged matches, and trained-on memberships of references without a flagged match.
 FLAGS = """
+matched AS MATERIALIZED (
     SELECT match_id AS subject_id, scan_id, corpus, reference_id FROM matches WHERE flagged
+),
+trained AS MATERIALIZED (
+    SELECT membership_id AS subject_id, scan_id, corpus, reference_id FROM memberships WHERE trained_on
+),
+flags AS (
+    FROM matched WHERE {which}
     UNION ALL
-    SELECT membership_id, scan_id, corpus, reference_id
-    FROM (FROM memberships WHERE trained_on) t
-    ANTI JOIN (FROM matches WHERE flagged) m USING (scan_id, corpus, reference_id)"""
+    FROM (FROM trained ANTI JOIN matched USING (scan_id, corpus, reference_id)) WHERE {which}
+)"""
 # A flagged scan ranks before every other scan of its checkpoint, so the flagged list needs neither the other
 # scans nor the checkpoints table to find its rows; it reads the checkpoints of the page's rows only.
 FLAGGED = f"""
@@ -56,8 +62,7 @@ best AS MATERIALIZED (
     SELECT *, count(*) OVER () AS total, 0 AS group_size
     FROM latest ORDER BY {ORDER}, checkpoint_id LIMIT $limit OFFSET $offset
 ),
-flags AS (SELECT * FROM ({FLAGS}) WHERE scan_id IN (SELECT scan_id FROM best)
-),
+{FLAGS.format(which="scan_id IN (SELECT scan_id FROM best)")},
 standing AS ({STANDING_DECISIONS}
 ),
 flag_counts AS (

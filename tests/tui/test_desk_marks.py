@@ -191,7 +191,7 @@ async def test_a_large_terminal_shows_the_pair_under_the_cursor_blurred(filled: 
         await seen.press("enter", "escape")
         assert all(view.blurred for view in views(seen))
     async with desk(size=(119, 40)) as seen:
-        assert not seen.app.screen.query_one("#preview").display
+        assert not seen.app.screen.query_one("#list-preview").display
         await seen.press("b")
         assert "120 x 30" in seen.toast
 

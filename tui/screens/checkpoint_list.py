@@ -73,7 +73,7 @@ class ListScreen(ListViews):
         yield Static(id="empty")
         with Horizontal(id="listing"):
             yield Table(id="checkpoints")
-            yield Preview(self.session.store, id="preview")
+            yield Preview(self.session.store, id="list-preview")
         yield Static(id="detail")
         yield Footer(show_command_palette=False)
 

@@ -21,8 +21,8 @@ from tui.saved_filters import LONGEST_NAME, SavedFilter
 
 def described(saved: SavedFilter) -> Text:
     """Returns a saved filter as one line."""
-    text = Text(for_terminal(saved.name, LONGEST_NAME), style="bold")
-    text.append(f"  {TITLES[saved.shown].partition(' (')[0]}", style="not bold")
+    text = Text(f"{for_terminal(saved.name, LONGEST_NAME)}  " if saved.name else "", style="bold")
+    text.append(f"{TITLES[saved.shown].partition(' (')[0]}", style="not bold")
     if saved.words:
         text.append(f" · {for_terminal(saved.words, 200)}", style="not bold")
     what, usual, other = SORTS[saved.sort]
