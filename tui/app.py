@@ -17,6 +17,7 @@ from scanner.errors import ScannerError
 from scanner.store.store import Store
 from scanner.text import for_terminal_lines
 from tui.keys import EVERYWHERE, bindings
+from tui.pictures import PictureWidget, picture_widget
 from tui.preferences import Preferences, default_path
 from tui.review import Review, reviewer_name
 from tui.screens.checkpoint_list import ListScreen
@@ -51,8 +52,10 @@ class DeskApp(App[None]):
         refresh_s: float = REFRESH_S,
         *,
         preferences: Preferences | None = None,
+        picture_widget: PictureWidget | None = None,
     ) -> None:
         super().__init__()
+        self.picture_widget = picture_widget  # of the terminal; None = images are drawn as cells
         self.session = Session(store, Review(store, reviewer), refresh_s)
         self.preferences = preferences
         self.styles_of_words = Styles(self.console)
@@ -106,4 +109,5 @@ def main(context: click.Context, store: str | None) -> None:
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
-    DeskApp(opened, reviewer_name(), preferences=Preferences(default_path())).run()
+    preferences, picture = Preferences(default_path()), picture_widget()
+    DeskApp(opened, reviewer_name(), preferences=preferences, picture_widget=picture).run()
