@@ -25,6 +25,7 @@ from tui.screens.help import HelpScreen
 from tui.screens.log import LogScreen
 from tui.screens.overview import OverviewScreen
 from tui.screens.pictures import PicturesScreen
+from tui.serve import serve_desk
 from tui.session import Session
 from tui.themes import Repaintable, Styles
 
@@ -95,9 +96,13 @@ class DeskApp(App[None]):
     "--store", metavar="DIR", envvar="FINEXTRACT_STORE",
     help="The store to review.  [default: $FINEXTRACT_STORE, or `store` in scanner.toml]",
 )  # fmt: skip
+@click.option("--serve", is_flag=True, help="Show the desk in a browser on this machine.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The port of --serve."
+)
 @click.version_option(package_name="finextract-scanner")
 @click.pass_context
-def main(context: click.Context, store: str | None) -> None:
+def main(context: click.Context, store: str | None, serve: bool, port: int) -> None:
     """Review flagged checkpoints: compare candidates with references, and decide.
 
     Decisions are recorded under the name in $FINEXTRACT_REVIEWER, or else your login name. Press ? to see
@@ -106,6 +111,9 @@ def main(context: click.Context, store: str | None) -> None:
     try:
         option = next(p for p in context.command.params if isinstance(p, click.Option) and p.name == "store")
         opened = Store(store or settings.top_level(option) or default_store())
+        if serve:
+            serve_desk(opened.uri, port, read_only=bool(context.params.get("read_only")))
+            return
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)

@@ -5,7 +5,9 @@ Without it, or in a terminal that draws none, images are half-block cells (tui.i
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 
 from PIL import Image
 from textual.widget import Widget
@@ -18,8 +20,10 @@ def picture_widget() -> PictureWidget | None:
 
     Asks the terminal, which answers only before an app runs. $NO_COLOR stands for cells, which are grey then.
     """
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or sys.__stdout__ is None or not sys.__stdout__.isatty():
         return None
+    # A terminal that does not answer is no reason to print a traceback.
+    logging.getLogger("textual_image").setLevel(logging.CRITICAL)
     try:
         from textual_image import renderable
         from textual_image.widget import Image as Found
