@@ -37,8 +37,14 @@ def load_pair(store: Store, row: EvidenceRow, *, sampled: bool) -> Pair:
         candidate = NoImage(NOT_ALIKE if row.reference_id else NO_CANDIDATE)
     if not row.reference_id:
         return Pair(candidate, NoImage(WHOLE_CORPUS))
-    reference = load(Path(row.reference.path) if row.reference else None, "reference image")
-    if isinstance(reference, NoImage) and row.reference and row.reference.image_sha256:
-        copy = load(partial(store.image, row.reference.image_sha256), "reference image")
-        reference = reference if isinstance(copy, NoImage) else copy
-    return Pair(candidate, reference)
+    path, copy = (row.reference.path, row.reference.image_sha256) if row.reference else (None, None)
+    return Pair(candidate, load_reference(store, path, copy))
+
+
+def load_reference(store: Store, path: str | None, image_sha256: str | None) -> Image.Image | NoImage:
+    """Returns the image of a reference: its file, or else its copy in the store."""
+    reference = load(Path(path) if path else None, "reference image")
+    if isinstance(reference, NoImage) and image_sha256:
+        copy = load(partial(store.image, image_sha256), "reference image")
+        return reference if isinstance(copy, NoImage) else copy
+    return reference
