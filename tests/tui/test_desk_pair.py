@@ -27,7 +27,7 @@ async def test_a_key_shows_candidate_and_reference_in_turn_at_the_same_place(
         candidate, reference = views(seen)
         assert (candidate.display, reference.display) == (True, False)
         place, first = candidate.region, seen.colours("#candidate")
-        assert "The candidate: w the other, s both." in seen.text
+        assert "The candidate: w other, s both." in seen.text
         await seen.press("w")
         assert (candidate.display, reference.display) == (False, True)
         assert reference.region == place
