@@ -20,6 +20,7 @@ from scanner.store.store import Store
 from scanner.text import for_terminal_lines
 from tui.commands import commands
 from tui.keys import EVERYWHERE, bindings
+from tui.pictures import PictureWidget, picture_widget
 from tui.preferences import Preferences, default_path
 from tui.review import Review, reviewer_name
 from tui.screens.checkpoint_list import ListScreen
@@ -27,6 +28,7 @@ from tui.screens.help import HelpScreen
 from tui.screens.log import LogScreen
 from tui.screens.overview import OverviewScreen
 from tui.screens.pictures import PicturesScreen
+from tui.serve import serve_desk
 from tui.session import Session
 from tui.themes import Repaintable, Styles
 
@@ -54,8 +56,10 @@ class DeskApp(App[None]):
         *,
         read_only: bool = False,
         preferences: Preferences | None = None,
+        picture_widget: PictureWidget | None = None,
     ) -> None:
         super().__init__()
+        self.picture_widget = picture_widget  # of the terminal; None = images are drawn as cells
         self.session = Session(store, Review(store, reviewer, read_only=read_only), refresh_s)
         self.preferences = preferences
         self.styles_of_words = Styles(self.console)
@@ -99,10 +103,16 @@ class DeskApp(App[None]):
     "--store", metavar="DIR", envvar="FINEXTRACT_STORE",
     help="The store to review.  [default: $FINEXTRACT_STORE, or `store` in scanner.toml]",
 )  # fmt: skip
-@click.option("--read-only", is_flag=True, help="Only look: nothing is decided, and nothing is written.")
+@click.option(
+    "--read-only", is_flag=True, help="Only look: nothing is decided, and nothing is written into the store."
+)
+@click.option("--serve", is_flag=True, help="Show the desk in a browser on this machine.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The port of --serve."
+)
 @click.version_option(package_name="finextract-scanner")
 @click.pass_context
-def main(context: click.Context, store: str | None, read_only: bool) -> None:
+def main(context: click.Context, store: str | None, read_only: bool, serve: bool, port: int) -> None:
     """Review flagged checkpoints: compare candidates with references, and decide.
 
     Decisions are recorded under the name in $FINEXTRACT_REVIEWER, or else your login name. Press ? to see
@@ -111,7 +121,13 @@ def main(context: click.Context, store: str | None, read_only: bool) -> None:
     try:
         option = next(p for p in context.command.params if isinstance(p, click.Option) and p.name == "store")
         opened = Store(store or settings.top_level(option) or default_store(), read_only=read_only)
+        if serve:
+            serve_desk(opened.uri, port, read_only=read_only)
+            return
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
-    DeskApp(opened, reviewer_name(), read_only=read_only, preferences=Preferences(default_path())).run()
+    DeskApp(
+        opened, reviewer_name(), read_only=read_only, preferences=Preferences(default_path()),
+        picture_widget=picture_widget(),
+    ).run()  # fmt: skip

@@ -101,6 +101,9 @@ VIEW = [
     Key("view.close", "escape", "close", "Back", "Back to the screen before"),
     Key("view.reload", "r", "reload", "Reload", "Read the store again now", False),
 ]
+PICTURES = [
+    Key("pictures.reveal", "b", "reveal", "Show", "Show the picture, or blur it again"),
+]
 LOG = [
     Key("log.reviewer", "v", "next_reviewer", "Reviewer", "List the events of the next reviewer, or of all"),
     Key("log.export", "x", "export", "Export", "Write the events that are listed into a file (JSON lines)"),
@@ -160,6 +163,7 @@ GROUPS = {
     "Marked rows: the keys above decide on all of them at once": MARK,
     "A checkpoint": CHECKPOINT,
     "Overview, pictures and log": VIEW,
+    "My pictures": PICTURES,
     "The log": LOG,
     "Writing a note": NOTE,
     "Before a decision on several rows": CONFIRM,

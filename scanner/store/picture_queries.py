@@ -36,7 +36,8 @@ counted AS (
 SELECT *, count(*) OVER () AS total FROM counted
 ORDER BY given_back DESC, trained_on DESC, similarity DESC NULLS LAST, corpus, reference_id LIMIT $limit"""
 PATHS = """
-SELECT corpus, reference_id, arg_max(path, added_at) AS path FROM "references"
+SELECT corpus, reference_id, arg_max(path, added_at) AS path, arg_max(image_sha256, added_at) AS image_sha256
+FROM "references"
 WHERE reference_id IN (SELECT unnest($ids)) GROUP BY corpus, reference_id"""
 
 
@@ -46,7 +47,8 @@ class FoundPicture:
 
     corpus: str
     reference_id: str
-    name: str  # of its file; "" where the corpus is no longer in the store
+    path: str | None  # of its file; None where the corpus is no longer in the store
+    image_sha256: str | None  # of its copy in the store
     checkpoints: int
     given_back: int  # by so many of them
     trained_on: int
@@ -55,11 +57,18 @@ class FoundPicture:
     decided: int
     total: int  # references that something was found about, not only those on this page
 
+    @property
+    def name(self) -> str:
+        """The name of the file, or else the id of the reference."""
+        return PurePath(self.path).name if self.path else self.reference_id
+
 
 def found_pictures(store: Store, limit: int) -> list[FoundPicture]:
     """Returns the first references that standing scans found; most often given back first."""
     rows = store.query(FOUND, {"limit": limit})
     ids = sorted({row["reference_id"] for row in rows})
     asked = store.query(PATHS, {"ids": ids}) if ids else []
-    names = {(row["corpus"], row["reference_id"]): PurePath(row["path"]).name for row in asked}
-    return [FoundPicture(**row, name=names.get((row["corpus"], row["reference_id"]), "")) for row in rows]
+    files = {(row["corpus"], row["reference_id"]): row for row in asked}
+    nothing = {"path": None, "image_sha256": None}
+    known = [nothing | files.get((row["corpus"], row["reference_id"]), {}) for row in rows]
+    return [FoundPicture(**file | row) for file, row in zip(known, rows, strict=True)]

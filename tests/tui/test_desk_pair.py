@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from filled_store import Crawl, Desk, Opener
 from PIL import Image
 
+from scanner.store.store import Store
+from tui.app import DeskApp
 from tui.images import blur, quarter
+from tui.pictures import cells_of, picture_widget
 from tui.widgets.image_view import ImageView
 from tui.widgets.pair_view import PairView
 
@@ -23,7 +27,7 @@ async def test_a_key_shows_candidate_and_reference_in_turn_at_the_same_place(
         candidate, reference = views(seen)
         assert (candidate.display, reference.display) == (True, False)
         place, first = candidate.region, seen.colours("#candidate")
-        assert "The candidate: w the other, s both." in seen.text
+        assert "The candidate: w other, s both." in seen.text
         await seen.press("w")
         assert (candidate.display, reference.display) == (False, True)
         assert reference.region == place
@@ -98,3 +102,38 @@ async def test_an_enlarged_quarter_is_as_blurred_as_the_whole(filled: Crawl, des
 
 def test_a_quarter_of_an_image_of_one_pixel_is_that_pixel() -> None:
     assert quarter(Image.new("RGB", (1, 1)), 0.5, 0.5).size == (1, 1)
+
+
+@pytest.mark.parametrize("key", ["b", "m", "w"])
+async def test_a_terminal_that_draws_pictures_gets_the_same_pixels_as_one_of_cells(
+    filled: Crawl, key: str
+) -> None:
+    widget = pytest.importorskip("textual_image.widget").HalfcellImage  # the widget that a test can read
+    app = DeskApp(Store(filled.store.root), "vera", 60, picture_widget=widget)
+    async with app.run_test(size=(120, 40)) as pilot:
+        seen = Desk(app, pilot)
+        await seen.settle()
+        await seen.press("enter", key)
+        candidate, _ = views(seen)
+        drawn, shown = candidate.picture.image, candidate.shown()  # type: ignore[union-attr]
+        assert shown is not None
+        assert drawn.tobytes() == shown.tobytes()
+        assert candidate.picture is not None
+        width, height = candidate.picture.size
+        assert abs(width - 2 * height) <= 2  # a square, in cells of twice its width in height
+        assert width >= candidate.size.width - 1 or height == candidate.size.height
+        await seen.press("i", "i", "end")
+        assert candidate.picture.display
+
+
+def test_a_size_in_cells_keeps_the_shape_and_fits() -> None:
+    assert cells_of(Image.new("RGB", (100, 100)), 40, 40, 0.5) == (40, 20)
+    assert cells_of(Image.new("RGB", (100, 100)), 40, 10, 0.5) == (20, 10)
+    assert cells_of(Image.new("RGB", (1000, 1)), 40, 10, 0.5) == (40, 1)
+
+
+def test_what_is_no_terminal_gets_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert picture_widget() is None  # a test writes to no terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert picture_widget() is None

@@ -57,7 +57,7 @@ def test_a_file_name_is_safe_whatever_a_repository_is_called(repo: str) -> None:
     assert name.isascii()
     assert name.isprintable()
     assert name.startswith("report-")
-    assert name.endswith("012345.html") or "01234567" in name
+    assert name.endswith(".html")
     assert len(name) < 120
     assert not set(name) & set("/\\*?\"'<>| ")
 

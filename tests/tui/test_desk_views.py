@@ -158,6 +158,23 @@ def varied_match(match: object, reference_id: str) -> object:
     return replace(match, **changed)  # type: ignore[type-var]
 
 
+async def test_the_picture_under_the_cursor_stands_beside_the_list_and_is_blurred_until_asked(
+    varied: Crawl, desk: Opener
+) -> None:
+    async with desk(size=(120, 30)) as seen:
+        await seen.press("3")
+        blurred = seen.colours("#preview")
+        assert blurred
+        await seen.press("b")
+        shown = seen.colours("#preview")
+        assert shown != blurred
+        await seen.press("down")
+        assert seen.colours("#preview") != shown
+        await seen.press("escape", "3")
+        assert "blurred: b shows" in seen.text
+        assert seen.colours("#preview") == blurred
+
+
 async def test_a_picture_that_is_only_trained_on_opens_at_its_membership(crawl: Crawl, desk: Opener) -> None:
     crawl.flagged("ida/learned", [0.41], 0.6, margins=[0.2])  # with a match that is no flag
     async with desk() as seen:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from rich.text import Text
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
+from textual.containers import Horizontal
 from textual.widgets import DataTable, Static
 
 from scanner.records import Ground, ReviewDecision
@@ -14,10 +17,13 @@ from scanner.store.report_queries import PictureRow, scans_of_pictures
 from scanner.text import for_terminal
 from tui.content.formatting import cell, count, probability, similarity
 from tui.content.styles import MUTED, decision_mark, grounds_mark
-from tui.keys import VIEW, bindings
+from tui.images import NoImage
+from tui.keys import PICTURES, VIEW, bindings
+from tui.pair import load_reference
 from tui.screens.checkpoint import CheckpointScreen
 from tui.screens.view import ViewScreen
 from tui.session import Session
+from tui.widgets.image_view import ImageView
 from tui.widgets.table import Column, Line, Table
 
 NONE_FOUND = """\
@@ -25,7 +31,7 @@ None of your pictures was found in a checkpoint so far.
 
 This does not prove that none of them is in one. Pictures stand here as soon as a scan
 finds that a checkpoint gives one back, or that it was trained on one."""
-PICTURES = [
+COLUMNS = [
     Column("Picture", 16, share=3, keep_end=True),
     Column("Corpus", 10, share=1),
     Column("● Given", 7, right=True),
@@ -46,7 +52,8 @@ class PicturesScreen(ViewScreen[list[FoundPicture]]):
     """Lists the pictures, those that most checkpoints give back first."""
 
     name_in_bar = "pictures"
-    BINDINGS = bindings(VIEW)
+    BINDINGS = bindings(VIEW, PICTURES)
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own declaration
     AUTO_FOCUS = "#table"
 
     def __init__(self, session: Session) -> None:
@@ -56,7 +63,9 @@ class PicturesScreen(ViewScreen[list[FoundPicture]]):
     def body(self) -> ComposeResult:
         """A table, or advice in its place."""
         yield Static(id="empty")
-        yield Table(id="table")
+        with Horizontal(id="beside-table"):
+            yield Table(id="table")
+            yield ImageView("the picture, blurred: b shows", id="preview")
 
     def read(self) -> list[FoundPicture]:
         """Asks for the first page, or for the pages that were loaded."""
@@ -71,7 +80,7 @@ class PicturesScreen(ViewScreen[list[FoundPicture]]):
         self.heading(head)
         self.set_class(not answer, "-empty")
         self.query_one("#empty", Static).update(Text("" if answer else NONE_FOUND))
-        self.query_one(Table).fill(PICTURES, [self._line(picture) for picture in answer])
+        self.query_one(Table).fill(COLUMNS, [self._line(picture) for picture in answer])
 
     @staticmethod
     def _line(picture: FoundPicture) -> Line:
@@ -81,7 +90,7 @@ class PicturesScreen(ViewScreen[list[FoundPicture]]):
         return Line(
             _key(picture),
             (
-                cell(for_terminal(picture.name or picture.reference_id, 200), style="bold"),
+                cell(for_terminal(picture.name, 200), style="bold"),
                 cell(for_terminal(picture.corpus, 60)),
                 number(picture.given_back, "ground.gives_back"),
                 number(picture.trained_on, "ground.trained_on"),
@@ -97,13 +106,32 @@ class PicturesScreen(ViewScreen[list[FoundPicture]]):
             self.limit += PAGE_SIZE
             self.load()
 
+    def picture(self) -> FoundPicture | None:
+        """Returns the picture under the cursor."""
+        key = self.query_one(Table).current
+        return next((picture for picture in self.answer or () if _key(picture) == key), None)
+
+    @on(DataTable.RowHighlighted)
+    @work(exclusive=True, group="images")
+    async def show_picture(self) -> None:
+        """Loads the picture under the cursor in a thread, and shows it beside the table."""
+        view, picture = self.query_one(ImageView), self.picture()
+        view.show(NoImage(""))
+        if picture is not None:
+            store = self.session.store
+            view.show(await asyncio.to_thread(load_reference, store, picture.path, picture.image_sha256))
+
+    def action_reveal(self) -> None:
+        """Shows the picture, or blurs it again."""
+        view = self.query_one(ImageView)
+        view.blurred = not view.blurred
+        view.border_title = "the picture, blurred: b shows" if view.blurred else "the picture: b blurs"
+
     @on(DataTable.RowSelected)
     def open(self) -> None:
         """Opens the picture under the cursor."""
-        key = self.query_one(Table).current
-        for picture in self.answer or ():
-            if _key(picture) == key:
-                self.app.push_screen(PictureScreen(self.session, picture))
+        if (picture := self.picture()) is not None:
+            self.app.push_screen(PictureScreen(self.session, picture))
 
 
 class PictureScreen(ViewScreen[list[PictureRow]]):
@@ -130,7 +158,7 @@ class PictureScreen(ViewScreen[list[PictureRow]]):
 
     def show(self, answer: list[PictureRow]) -> None:
         """Fills the table."""
-        name = for_terminal(self.picture.name or self.picture.reference_id, 60)
+        name = for_terminal(self.picture.name, 60)
         head = Text().append(name, style="bold")
         head.append(
             f" of {for_terminal(self.picture.corpus, 60)} · found in {count(len(answer), 'checkpoint')}"

@@ -1,13 +1,18 @@
-"""One image on the screen, as half-block cells, blurred by default; or a text in its place."""
+"""One image on the screen, blurred by default; or a text in its place.
+
+It is drawn as half-block cells, or by the terminal itself where it can (tui.pictures).
+"""
 
 from __future__ import annotations
 
 from PIL import Image
 from rich.text import Text
+from textual.app import ComposeResult
 from textual.reactive import reactive
 from textual.widget import Widget
 
 from tui.images import HalfCells, NoImage, blur, fit, quarter
+from tui.pictures import PictureWidget, cell_shape, cells_of
 
 
 class ImageView(Widget):
@@ -20,11 +25,43 @@ class ImageView(Widget):
         super().__init__(id=id)
         self.border_title = title
         self.image: Image.Image | NoImage = NoImage("")
+        self.picture: Widget | None = None  # draws the image where the terminal can
+
+    def compose(self) -> ComposeResult:
+        made: PictureWidget | None = getattr(self.app, "picture_widget", None)
+        if made is not None:
+            self.picture = made()
+            yield self.picture
 
     def show(self, image: Image.Image | NoImage) -> None:
         """Replaces the image."""
         self.image = image
+        self.draw()
+
+    def draw(self) -> None:
+        """Draws the image again, after it or the room for it has changed."""
+        if self.picture is not None:
+            shown = self.shown()
+            room = bool(shown and self.size.width and self.size.height)
+            self.picture.display = room
+            if shown is not None and room:
+                width, height = cells_of(shown, self.size.width, self.size.height, cell_shape())
+                self.picture.styles.width, self.picture.styles.height = width, height
+            setattr(self.picture, "image", shown)  # noqa: B010 - the class is known when the desk runs
         self.refresh()
+
+    def on_resize(self) -> None:
+        """Fits a picture of the terminal's to the new size; cells are scaled when they are drawn."""
+        if self.picture is not None:
+            self.draw()
+
+    def watch_blurred(self) -> None:
+        """Draws the image again."""
+        self.draw()
+
+    def watch_corner(self) -> None:
+        """Draws the image again."""
+        self.draw()
 
     @property
     def is_clear(self) -> bool:
@@ -43,6 +80,7 @@ class ImageView(Widget):
         """Returns the scaled image, or the text in its place."""
         if isinstance(self.image, NoImage):
             return Text(self.image.why, justify="center")
-        if not self.size.width or not self.size.height or (image := self.shown()) is None:
+        image = None if self.picture is not None else self.shown()
+        if image is None or not self.size.width or not self.size.height:
             return Text("")
         return HalfCells(fit(image, self.size.width, self.size.height))

@@ -125,9 +125,9 @@ class PairView(Vertical):
             return
         words = [BLURRED if self.blurred else SHOWN]
         if self.turn is not None or self.corner is not None:
-            words = [words[0].partition(".")[0].partition(":")[0] + "."]  # there is room for less
+            words = ["Blurred."] if self.blurred else []  # there is room for less
         if self.turn is not None:
-            how = "in turn" if self.flicker else "w the other"
+            how = "in turn" if self.flicker else "w other"
             words.append(f"The {self.turn}: {how}, s both.")
         if self.corner is not None:
             words.append("A quarter: H J K L move, m all.")
