@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
 from finextract import __version__
-from scanner.records import ConfigRow, Decision, Match, Membership, Scan, now
+from scanner.records import ConfigRow, Decision, Match, Membership, Role, Scan, now
 from scanner.store.decisions import fold
 from scanner.store.desk_queries import EvidenceRow, OpenedCheckpoint, open_checkpoint
 from scanner.store.report_queries import Target, names_of
@@ -33,7 +34,7 @@ def contents_of(store: Store, target: Target) -> dict[str, Any]:
         "program": f"finextract-scanner {__version__}",
         "written_at": _time(now()),
         "checkpoint": _checkpoint(opened) | {"listed_as": names_of(store, target.checkpoint_id)},
-        "scan": _scan(opened.scan),
+        "scan": _scan(opened.scan, config),
         "configuration": config,
         "evidence": [_row(row) for row in rows],
         "about": target.subject_id,  # the one row that was asked for; null = all of them
@@ -78,7 +79,7 @@ def _checkpoint(opened: OpenedCheckpoint) -> dict[str, Any]:
     }
 
 
-def _scan(scan: Scan | None) -> dict[str, Any] | None:
+def _scan(scan: Scan | None, config: dict[str, Any] | None) -> dict[str, Any] | None:
     if scan is None:
         return None
     return {
@@ -99,6 +100,7 @@ def _scan(scan: Scan | None) -> dict[str, Any] | None:
         "sampled_for_stated": scan.sampled_for_stated,
         "candidates": scan.num_candidates,
         "references": scan.num_references,
+        "corpora": _corpora(config),
         "background_images": scan.num_background,
         "tau": scan.tau,
         "alpha": scan.alpha,
@@ -109,6 +111,12 @@ def _scan(scan: Scan | None) -> dict[str, Any] | None:
         "precision": scan.precision,
         "versions": dict(sorted(scan.versions.items())),
     }
+
+
+def _corpora(config: dict[str, Any] | None) -> list[str]:
+    """The names of the corpora of references that were looked for; none where the store has lost them."""
+    stated = tomllib.loads(config["toml"]).get("corpora", {}) if config and config["toml"] else {}
+    return sorted(name for name, role in stated.items() if role.partition(":")[0] == Role.REFERENCE)
 
 
 def _config(store: Store, scan: Scan | None) -> dict[str, Any] | None:

@@ -24,6 +24,8 @@ from scanner.wording import count, one_in, probability, utc
 PICTURES = 40  # rows with pictures on a page, so that it can still be sent
 BAR = 300  # pixels of a similarity of 1
 CHANCE = "If it had not been trained on, this would come up in"
+HUBS = {"hf": "HuggingFace", "civitai": "Civitai"}
+KINDS = {"full": "a whole model", "lora": "an adapter (LoRA), which changes its base model"}
 ONE_ROW = "This page is about one of the images alone; the counts below are of it."
 CHECKED = 1e-3  # whether smaller p-values of membership are right was not checked
 DRAWN_AGAIN = (
@@ -38,12 +40,12 @@ METHOD = (
     "for finding copies (Pizzi et al., CVPR 2022). Whether an image was trained on is told from the errors "
     "of the checkpoint and of its base in removing noise from it.",
     "Measured on small models whose training images are known (docs/benchmarks.md, docs/method.md and "
-    "docs/membership.md of the program). Where a model saw each image as it is a hundred times or more, all "
-    "137 training images of 25 checkpoints were found to be trained on, and none of 52 other works of the "
-    "same hands. Where it saw another random cut of each image every time, none of 20 was found. Of works "
-    "that were trained on 400 times each, 47 of 68 were given back, and none of 68 others by the same hands "
-    "was said to be; of 204 that were trained on a hundred times or less, one was given back. Published "
-    "models, which are larger, may differ in all of this.",
+    "docs/membership.md of the program). Where a model saw each image whole, a hundred times or more, all "
+    "137 training images of 25 checkpoints were found to be trained on, and none of 52 other works by the "
+    "same artists. Where it saw another random part of each image every time, none of 20 was found. Of works "
+    "that were trained on 400 times each, 47 of 68 were given back, and none of 68 others by the same "
+    "artists was said to be; of 204 that were trained on a hundred times or less, one was given back. "
+    "Published models, which are larger, may differ in all of this.",
 )
 
 
@@ -101,10 +103,11 @@ def _report(store: Store, data: dict[str, Any]) -> dict[str, Any]:
 def _examined(data: dict[str, Any]) -> list[tuple[str, str]]:
     c, scan = data["checkpoint"], data["scan"]
     pairs = [
-        ("Repository", c["repo"]), ("Page", c["address"]), ("Listed by", c["source"]),
+        ("Repository", c["repo"]), ("Page", c["address"]), ("Listed by", HUBS.get(c["source"], c["source"])),
         ("File", c["file"] or "all of the repository"), ("Revision", c["revision"]),
         ("Listed also as", ", ".join(name for name in c["listed_as"] if name != c["repo"])),
-        ("Kind", f"{c['kind']}, {c['family']}"), ("Base model", c["base"] or "not known"),
+        ("Kind", f"{KINDS.get(c['kind'], c['kind'])}, model family {c['family']}"),
+        ("Base model", c["base"] or "not known"),
         ("Licence", c["license"] or "not stated"), ("Published", _readable(c["published_at"])),
         ("Listed", _readable(c["listed_at"])),
     ]  # fmt: skip
@@ -132,7 +135,10 @@ def _compared(scan: dict[str, Any]) -> str:
     if not scan["background_images"]:
         return f"{count(scan['references'], 'image')}; there was no background"
     background = count(scan["background_images"], "background image")
-    return f"{count(scan['references'], 'image')}, and {background} that are said to be unknown to it"
+    return (
+        f"{count(scan['references'], 'image')}, and as a yardstick {background}: pictures that, as whoever "
+        "ran the scan says, it was not trained on"
+    )
 
 
 def _row(
@@ -140,7 +146,7 @@ def _row(
 ) -> dict[str, Any]:  # fmt: skip
     match, found = row["match"], row["membership"]
     name = printable(row["reference"]["name"] or row["reference"]["sha256"], 200)
-    title = name if row["reference"]["sha256"] else f"The corpus {row['corpus']} as a whole"
+    title = name if row["reference"]["sha256"] else f"The collection “{row['corpus']}” as a whole"
     pictures, missing = _pictures(store, row) if with_pictures else ([], [])
     sentences = [*(_of_match(match, scan) if match else []), *(_of_membership(found) if found else [])]
     return {
@@ -163,7 +169,7 @@ def _pictures(store: Store, row: dict[str, Any]) -> tuple[list[_Picture], list[s
         stored = StoredPicture(reference["sha256"], row["corpus"], path, reference["copy_sha256"], store)
         try:
             stored.open().save(stream := io.BytesIO(), format="PNG")
-            caption = f"The image, of the corpus {row['corpus']}."
+            caption = f"The image, of the collection “{row['corpus']}”."
             pictures.append(_Picture(_uri(stream.getvalue()), "the image", printable(caption, 200)))
         except UnreadablePicture:
             missing.append("The store holds no copy of the image.")
@@ -195,9 +201,9 @@ def _uri(png: bytes) -> str:
 def _bars(match: dict[str, Any]) -> list[dict[str, Any]]:
     values = [
         ("this match", match["similarity"], True),
-        ("needed for a flag", match["needed"], False),
-        ("the image and its nearest other", match["nearest_other"], False),
-        ("background images, the highest", match["background_similarity"], False),
+        ("needed for a flag of this image", match["needed"], False),
+        ("this image and the other most like it", match["nearest_other"], False),
+        ("unrelated (background) images, the highest", match["background_similarity"], False),
     ]
     return [
         {"label": label, "shown": f"{value:.2f}", "width": round(BAR * min(1, max(0, value))), "own": own}
@@ -230,8 +236,9 @@ def _of_match(match: dict[str, Any], scan: dict[str, Any]) -> list[str]:
     return [
         f"{claim}: the similarity of the two pictures is {match['similarity']:.2f}, where 1 is the same "
         f"picture; of {background} none is nearer to a candidate than {match['background_similarity']:.2f}. "
-        f"{CHANCE} at most {one_in(match['p'])} comparisons (p {probability(match['p'])}); corrected for "
-        f"all images that were compared, q is {probability(match['q'])}."
+        f"An unrelated image is as near in at most {one_in(match['p'])} comparisons "
+        f"(p {probability(match['p'])}); corrected for all images that were compared, q is "
+        f"{probability(match['q'])}."
     ]
 
 
@@ -244,14 +251,14 @@ def _of_membership(found: dict[str, Any]) -> list[str]:
     also = " There was no background that it was compared with as well." if alone else ""
     return [
         f"{claim}: the checkpoint knows {what} better than {versions}{margin}, compared with its base "
-        f"model. {CHANCE} {_frequency(found['p'])} (p {probability(found['p'])}); corrected, q "
-        f"is {probability(found['q'])}.{also}"
+        f"model. {CHANCE} {_frequency(found['p'])}; corrected for all images, q is "
+        f"{probability(found['q'])}.{also}"
     ]
 
 
 def _frequency(p_value: float) -> str:
-    rarest = f"fewer than {one_in(CHECKED)} cases, which is as far as it was checked"
-    return rarest if p_value < CHECKED else f"at most {one_in(p_value)} cases"
+    rarest = f"fewer than {one_in(CHECKED)} cases (p < {CHECKED:g}, which is as far as this was checked)"
+    return rarest if p_value < CHECKED else f"at most {one_in(p_value)} cases (p {probability(p_value)})"
 
 
 def _decision(event: dict[str, Any]) -> str:

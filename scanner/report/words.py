@@ -11,9 +11,9 @@ from scanner.wording import count, share
 
 DECIDED = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "unsure"}  # by a reviewer
 EXAMINED = {
-    "sampled": "Pictures were drawn from it; its losses were not asked.",
-    "screened": "Its losses were asked, and no picture was drawn from it.",
-    "screened_and_sampled": "Its losses were asked, and pictures were drawn from it.",
+    "sampled": "Pictures were drawn from it; how well it knows each image was not measured.",
+    "screened": "It was measured how well it knows each image, and no picture was drawn from it.",
+    "screened_and_sampled": "It was measured how well it knows each image, and pictures were drawn from it.",
 }
 
 
@@ -23,7 +23,7 @@ def verdict_of(scan: dict[str, Any] | None) -> str:
         return "This checkpoint has not been scanned."
     grounds = {
         "trained_on": "it was trained on images that were looked for",
-        "gives_back": "it gives images back that were looked for",
+        "gives_back": "it gives such images back",
     }
     return {
         Verdict.FLAGGED: f"Flagged: {' and '.join(grounds[g] for g in scan['grounds'])}.",
@@ -39,7 +39,10 @@ def in_short(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> lis
         return []
     given = sum("gives_back" in row["grounds"] for row in rows)
     trained = sum("trained_on" in row["grounds"] for row in rows if row["reference"]["sha256"])
-    asked = f"It was asked about {count(scan['references'], 'image')}."
+    names = " and ".join(f"“{name}”" for name in scan["corpora"])
+    of = f" of the collection{'' if len(scan['corpora']) == 1 else 's'} {names}" if names else ""
+    are = "was" if scan["references"] == 1 else "were"
+    asked = f"{count(scan['references'], 'image')}{of} {are} looked for in it."
     sentences = [f"{asked} {EXAMINED.get(scan['examined'], '')}".rstrip()]
     if given:
         them = "it" if given == 1 else "them"
@@ -50,7 +53,7 @@ def in_short(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> lis
     if trained:
         sentences.append(
             f"{count(trained, 'image')} {'was' if trained == 1 else 'were'} among the training images, by "
-            "what the checkpoint knows better than its base model. This was measured, not drawn."
+            "what the checkpoint knows better than its base model. This was measured, and not drawn."
         )
     if not given and not trained and not scan["grounds"]:
         sentences.append("None of the images was shown to be in the checkpoint.")
@@ -79,15 +82,16 @@ def meaning_of(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> l
     """What it means, and what it does not claim."""
     sentences = [
         '"Trained on" says that an image was used to make the file. "Gives back" says that the file draws a '
-        "picture like it. Each can be true without the other.",
+        "picture like it. Where only one of the two is said, the other was not shown, which does not rule it "
+        "out.",
         "It does not say who trained the checkpoint, or whether they were allowed to.",
-        "Where nothing was found it is not shown that nothing is there: weak traces are missed.",
+        "Finding nothing proves nothing: weak traces are missed.",
     ]
     flagged = [v["q"] for row in rows for v in (row["match"], row["membership"]) if v and _is_flagged(v)]
     if flagged and scan and scan["alpha"] is not None:
         sentences.append(
             f"A flag may be wrong. Of the flags of this checkpoint {share(max(flagged))} are expected to be "
-            "false; and where thousands of checkpoints are asked that contain none of the images, some are "
+            "false. Where thousands of checkpoints are examined, a few that contain none of the images are "
             "flagged all the same. A person should look at each pair."
         )
     return sentences

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 from filled_store import Crawl
 
 from scanner.cli import cli
+from scanner.config import ScanConfig
 from scanner.records import ReviewDecision, Verdict
 from scanner.store.store import Store
 
@@ -39,6 +41,9 @@ def crawl(tmp_path_factory: pytest.TempPathFactory) -> Crawl:
     made.scan("kim/broken", Verdict.SKIPPED, reason="the file is a pickle")
     made.list("kim/to-do")
     made.decide(made.matches["anna/style"][0].match_id, ReviewDecision.CONFIRM, "rosa <b>")
+    corpora = {"mine": "reference:d1", "background": "background:d2"}
+    config_id = made.scans["anna/style"].config_id
+    made.store.append([replace(ScanConfig(corpora=corpora).row(), config_id=config_id)])
     return made
 
 
@@ -74,14 +79,14 @@ def test_a_page_says_what_was_found_what_was_not_claimed_and_how_to_check_it(
     text = " ".join(Tags(page(crawl, tmp_path / "a.html", "anna/style")).text.split())
     match, scan = crawl.matches["anna/style"][0], crawl.scans["anna/style"]
     for part in (
-        "Flagged: it was trained on images that were looked for and it gives images back",
+        "Flagged: it was trained on images that were looked for and it gives such images back",
         "1 image came back", "1 image was among the training images",
         "It does not say who trained the checkpoint", "1-0.png: trained on and given back, confirmed",
         "the similarity of the two pictures is 0.81", "at most 1 in 1,000 comparisons (p 0.0010)",
         "fewer than 1 in 1,000 cases",
         "q is 0.0040", "rosa <b>: confirmed", scan.scan_id, match.reference_id,
-        "https://huggingface.co/anna/style", "The corpus mine as a whole: trained on",
-        "none of 20 was found", "It was asked about 24 images.",
+        "https://huggingface.co/anna/style", "The collection “mine” as a whole: trained on",
+        "none of 20 was found", "24 images of the collection “mine” were looked for in it.",
         "Not shown to be given back: the similarity of the two pictures is 0.40",
         "Training is not shown: the checkpoint knows this picture",
     ):  # fmt: skip
