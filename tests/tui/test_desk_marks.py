@@ -52,6 +52,28 @@ async def test_one_decision_is_recorded_for_all_marked_rows_as_one_commit(
         assert "Recorded: ✗ dismissed, 2 checkpoints." in seen.toast
 
 
+async def test_marked_rows_of_evidence_are_decided_at_once_and_what_was_not_shown_stays_marked(
+    filled: Crawl, desk: Opener
+) -> None:
+    first, second, third, _ = (match.match_id for match in filled.matches[BEN])
+    async with desk() as seen:
+        await seen.press("enter", "space", "space")
+        assert [line.split()[0] for line in seen.part_lines("#rows")[1:4]] == ["■", "■", "●"]
+        commits = len(filled.store.tables["decisions"].names())
+        await seen.press("u")
+        assert "Record ? unsure for 2 rows of evidence?" in seen.part("#confirm-box")
+        await seen.press("enter")
+        assert [filled.decision(id_) for id_ in (first, second, third)] == ["unsure", "unsure", None]
+        assert len(filled.store.tables["decisions"].names()) == commits + 1
+        await seen.press("home", "b", "asterisk", "c")
+        assert "Record ✓ confirmed for 1 row of evidence?" in seen.part("#confirm-box")
+        assert "3 cannot: Only what was shown can be confirmed." in seen.part("#confirm-box")
+        await seen.press("enter")
+        assert [filled.decision(id_) for id_ in (first, second, third)] == ["confirm", "unsure", None]
+        await seen.press("asterisk", "asterisk")
+        assert "■" not in seen.part("#rows")
+
+
 async def test_undo_withdraws_the_whole_group_after_a_question(filled: Crawl, desk: Opener) -> None:
     async with desk() as seen:
         await seen.press("space", "space", "d", "enter", "z")
@@ -114,7 +136,7 @@ async def test_the_decisions_on_marked_rows_are_withdrawn_whoever_made_them(
         assert decided(filled)[BEN] is None
         assert marked(seen) == ["cleo", "anna"]
         await seen.press("z")
-        assert "None of the marked rows is decided as a whole." in seen.toast
+        assert "None of the marked rows is decided." in seen.toast
 
 
 async def test_a_group_that_cannot_be_written_is_not_written_in_part(

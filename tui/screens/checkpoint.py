@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,15 @@ from tui.content.details import configuration, facts
 from tui.content.evidence import decision_log, evidence, verdict_in_words, without_rows
 from tui.content.formatting import NONE, cell, count, probability, similarity
 from tui.content.styles import MUTED, VERDICT_MARKS, decision_mark, grounds_mark, verdict_style
-from tui.keys import CHECKPOINT, DECIDE, bindings
+from tui.keys import CHECKPOINT, DECIDE, MARK, bindings
 from tui.review import Recorded, Subject
 from tui.screens.checkpoint_actions import CheckpointActions
+from tui.screens.marking import Marked
 from tui.session import Session
 from tui.widgets.pair_view import PairView
 from tui.widgets.table import Column, Line, Table
 
+MARKED = Column("", 1)
 GROUNDS, SIMILAR = Column("Grounds", 12), Column("Similar", 7, right=True)
 Q_VALUE, DECISION = Column("q value", 7, right=True), Column("Decision", 11, share=1)
 
@@ -40,7 +43,8 @@ class CheckpointScreen(CheckpointActions):
     Two pages share the place below the head: the evidence, and the details that nobody decides by.
     """
 
-    BINDINGS = bindings(DECIDE, CHECKPOINT)
+    BINDINGS = bindings(DECIDE, MARK, CHECKPOINT)
+    NOUN, WHOLE = ("row of evidence", "rows of evidence"), ""
     AUTO_FOCUS = "#rows"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own declaration
 
@@ -57,6 +61,7 @@ class CheckpointScreen(CheckpointActions):
         self.go_to = subject_id  # the row that the cursor begins at
         self.limit = PAGE_SIZE
         self.opened: OpenedCheckpoint | None = None
+        self.marks: set[str] = set()  # subject ids of the marked rows
         self.toml: str | None = None  # the configuration of the scan, once it was asked for
         self.queries = 0  # loads that have not ended yet
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
@@ -81,8 +86,13 @@ class CheckpointScreen(CheckpointActions):
     def on_resize(self) -> None:
         """Brings the keys of the footer closer together on a narrow terminal, and shows fewer columns."""
         self.query_one(Footer).compact = self.size.width < 90
+        self.refresh_bindings()
         if self.opened is not None:
             self.fill_rows(self.opened)
+
+    def hidden_keys(self) -> set[str]:
+        """The footer of a narrow terminal leaves out what there is no place for."""
+        return super().hidden_keys() | ({"mark.toggle"} if self.size.width < 100 else set())
 
     def repaint(self) -> None:
         """Shows the words again, in the colours of another theme."""
@@ -135,6 +145,7 @@ class CheckpointScreen(CheckpointActions):
         """Fills the table; a narrow terminal leaves the q value to the words below it."""
         wide = self.size.width >= 100
         columns = [GROUNDS, SIMILAR, *([Q_VALUE] if wide else []), DECISION]
+        columns = [MARKED, *columns] if self.marks else columns
         table = self.query_one(Table)
         table.fill(columns, [self._line(row, wide=wide) for row in opened.rows])
         flags = count(opened.flagged, "flag")
@@ -162,9 +173,11 @@ class CheckpointScreen(CheckpointActions):
         alike = similarity(row.match.similarity) if row.match else instead
         found = row.match or row.membership
         q_value = [cell(probability(found.q_value if found else None), right=True)] if wide else []
+        mark = [cell("■" if row.subject_id in self.marks else "")] if self.marks else []
         return Line(
             row.subject_id,
             (
+                *mark,
                 grounds_mark(row.grounds) if row.grounds else cell(NONE, style=MUTED),
                 cell(alike, right=True, style="bold" if row.grounds else MUTED),
                 *q_value,
@@ -247,14 +260,47 @@ class CheckpointScreen(CheckpointActions):
         row = self.row()
         if row is None:
             return "There is nothing here to decide on."
+        return self.subject(row)
+
+    def subject(self, row: EvidenceRow) -> Subject:
+        """Returns what a decision on a row is about."""
         return Subject(row.subject_id, f"{self._label(row)}, {self._picture_name(row)}")
 
     def refusal(self, decision: ReviewDecision) -> str | None:
-        """A row is confirmed once its images were shown without the blur."""
+        """Returns why the row under the cursor cannot be decided so."""
         row = self.row()
-        if row is not None and decision is ReviewDecision.CONFIRM and row.subject_id not in self.pair.seen:
+        return self.refusal_of(row.subject_id, decision) if row is not None else None
+
+    def refusal_of(self, key: str, decision: ReviewDecision) -> str | None:
+        """A row is confirmed once its images were shown without the blur."""
+        if decision is ReviewDecision.CONFIRM and key not in self.pair.seen:
             return "Only what was shown can be confirmed. b shows the images."
         return None
+
+    def marked(self) -> list[Marked]:
+        """Returns the marked rows."""
+        rows = [row for row in self.opened.rows if row.subject_id in self.marks] if self.opened else []
+        return [Marked(row.subject_id, self.subject(row), fold(row.history).decision) for row in rows]
+
+    def unmark(self, keys: Sequence[str]) -> None:
+        """Takes marks away."""
+        self.marks.difference_update(keys)
+        if self.opened is not None:
+            self.fill_rows(self.opened)
+
+    def action_mark(self) -> None:
+        """Marks the row under the cursor, or takes its mark away, and goes one row down."""
+        if self.opened is not None and (row := self.row()) is not None:
+            self.marks ^= {row.subject_id}
+            self.fill_rows(self.opened)
+            self.query_one(Table).action_cursor_down()
+
+    def action_mark_all(self) -> None:
+        """Marks all loaded rows; if all are marked, takes their marks away."""
+        if self.opened is not None:
+            every = {row.subject_id for row in self.opened.rows}
+            self.marks = set() if every <= self.marks else every
+            self.fill_rows(self.opened)
 
     def _label(self, row: EvidenceRow) -> str:
         assert self.opened is not None

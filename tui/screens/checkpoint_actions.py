@@ -16,12 +16,12 @@ from scanner.store.store import Store
 from scanner.text import for_terminal
 from tui.content.formatting import web_address
 from tui.content.styles import MUTED
-from tui.screens.deciding import DecidingScreen
+from tui.screens.marking import MarkingScreen
 from tui.widgets.pair_view import PairView
 from tui.widgets.table import Table
 
 
-class CheckpointActions(DecidingScreen):
+class CheckpointActions(MarkingScreen):
     """The actions of the screen that shows `opened`."""
 
     opened: OpenedCheckpoint | None

@@ -33,6 +33,9 @@ class Marked:
 class MarkingScreen(DecidingScreen):
     """A screen with a table whose rows can be marked. Without a mark the row under the cursor is meant."""
 
+    NOUN = "checkpoint", "checkpoints"  # what a row is, and several
+    WHOLE = ", each as a whole"  # what a decision on a row is about, in the question before several
+
     def marked(self) -> list[Marked]:
         """Returns the marked rows."""
         raise NotImplementedError
@@ -77,12 +80,12 @@ class MarkingScreen(DecidingScreen):
         if not possible:
             self.show_message(reasons, "warning")
             return
-        what = count(len(possible), "checkpoint")
+        what = count(len(possible), *self.NOUN)
         now = ", ".join(f"{number:,} {text}" for text, number in standing.most_common())
         hidden = sum(row.key in possible and not row.listed for row in self.marked())
         elsewhere = f" {hidden:,} of them are not in the list on the screen." if hidden else ""
         details = f"Until now: {now}.{elsewhere}" + (f"\n{reasons}\nThese stay marked." if reasons else "")
-        question = f"Record {decision_text(decision)} for {what}, each as a whole?"
+        question = f"Record {decision_text(decision)} for {what}{self.WHOLE}?"
         if not await self.app.push_screen_wait(ConfirmScreen(question, details)):
             return
         review = self.session.review
@@ -105,7 +108,7 @@ class MarkingScreen(DecidingScreen):
         try:
             events = await asyncio.to_thread(review.decisions_on, subjects)
             if not events:
-                self.show_message("None of the marked rows is decided as a whole.", "warning")
+                self.show_message("None of the marked rows is decided.", "warning")
                 return
             what = count(len(events), "decision")
             question = f"Withdraw {what} on marked rows?"
