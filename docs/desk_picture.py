@@ -1,6 +1,6 @@
-"""Makes docs/desk.svg, the picture of the review desk in the README: the real desk over a small filled store.
+"""Makes the pictures of the review desk in README and docs: the real desk over a small filled store.
 
-    python docs/desk_picture.py [FILE]
+    python docs/desk_picture.py [DIR]
 
 The images are drawn, so that nobody's picture is published, and the addresses lead nowhere.
 """
@@ -21,11 +21,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from filled_store import Crawl, Desk  # noqa: E402
 
-from scanner.records import ReviewDecision, Verdict  # noqa: E402
+from scanner.records import ReasonCode, ReviewDecision, Verdict  # noqa: E402
 from scanner.store.store import Store  # noqa: E402
 from tui.app import DeskApp  # noqa: E402
 
-SIZE = (112, 34)  # columns and rows of the terminal
+# The pictures: columns and rows of the terminal, and the keys that lead to what is shown.
+PICTURES = {
+    "desk.svg": ((112, 34), ("enter", "b")),
+    "desk-list.svg": ((124, 30), ("b",)),
+    "desk-overview.svg": ((112, 30), ("2",)),
+}
 SIDE = 96  # pixels of a drawn image
 FONTS = '"DejaVu Sans Mono", Menlo, Consolas, monospace'
 
@@ -60,19 +65,29 @@ def fill(folder: Path) -> Store:
     margins = [0.31, 0.27, 0.02, 0.2, 0.14, 0.04, 0.18]
     crawl.flagged(repo, [0.943, 0.871, 0.802, 0.74, 0.702, 0.31], 0.004, fields, margins=margins)
     crawl.scan("example/no-result", Verdict.NOTHING_FOUND)
+    flux: dict[str, object] = {"family": "flux", "base": "black-forest-labs/FLUX.1-dev", "source": "civitai"}
+    crawl.flagged("example/harbour-lora", [0.861, 0.77], 0.004, flux, margins=[0.2, 0.01])
+    crawl.flagged("example/ridge-and-lake", [0.74, 0.71], 0.011)
+    crawl.flagged("example/evening-hills", [], 0.4, flux, margins=[0.19, 0.12])
+    crawl.flagged("example/plain-photos", [0.31, 0.3], 0.8)
+    crawl.scan("example/pickled", Verdict.SKIPPED, reason="holds its weights as a pickle",
+               reason_code=ReasonCode.PICKLE)  # fmt: skip
+    crawl.list("example/not-yet")
     _, second, third, *_ = crawl.matches[repo]
     crawl.decide(second.match_id, ReviewDecision.CONFIRM, "vera")
     crawl.decide(third.match_id, ReviewDecision.UNSURE, "vera")
     return crawl.store
 
 
-async def screenshot(store: Store) -> str:
-    """The screen of the flagged checkpoint, with its images shown, as an SVG that loads nothing."""
+async def screenshot(store: Store, name: str) -> str:
+    """One of `PICTURES` as an SVG that loads nothing."""
+    size, keys = PICTURES[name]
     app = DeskApp(Store(store.root), "vera")
-    async with app.run_test(size=SIZE) as pilot:
+    async with app.run_test(size=size) as pilot:
         desk = Desk(app, pilot)
         await desk.settle()
-        await desk.press("enter", "b")
+        await desk.press(*keys)
+        await desk.settle()
         svg = app.export_screenshot(title="finextract-tui", simplify=True)
     svg = re.sub(r"@font-face\s*\{.*?\}", "", svg, flags=re.DOTALL)  # these name fonts on other servers
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -81,11 +96,13 @@ async def screenshot(store: Store) -> str:
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "desk.svg"
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs"
     with tempfile.TemporaryDirectory() as folder:
-        svg = asyncio.run(screenshot(fill(Path(folder))))
-    target.write_text(svg)
-    print(f"{target}: {len(svg.encode()) / 1000:,.0f} kB")
+        store = fill(Path(folder))
+        for name in PICTURES:
+            svg = asyncio.run(screenshot(store, name))
+            (target / name).write_text(svg)
+            print(f"{target / name}: {len(svg.encode()) / 1000:,.0f} kB")
 
 
 if __name__ == "__main__":
