@@ -152,7 +152,11 @@ def _check(
 def _told(done: Added, pictures: Pictures) -> Iterator[str]:
     """What else is to be said of the pictures that were added, a line each."""
     if done.repeated:
-        yield f"{done.repeated} are copies of others and are counted once."
+        yield (
+            "1 is a copy of another and is counted once."
+            if done.repeated == 1
+            else f"{done.repeated:,} are copies of others and are counted once."
+        )
     if done.animated:
         yield f"{done.animated} have several frames or pages: the first one was taken."
     problems = [*done.unusable, *pictures.problems]

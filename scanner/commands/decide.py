@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -76,6 +77,8 @@ def _given(words: tuple[str, ...], note: str | None, withdraw: bool) -> Iterator
 
     decided = words[-1] if words and words[-1] in DECISIONS else None
     names = words[:-1] if decided else words
+    if not decided and len(words) > 1 and (meant := get_close_matches(words[-1], DECISIONS, 1)):
+        raise ConfigError(f"{for_terminal(words[-1])} is no decision. Did you mean {meant[0]}?")
     _check(decided, note, withdraw, "")
     for name in names:
         yield Wish(name, ReviewDecision(decided) if decided else None, note, withdraw)

@@ -124,7 +124,7 @@ def _details(row: dict[str, Any]) -> str:
     """The grounds of a flag; how a checkpoint without one was looked at; or why there is no result."""
     if row["grounds"]:
         return grounds_label(row["grounds"])
-    if row["verdict"] == Verdict.NOTHING_FOUND and row["examined"]:
+    if row["verdict"] == Verdict.NOTHING_FOUND and row["examined"] and not row["reason"]:
         return Examination(row["examined"]).label
     return shorter(row["reason"], row["repo"])
 

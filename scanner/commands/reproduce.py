@@ -45,9 +45,12 @@ def command(
 
     opened = Store(store)
     target = named_target(opened, name)
-    click.echo(for_terminal(f"Fetching {target.repo} and its base, and drawing ..."), err=True)
+
+    def begin() -> None:
+        click.echo(for_terminal(f"Fetching {target.repo} and its base, and drawing ..."), err=True)
+
     try:
-        drawn = reproduce(opened, target, base=base, allow_pickle=allow_pickle)
+        drawn = reproduce(opened, target, begin, base=base, allow_pickle=allow_pickle)
     except (EntryError, CheckpointError) as error:
         raise ConfigError(f"{for_terminal(target.repo)}: {error}") from error
     if out is not None:

@@ -148,6 +148,7 @@ def _reference_of(store: Store, image: Path) -> tuple[str, str]:
         f"{nearest.similarity:.2f}, and {SAME:g} would make it the same picture"
     )
     raise ConfigError(
-        f"{image} is no image of a corpus: {next_best}. Add it with scanner corpus add, and crawl again: "
-        "what was sampled before is compared with it."
+        f"{image} is no image of a corpus: {next_best}. If it is a small copy or a part of that one, name "
+        "that file instead. Add a new picture with scanner corpus add, and crawl again: what was sampled "
+        "before is compared with it."
     )

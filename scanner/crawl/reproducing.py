@@ -6,6 +6,7 @@ Like the worker it needs torch, and imports the part of the method that does ins
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,8 +68,11 @@ class Drawn:
         return self.is_within_rounding or self.similarity >= SAME_PICTURE
 
 
-def reproduce(store: Store, target: Target, *, base: str | None = None, allow_pickle: bool = False) -> Drawn:
-    """Fetches the models of a match's scan, and draws its candidate again.
+def reproduce(
+    store: Store, target: Target, begin: Callable[[], None], *, base: str | None = None,
+    allow_pickle: bool = False,
+) -> Drawn:  # fmt: skip
+    """Fetches the models of a match's scan, and draws its candidate again. Calls `begin` before it fetches.
 
     `base` is what a base in one file takes its missing parts from, as for a crawl. Raises ConfigError where
     the store does not hold what is needed, EntryError and CheckpointError where the models cannot be had.
@@ -80,6 +84,7 @@ def reproduce(store: Store, target: Target, *, base: str | None = None, allow_pi
     quieten_libraries()
     match, candidate, scan, checkpoint, config = _rows(store, target)
     stored = _stored(store, candidate)
+    begin()
     checkpoint = replace(checkpoint, base=scan.base or checkpoint.base)
     source = open_source(checkpoint.source, base=base, allow_pickle=allow_pickle)
     downloads = DownloadCache(default_cache(), max_bytes=2**63, keep=False)

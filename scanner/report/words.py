@@ -10,6 +10,8 @@ from scanner.records import Verdict
 from scanner.wording import count, share
 
 DECIDED = {"confirm": "confirmed", "dismiss": "dismissed", "unsure": "unsure"}  # by a reviewer
+NOTHING = "Nothing was found."
+REMOVED = "What was found was removed from the store together with it. Nothing is said about what it was."
 EXAMINED = {
     "sampled": "Pictures were drawn from it; how well it knows each image was not measured.",
     "screened": "It was measured how well it knows each image, and no picture was drawn from it.",
@@ -27,7 +29,7 @@ def verdict_of(scan: dict[str, Any] | None) -> str:
     }
     return {
         Verdict.FLAGGED: f"Flagged: {' and '.join(grounds[g] for g in scan['grounds'])}.",
-        Verdict.NOTHING_FOUND: "Nothing was found.",
+        Verdict.NOTHING_FOUND: f"Not flagged any more: {scan['reason']}." if scan["reason"] else NOTHING,
         Verdict.SKIPPED: f"It could not be scanned: {scan['reason']}",
         Verdict.FAILED: f"The scan failed: {scan['reason']}",
     }[Verdict(scan["verdict"])]
@@ -37,6 +39,8 @@ def in_short(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> lis
     """What was found, in a few sentences."""
     if scan is None or scan["verdict"] in (Verdict.SKIPPED, Verdict.FAILED):
         return []
+    if scan["verdict"] == Verdict.NOTHING_FOUND and scan["reason"]:
+        return [REMOVED]
     given = sum("gives_back" in row["grounds"] for row in rows)
     trained = sum("trained_on" in row["grounds"] for row in rows if row["reference"]["sha256"])
     names = " and ".join(f"“{name}”" for name in scan["corpora"])
@@ -80,6 +84,8 @@ def _without_background(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def meaning_of(scan: dict[str, Any] | None, rows: Sequence[dict[str, Any]]) -> list[str]:
     """What it means, and what it does not claim."""
+    if scan is None or scan["verdict"] in (Verdict.SKIPPED, Verdict.FAILED):
+        return ["Nothing was examined, so nothing is said about what the checkpoint contains."]
     sentences = [
         '"Trained on" says that an image was used to make the file. "Gives back" says that the file draws a '
         "picture like it. Where only one of the two is said, the other was not shown, which does not rule it "
@@ -105,4 +111,6 @@ def standing_of(row: dict[str, Any]) -> str:
     """What was found about one reference, and what a reviewer decided."""
     words = {"trained_on": "trained on", "gives_back": "given back"}
     found = " and ".join(words[ground] for ground in row["grounds"]) or "not flagged"
-    return f"{found}, {DECIDED.get(row['standing_decision'], 'not decided yet')}"
+    undecided = "not decided yet" if row["grounds"] else ""
+    decided = DECIDED.get(row["standing_decision"], undecided)
+    return f"{found}, {decided}" if decided else found

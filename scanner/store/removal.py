@@ -36,6 +36,7 @@ from scanner.text import first_line
 
 PASSES = 5  # over a table, of which another process may replace files meanwhile
 EPOCH, MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
+CORPUS_REMOVED = "what it was flagged for was in a corpus that was removed"  # the reason of a scan
 WAITING = "notify/waiting"  # messages about flags that were not delivered yet
 OLD_STORE = "before-migration"  # what `scanner migrate --keep-old` leaves
 # Images of the rows that go, which no other row names.
@@ -239,7 +240,7 @@ def _without(scan: Scan, left: Mapping[str, Any]) -> Scan:
     return replace(
         scan,
         verdict=Verdict.NOTHING_FOUND if ended else scan.verdict,
-        reason="what it was flagged for was in a corpus that was removed" if ended else scan.reason,
+        reason=CORPUS_REMOVED if ended else scan.reason,
         grounds="+".join(grounds),
         best_similarity=left.get("best_similarity"),
         q_value=left.get("q_value"),

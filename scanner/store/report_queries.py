@@ -136,12 +136,22 @@ class Target(NamedTuple):
     subject_id: str | None  # a match or a membership, where the report is about it alone
 
 
+# The repository whose name is most like a name; of a similar one alone.
+ALIKE = """
+SELECT repo FROM checkpoints WHERE jaro_winkler_similarity(repo, $name) >= 0.85
+ORDER BY jaro_winkler_similarity(repo, $name) DESC, repo LIMIT 1"""
+
+
 def named_target(store: Store, name: str) -> Target:
     """The checkpoint that a repository's name or the beginning of an id names, or the match or membership.
 
     The id of a scan names its checkpoint with that scan. Raises ConfigError where there is none, or several.
     """
-    return one_of(name, named_targets(store, [name])[name])
+    found = named_targets(store, [name])[name]
+    if not found and (alike := store.query(ALIKE, {"name": name})):
+        repo = for_terminal(alike[0]["repo"])
+        raise ConfigError(f"the store knows no checkpoint {for_terminal(name)}. Did you mean {repo}?")
+    return one_of(name, found)
 
 
 def named_targets(store: Store, names: Collection[str]) -> dict[str, list[Target]]:

@@ -200,7 +200,7 @@ def _line(row: CheckpointRow, name: str, shown: ListFilter, present: datetime, w
 
 
 def decision_state(row: CheckpointRow) -> str:
-    """Returns the decision on the scan, or else how many flags are decided; at most 17 characters."""
+    """Returns the decision on the scan, or else how many flags are decided, such as `3 ✓ 1 ✗ 1 ?`."""
     if row.decision is not None:
         return decision_text(row.decision)
     if not row.decided:
@@ -213,7 +213,7 @@ def decision_state(row: CheckpointRow) -> str:
         ReviewDecision.UNSURE: row.unsure,
     }
     marks = [f"{number} {decision_text(decision)[0]}" for decision, number in numbers.items() if number]
-    return ", ".join(marks) + " (all)"
+    return " ".join(marks)
 
 
 def in_full(row: CheckpointRow) -> Text:

@@ -149,6 +149,7 @@ def test_one_line_that_cannot_be_recorded_keeps_all_from_the_log(crawl: Crawl, l
 
 def test_what_a_command_line_leaves_open_is_refused_with_exit_code_2(crawl: Crawl) -> None:
     assert "nothing is to be recorded" in refused(ANNA)
+    assert "confirn is no decision. Did you mean confirm?" in refused(ANNA, "confirn")
     assert "no subject is named" in refused("confirm")
     assert "exclude each other" in refused(ANNA, "confirm", "--withdraw")
     assert "Name none beside it" in refused(ANNA, "confirm", "--from", "-")

@@ -95,3 +95,8 @@ def test_the_same_picture_in_another_file_is_found_by_its_looks(tmp_path: Path) 
 )
 def test_what_cannot_be_shown_is_an_error(crawl: Crawl, words: list[str], message: str) -> None:
     assert message in str(show(crawl.store.root, *words).exception)
+
+
+def test_a_mistyped_repository_is_answered_with_the_one_that_was_meant(crawl: Crawl) -> None:
+    assert "Did you mean anna/style?" in str(show(crawl.store.root, "anna/stlye").exception)
+    assert "the store knows no checkpoint or match" in str(show(crawl.store.root, "somebody/else").exception)
