@@ -27,7 +27,9 @@ def server() -> Iterator[PictureServer]:
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits, and nothing remembered of a host for the tests that follow."""
     monkeypatch.setattr("scanner.hubs.http.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("scanner.hubs.http._limited_until", {})
 
 
 def test_a_picture_is_downloaded_whole(server: PictureServer) -> None:
