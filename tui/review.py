@@ -15,13 +15,11 @@ from scanner.records import Decision, EventKind, ReviewDecision
 from scanner.store.decisions import fold, in_order
 from scanner.store.reviewing import Recorded as Recorded
 from scanner.store.reviewing import Subject as Subject
-from scanner.store.reviewing import event_after
+from scanner.store.reviewing import event_after, histories_of
 from scanner.store.reviewing import reviewer_name as reviewer_name
 from scanner.store.store import Store
 
 READ_ONLY = "This desk is read-only: it was opened with --read-only, so nothing can be decided or noted."
-
-
 Event = tuple[Subject, Decision]
 
 
@@ -49,11 +47,6 @@ class Review:
     def annotate(self, subject: Subject, note: str) -> Recorded:
         """Records a note, or an empty one that removes the note; the decision that stands is not changed."""
         return self._record([_New(subject, EventKind.NOTE, note=note)])[0]
-
-    def undo(self, selected: Subject | None) -> Recorded | None:
-        """Withdraws what `to_withdraw` says; returns the first of it, None if there is nothing."""
-        events = self.to_withdraw(selected)
-        return self.withdraw(events)[0] if events else None
 
     def to_withdraw(self, selected: Subject | None) -> list[Event]:
         """Returns what undo is about: the selected subject if it is decided, else the last of this session.
@@ -101,12 +94,7 @@ class Review:
         ]
 
     def _histories(self, subjects: Sequence[Subject]) -> dict[str, list[Decision]]:
-        histories: dict[str, list[Decision]] = {subject.subject_id: [] for subject in subjects}
-        if histories:
-            where = "WHERE subject_id IN (SELECT unnest(?))"
-            for event in self.store.select(Decision, where, [list(histories)]):
-                histories[event.subject_id].append(event)
-        return histories
+        return histories_of(self.store, [subject.subject_id for subject in subjects])
 
     def _record(self, new: Sequence[_New]) -> list[Recorded]:
         """Writes events as one commit."""

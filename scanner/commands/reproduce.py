@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,10 +129,11 @@ def _facts(drawn: Drawn) -> dict[str, Any]:
 
 def _write(out: Path, drawn: Drawn) -> None:
     """The picture, readable by its owner alone. Raises ConfigError, and replaces no file."""
+    from finextract.results import save_image
+
     if out.suffix.lower() != ".png":
         raise ConfigError(f"{out} is no name of a picture. Name it FILE.png.")
     try:
-        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            drawn.image.save(stream, "PNG")
+        save_image(drawn.image, out)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {first_line(error)}. Name another file.") from error

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from scanner.store.report_queries import PictureRow
     from scanner.store.store import Store
 
-SAME = 0.75  # SSCD's own bound for a copy: of such pairs 90 % are copies (Meta, for the mixup descriptor)
-
 
 @click.command("show")
 @click.argument("name", metavar="[CHECKPOINT|MATCH]", required=False)
@@ -117,6 +115,7 @@ def _reference_of(store: Store, image: Path) -> tuple[str, str]:
     from scanner.crawl.worker import SscdEmbedder
     from scanner.hashing import sha256_of
     from scanner.images import ImageError, open_image
+    from scanner.match.duplicates import NEARLY_SAME
     from scanner.records import Role
     from scanner.store.report_queries import corpora_with, nearest_reference
 
@@ -135,7 +134,7 @@ def _reference_of(store: Store, image: Path) -> tuple[str, str]:
     except ImageError as error:
         raise ConfigError(f"{image} {error}") from error
     nearest = nearest_reference(store, embedding.tolist(), embedder.descriptor)
-    if nearest is not None and nearest.similarity >= SAME:
+    if nearest is not None and nearest.similarity >= NEARLY_SAME:
         likeness = f"similarity {nearest.similarity:.2f}"
         return (
             nearest.reference_id,
@@ -145,7 +144,7 @@ def _reference_of(store: Store, image: Path) -> tuple[str, str]:
         "the store has no references"
         if nearest is None
         else f"the nearest, {nearest.path} of {nearest.corpus}, has a similarity of "
-        f"{nearest.similarity:.2f}, and {SAME:g} would make it the same picture"
+        f"{nearest.similarity:.2f}, and {NEARLY_SAME:g} would make it the same picture"
     )
     raise ConfigError(
         f"{image} is no image of a corpus: {next_best}. If it is a small copy or a part of that one, name "

@@ -10,7 +10,6 @@ READ-ME.txt      what this is and how to check it
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 from scanner.errors import ConfigError
 from scanner.report.contents import as_json, contents_of
 from scanner.report.page import rendered
+from scanner.report.writing import replacing
 from scanner.store.report_queries import Target
 from scanner.store.store import Store
 from scanner.text import first_line, printable
@@ -137,15 +137,9 @@ def _keygen(*words: str) -> bytes:
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> None:
-    part, at = out.with_name(f".{out.name}.part"), time.gmtime()[:6]
-    try:
-        part.unlink(missing_ok=True)
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w+b") as stream, zipfile.ZipFile(stream, "w") as archive:
-            for name, content in files.items():
-                entry = zipfile.ZipInfo(name, at)
-                entry.external_attr = 0o600 << 16
-                archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
-        part.replace(out)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {first_line(error)}. Choose another name.") from error
+    at = time.gmtime()[:6]
+    with replacing(out) as stream, zipfile.ZipFile(stream, "w") as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, at)
+            entry.external_attr = 0o600 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)

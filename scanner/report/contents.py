@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
 from finextract import __version__
+from scanner.config import scan_config_of
 from scanner.records import ConfigRow, Decision, Match, Membership, Role, Scan, now
 from scanner.store.decisions import fold
 from scanner.store.desk_queries import EvidenceRow, OpenedCheckpoint, open_checkpoint
@@ -115,7 +115,7 @@ def _scan(scan: Scan | None, config: dict[str, Any] | None) -> dict[str, Any] | 
 
 def _corpora(config: dict[str, Any] | None) -> list[str]:
     """The names of the corpora of references that were looked for; none where the store has lost them."""
-    stated = tomllib.loads(config["toml"]).get("corpora", {}) if config and config["toml"] else {}
+    stated = scan_config_of(config["toml"]).corpora if config and config["toml"] else {}
     return sorted(name for name, role in stated.items() if role.partition(":")[0] == Role.REFERENCE)
 
 

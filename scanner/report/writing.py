@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from scanner.errors import ConfigError
 from scanner.report.contents import as_json, contents_of
@@ -55,15 +57,22 @@ def file_name(repo: str, checkpoint_id: str) -> str:
     return "-".join(part for part in ("report", words, end) if part) + ".html"
 
 
-def _write(file: Path, text: str) -> None:
-    """A file that its owner alone may read; an existing one is replaced. Raises ConfigError."""
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A file that its owner alone may read, and that takes the place of `file` when the block has ended.
+
+    Raises ConfigError where it cannot be written.
+    """
     part = file.with_name(f".{file.name}.part")
     try:
         part.unlink(missing_ok=True)
-        with os.fdopen(
-            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-        ) as stream:
-            stream.write(text)
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as stream:
+            yield stream
         part.replace(file)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {first_line(error)}. Choose another name.") from error
+
+
+def _write(file: Path, text: str) -> None:
+    with replacing(file) as stream:
+        stream.write(text.encode())

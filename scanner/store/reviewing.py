@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -70,6 +69,15 @@ def event_after(
     )  # fmt: skip
 
 
+def histories_of(store: Store, subject_ids: Sequence[str]) -> dict[str, list[Decision]]:
+    """Returns all events about each of some subjects, in no order. Raises StoreError."""
+    histories: dict[str, list[Decision]] = {subject_id: [] for subject_id in subject_ids}
+    if histories:
+        for event in store.select(Decision, "WHERE subject_id IN (SELECT unnest(?))", [list(histories)]):
+            histories[event.subject_id].append(event)
+    return histories
+
+
 def _time_after(history: Sequence[Decision]) -> datetime:
     """Returns the present, or a time just after the newest event if another machine's clock is ahead."""
     present = now()
@@ -106,10 +114,8 @@ def fulfil(store: Store, wishes: Sequence[Wish], reviewer: str) -> list[Fulfille
     what cannot be decided or withdrawn; StoreError.
     """
     subjects = _subjects(store, wishes)
-    history: dict[str, list[Decision]] = defaultdict(list)
     ids = [subject_id for _, subject_id in subjects]
-    for event in store.select(Decision, "WHERE subject_id IN (SELECT unnest(?))", [ids]):
-        history[event.subject_id].append(event)
+    history = histories_of(store, ids)
     kinds = {row["id"]: str(row["kind"]) for row in store.query(KINDS, {"ids": ids})}
     done = []
     for wish, (target, subject_id) in zip(wishes, subjects, strict=True):

@@ -203,8 +203,8 @@ class Deciding(Beside):
             self.recorded.append(done.event.decision_id)
             if self._rng.random() < 0.3:
                 self.recorded.append(self._review.annotate(subject, "to be asked").event.decision_id)
-            if self._rng.random() < 0.3 and (undone := self._review.undo(subject)):
-                self.recorded.append(undone.event.decision_id)
+            if self._rng.random() < 0.3 and (events := self._review.to_withdraw(subject)):
+                self.recorded.append(self._review.withdraw(events)[0].event.decision_id)
         except (ScannerError, FinextractError):
             self.refused += 1
         except Exception as error:  # a reviewer would have seen a traceback

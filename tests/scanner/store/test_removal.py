@@ -213,7 +213,7 @@ def test_no_byte_of_a_removed_corpus_is_left(
     told = run("show", "max/only", "--store", crawl.store.root).stdout
     assert f"Not flagged any more: {removal.CORPUS_REMOVED}." in told
     assert "None of the images" not in told
-    assert removal.CORPUS_REMOVED.split()[0] in run("status", "--store", crawl.store.root).stdout
+    assert "what it was flagged for" in run("status", "--store", crawl.store.root).stdout
     (scan,) = crawl.store.scans_with_ids([crawl.scans[SECRET].scan_id])
     assert scan.best_similarity == 0.81, "what was found about the other corpus stays"
     again = CliRunner().invoke(cli, ["corpus", "remove", picture.corpus, "--store", str(crawl.store.root)])
