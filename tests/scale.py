@@ -476,6 +476,24 @@ def _alone(*words: str) -> dict[str, Any]:
     return told
 
 
+def made(folder: Path, checkpoints: int) -> None:
+    """Fills and compacts a store, unless it is there already."""
+    if folder.exists():
+        return
+    start = time.perf_counter()
+    fill(folder, checkpoints)
+    print(f"filled {folder} in {time.perf_counter() - start:.0f} s", flush=True)
+    from scanner.store.compaction import compact
+    from scanner.store.store import Store
+
+    start = time.perf_counter()
+    for done in compact(Store(folder), retention_hours=0):
+        if done.files:
+            print(f"  {done.table}: {done.files} files, {done.rows} rows", flush=True)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"compacted in {time.perf_counter() - start:.0f} s: {size / 1e9:.2f} GB", flush=True)
+
+
 MEASURED = ("planning", "resuming", "status", "desk", "desk_actions", "dispatch", "rematching", "costs")
 
 
@@ -497,19 +515,7 @@ def main() -> None:
                      "fill_candidates": (options.rematched,)}  # fmt: skip
             print(json.dumps(globals()[options.only](options.store, *extra.get(options.only, ()))))
         return
-    if not options.store.exists():
-        start = time.perf_counter()
-        fill(options.store, options.checkpoints)
-        print(f"filled {options.store} in {time.perf_counter() - start:.0f} s", flush=True)
-        from scanner.store.compaction import compact
-        from scanner.store.store import Store
-
-        start = time.perf_counter()
-        for done in compact(Store(options.store), retention_hours=0):
-            if done.files:
-                print(f"  {done.table}: {done.files} files, {done.rows} rows", flush=True)
-        size = sum(path.stat().st_size for path in options.store.rglob("*") if path.is_file())
-        print(f"compacted in {time.perf_counter() - start:.0f} s: {size / 1e9:.2f} GB", flush=True)
+    made(options.store, options.checkpoints)
     for name in MEASURED:
         told = _alone("--only", name, "--store", str(options.store), "--dispatched", str(options.dispatched),
                       "--rematched", str(options.rematched))  # fmt: skip

@@ -5,8 +5,10 @@ Reads the store while crawls write to it, and writes only decisions.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
@@ -16,7 +18,11 @@ from textual.screen import Screen
 from scanner import settings
 from scanner.config import default_store
 from scanner.errors import ScannerError
+from scanner.records import Decision
+from scanner.store.compaction import compacting
+from scanner.store.desk_index import DeskIndex
 from scanner.store.store import Store
+from scanner.store.tables import TABLES
 from scanner.text import for_terminal_lines
 from tui.commands import commands
 from tui.keys import EVERYWHERE, bindings
@@ -37,6 +43,8 @@ VIEWS: dict[str, type[OverviewScreen | PicturesScreen | LogScreen]] = {
     "pictures": PicturesScreen,
     "log": LogScreen,
 }
+COMPACTED_S = 30.0  # between two looks whether there are many files of decisions
+DECISION_FILES = 50  # that are made one
 REFRESH_S = 3.0  # between two checks whether the store has changed, which cost a few file status calls
 
 
@@ -60,7 +68,9 @@ class DeskApp(App[None]):
     ) -> None:
         super().__init__()
         self.picture_widget = picture_widget  # of the terminal; None = images are drawn as cells
-        self.session = Session(store, Review(store, reviewer, read_only=read_only), refresh_s)
+        self.session = Session(
+            store, DeskIndex(store), Review(store, reviewer, read_only=read_only), refresh_s
+        )
         self.preferences = preferences
         self.styles_of_words = Styles(self.console)
         self.styles_of_words.use(self.get_css_variables())
@@ -98,6 +108,21 @@ class DeskApp(App[None]):
         self.push_screen(HelpScreen())
 
 
+def compacting_decisions(store: Store) -> AbstractContextManager[None]:
+    """Makes one file of the many of a long review, each of which holds one decision, in the background."""
+    return compacting(store.uri, [TABLES[Decision]], fewest_parts=DECISION_FILES, interval_s=COMPACTED_S)
+
+
+def spare_modules() -> None:
+    """Leaves the objects of the imported modules out of this process's garbage collections.
+
+    Textual makes so much garbage that Python walks through all objects every few keys. Without these that
+    takes half the time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--store", metavar="DIR", envvar="FINEXTRACT_STORE",
@@ -127,7 +152,10 @@ def main(context: click.Context, store: str | None, read_only: bool, serve: bool
     except ScannerError as error:
         click.echo(for_terminal_lines(f"finextract-tui: error: {error}"), err=True)
         sys.exit(2)
-    DeskApp(
+    spare_modules()
+    desk = DeskApp(
         opened, reviewer_name(), read_only=read_only, preferences=Preferences(default_path()),
         picture_widget=picture_widget(),
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    with nullcontext() if read_only else compacting_decisions(opened):
+        desk.run()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scanner.store.desk_index import DeskIndex
 from scanner.store.store import Store
 from tui.review import Review
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The open store and the review of one reviewer."""
+    """The open store, the copy of its list in memory, and the review of one reviewer."""
 
     store: Store
+    index: DeskIndex
     review: Review
     refresh_s: float  # between two checks whether another process has written to the store
 

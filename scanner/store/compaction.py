@@ -49,14 +49,23 @@ class Compacted:
 
 
 @contextmanager
-def compacting(uri: str) -> Iterator[None]:
-    """Compacts a store in a thread of its own whenever a table has many parts."""
+def compacting(
+    uri: str,
+    tables: Collection[str] = tuple(TABLES.values()),
+    *,
+    fewest_parts: int = CRAWL_PARTS,
+    interval_s: float = INTERVAL_S,
+) -> Iterator[None]:
+    """Compacts tables of a store in a thread of its own whenever one of them has so many parts.
+
+    What cannot be compacted is left as it is: who writes to the store meets the same error and reports it.
+    """
     over = threading.Event()
 
     def work() -> None:
-        while not over.wait(INTERVAL_S):
-            with suppress(StoreError):  # the crawl raises and reports the same error
-                for _ in compact(Store(uri), fewest_parts=CRAWL_PARTS):
+        while not over.wait(interval_s):
+            with suppress(StoreError):
+                for _ in compact(Store(uri), tables, fewest_parts=fewest_parts):
                     pass
 
     thread = threading.Thread(target=work, name="compaction", daemon=True)
@@ -69,13 +78,17 @@ def compacting(uri: str) -> Iterator[None]:
 
 
 def compact(
-    store: Store, *, fewest_parts: int = FEWEST_PARTS, retention_hours: int = RETENTION_HOURS
+    store: Store,
+    tables: Collection[str] = tuple(TABLES.values()),
+    *,
+    fewest_parts: int = FEWEST_PARTS,
+    retention_hours: int = RETENTION_HOURS,
 ) -> Iterator[Compacted]:
-    """Compacts every table that has so many parts, then deletes files that were replaced long enough ago.
+    """Compacts each table that has so many parts, then deletes files that were replaced long enough ago.
 
     Raises StoreError where the store cannot be read or written; every row stays.
     """
-    for table in TABLES.values():
+    for table in tables:
         try:
             done = _compact(store, table, fewest_parts)
             if done.files or fewest_parts <= FEWEST_PARTS:

@@ -14,16 +14,34 @@ from scanner.store.grounds import GROUNDS
 # The tables that the views read.
 READS = ("decisions", "scans", "matches", "memberships", "references", "checkpoints")
 
-# An event about a match names the match, one about a membership the membership, and one about a checkpoint as
-# a whole the scan. Scans and checkpoints are taken from all stored rows, because an event stays when its scan
-# is repeated or its checkpoint is published anew. A membership of the same reference as a flagged match is
-# shown together with it, so a decision on that match is about both.
-_LOG = f"""
+
+def decision_log(events: str) -> str:
+    """Returns the query for some events of the log: `events` names a table with rows of `decisions`.
+
+    An event about a match names the match, one about a membership the membership, and one about a checkpoint
+    as a whole the scan. Scans and checkpoints are taken from all stored rows, because an event stays when its
+    scan is repeated or its checkpoint is published anew. A membership of the same reference as a flagged
+    match is shown together with it, so a decision on that match is about both. Nearly all events are about
+    flagged matches and whole checkpoints, which are quick to find; the millions of other matches are read
+    only for what is left.
+    """
+    return f"""
 WITH standing_events AS ({STANDING_EVENTS}),
-subjects AS (SELECT DISTINCT subject_id FROM decisions),
-matched AS (
+subjects AS (SELECT DISTINCT subject_id FROM {events}),
+flags AS MATERIALIZED (
+    SELECT match_id, scan_id, corpus, reference_id, similarity, q_value, flagged FROM matches WHERE flagged
+),
+decided_flags AS MATERIALIZED (FROM flags SEMI JOIN subjects ON match_id = subject_id),
+others AS MATERIALIZED (
+    FROM subjects
+    WHERE subject_id NOT IN (SELECT match_id FROM decided_flags)
+        AND subject_id NOT IN (SELECT scan_id FROM all_scans SEMI JOIN subjects ON scan_id = subject_id)
+),
+matched AS MATERIALIZED (
+    FROM decided_flags
+    UNION ALL
     SELECT match_id, scan_id, corpus, reference_id, similarity, q_value, flagged
-    FROM matches SEMI JOIN subjects ON match_id = subject_id
+    FROM matches SEMI JOIN others ON match_id = subject_id
 ),
 trained AS (
     SELECT membership_id, scan_id, corpus, reference_id, margin, q_value AS membership_q, trained_on
@@ -67,11 +85,13 @@ SELECT
     subject_id, source, repo, revision, file, checkpoint_id, scan_id, config_id, verdict,
     corpus, reference_id, path AS reference_path, similarity, q_value,
     coalesce(grounds, scan_grounds) AS grounds, margin, membership_q
-FROM decisions
+FROM {events}
 JOIN subject_scans USING (subject_id)
 LEFT JOIN scanned USING (scan_id)
 LEFT JOIN listed USING (checkpoint_id)
 LEFT JOIN owned USING (corpus, reference_id)"""
+
+
 _STANDING = """
 SELECT
     any_value(decision) FILTER (event = 'decide') AS decision,
@@ -87,8 +107,8 @@ WHERE stands AND (event = 'decide' OR note <> '')
 GROUP BY ALL"""
 
 DECISION_VIEWS = {
-    "decision_log": f"{_LOG} ORDER BY decided_at, decision_id",
+    "decision_log": f"{decision_log('decisions')} ORDER BY decided_at, decision_id",
     "standing_decisions": f"""
-        WITH log AS ({_LOG}), standing AS ({_STANDING})
+        WITH log AS ({decision_log("decisions")}), standing AS ({_STANDING})
         SELECT * FROM standing ORDER BY coalesce(decided_at, noted_at), subject_id""",
 }

@@ -69,7 +69,7 @@ _KEYS = {  # the SQL of a sort, and whether it is in descending order unless it 
     Sort.REPO: ("lower(repo)", False),
     Sort.SOURCE: ("source", False),
     Sort.KIND: ("kind || ' ' || family", False),
-    Sort.BASE: ("lower(base)", False),
+    Sort.BASE: ("base_place", False),  # few and long names, which are slow to compare
     Sort.VERDICT: ("verdict", False),
     Sort.GROUNDS: ("grounds", False),
     Sort.SIMILARITY: ("best_similarity", True),

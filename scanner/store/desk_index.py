@@ -3,8 +3,8 @@
 The store answers one list at once, the flagged checkpoints with the strongest evidence first
 (scanner.store.desk_queries.list_flagged). For every other list this module copies what a list shows into an
 in-memory DuckDB of its own: `listed` has a row for each checkpoint, whose `place` is its place in the default
-order; `flags` a row for each flagged match or membership; `decided` what stands for a checkpoint and for its
-flags.
+order and `base_place` that of its base model among the bases; `flags` a row for each flagged match or
+membership; `decided` what stands for a checkpoint and for its flags.
 
 A copy of a large store takes seconds. So it is made in the background, and a list may be older than the store
 (`CheckpointPage.as_of`); decisions are always those of the store.
@@ -32,6 +32,7 @@ from scanner.store.desk_queries import (
     StandingReason,
     checkpoint_row,
 )
+from scanner.store.queries import VerdictCounts, count_verdicts
 from scanner.store.rows import rows_of
 from scanner.store.store import Store
 from scanner.store.tables import TABLES
@@ -46,10 +47,14 @@ GROUP_SIZE = """
 LISTED = f"""
 WITH latest AS ({LATEST.format(which="true")}
 ),
+bases AS (
+    SELECT base, (dense_rank() OVER (ORDER BY lower(base)))::INTEGER AS base_place
+    FROM (SELECT DISTINCT base FROM checkpoints)
+),
 found AS (
-    SELECT c.checkpoint_id, c.repo, c.source, c.revision, c.file, c.kind, c.family, c.base,
+    SELECT c.checkpoint_id, c.repo, c.source, c.revision, c.file, c.kind, c.family, c.base, base_place,
         latest.* EXCLUDE (checkpoint_id), {GROUP_SIZE}
-    FROM checkpoints c LEFT JOIN latest USING (checkpoint_id)
+    FROM checkpoints c LEFT JOIN latest USING (checkpoint_id) LEFT JOIN bases USING (base)
 )
 SELECT
     (row_number() OVER (
@@ -88,7 +93,7 @@ PAGE = """
 WITH picked AS (
     SELECT place, {key} AS key {source} ORDER BY key {direction} NULLS LAST, place LIMIT $limit OFFSET $offset
 )
-SELECT listed.* EXCLUDE (place), coalesce(flags, 0) AS flags, coalesce(confirmed, 0) AS confirmed,
+SELECT listed.* EXCLUDE (place, base_place), coalesce(flags, 0) AS flags, coalesce(confirmed, 0) AS confirmed,
     coalesce(dismissed, 0) AS dismissed, coalesce(unsure, 0) AS unsure, decision, coalesce(note, '') AS note
 FROM listed JOIN picked USING (place) LEFT JOIN decided USING (place)
 ORDER BY picked.key {direction} NULLS LAST, place"""
@@ -125,6 +130,7 @@ class DeskIndex:
         self._copying, self._swapping = threading.Lock(), threading.Lock()
         self._content: object = None  # the stamp of what `listed` and `flags` were made from
         self._decisions: object = None  # the stamp of what `decided` was made from
+        self._counts: tuple[object, VerdictCounts] | None = None
         self._made_at = now()
         self._took_s = 0.0
 
@@ -133,13 +139,17 @@ class DeskIndex:
         """Whether there is a copy, however old."""
         return self._content is not None
 
+    def is_new(self) -> bool:
+        """Returns whether there is a copy that is as new as the store, decisions included."""
+        return self.is_made and self.refresh(patient=False)
+
     def refresh(self, *, patient: bool = True) -> bool:
         """Copies what has changed; returns whether the copy is as new as the store then.
 
         A copy that takes long is made anew only after a rest, and only for callers that are `patient`.
         """
-        stamps = dict(zip(TABLES.values(), self.store.stamp(), strict=True))
-        decisions = stamps.pop("decisions")
+        stamps = self._stamps()
+        decisions = stamps["decisions"]
         content = tuple(stamps[table] for table in READS)
         if content != self._content and self._may_copy(patient):
             self._copy_unless_another_does(content, decisions)
@@ -147,6 +157,9 @@ class DeskIndex:
             if decisions != self._decisions:
                 self._copy_decisions(decisions)
         return content == self._content
+
+    def _stamps(self) -> dict[str, object]:
+        return dict(zip(TABLES.values(), self.store.stamp(), strict=True))
 
     def _copy_unless_another_does(self, content: object, decisions: object) -> None:
         """Only the first copy of all is waited for, if another thread is making it."""
@@ -207,6 +220,18 @@ class DeskIndex:
         with self._connection.cursor() as cursor:
             answer: pa.Table = cursor.execute(sql, parameters).to_arrow_table()
         return rows_of(answer)
+
+    def counts(self) -> VerdictCounts:
+        """Counts the verdicts in the store; once for each state of its checkpoints and scans."""
+        stamps = self._stamps()
+        counted = stamps["checkpoints"], stamps["scans"]
+        if self._counts is None or self._counts[0] != counted:
+            self._counts = counted, count_verdicts(self.store)
+        return self._counts[1]
+
+    def ask_if_new(self, sql: str) -> list[dict[str, Any]] | None:
+        """Returns the rows of a query over the copy; None unless there is one as new as the store."""
+        return self._ask(sql, {}) if self.is_new() else None
 
     def page(self, view: View, offset: int, limit: int) -> CheckpointPage:
         """Returns `limit` rows of a list from `offset` on, and how many the list has."""

@@ -11,16 +11,24 @@ from typing import Any
 
 from scanner.errors import StoreError
 from scanner.records import EventKind, ReviewDecision
+from scanner.store.decision_views import decision_log
 from scanner.store.store import Store
 from scanner.text import first_line
 
-LOG = """
+# The events, which may lie in many files, are read once, and only those of the page are joined with what they
+# are about.
+LOG = f"""
+WITH decisions AS MATERIALIZED (FROM main.decisions),
+asked AS (
+    SELECT *, count(*) OVER () AS total FROM decisions WHERE $reviewer IS NULL OR reviewer = $reviewer
+    ORDER BY decided_at DESC, decision_id DESC LIMIT $limit
+),
+log AS ({decision_log("asked")})
 SELECT
     decided_at, reviewer, event, decision, note, withdraws, decision_id, stands, subject, subject_id, repo,
-    file, checkpoint_id, scan_id, corpus, reference_path, grounds, similarity, margin,
-    count(*) OVER () AS total
-FROM decision_log WHERE $reviewer IS NULL OR reviewer = $reviewer
-ORDER BY decided_at DESC, decision_id DESC LIMIT $limit"""
+    file, checkpoint_id, scan_id, corpus, reference_path, grounds, similarity, margin, total
+FROM log JOIN (SELECT decision_id, total FROM asked) USING (decision_id)
+ORDER BY decided_at DESC, decision_id DESC"""
 EXPORTED = """
 SELECT * FROM decision_log WHERE $reviewer IS NULL OR reviewer = $reviewer ORDER BY decided_at, decision_id"""
 REVIEWERS = "SELECT DISTINCT reviewer FROM decisions ORDER BY reviewer"

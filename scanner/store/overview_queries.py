@@ -13,28 +13,46 @@ from typing import Any
 
 from finextract.reasons import ReasonCode
 from scanner.records import Verdict
-from scanner.store.queries import STANDING_RANK
-from scanner.store.store import Store
+from scanner.store.desk_index import DeskIndex
+from scanner.store.queries import RANKED_AT, STANDING_RANK
 
-# One pass over the checkpoints and their standing scans answers four questions. The day of a scan is the day
-# in UTC on which it ended.
-COUNTED = f"""
-WITH standing AS (
-    SELECT checkpoint_id, verdict, reason_code, finished_at::DATE AS day FROM scans
-    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1
+# One pass over the checkpoints and their standing scans answers four questions. What is alike is counted
+# first. The day of a scan is the day in UTC on which it ended.
+COUNTED = """
+WITH {standing}
+alike AS (
+    SELECT verdict, {day}::DATE AS day, source, family, reason_code, count(*) AS number
+    FROM {rows} GROUP BY ALL
 ),
 counted AS (
-    SELECT
-        verdict, day, split_part(source, ':', 1) AS source, family,
-        CASE WHEN verdict IN ('skipped', 'failed') THEN coalesce(standing.reason_code, '') END AS reason_code
-    FROM checkpoints LEFT JOIN standing USING (checkpoint_id)
+    SELECT * REPLACE (
+        split_part(source, ':', 1) AS source,
+        CASE WHEN verdict IN ('skipped', 'failed') THEN coalesce(reason_code, '') END AS reason_code)
+    FROM alike
 )
 SELECT
     CASE WHEN grouping(day) = 0 THEN 'day' WHEN grouping(source) = 0 THEN 'source'
         WHEN grouping(family) = 0 THEN 'family' ELSE 'reason' END AS by,
-    day, source, family, reason_code, verdict, count(*) AS count
+    day, source, family, reason_code, verdict, sum(number)::BIGINT AS count
 FROM counted
 GROUP BY GROUPING SETS ((day, verdict), (source, verdict), (family, verdict), (reason_code, verdict))"""
+# From the desk's copy in memory, and from the store. There the ids of a million checkpoints are compared by
+# 64 bits of their hashes, which takes half the time.
+IN_COPY = COUNTED.format(standing="", day="finished_at", rows="listed")
+IN_STORE = COUNTED.format(
+    standing=f"""standing AS (
+    SELECT
+        hash(checkpoint_id) AS key, max(rank) AS rank,
+        arg_max(verdict, rank) AS verdict, arg_max(coalesce(reason_code, ''), rank) AS reason_code
+    FROM (SELECT checkpoint_id, verdict, reason_code, {STANDING_RANK} AS rank FROM scans)
+    GROUP BY key
+),
+joined AS (
+    SELECT source, family, standing.* FROM checkpoints LEFT JOIN standing ON key = hash(checkpoint_id)
+),""",
+    day=RANKED_AT.format(rank="rank"),
+    rows="joined",
+)
 SECONDS = """
 SELECT entry.key AS stage, sum(entry.value) AS seconds
 FROM (SELECT unnest(map_entries(seconds)) AS entry FROM all_scans WHERE seconds IS NOT NULL)
@@ -77,9 +95,12 @@ class Overview:
     attempts: int  # scans, those that were repeated included
 
 
-def overview(store: Store) -> Overview:
+def overview(index: DeskIndex) -> Overview:
     """Counts everything in three queries. Raises StoreError where the store cannot be read."""
-    rows = store.query(COUNTED)
+    store = index.store
+    rows = index.ask_if_new(IN_COPY)
+    if rows is None:
+        rows = store.query(IN_STORE)
     seconds = {row["stage"]: float(row["seconds"]) for row in store.query(SECONDS)}
     (attempts,) = store.query(ATTEMPTS)
     sources = _tallies(rows, "source")

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from scanner.store.decisions import STANDING_DECISIONS
-from scanner.store.report_queries import STANDING_SCANS
+from scanner.store.queries import STANDING_RANK
 from scanner.store.store import Store
 
-# A flagged match and a membership of the same reference and scan are one finding, decided on as the match.
+# Only flagged scans have flagged matches and memberships, and the standing scan of a checkpoint is the newest
+# of them if there is one. A flagged match and a membership of the same reference and scan are one finding,
+# decided on as the match.
 FOUND = f"""
-WITH standing AS ({STANDING_SCANS}),
+WITH standing AS (
+    SELECT scan_id FROM scans WHERE verdict = 'flagged'
+    QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY {STANDING_RANK} DESC) = 1
+),
 decided AS ({STANDING_DECISIONS}),
 given AS MATERIALIZED (
     SELECT match_id, scan_id, corpus, reference_id, similarity

@@ -21,6 +21,7 @@ from scanner.store.store import Store
 STANDING_RANK = """
     ((CASE verdict WHEN 'flagged' THEN 2 WHEN 'failed' THEN 0 ELSE 1 END)::BIGINT << 60)
     + epoch_us(finished_at)"""
+RANKED_AT = "make_timestamp({rank} & ((1::BIGINT << 60) - 1))"  # when the scan of a rank ended
 # The verdicts that count: one scan of each checkpoint, under one configuration or, with NULL, under all.
 STANDING = f"""
     SELECT * REPLACE ({GROUNDS} AS grounds) FROM scans WHERE $config_id IS NULL OR config_id = $config_id

@@ -12,6 +12,8 @@ from scanner.store.desk_index import DeskIndex
 from scanner.store.desk_queries import PAGE_SIZE, ListFilter, list_flagged
 from scanner.store.queries import VerdictCounts, count_verdicts, reason_label
 from scanner.store.store import Store
+from tui.screens.checkpoint_list import ListScreen
+from tui.screens.overview import OverviewScreen
 from tui.widgets.table import Table
 
 
@@ -202,3 +204,28 @@ async def test_a_store_that_cannot_be_read_is_reported_and_the_desk_stays_open(
         filled.store.root.with_name("elsewhere").rename(filled.store.root)
         await seen.press("r")
         assert "8 planned" in seen.text
+
+
+async def test_a_look_at_the_store_by_the_clock_never_takes_the_place_of_what_a_key_asked_for(
+    filled: Crawl, desk: Opener
+) -> None:
+    async with desk() as seen:
+        listing = seen.app.screen
+        assert isinstance(listing, ListScreen)
+        listing.action_shift_filter(1)
+        listing.load_if_changed()  # before the list has begun to be read
+        await seen.settle()
+        assert "gus/waiting" in seen.flat
+        listing.action_next_undecided()
+        listing.load_if_changed()
+        await seen.settle()
+        assert (row := listing.row()) is not None
+        assert row.undecided
+        await seen.press("2")
+        overview = seen.app.screen
+        assert isinstance(overview, OverviewScreen)
+        filled.flagged("ida/new-shoe", [0.9], 0.01)
+        overview.action_reload()
+        overview.load_if_changed()
+        await seen.settle()
+        assert "9 checkpoints" in seen.flat

@@ -11,6 +11,7 @@ from filled_store import BEGAN, Crawl, Opener
 
 from finextract.reasons import ReasonCode
 from scanner.records import Reference, ReviewDecision, Verdict
+from scanner.store.desk_index import DeskIndex
 from scanner.store.overview_queries import overview
 from scanner.store.store import Store
 from tui.content.overview import duration
@@ -45,7 +46,10 @@ def test_every_checkpoint_is_counted_once_by_source_and_by_family_and_every_scan
     varied.store.append(
         [_other_scan(varied, "anna/both", config_id="another", verdict=Verdict.NOTHING_FOUND)]
     )
-    found = overview(Store(varied.store.root))
+    index = DeskIndex(Store(varied.store.root))
+    found = overview(index)
+    index.refresh()
+    assert overview(index) == found, "the copy in memory is counted as the store is"
     assert found.total.total == 6
     assert {tally.name: tally.counts for tally in found.sources} == {
         "hf": {Verdict.FLAGGED: 1, Verdict.SKIPPED: 2, Verdict.FAILED: 1, None: 1},

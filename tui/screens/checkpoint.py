@@ -28,6 +28,7 @@ from tui.keys import CHECKPOINT, DECIDE, MARK, bindings
 from tui.review import Recorded, Subject
 from tui.screens.checkpoint_actions import CheckpointActions
 from tui.screens.marking import Marked
+from tui.screens.working import is_working
 from tui.session import Session
 from tui.widgets.pair_view import PairView
 from tui.widgets.table import Column, Line, Table
@@ -63,7 +64,6 @@ class CheckpointScreen(CheckpointActions):
         self.opened: OpenedCheckpoint | None = None
         self.marks: set[str] = set()  # subject ids of the marked rows
         self.toml: str | None = None  # the configuration of the scan, once it was asked for
-        self.queries = 0  # loads that have not ended yet
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
         self.explained: object = None  # what the words on the screen were made from
 
@@ -102,14 +102,13 @@ class CheckpointScreen(CheckpointActions):
 
     def load_if_changed(self) -> None:
         """Loads again if the store has changed, unless a load is still running."""
-        if self.is_current and not self.queries:
+        if self.is_current and not is_working(self, "checkpoint"):
             self.load(only_if_changed=True)
 
     @work(exclusive=True, group="checkpoint")
     async def load(self, only_if_changed: bool = False) -> None:
         """Queries the store in a thread and shows the answer."""
         store = self.session.store
-        self.queries += 1
         try:
             stamp = await asyncio.to_thread(store.stamp)
             if only_if_changed and stamp == self.stamp:
@@ -122,8 +121,6 @@ class CheckpointScreen(CheckpointActions):
                 Text(f"The store cannot be read: {for_terminal(str(error))}")
             )
             return
-        finally:
-            self.queries -= 1
         self.stamp = stamp
         self.show(opened)
 

@@ -15,9 +15,8 @@ from textual.widgets import DataTable, Footer, Static
 from scanner.errors import ScannerError
 from scanner.records import ReviewDecision, Verdict, now
 from scanner.store.desk_filter import Filter, View
-from scanner.store.desk_index import DeskIndex
 from scanner.store.desk_queries import PAGE_SIZE, CheckpointPage, CheckpointRow, list_flagged
-from scanner.store.queries import VerdictCounts, count_verdicts
+from scanner.store.queries import VerdictCounts
 from scanner.text import for_terminal
 from tui.content.checkpoint_list import (
     WITH_REASONS,
@@ -34,6 +33,7 @@ from tui.review import Recorded, Subject
 from tui.screens.checkpoint import CheckpointScreen
 from tui.screens.list_views import ListViews
 from tui.screens.marking import Marked
+from tui.screens.working import is_working
 from tui.session import Session
 from tui.widgets.filter_box import FilterBox
 from tui.widgets.preview import Preview
@@ -54,12 +54,11 @@ class ListScreen(ListViews):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self.index = DeskIndex(session.store)
+        self.index = session.index
         self.first_row, self.limit = 0, PAGE_SIZE  # the rows in the table
         self.from_top = False  # whether the next load begins at the first row
         self.page: CheckpointPage | None = None
         self.counts: VerdictCounts | None = None
-        self.queries = 0  # loads that have not ended yet
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
         self.marks: dict[str, CheckpointRow] = {}  # by checkpoint id, as they were listed last
         self.opened: set[str | None] = set()  # scans whose evidence was shown in this session
@@ -91,14 +90,13 @@ class ListScreen(ListViews):
 
     def load_if_changed(self) -> None:
         """Loads again if the store has changed, unless a load is still running."""
-        if self.is_current and not self.queries:
+        if self.is_current and not is_working(self, "list"):
             self.load(only_if_changed=True)
 
     @work(exclusive=True, group="list")
     async def load(self, only_if_changed: bool = False, go_to: str | None = None) -> None:
         """Queries the store in a thread and shows the answer. A later load replaces this one."""
         view, store = self.view, self.session.store
-        self.queries += 1
         try:
             stamp = await asyncio.to_thread(store.stamp)
             if only_if_changed and stamp == self.stamp:
@@ -111,21 +109,21 @@ class ListScreen(ListViews):
             if go_to is not None:
                 self.query_one(Table).go_to(go_to)
             await self.show_reasons(view)
-            self.counts = await asyncio.to_thread(count_verdicts, store)
+            self.counts = await asyncio.to_thread(self.index.counts)
         except ScannerError as error:
             self.query_one("#counts", Static).update(
                 Text(f"The store cannot be read: {for_terminal(str(error))}")
             )
             return
-        finally:
-            self.queries -= 1
         self.stamp = stamp if page.as_of is None else ()
         self.show(page)
         if page.as_of is not None or (self.counts.planned > LARGE and not self.index.is_made):
             self.refresh_index(again=page.as_of is not None)
 
     def _page(self, view: View, offset: int, limit: int) -> CheckpointPage:
-        at_once = list_flagged(self.session.store, offset, limit) if view.is_first else None
+        at_once = None
+        if view.is_first and not self.index.is_new():
+            at_once = list_flagged(self.session.store, offset, limit)
         return at_once or self.index.page(view, offset, limit)
 
     @work(exclusive=True, group="index")
@@ -135,7 +133,7 @@ class ListScreen(ListViews):
             is_new = await asyncio.to_thread(self.index.refresh)
         except ScannerError:
             return  # the next load says why
-        if again and is_new:
+        if again and is_new and not is_working(self, "list"):
             self.load()
 
     async def show_reasons(self, view: View) -> None:

@@ -44,7 +44,7 @@ class OverviewScreen(ViewScreen[Overview]):
 
     def read(self) -> Overview:
         """Counts everything."""
-        return overview(self.session.store)
+        return overview(self.session.index)
 
     def show(self, answer: Overview) -> None:
         """Draws the bars as wide as the panels are."""

@@ -12,6 +12,7 @@ from textual.widgets import Footer, Static
 
 from scanner.errors import ScannerError
 from scanner.text import for_terminal
+from tui.screens.working import is_working
 from tui.session import Session
 from tui.widgets.screens_bar import ScreensBar
 
@@ -25,7 +26,6 @@ class ViewScreen[Answer](Screen[None]):
         super().__init__()
         self.session = session
         self.answer: Answer | None = None
-        self.queries = 0  # loads that have not ended yet
         self.stamp: tuple[object, ...] = ()  # of the store, at the last load
 
     def body(self) -> ComposeResult:
@@ -68,13 +68,12 @@ class ViewScreen[Answer](Screen[None]):
 
     def load_if_changed(self) -> None:
         """Loads again if the store has changed, unless a load is still running."""
-        if self.is_current and not self.queries:
+        if self.is_current and not is_working(self, "view"):
             self.load(only_if_changed=True)
 
     @work(exclusive=True, group="view")
     async def load(self, only_if_changed: bool = False) -> None:
         """Queries the store in a thread and shows the answer. A later load replaces this one."""
-        self.queries += 1
         try:
             stamp = await asyncio.to_thread(self.session.store.stamp)
             if only_if_changed and stamp == self.stamp:
@@ -83,8 +82,6 @@ class ViewScreen[Answer](Screen[None]):
         except ScannerError as error:
             self.heading(Text(f"The store cannot be read: {for_terminal(str(error))}"))
             return
-        finally:
-            self.queries -= 1
         if self.query(ScreensBar):  # else the screen was closed meanwhile
             self.stamp, self.answer = stamp, answer
             self.show(answer)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ import pytest
 from deltalake import DeltaTable
 from servers.objects import Objects
 
-from scanner.records import Candidate, Scan, Verdict, now
+from scanner.records import Candidate, Decision, EventKind, ReviewDecision, Scan, Verdict, now
 from scanner.store import compaction
-from scanner.store.compaction import compact
+from scanner.store.compaction import compact, compacting
 from scanner.store.delta import Table
 from scanner.store.rows import arrow_rows
 from scanner.store.storage import open_storage
@@ -200,3 +201,18 @@ def test_a_large_file_is_never_rewritten(tmp_path: Path, monkeypatch: pytest.Mon
     assert sum(size >= 15_000 for size in seen.values()) >= 3, seen
     assert len(seen) < 12
     assert len(set(ids(store))) == len(ids(store)) == 60
+
+
+def test_the_tables_that_are_named_are_compacted_beside_a_review_and_no_others(store: Store) -> None:
+    for n in range(6):
+        decided = Decision(f"d{n}", f"s{n}", EventKind.DECIDE, ReviewDecision.UNSURE, "", None, "vera", now())
+        store.append([decided])
+        store.append([scan(n)])
+    others = store.tables["scans"].files()
+    with compacting(store.uri, ["decisions"], fewest_parts=5, interval_s=0.02):
+        end = time.monotonic() + 60
+        while len(store.tables["decisions"].files()) > 1 and time.monotonic() < end:
+            time.sleep(0.02)
+    assert len(store.tables["decisions"].files()) == 1
+    assert store.tables["scans"].files() == others
+    assert sorted(row.decision_id for row in Store(store.uri).select(Decision)) == [f"d{n}" for n in range(6)]
