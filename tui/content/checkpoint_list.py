@@ -136,7 +136,7 @@ def columns(shown: ListFilter, wide: bool) -> list[Column]:
     # What tells two revisions apart comes last.
     repo = Column("Repo", 16, share=3, keep_end=True, sort=Sort.REPO)
     kind = [Column("Kind", 9, sort=Sort.KIND)] if shown is not ListFilter.FLAGGED else []
-    base = Column("Base", 10, share=2, sort=Sort.BASE)
+    base = Column("Base", 10, share=2, keep_end=True, sort=Sort.BASE)
     origin = [Column("Source", 7, sort=Sort.SOURCE), *kind, base] if wide else []
     scanned = Column("Scanned", 7, sort=Sort.SCANNED)
     if shown is ListFilter.FLAGGED:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.containers import Horizontal
+from textual.containers import Horizontal, Vertical
 from textual.widgets import DataTable, Footer, Static
 
 from scanner.errors import ScannerError
@@ -66,12 +66,12 @@ class ListScreen(ListViews):
     def compose(self) -> ComposeResult:
         yield ScreensBar("list")
         yield Static(id="counts")
-        yield Static(id="heading")
         yield Static(id="reasons")
         yield FilterBox(self.index.values, id="filter-box")
-        yield Static(id="empty")
         with Horizontal(id="listing"):
-            yield Table(id="checkpoints")
+            with Vertical(id="framed"):
+                yield Static(id="empty")
+                yield Table(id="checkpoints")
             yield Preview(self.session.store, id="list-preview")
         yield Static(id="detail")
         yield Footer(show_command_palette=False)
@@ -150,7 +150,7 @@ class ListScreen(ListViews):
         counts = counts_line(self.counts, self.size.width - 2, read_only=self.session.read_only)
         self.query_one("#counts", Static).update(counts)
         state = list_state(page, self.counts, self.view, self.words, len(self.marks))
-        self.query_one("#heading", Static).update(state.heading)
+        self.query_one("#framed").border_title = state.heading
         empty, table = self.query_one("#empty", Static), self.query_one(Table)
         empty.display = state.advice is not None
         self.set_class(state.advice is not None, "-empty")
@@ -201,6 +201,9 @@ class ListScreen(ListViews):
         """Shows the row under the cursor in full below the table."""
         row = self.row()
         self.query_one("#detail", Static).update(in_full(row) if row else Text(""))
+        place = (self.page.offset if self.page else 0) + self.query_one(Table).cursor_row + 1
+        of = f"{place:,} of {self.page.total:,}" if row and self.page else ""
+        self.query_one("#framed").border_subtitle = of
         self.query_one(Preview).follow(row)
 
     @on(DataTable.RowSelected)
