@@ -15,27 +15,23 @@ from scanner.store.grounds import GROUNDS
 READS = ("decisions", "scans", "matches", "memberships", "references", "checkpoints")
 
 
-def decision_log(events: str) -> str:
-    """Returns the query for some events of the log: `events` names a table with rows of `decisions`.
-
-    An event about a match names the match, one about a membership the membership, and one about a checkpoint
-    as a whole the scan. Scans and checkpoints are taken from all stored rows, because an event stays when its
-    scan is repeated or its checkpoint is published anew. A membership of the same reference as a flagged
-    match is shown together with it, so a decision on that match is about both. Nearly all events are about
-    flagged matches and whole checkpoints, which are quick to find; the millions of other matches are read
-    only for what is left.
-    """
-    return f"""
-WITH standing_events AS ({STANDING_EVENTS}),
-subjects AS (SELECT DISTINCT subject_id FROM {events}),
+# An event about a match names the match, one about a membership the membership, and one about a checkpoint
+# as a whole the scan. A membership of the same reference as a flagged match is shown together with it, so a
+# decision on that match is about both. Nearly all events are about flagged matches and whole checkpoints,
+# which are quick to find; the millions of other matches are read only for what is left. `{events}` names a
+# table with rows of `decisions`.
+EVIDENCE = f"""
+standing_events AS ({STANDING_EVENTS}),
+subjects AS (SELECT DISTINCT subject_id FROM {{events}}),
 flags AS MATERIALIZED (
     SELECT match_id, scan_id, corpus, reference_id, similarity, q_value, flagged FROM matches WHERE flagged
 ),
 decided_flags AS MATERIALIZED (FROM flags SEMI JOIN subjects ON match_id = subject_id),
+decided_scans AS MATERIALIZED (SELECT scan_id FROM all_scans SEMI JOIN subjects ON scan_id = subject_id),
 others AS MATERIALIZED (
     FROM subjects
     WHERE subject_id NOT IN (SELECT match_id FROM decided_flags)
-        AND subject_id NOT IN (SELECT scan_id FROM all_scans SEMI JOIN subjects ON scan_id = subject_id)
+        AND subject_id NOT IN (SELECT scan_id FROM decided_scans)
 ),
 matched AS MATERIALIZED (
     FROM decided_flags
@@ -59,10 +55,17 @@ evidence AS (
         membership_q, 'trained_on' AS grounds
     FROM trained SEMI JOIN subjects ON membership_id = subject_id
 ),
+owned AS (
+    SELECT corpus, reference_id, path FROM "references" SEMI JOIN evidence USING (corpus, reference_id)
+    QUALIFY row_number() OVER (PARTITION BY corpus, reference_id ORDER BY added_at DESC) = 1
+),
 subject_scans AS (
     SELECT * REPLACE (coalesce(scan_id, subject_id) AS scan_id)
     FROM subjects LEFT JOIN evidence USING (subject_id)
-),
+)"""
+# The checkpoints of the scans in `subject_scans`. Scans and checkpoints are taken from all stored rows,
+# since an event stays when its scan is repeated or its checkpoint is published anew.
+PLACES = f"""
 scanned AS (
     SELECT scan_id, checkpoint_id, config_id, verdict, {GROUNDS} AS scan_grounds
     FROM all_scans SEMI JOIN subject_scans USING (scan_id)
@@ -73,11 +76,9 @@ listed AS (
     FROM all_checkpoints SEMI JOIN scanned USING (checkpoint_id)
     QUALIFY row_number() OVER (
         PARTITION BY checkpoint_id ORDER BY starts_with(source, 'folder:'), listed_at DESC) = 1
-),
-owned AS (
-    SELECT corpus, reference_id, path FROM "references" SEMI JOIN evidence USING (corpus, reference_id)
-    QUALIFY row_number() OVER (PARTITION BY corpus, reference_id ORDER BY added_at DESC) = 1
-)
+)"""
+_LOG = f"""
+WITH {EVIDENCE.format(events="decisions")}, {PLACES}
 SELECT
     decided_at, reviewer, event, decision, note, withdraws, decision_id,
     decision_id IN (SELECT decision_id FROM standing_events) AS stands,
@@ -85,13 +86,11 @@ SELECT
     subject_id, source, repo, revision, file, checkpoint_id, scan_id, config_id, verdict,
     corpus, reference_id, path AS reference_path, similarity, q_value,
     coalesce(grounds, scan_grounds) AS grounds, margin, membership_q
-FROM {events}
+FROM decisions
 JOIN subject_scans USING (subject_id)
 LEFT JOIN scanned USING (scan_id)
 LEFT JOIN listed USING (checkpoint_id)
 LEFT JOIN owned USING (corpus, reference_id)"""
-
-
 _STANDING = """
 SELECT
     any_value(decision) FILTER (event = 'decide') AS decision,
@@ -107,8 +106,8 @@ WHERE stands AND (event = 'decide' OR note <> '')
 GROUP BY ALL"""
 
 DECISION_VIEWS = {
-    "decision_log": f"{decision_log('decisions')} ORDER BY decided_at, decision_id",
+    "decision_log": f"{_LOG} ORDER BY decided_at, decision_id",
     "standing_decisions": f"""
-        WITH log AS ({decision_log("decisions")}), standing AS ({_STANDING})
+        WITH log AS ({_LOG}), standing AS ({_STANDING})
         SELECT * FROM standing ORDER BY coalesce(decided_at, noted_at), subject_id""",
 }

@@ -229,9 +229,9 @@ class DeskIndex:
             self._counts = counted, count_verdicts(self.store)
         return self._counts[1]
 
-    def ask_if_new(self, sql: str) -> list[dict[str, Any]] | None:
+    def ask_if_new(self, sql: str, parameters: dict[str, Any] | None = None) -> list[dict[str, Any]] | None:
         """Returns the rows of a query over the copy; None unless there is one as new as the store."""
-        return self._ask(sql, {}) if self.is_new() else None
+        return self._ask(sql, parameters or {}) if self.is_new() else None
 
     def page(self, view: View, offset: int, limit: int) -> CheckpointPage:
         """Returns `limit` rows of a list from `offset` on, and how many the list has."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from scanner.errors import StoreError
 from scanner.records import EventKind, ReviewDecision
-from scanner.store.decision_views import decision_log
+from scanner.store.decision_views import EVIDENCE, PLACES
+from scanner.store.desk_index import DeskIndex
 from scanner.store.store import Store
 from scanner.text import first_line
 
@@ -23,12 +24,23 @@ asked AS (
     SELECT *, count(*) OVER () AS total FROM decisions WHERE $reviewer IS NULL OR reviewer = $reviewer
     ORDER BY decided_at DESC, decision_id DESC LIMIT $limit
 ),
-log AS ({decision_log("asked")})
+{EVIDENCE.format(events="asked")}
 SELECT
-    decided_at, reviewer, event, decision, note, withdraws, decision_id, stands, subject, subject_id, repo,
-    file, checkpoint_id, scan_id, corpus, reference_path, grounds, similarity, margin, total
-FROM log JOIN (SELECT decision_id, total FROM asked) USING (decision_id)
+    decided_at, reviewer, event, decision, note, withdraws, decision_id,
+    decision_id IN (SELECT decision_id FROM standing_events) AS stands,
+    CASE WHEN subject_id IN (SELECT scan_id FROM decided_scans) THEN 'checkpoint' ELSE subject END AS subject,
+    subject_id, scan_id, corpus, path AS reference_path, grounds, similarity, margin, total
+FROM asked JOIN subject_scans USING (subject_id) LEFT JOIN owned USING (corpus, reference_id)
 ORDER BY decided_at DESC, decision_id DESC"""
+# The checkpoints of these scans: from the desk's copy in memory, and from the store.
+IN_COPY = """
+SELECT scan_id, checkpoint_id, repo, file, grounds AS scan_grounds
+FROM listed WHERE scan_id IN (SELECT unnest($ids))"""
+IN_STORE = f"""
+WITH subject_scans AS (SELECT unnest($ids) AS scan_id), {PLACES}
+SELECT scan_id, checkpoint_id, repo, file, scan_grounds
+FROM scanned LEFT JOIN listed USING (checkpoint_id)"""
+NOWHERE = {"checkpoint_id": None, "repo": None, "file": None, "scan_grounds": None}
 EXPORTED = """
 SELECT * FROM decision_log WHERE $reviewer IS NULL OR reviewer = $reviewer ORDER BY decided_at, decision_id"""
 REVIEWERS = "SELECT DISTINCT reviewer FROM decisions ORDER BY reviewer"
@@ -60,19 +72,28 @@ class LogEvent:
     total: int  # events that were asked for, not only those on this page
 
 
-def log_events(store: Store, limit: int, reviewer: str | None = None) -> list[LogEvent]:
+def log_events(index: DeskIndex, limit: int, reviewer: str | None = None) -> list[LogEvent]:
     """Returns the newest events, of all reviewers or of one."""
-    rows = store.query(LOG, {"limit": limit, "reviewer": reviewer})
-    return [
-        LogEvent(
-            **row
-            | {
-                "event": EventKind(row["event"]),
-                "decision": ReviewDecision(row["decision"]) if row["decision"] else None,
-            }
-        )
-        for row in rows
-    ]
+    rows = index.store.query(LOG, {"limit": limit, "reviewer": reviewer})
+    places = _places(index, {row["scan_id"] for row in rows})
+    return [_event(row, places.get(row["scan_id"], NOWHERE)) for row in rows]
+
+
+def _places(index: DeskIndex, scan_ids: set[str]) -> dict[str, dict[str, Any]]:
+    """The checkpoint of each scan that is in the store."""
+    found: dict[str, dict[str, Any]] = {}
+    for ask, sql in ((index.ask_if_new, IN_COPY), (index.store.query, IN_STORE)):
+        if left := sorted(scan_ids - found.keys()):
+            found |= {row.pop("scan_id"): row for row in ask(sql, {"ids": left}) or ()}
+    return found
+
+
+def _event(row: dict[str, Any], place: dict[str, Any]) -> LogEvent:
+    known = dict(place)
+    of_scan = known.pop("scan_grounds")
+    decision = ReviewDecision(row["decision"]) if row["decision"] else None
+    typed = {"event": EventKind(row["event"]), "decision": decision, "grounds": row["grounds"] or of_scan}
+    return LogEvent(**row | known | typed)
 
 
 def reviewers(store: Store) -> list[str]:

@@ -12,6 +12,7 @@ from filled_store import BEGAN, Crawl, Opener
 from finextract.reasons import ReasonCode
 from scanner.records import Reference, ReviewDecision, Verdict
 from scanner.store.desk_index import DeskIndex
+from scanner.store.log_queries import log_events
 from scanner.store.overview_queries import overview
 from scanner.store.store import Store
 from tui.content.overview import duration
@@ -211,6 +212,11 @@ async def test_the_log_lists_all_that_was_said_newest_first_and_of_one_reviewer(
         assert "Log: 3 events of vera" in seen.text
         await seen.press("v")
         assert "Log: 4 events of all reviewers" in seen.text
+    index = DeskIndex(Store(varied.store.root))
+    from_store = log_events(index, 10)
+    index.refresh()
+    assert log_events(index, 10) == from_store
+    assert {event.repo for event in from_store} == {"anna/both"}
 
 
 async def test_the_log_is_exported_as_json_lines_for_its_owner_alone(

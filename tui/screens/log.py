@@ -57,7 +57,7 @@ class LogScreen(ViewScreen[Said]):
     def read(self) -> Said:
         """Asks for the newest events."""
         store = self.session.store
-        return Said(log_events(store, self.limit, self.reviewer), reviewers(store))
+        return Said(log_events(self.session.index, self.limit, self.reviewer), reviewers(store))
 
     def show(self, answer: Said) -> None:
         """Fills the table."""
