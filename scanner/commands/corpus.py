@@ -158,14 +158,16 @@ def _told(done: Added, pictures: Pictures) -> Iterator[str]:
             else f"{done.repeated:,} are copies of others and are counted once."
         )
     if done.animated:
-        yield f"{done.animated} have several frames or pages: the first one was taken."
+        have = "has" if done.animated == 1 else "have"
+        yield f"{done.animated} {have} several frames or pages: the first one was taken."
     problems = [*done.unusable, *pictures.problems]
     for label, reason in problems[:SHOWN]:
         yield f"not usable: {label} {reason}"
     if len(problems) > SHOWN:
         yield f"and {len(problems) - SHOWN} more"
     if done.not_downloaded:
-        yield f"{done.not_downloaded} were not downloaded. Run the same command again to try them again."
+        was = "was" if done.not_downloaded == 1 else "were"
+        yield f"{done.not_downloaded} {was} not downloaded. The same command tries again."
     if pictures.not_read:
         named = ", ".join(pictures.not_read[:SHOWN]) + (", ..." if len(pictures.not_read) > SHOWN else "")
         yield (

@@ -32,6 +32,8 @@ MAX_CLAIMS = 1000  # but no more than this
 PREFETCH_BYTES = 20_000_000_000  # of files that are fetched ahead of their scans
 PREFETCH_AFTER_S = 5.0  # of screening or sampling: shorter scans do without
 COMPUTING = ("screen", "sample")  # stages in which a worker downloads nothing
+COMPACTED_S = 60.0  # between two looks for tables of the store
+COMPACTED_PARTS = 200  # that have so many small files, which are made one
 TICK_S = 2.0  # between two checks of what is running
 
 
@@ -67,7 +69,7 @@ def crawl(
     ):
         crawling = _Crawl(task, plan, listing, rematching, store, budget, observer, on_listed, deadlines)
         try:
-            with compacting(store.uri):
+            with compacting(store.uri, fewest_parts=COMPACTED_PARTS, interval_s=COMPACTED_S):
                 crawling.take_in(todo)
                 crawling.list_until_ready()
                 if crawling.has_more:

@@ -95,11 +95,15 @@ def on_both_sides(store: Store, name: str) -> dict[str, int]:
     return {row["name"]: row["images"] for row in rows}
 
 
+def _images_are(number: int) -> str:
+    return f"{number:,} of the images {'is' if number == 1 else 'are'}"
+
+
 def told_duplicates(store: Store, name: str, descriptor: str, cache: Path | None = None) -> Iterator[str]:
     """Sentences about what is the same, or nearly so, in a corpus and on the other side of the null."""
     for held, images in on_both_sides(store, name).items():
         yield (
-            f"{images} of the images are in {held} as well. An image cannot be a reference "
+            f"{_images_are(images)} in {held} as well. An image cannot be a reference "
             "and a part of the null: it counts as a reference alone."
         )
     (mine,) = load_corpora(store, [name], descriptor, cache=cache)
@@ -115,9 +119,10 @@ def told_duplicates(store: Store, name: str, descriptor: str, cache: Path | None
     if len(mine.embeddings) >= TOLD_FROM:
         yield f"Comparing {len(mine.embeddings):,} images with each other, to tell near-duplicates ..."
     if (found := near_pairs(mine)).pairs:
+        pairs = f"{found.pairs:,} {'pair' if found.pairs == 1 else 'pairs'}"
         yield (
-            f"{found.images} of the images are nearly the same as another one of them (a similarity of "
-            f"{NEARLY_SAME:g} or more; {found.pairs} pairs). {_examples(store, name, name, found)} "
+            f"{_images_are(found.images)} nearly the same as another one of them (a similarity of "
+            f"{NEARLY_SAME:g} or more; {pairs}). {_examples(store, name, name, found)} "
             f"{COPY if mine.role is Role.REFERENCE else COPY_IN_NULL}"
         )
     for other_name in others:
@@ -125,7 +130,7 @@ def told_duplicates(store: Store, name: str, descriptor: str, cache: Path | None
         if (found := near_pairs(mine, other)).pairs:
             references, null = (name, other_name) if mine.role is Role.REFERENCE else (other_name, name)
             yield (
-                f"{found.images} of the images are nearly the same as an image of {other_name}. "
+                f"{_images_are(found.images)} nearly the same as an image of {other_name}. "
                 f"{_examples(store, name, other_name, found)} Take such images out of {null}: what gives "
                 f"back an image of {references} resembles its copy just as much, so no flag can rest on it."
             )

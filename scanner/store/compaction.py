@@ -27,8 +27,6 @@ from scanner.store.storage import SCRATCH, FolderStorage
 from scanner.store.store import Store
 from scanner.store.tables import COMPACTED, CONTESTED, KEPT, TABLES, compaction, quoted
 
-INTERVAL_S = 60.0  # between two compactions of a store that a crawl writes to
-CRAWL_PARTS = 200  # of a table, before it is compacted during a crawl
 FEWEST_PARTS = 2  # of a table, before it is compacted at all
 RETENTION_HOURS = 1
 LARGE_BYTES = 100_000_000  # a file of that size is never rewritten
@@ -53,10 +51,10 @@ def compacting(
     uri: str,
     tables: Collection[str] = tuple(TABLES.values()),
     *,
-    fewest_parts: int = CRAWL_PARTS,
-    interval_s: float = INTERVAL_S,
+    fewest_parts: int,
+    interval_s: float,
 ) -> Iterator[None]:
-    """Compacts tables of a store in a thread of its own whenever one of them has so many parts.
+    """Looks every `interval_s` in a thread of its own for tables with so many parts, and compacts them.
 
     What cannot be compacted is left as it is: who writes to the store meets the same error and reports it.
     """

@@ -40,7 +40,6 @@ from scanner.crawl.progress import Budget, Observer, Progress
 from scanner.crawl.worker import Scanner, Stage, Task
 from scanner.errors import NoWorkers, SourceError, StoreError
 from scanner.records import Checkpoint, InspectionStatus, Scan, Verdict, now
-from scanner.store import compaction
 from scanner.store.leases import Leases
 from scanner.store.patience import Patience
 from scanner.store.store import Store
@@ -593,8 +592,8 @@ def test_workers_that_do_not_come_up_are_no_checkpoint_s_fault_and_end_the_crawl
 def test_a_crawl_compacts_the_store_that_it_writes_to(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "INTERVAL_S", 0.2)
-    monkeypatch.setattr(compaction, "CRAWL_PARTS", 5)
+    monkeypatch.setattr(engine, "COMPACTED_S", 0.2)
+    monkeypatch.setattr(engine, "COMPACTED_PARTS", 5)
     plan = plan_of(store, [("slow", "ab"[n % 2]) for n in range(30)])
     crawl(task(store, tmp_path / "log"), plan, store, workers=2, worker_class=Stub)
     assert len(verdicts(store)) == len(store.query("SELECT * FROM all_scans")) == 30

@@ -312,8 +312,8 @@ def test_the_command_tells_which_images_are_references_and_a_part_of_the_null(
         not in CliRunner().invoke(cli, ["corpus", "add", "z", str(alone), "--unseen", *place]).stderr
     )
     added = CliRunner().invoke(cli, ["corpus", "add", "mine", str(alone), *place])
-    assert "1 of the images are in bg as well." in added.stderr
-    assert "1 of the images are in z as well." in added.stderr
+    assert "1 of the images is in bg as well." in added.stderr
+    assert "1 of the images is in z as well." in added.stderr
 
 
 def test_a_corpus_is_not_a_background_and_unseen_at_once(folder: Path, tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_several_sources_make_one_corpus(
     sources = (folder / "a.webp", tmp_path / "list.csv", "--allow-private-addresses")
     done = scanner("corpus", "add", "mine", *sources, "--store", tmp_path / "new")
     assert "mine: 2 added, 0 unchanged, 1 not usable" in done.stderr
-    assert "1 were not downloaded. Run the same command again to try them again." in done.stderr
+    assert "1 was not downloaded. The same command tries again." in done.stderr
 
 
 def test_what_has_to_be_fetched_or_unpacked_first_is_told(tmp_path: Path) -> None:
