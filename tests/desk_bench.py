@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import shutil
 import sys
 import tempfile
 import time
@@ -43,8 +41,8 @@ OPENED = 5  # checkpoints that are opened and decided
 class Measured:
     """The desk, and the times of its actions in milliseconds."""
 
-    def __init__(self, app: DeskApp, times: int) -> None:
-        self.app, self.times = app, times
+    def __init__(self, app: DeskApp) -> None:
+        self.app = app
         self.found: dict[str, list[float]] = {}
         self.action = "open the desk"
 
@@ -95,17 +93,14 @@ class Measured:
 
 async def measure(app: DeskApp, started: float, times: int, size: tuple[int, int]) -> dict[str, list[float]]:
     """Presses everything `times` times."""
-    desk = Measured(app, times)
+    desk = Measured(app)
     async with app.run_test(size=size) as pilot:
         await desk.drawn(lambda: app.screen_stack and desk.list.page)
-        desk.found["open the desk (the process's imports excluded)"] = [
-            1000 * (time.perf_counter() - started)
-        ]
+        desk.found["open the desk, without the imports"] = [1000 * (time.perf_counter() - started)]
         await desk.key("overview, while the copy is made", "2", lambda: _answered(app), rest=False)
         await desk.list_key("list again", "1")
-        await asyncio.to_thread(
-            desk.list.index.refresh
-        )  # waits for the copy that is being made, or makes one
+        # Waits for the copy that is being made, or makes one.
+        await asyncio.to_thread(desk.list.index.refresh)
         await desk.rest()
         for round_ in range(times):
             for name, key in (("overview", "2"), ("my pictures", "3"), ("log", "4")):
@@ -159,22 +154,6 @@ def _opened(app: DeskApp) -> bool:
     return isinstance(app.screen, CheckpointScreen) and app.screen.opened is not None
 
 
-def prepare(folder: Path, scratch: Path) -> Store:
-    """A copy of the store with references and decisions."""
-    from scanner.records import Reference, ReviewDecision, Role, now
-    from tui.review import Review, Subject
-
-    store = Store(shutil.copytree(folder, scratch / "store", copy_function=os.link))
-    store.append([
-        Reference(f"{n:064x}", "mine", Role.REFERENCE, f"/home/me/{n}.png", f"{n:064x}", 512, 512, "sscd",
-                  (1.0,), now()) for n in range(500)
-    ])  # fmt: skip
-    flagged = store.query("SELECT scan_id FROM scans WHERE verdict = 'flagged' ORDER BY scan_id")
-    decided = [Subject(row["scan_id"], "") for row in flagged[: min(5000, len(flagged) // 2)]]
-    Review(store, "vera").decide_all(decided, ReviewDecision.DISMISS)
-    return store
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -188,7 +167,7 @@ def main() -> None:
     scale.made(options.store, options.checkpoints)
     width, height = (int(number) for number in options.size.split("x"))
     with tempfile.TemporaryDirectory(dir=options.store.parent) as scratch:  # links stay on a disk
-        root = prepare(options.store, Path(scratch)).root
+        root = scale.reviewed(options.store, Path(scratch))[0].root
         spare_modules()
         started = time.perf_counter()
         store = Store(root)

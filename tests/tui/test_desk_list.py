@@ -216,11 +216,14 @@ async def test_a_look_at_the_store_by_the_clock_never_takes_the_place_of_what_a_
         listing.load_if_changed()  # before the list has begun to be read
         await seen.settle()
         assert "gus/waiting" in seen.flat
+        before = listing.row()
+        assert before is not None
         listing.action_next_undecided()
         listing.load_if_changed()
         await seen.settle()
         assert (row := listing.row()) is not None
         assert row.undecided
+        assert row.checkpoint_id != before.checkpoint_id
         await seen.press("2")
         overview = seen.app.screen
         assert isinstance(overview, OverviewScreen)
